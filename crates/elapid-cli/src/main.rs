@@ -1,0 +1,2 @@
+//! The `elapid` command line.
+fn main() {}

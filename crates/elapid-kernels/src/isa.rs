@@ -1,0 +1,87 @@
+//! Which vector instructions this processor has, found once at run time.
+
+use std::sync::OnceLock;
+
+use pulp::{Simd, WithSimd};
+
+/// A set of vector instructions that is known to be present: holding one is the proof.
+#[derive(Debug, Clone, Copy)]
+pub enum Isa {
+    /// x86-64 with AVX-512 (F, BW, CD, DQ, VL): 16 lanes of f32.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    /// x86-64 with AVX2 and FMA: 8 lanes of f32.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    /// 64-bit Arm: 4 lanes of f32.
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+    /// Any processor: one lane; the compiler vectorises what it can.
+    Portable,
+}
+
+impl Isa {
+    /// Every set this processor has, best first. Tests run over all of them.
+    pub fn available() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            found.extend(pulp::x86::V4::try_new().map(Isa::Avx512));
+            found.extend(pulp::x86::V3::try_new().map(Isa::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        found.extend(pulp::aarch64::Neon::try_new().map(Isa::Neon));
+        found.push(Isa::Portable);
+        found
+    }
+
+    /// The set in use: the best one, or the one that the environment variable `ELAPID_ISA` names
+    /// (`avx512`, `avx2`, `neon`, `portable`) if this processor has it.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let found = Isa::available();
+            let wanted = std::env::var("ELAPID_ISA").ok();
+            found.iter().copied().find(|isa| Some(isa.name()) == wanted.as_deref()).unwrap_or(found[0])
+        })
+    }
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Lanes of f32 in a vector.
+    pub fn lanes(self) -> usize {
+        struct Lanes;
+        impl WithSimd for Lanes {
+            type Output = usize;
+            fn with_simd<S: Simd>(self, _: S) -> usize {
+                S::F32_LANES
+            }
+        }
+        self.run(Lanes)
+    }
+
+    /// Runs a kernel compiled for this set. A kernel is a struct of its arguments.
+    #[inline]
+    pub fn run<K: WithSimd>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(simd) => Simd::vectorize(simd, kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => Simd::vectorize(simd, kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(simd) => Simd::vectorize(simd, kernel),
+            Isa::Portable => kernel.with_simd(pulp::Scalar::new()),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The operations that selective state space models are made of, on slices of numbers.
+//!
+//! One folder is one operation. Its `mod.rs` is the contract: the equation with its source, shapes, which outputs are
+//! written (`=`) and which are added to (`+=`). `naive.rs` is the equation as a loop, generic over the float type: in
+//! `f64` it is the oracle. `cpu.rs` is the fast form, written once over [`pulp`]'s vectors and chosen at run time by
+//! [`Isa`]. Forward, backward and, where there is state, step stand side by side.
+//!
+//! Every `unsafe` of elapid is in this crate (but for one memory map). Letters of shapes: `b` batch, `l` length,
+//! `d` channels, `n` state size, `k` convolution width or inner dimension of a product, `m` rows of a product,
+//! `v` vocabulary.
+
+pub mod error;
+mod float;
+mod isa;
+mod math;
+mod rows;
+mod segments;
+
+pub use error::{Error, Result};
+pub use float::Float;
+pub use isa::Isa;
+pub use rows::{Rows, RowsMut};
+pub use segments::Segments;

@@ -1,0 +1,41 @@
+//! Where sequences of a batch end, and where documents begin inside them.
+
+use crate::error::{Check, Result};
+
+/// How the rows of a batch `[b l]` are cut: right padding and packed documents.
+///
+/// The default, `Segments::default()`, is a batch of full rows, each one document.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Segments<'a> {
+    /// `[b]`: positions at or after a row's length are padding: their outputs and input gradients are 0, and the
+    /// final state is the one after the last real position.
+    pub lengths: Option<&'a [u32]>,
+    /// `[b l]`: where non-zero, the state and the convolution window start anew before that position.
+    pub resets: Option<&'a [u8]>,
+}
+
+impl<'a> Segments<'a> {
+    /// Checks the sizes against a batch of `b` rows of `l` positions.
+    pub(crate) fn check(&self, op: &'static str, b: usize, l: usize) -> Result<()> {
+        let check = Check(op);
+        if let Some(lengths) = self.lengths {
+            check.len("lengths", lengths.len(), b)?;
+            for &len in lengths {
+                check.that(len as usize <= l, "lengths", || format!("at most {l}"), || format!("{len}"))?;
+            }
+        }
+        self.resets.map_or(Ok(()), |r| check.len("resets", r.len(), b * l))
+    }
+
+    /// Real positions of row `b`.
+    #[inline]
+    pub fn len(&self, b: usize, l: usize) -> usize {
+        self.lengths.map_or(l, |lengths| lengths[b] as usize)
+    }
+
+    /// Whether the state starts anew before position `t` of row `b`.
+    #[inline]
+    pub fn reset(&self, b: usize, t: usize, l: usize) -> bool {
+        self.resets.is_some_and(|r| r[b * l + t] != 0)
+    }
+}
