@@ -1,2 +1,103 @@
-//! The `elapid` command line.
-fn main() {}
+//! The `elapid` command line: generates, evaluates, inspects and measures selective state space models.
+//!
+//! Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod doctor;
+mod eval;
+mod failure;
+mod generate;
+mod inspect;
+mod model;
+mod output;
+mod train;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use elapid::Device;
+
+use output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid generate \"ROMEO:\"                          continue a text with the model inside the binary
+  elapid generate --model DIR --greedy \"Once\"       with a model of your own, the likeliest token each time
+  elapid train --data books/ --output runs/out/books  train on your own text
+  elapid eval --model DIR --data book.txt           loss, perplexity and bits per byte of a text
+  elapid bench decode --model-size 130m             tokens a second, and how near that is to the limit
+
+Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.";
+
+/// Selective state space models (Mamba and its relatives): train, generate, evaluate, inspect, measure.
+///
+/// Without --model, commands use the byte-level model that is inside the binary.
+#[derive(Parser)]
+#[command(name = "elapid", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print one JSON object on stdout, for scripts
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// No progress, no figures, no warnings: only the result and errors
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    quiet: bool,
+    /// Threads to compute with [default: one a core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
+          help_heading = "Global options")]
+    threads: Option<u16>,
+    /// Where to compute: auto or cpu
+    #[arg(long, global = true, value_name = "NAME", default_value = "auto", hide_default_value = true,
+          help_heading = "Global options")]
+    device: Device,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a text
+    Generate(Box<generate::Arguments>),
+    /// Train a language model on text
+    Train(Box<train::Arguments>),
+    /// Measure how well a model predicts a text, or lists of tokens
+    Eval(eval::Arguments),
+    /// Show what a model is made of: configuration, tensors, cost of a token, size of its state
+    Inspect(inspect::Arguments),
+    /// Show what this machine has and how fast it is, and check that elapid works here
+    Doctor(doctor::Arguments),
+    /// Measure speed on random numbers, against the limits of this machine
+    #[command(subcommand)]
+    Bench(bench::Command),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            Output { json: cli.json, quiet: false }.warn(format_args!("error: {}", failure::message(&error)));
+            ExitCode::from(failure::code(&error))
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    // The only device of this version; parsing it refused any other.
+    let Device::Cpu = cli.device;
+    if let Some(threads) = cli.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
+    }
+    let output = Output { json: cli.json, quiet: cli.quiet };
+    match &cli.command {
+        Command::Generate(arguments) => generate::run(arguments, output),
+        Command::Train(arguments) => train::run(arguments, output),
+        Command::Eval(arguments) => eval::run(arguments, output),
+        Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Doctor(arguments) => doctor::run(arguments, output),
+        Command::Bench(command) => bench::run(command, output),
+    }
+}

@@ -9,12 +9,24 @@
 //! `d` channels, `n` state size, `k` convolution width or inner dimension of a product, `m` rows of a product,
 //! `v` vocabulary.
 
+pub mod adamw;
+pub mod add_norm;
+pub mod causal_conv1d;
+pub mod ceiling;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod linear;
+pub mod sampling;
+pub mod scan;
+pub mod selective_scan;
 pub mod error;
 mod float;
 mod isa;
 mod math;
+mod parallel;
 mod rows;
 mod segments;
+pub mod testing;
 
 pub use error::{Error, Result};
 pub use float::Float;

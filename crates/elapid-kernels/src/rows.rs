@@ -178,6 +178,17 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.stride), self.cols) }
     }
 
+    /// The whole matrix as one slice.
+    ///
+    /// # Panics
+    /// If there are gaps between its rows.
+    pub fn into_slice(self) -> &'a mut [T] {
+        assert!(self.rows <= 1 || self.stride == self.cols, "a matrix with gaps has no single slice");
+        // SAFETY: without gaps the rows are `rows * cols` neighbouring elements of the allocation that the constructors
+        // checked, and `self` was the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.rows * self.cols) }
+    }
+
     /// Two matrices: the columns before `at` and those from `at` on.
     ///
     /// # Panics

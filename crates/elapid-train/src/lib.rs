@@ -1,1 +1,19 @@
-//! x
+//! Training: whatever needs a dataset.
+//!
+//! [`TrainConfig`](config::TrainConfig) says what to train on what; a [`Trainer`] does it, and leaves a directory with
+//! the model, its metrics and their picture, and what it takes to go on.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod data;
+mod error;
+pub mod metrics;
+pub mod optim;
+pub mod plot;
+pub mod progress;
+mod resume;
+pub mod schedule;
+mod trainer;
+
+pub use error::{Error, Result};
+pub use trainer::{Outcome, Stopped, Trainer};

@@ -1,0 +1,55 @@
+//! `elapid bench decode`: one token after another from a state.
+
+use anyhow::Result;
+use elapid::lm::Positions;
+use elapid::ops::Layout;
+use serde_json::json;
+
+use super::{ModelArguments, Timing, Work, at_least_1, report};
+use crate::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid bench decode --model-size 130m --random
+  elapid bench decode --model-size 256x4 --vocab 1024 --batch 8
+  elapid bench decode --model DIR --json
+
+Each step reads all weights once, so that memory is the limit at a small batch.";
+
+/// What to decode.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Sequences that are generated together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1())]
+    batch: usize,
+    /// Steps to time; before them, some more for warming up
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1())]
+    reps: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let mut subject = arguments.model.subject(output)?;
+    let b = arguments.batch;
+    let mut tokens = subject.tokens(b);
+    let model = &subject.model;
+    let (cx, mut state) = (model.inference(Layout::new(b, 1)), model.zero_state(b));
+    let timing = Timing::of(8, arguments.reps, || {
+        let (logits, next) = model.logits(&cx, &tokens, &state, Positions::Last)?;
+        state = next;
+        for (r, token) in tokens.iter_mut().enumerate() {
+            *token = elapid_kernels::sampling::greedy(logits.value().rows().row(r))?;
+        }
+        Ok(())
+    })?;
+    let cost = model.cost();
+    let work = Work {
+        tokens: b,
+        flops: (b as u64 * cost.flops) as f64,
+        bytes: Some(4.0 * (cost.params + 2 * b as u64 * cost.state) as f64),
+    };
+    let what = [("decode", format!("{b} sequences, greedy"))];
+    report(&subject, &what, json!({ "bench": "decode", "batch": b }), timing, &work, output)
+}

@@ -1,0 +1,240 @@
+//! `elapid bench`: speed on random numbers, against the limits of this machine measured in the same run.
+
+mod decode;
+mod prefill;
+mod scan;
+mod train;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Subcommand;
+use clap::builder::RangedU64ValueParser;
+use elapid::LanguageModel;
+use elapid::config::ModelConfig;
+use elapid_kernels::testing::Random;
+use elapid_kernels::{Isa, ceiling};
+use serde_json::{Value, json};
+
+use crate::model::ModelArgument;
+use crate::output::{Output, bytes, number, pairs, percent, scaled, thousands};
+
+/// What to measure.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The selective scan alone, forward and backward
+    Scan(scan::Arguments),
+    /// One token after another, as generation does
+    Decode(decode::Arguments),
+    /// Reading a prompt
+    Prefill(prefill::Arguments),
+    /// A training step: forward, backward, AdamW
+    Train(train::Arguments),
+}
+
+pub(crate) fn run(command: &Command, output: Output) -> Result<()> {
+    match command {
+        Command::Scan(arguments) => scan::run(arguments, output),
+        Command::Decode(arguments) => decode::run(arguments, output),
+        Command::Prefill(arguments) => prefill::run(arguments, output),
+        Command::Train(arguments) => train::run(arguments, output),
+    }
+}
+
+/// Parses a number of things of which there must be one at least.
+fn at_least_1() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// The model to measure.
+#[derive(clap::Args)]
+struct ModelArguments {
+    /// Random weights: a published size (130m 370m 790m 1.4b 2.8b), or <d_model>x<layers>
+    #[arg(long, value_name = "SIZE", default_value = "130m", conflicts_with = "model")]
+    model_size: String,
+    #[command(flatten)]
+    model: ModelArgument,
+    /// Random weights, which --model-size has anyway
+    #[arg(long, conflicts_with = "model")]
+    random: bool,
+    /// Number of token ids [default: 50277 of a published size, else 256]
+    #[arg(long, value_name = "N", conflicts_with = "model", value_parser = at_least_1())]
+    vocab: Option<usize>,
+    /// Seed of weights and tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// A model, and what it is called.
+struct Subject {
+    model: LanguageModel,
+    name: String,
+    random: Random,
+}
+
+impl ModelArguments {
+    fn subject(&self, output: Output) -> Result<Subject> {
+        let random = Random::new(self.seed ^ 0x746f_6b65_6e73);
+        if self.model.model.is_some() {
+            let loaded = self.model.load(output)?;
+            return Ok(Subject { model: loaded.model, name: loaded.name, random });
+        }
+        let mut config = ModelConfig::mamba1(&self.model_size)?;
+        config.vocab_size = self.vocab.unwrap_or(config.vocab_size);
+        // Ids of the published tokenizer mean nothing in another vocabulary.
+        if self.vocab.is_some() {
+            (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (None, None, None);
+        }
+        let name = format!("{} with random weights", self.model_size);
+        Ok(Subject { model: LanguageModel::new(config, self.seed)?, name, random })
+    }
+}
+
+impl Subject {
+    fn tokens(&mut self, count: usize) -> Vec<u32> {
+        let v = self.model.config().vocab_size;
+        (0..count).map(|_| self.random.below(v) as u32).collect()
+    }
+
+    /// Operations of the projection to the vocabulary: those that a prompt's inner positions do without.
+    fn head_flops(&self) -> u64 {
+        let config = self.model.config();
+        2 * config.padded_vocab_size() as u64 * config.d_model as u64
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, {} parameters", self.name, thousands(self.model.params().count() as u64))
+    }
+}
+
+/// Seconds of repeated calls.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    median: f64,
+    min: f64,
+    max: f64,
+    reps: usize,
+}
+
+impl Timing {
+    /// Times `reps` calls of `f`, after `warmup` that are not counted.
+    fn of(warmup: usize, reps: usize, mut f: impl FnMut() -> Result<()>) -> Result<Self> {
+        for _ in 0..warmup {
+            f()?;
+        }
+        let mut seconds = Vec::with_capacity(reps);
+        for _ in 0..reps.max(1) {
+            let started = Instant::now();
+            f()?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        let (min, max) = (seconds[0], seconds[seconds.len() - 1]);
+        let median = (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]) / 2.0;
+        Ok(Self { median, min, max, reps: seconds.len() })
+    }
+
+    fn milliseconds(&self) -> Value {
+        json!({ "median": 1e3 * self.median, "min": 1e3 * self.min, "max": 1e3 * self.max, "reps": self.reps })
+    }
+
+    fn describe(&self) -> String {
+        let [median, min, max] = [self.median, self.min, self.max].map(|seconds| number(1e3 * seconds));
+        format!("{median} ms (median of {}; {min} to {max})", self.reps)
+    }
+}
+
+/// Most memory that this process has had, in bytes, where the system tells.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// What one step of a model does.
+struct Work {
+    /// Tokens of a step.
+    tokens: usize,
+    /// Additions, multiplications and exponentials.
+    flops: f64,
+    /// Bytes that must come from memory and go there; none where other things are the limit.
+    bytes: Option<f64>,
+}
+
+/// Prints what the steps of a model came to. `extra` goes into the object as it is.
+fn report(
+    subject: &Subject,
+    what: &[(&'static str, String)],
+    extra: Value,
+    timing: Timing,
+    work: &Work,
+    output: Output,
+) -> Result<()> {
+    // Before the ceilings are measured, which takes memory too.
+    let rss = peak_rss();
+    let (flops_limit, read_limit) = (ceiling::fma_ceiling(), ceiling::read_ceiling());
+    let rate = |amount: f64| amount / timing.median;
+    let tokens_per_second = rate(work.tokens as f64);
+    let flops = rate(work.flops);
+    let mut object = json!({
+        "model": subject.name,
+        "parameters": subject.model.params().count(),
+        "tokens_per_second": tokens_per_second,
+        "ms_per_step": 1e3 * timing.median,
+        "ms": timing.milliseconds(),
+        "tokens_per_step": work.tokens,
+        "gflops": flops / 1e9,
+        "gflops_ceiling": flops_limit / 1e9,
+        "percent_of_gflops_ceiling": 100.0 * flops / flops_limit,
+        "gb_per_second": work.bytes.map(|bytes| rate(bytes) / 1e9),
+        "gb_per_second_ceiling": read_limit / 1e9,
+        "percent_of_gb_per_second_ceiling": work.bytes.map(|bytes| 100.0 * rate(bytes) / read_limit),
+        "peak_rss_bytes": rss,
+        "threads": rayon::current_num_threads(),
+        "isa": Isa::best().name(),
+    });
+    if let (Some(object), Value::Object(extra)) = (object.as_object_mut(), extra) {
+        object.extend(extra);
+    }
+    output.result(&object, || {
+        let mut lines = vec![("model", subject.describe())];
+        lines.extend(what.iter().cloned());
+        lines.push(("threads", format!("{}, {}", rayon::current_num_threads(), Isa::best().name())));
+        lines.push(("a step", timing.describe()));
+        lines.push(("speed", format!("{} tokens/s", number(tokens_per_second))));
+        lines.push(("arithmetic", against(flops, "FLOP/s", flops_limit, "a fused multiply-add loop")));
+        if let Some(bytes) = work.bytes {
+            lines.push(("memory", against(rate(bytes), "B/s", read_limit, "reading memory")));
+        }
+        lines.push(("peak memory", rss.map_or("unknown".into(), bytes)));
+        pairs(&lines)
+    })
+}
+
+/// A rate beside its limit: `180 GFLOP/s, 79 % of the 228 GFLOP/s of …`.
+fn against(rate: f64, unit: &str, limit: f64, of: &str) -> String {
+    format!("{}, {} of the {} of {of}", scaled(rate, unit), percent(rate / limit), scaled(limit, unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_the_repetitions() {
+        let mut calls = 0;
+        let timing = Timing::of(2, 5, || {
+            calls += 1;
+            Ok(())
+        });
+        let timing = timing.unwrap();
+        assert_eq!((calls, timing.reps), (7, 5));
+        assert!(timing.min <= timing.median && timing.median <= timing.max);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn peak_memory_is_known() {
+        assert!(peak_rss().unwrap() > 100_000);
+    }
+}

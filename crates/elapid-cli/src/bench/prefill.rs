@@ -1,0 +1,65 @@
+//! `elapid bench prefill`: reading a prompt.
+
+use anyhow::Result;
+use elapid::generate::PREFILL_CHUNK;
+use elapid::lm::Positions;
+use elapid::ops::Layout;
+use serde_json::json;
+
+use super::{ModelArguments, Timing, Work, at_least_1, report};
+use crate::output::{Output, thousands};
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid bench prefill --model-size 130m --random --length 1024
+  elapid bench prefill --model-size 256x4 --batch 4 --length 4096 --chunk 256
+  elapid bench prefill --model DIR --json
+
+The prompt is read as `elapid generate` reads it: some positions at a time, logits after the last one only.";
+
+/// What to read.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Prompts that are read together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1())]
+    batch: usize,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_1())]
+    length: usize,
+    /// Positions to read at a time
+    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK, value_parser = at_least_1())]
+    chunk: usize,
+    /// Prompts to time; before them, one more for warming up
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_1())]
+    reps: usize,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let mut subject = arguments.model.subject(output)?;
+    let (b, l) = (arguments.batch, arguments.length);
+    // Chunks of all rows, `[b chunk]` each.
+    let chunks: Vec<(usize, Vec<u32>)> = (0..l)
+        .step_by(arguments.chunk)
+        .map(|from| (l - from).min(arguments.chunk))
+        .map(|len| (len, subject.tokens(b * len)))
+        .collect();
+    let model = &subject.model;
+    let timing = Timing::of(1, arguments.reps, || {
+        let mut state = model.zero_state(b);
+        for (len, tokens) in &chunks {
+            let cx = model.inference(Layout::new(b, *len));
+            (_, state) = model.logits(&cx, tokens, &state, Positions::Last)?;
+        }
+        Ok(())
+    })?;
+    let (cost, head) = (model.cost(), subject.head_flops());
+    let positions = (b * l) as u64;
+    let flops = positions * (cost.flops - head) + (b * chunks.len()) as u64 * head;
+    let work = Work { tokens: b * l, flops: flops as f64, bytes: None };
+    let what = [("prefill", format!("{b} x {} tokens, {} at a time", thousands(l as u64), arguments.chunk))];
+    let extra = json!({ "bench": "prefill", "batch": b, "length": l, "chunk": arguments.chunk });
+    report(&subject, &what, extra, timing, &work, output)
+}

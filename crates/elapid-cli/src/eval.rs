@@ -1,0 +1,198 @@
+//! `elapid eval`: how well a model predicts a text, or lists of tokens.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::builder::RangedU64ValueParser;
+use elapid::evaluate::{self, Reader, Summary};
+use elapid::files::Map;
+use elapid_train::data::{Corpus, HeldOut, Options, Source, TokenStream};
+use serde_json::{Value, json};
+
+use crate::failure::wrong;
+use crate::model::{Loaded, ModelArgument};
+use crate::output::{Output, number, pairs, thousands};
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid eval
+      the model inside elapid on the held-out tenth of tiny Shakespeare
+  elapid eval --model DIR --data book.txt
+      a whole text as one stream: the model remembers all of it from the beginning
+  elapid eval --model DIR --data book.txt --val-fraction 0.1 --length 1024 --batch 8
+      its last tenth, in windows of 1024 tokens, each beginning with an empty memory
+  elapid eval --model DIR --tokens lists.json --per-token --json
+      lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each
+
+The loss is the mean negative log-likelihood of a token in nats. Bits per byte count all bytes of the text; its first
+token is given, not predicted.";
+
+/// The part of the built-in text that training did not see.
+const HELD_OUT: f64 = 0.1;
+
+/// What to evaluate, and how.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArgument,
+    /// A JSON file with a list of lists of token ids
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "val_fraction", "length"])]
+    tokens: Option<PathBuf>,
+    /// The loss of every single token too
+    #[arg(long, requires = "tokens")]
+    per_token: bool,
+    /// A text file, a directory of *.txt and *.md, or `tinyshakespeare` [default: the held-out tenth of that]
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Only the last part of the text: 0.1 is the last tenth
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    val_fraction: Option<f64>,
+    /// Windows of this many predicted tokens, each with a fresh state [default: one stream]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    length: Option<usize>,
+    /// Sequences to read together; changes no result [default: what fits into bounded memory]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    batch: Option<usize>,
+    /// Positions to read at a time, the state carried on; changes no result
+    #[arg(long, value_name = "N", default_value_t = evaluate::CHUNK,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    chunk: usize,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|x: &f64| *x > 0.0 && *x <= 1.0);
+    share.ok_or_else(|| "wanted a number above 0 and at most 1".into())
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let loaded = arguments.model.load(output)?;
+    match &arguments.tokens {
+        Some(path) => lists(arguments, &loaded, path, output),
+        None => text(arguments, &loaded, output),
+    }
+}
+
+/// What the evaluation of some rows came to.
+struct Done {
+    nll: Vec<Vec<f32>>,
+    summary: Summary,
+    seconds: f64,
+}
+
+impl Arguments {
+    fn evaluate<R: AsRef<[u32]>>(&self, loaded: &Loaded, rows: &[R], output: Output) -> Result<Done> {
+        let mut reader = Reader::new(self.chunk);
+        reader.batch = self.batch.unwrap_or(reader.batch);
+        let total: usize = rows.iter().map(|row| row.as_ref().len().saturating_sub(1)).sum();
+        let bar = output.bar("evaluating", total as u64);
+        let started = Instant::now();
+        let nll = reader.nll(&loaded.model, rows, |more| bar.inc(more as u64))?;
+        let seconds = started.elapsed().as_secs_f64();
+        bar.finish_and_clear();
+        let summary = Summary::of(&nll);
+        if !summary.nats.is_finite() {
+            let found = nll.iter().flatten().position(|x| !x.is_finite()).unwrap_or(0);
+            return Err(elapid::Error::NonFinite { what: "the loss of a token".into(), place: found }.into());
+        }
+        Ok(Done { nll, summary, seconds })
+    }
+}
+
+/// The lines that every evaluation has.
+fn common(loaded: &Loaded, done: &Done) -> Vec<(&'static str, String)> {
+    let Summary { tokens, .. } = done.summary;
+    vec![
+        ("model", loaded.name.clone()),
+        ("predicted", format!("{} tokens, {} tokens/s", thousands(tokens as u64), number(tokens as f64 / done.seconds))),
+        ("loss", format!("{:.4} nats a token", done.summary.loss())),
+        ("perplexity", format!("{:.3}", done.summary.perplexity())),
+    ]
+}
+
+fn lists(arguments: &Arguments, loaded: &Loaded, path: &Path, output: Output) -> Result<()> {
+    let bytes = Map::open(path)?;
+    let rows: Vec<Vec<u32>> = serde_json::from_slice(&bytes).map_err(|error| {
+        wrong(format!("{}: wanted a list of lists of token ids, such as [[1,2,3],[4,5]]: {error}", path.display()))
+    })?;
+    let done = arguments.evaluate(loaded, &rows, output)?;
+    if done.summary.tokens == 0 {
+        return Err(wrong(format!("{}: no list has two tokens: there is nothing to predict", path.display())));
+    }
+    let mut object = json!({
+        "loss": done.summary.loss(),
+        "perplexity": done.summary.perplexity(),
+        "tokens": done.summary.tokens,
+        "lists": rows.len(),
+        "tokens_per_second": done.summary.tokens as f64 / done.seconds,
+    });
+    if arguments.per_token {
+        object["nll"] = Value::from(done.nll.iter().map(|row| Value::from(row.as_slice())).collect::<Vec<_>>());
+    }
+    output.result(&object, || {
+        let mut lines = common(loaded, &done);
+        lines.insert(1, ("text", format!("{}, {} lists", path.display(), thousands(rows.len() as u64))));
+        let mut text = pairs(&lines);
+        if arguments.per_token {
+            for row in &done.nll {
+                text += &format!("\n{}", row.iter().map(|x| format!("{x:.4}")).collect::<Vec<_>>().join(" "));
+            }
+            text.push('\n');
+        }
+        text
+    })
+}
+
+fn text(arguments: &Arguments, loaded: &Loaded, output: Output) -> Result<()> {
+    let tokenizer = loaded.need_tokenizer("evaluation on text")?;
+    let source = arguments.data.as_deref().map_or(Source::TinyShakespeare, Source::parse);
+    let fraction = arguments.val_fraction.or(arguments.data.is_none().then_some(HELD_OUT)).filter(|&share| share < 1.0);
+    let held_out = HeldOut::Fraction(fraction.unwrap_or(0.0));
+    let corpus = Corpus::prepare(std::slice::from_ref(&source), &held_out, tokenizer, Options::default())?;
+    corpus.notices.iter().for_each(|line| output.note(line));
+    let stream = match fraction {
+        Some(_) => corpus.val.as_ref().unwrap_or(&corpus.train),
+        None => &corpus.train,
+    };
+    let name = match (&source, fraction) {
+        (Source::TinyShakespeare, _) => "tiny Shakespeare".to_owned(),
+        (Source::Path(path), _) => path.display().to_string(),
+    };
+    let name = fraction.map_or(name.clone(), |share| format!("the last {:.0} % of {name}", 100.0 * share));
+    if stream.len() < 2 {
+        return Err(wrong(format!("{name} has {} tokens: there is nothing to predict", stream.len())));
+    }
+    let bytes = stream.text_bytes(tokenizer)? as usize;
+    let tokens = all(stream);
+    let rows = match arguments.length {
+        Some(length) => evaluate::windows(&tokens, length),
+        None => vec![tokens.as_slice()],
+    };
+    let done = arguments.evaluate(loaded, &rows, output)?;
+    let bits_per_byte = done.summary.bits_per_byte(bytes);
+    let object = json!({
+        "loss": done.summary.loss(),
+        "perplexity": done.summary.perplexity(),
+        "bits_per_byte": bits_per_byte,
+        "tokens": done.summary.tokens,
+        "bytes": bytes,
+        "tokens_per_second": done.summary.tokens as f64 / done.seconds,
+    });
+    output.result(&object, || {
+        let mut lines = common(loaded, &done);
+        let windows = match arguments.length {
+            Some(length) => format!("{} windows of {} tokens", thousands(rows.len() as u64), thousands(length as u64)),
+            None => "one stream".into(),
+        };
+        lines.insert(1, ("text", format!("{name}, {} bytes, {windows}", thousands(bytes as u64))));
+        lines.push(("bits per byte", format!("{bits_per_byte:.4}")));
+        pairs(&lines)
+    })
+}
+
+fn all(stream: &TokenStream) -> Vec<u32> {
+    let mut tokens = vec![0; stream.len() as usize];
+    stream.copy(0, &mut tokens);
+    tokens
+}

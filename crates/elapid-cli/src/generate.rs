@@ -1,0 +1,397 @@
+//! `elapid generate`: reads a prompt, draws tokens, streams their text.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::builder::RangedU64ValueParser;
+use elapid::State;
+use elapid::files::Map;
+use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
+use elapid::text::{StopStrings, Utf8Stream};
+use elapid::tokenizer::Tokenizer;
+use serde_json::json;
+
+use crate::failure::wrong;
+use crate::model::{Loaded, ModelArgument};
+use crate::output::{Output, number, thousands};
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid generate \"ROMEO:\"
+      continue a text, 256 tokens of it
+  elapid generate --model DIR --max-tokens 100 --temperature 0.6 --stop $'\\n\\n' --prompt-file question.txt
+      the model of a directory; end at the first empty line
+  cat book.txt | elapid generate --max-tokens 0 --save-state book.state
+  elapid generate --load-state book.state \"CHAPTER XII\"
+      read a long text once, then go on from it as often as you like
+  elapid generate --model DIR --prompt-tokens 1,2,3 --max-tokens 32 --greedy --json
+      ids in, ids out: no tokenizer needed
+
+A state file holds all that was read and drawn but the last token, which it remembers: going on from it gives the
+tokens that one uninterrupted --greedy run gives, with or without more prompt.";
+
+/// What to generate from, and how.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Text to continue; `-` or, if nothing is given and stdin is not a terminal, all of stdin
+    #[arg(group = "input")]
+    prompt: Option<String>,
+    /// Continue the text of this file
+    #[arg(long, value_name = "FILE", group = "input")]
+    prompt_file: Option<PathBuf>,
+    /// Continue these token ids
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', group = "input")]
+    prompt_tokens: Option<Vec<u32>>,
+    #[command(flatten)]
+    model: ModelArgument,
+    /// Tokens to generate at most; 0 only reads the prompt
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// Print the prompt before its continuation
+    #[arg(long)]
+    echo: bool,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    /// End before this text, which is not printed; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after the token that ends a text (a model without a tokenizer always does)
+    #[arg(long)]
+    ignore_eos: bool,
+    /// At the end, save what the model remembers of the text
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+    /// Begin with what a model remembered, instead of with nothing
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+    /// Tokens of the prompt to read at a time: bounds the memory, changes no result
+    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    chunk: usize,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArguments {
+    /// The likeliest token each time
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    greedy: bool,
+    /// Below 1 is more sober, above more surprising; 0 is --greedy
+    #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = at_least_0)]
+    temperature: f32,
+    /// Draw from this many of the likeliest tokens; 0: from all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+    /// Draw from the likeliest tokens that have this much of the probability together
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = above_0_to_1)]
+    top_p: f32,
+    /// Draw from tokens of at least this share of the likeliest one's probability
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = from_0_to_1)]
+    min_p: f32,
+    /// Above 1 discourages tokens that were seen lately
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_0)]
+    repetition_penalty: f32,
+    /// The same seed draws the same tokens
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArguments {
+    fn parameters(&self) -> Sampling {
+        Sampling {
+            temperature: if self.greedy { 0.0 } else { self.temperature },
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+        }
+    }
+}
+
+fn in_range(text: &str, holds: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|&x: &f32| x.is_finite() && holds(x));
+    number.ok_or_else(|| format!("wanted a number {wanted}"))
+}
+
+fn at_least_0(text: &str) -> Result<f32, String> {
+    in_range(text, |x| x >= 0.0, "of at least 0")
+}
+
+fn above_0(text: &str) -> Result<f32, String> {
+    in_range(text, |x| x > 0.0, "above 0")
+}
+
+fn from_0_to_1(text: &str) -> Result<f32, String> {
+    in_range(text, |x| (0.0..=1.0).contains(&x), "from 0 to 1")
+}
+
+fn above_0_to_1(text: &str) -> Result<f32, String> {
+    in_range(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let loaded = arguments.model.load(output)?;
+    let tokenizer = loaded.tokenizer.as_ref();
+    if !arguments.stop.is_empty() {
+        loaded.need_tokenizer("--stop")?;
+    }
+    let resumed = arguments.load_state.as_deref().map(|path| Resumed::load(path, &loaded)).transpose()?;
+    let prompt = arguments.prompt(&loaded, resumed.is_some())?;
+    let pending = resumed.as_ref().and_then(|resumed| resumed.pending);
+    let input: Vec<u32> = pending.into_iter().chain(prompt.iter().copied()).collect();
+    loaded.check_ids(&input)?;
+    let Some((&last, head)) = input.split_last() else {
+        return Err(wrong("nothing to go on from: give a prompt of at least one token"));
+    };
+
+    let model = &loaded.model;
+    let Resumed { state, recent, .. } = resumed.unwrap_or_else(|| Resumed::nothing(&loaded));
+    let sampling = &arguments.sampling;
+    let mut sequence = Generator::from_state(model, state, sampling.parameters(), sampling.seed)
+        .with_chunk(arguments.chunk)
+        .with_recent(&recent);
+
+    // Nothing depends on the last token of the prompt before a token is drawn, and a saved state stands before it.
+    let reads = if arguments.max_tokens == 0 { head } else { input.as_slice() };
+    let started = Instant::now();
+    read(&mut sequence, reads, arguments.chunk, output)?;
+    let prompt_seconds = started.elapsed().as_secs_f64();
+
+    let mut writer = Writer::new(tokenizer, arguments, output);
+    if arguments.echo {
+        writer.write(&prompt_text(&loaded, &prompt)?)?;
+    }
+    let started = Instant::now();
+    let (generated, last_drawn, reason) = draw(&mut sequence, arguments, &loaded, &mut writer)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let Written { tokens, text } = writer.finish()?;
+
+    if let Some(path) = &arguments.save_state {
+        let suspended = sequence.suspend();
+        let pending = last_drawn.unwrap_or(last);
+        save(path, &loaded, &suspended.state, &suspended.recent, pending)?;
+    }
+
+    let rate = |count: usize, seconds: f64| if count > 0 { count as f64 / seconds } else { 0.0 };
+    let (prompt_rate, rate) = (rate(reads.len(), prompt_seconds), rate(generated, seconds));
+    if output.json {
+        let object = json!({
+            "tokens": tokens,
+            "text": tokenizer.map(|_| text),
+            "stop_reason": reason,
+            "tokens_per_second": rate,
+            "prompt_tokens": prompt.len(),
+            "prompt_tokens_per_second": prompt_rate,
+        });
+        return output.result(&object, String::new);
+    }
+    let count = |count: usize, rate: f64| format!("{} tokens, {} tokens/s", thousands(count as u64), number(rate));
+    output.note(format_args!(
+        "prompt: {}; generated: {}, ended by {}",
+        count(reads.len(), prompt_rate),
+        count(generated, rate),
+        reason.replace('_', " "),
+    ));
+    Ok(())
+}
+
+/// Reads tokens into a sequence, with a progress bar if it takes several chunks.
+fn read(sequence: &mut Generator<'_>, tokens: &[u32], chunk: usize, output: Output) -> Result<()> {
+    let long = tokens.len() > 4 * chunk.max(256);
+    let bar = long.then(|| output.bar("reading", tokens.len() as u64));
+    for part in tokens.chunks(chunk) {
+        sequence.read(part)?;
+        bar.iter().for_each(|bar| bar.inc(part.len() as u64));
+    }
+    bar.iter().for_each(|bar| bar.finish_and_clear());
+    Ok(())
+}
+
+/// Draws tokens until something ends it: how many, the last one, and what ended it.
+fn draw(
+    sequence: &mut Generator<'_>,
+    arguments: &Arguments,
+    loaded: &Loaded,
+    writer: &mut Writer<'_>,
+) -> Result<(usize, Option<u32>, &'static str)> {
+    let eos = loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.eos().or(loaded.model.config().eos_token_id));
+    let ends = |id| !arguments.ignore_eos && eos == Some(id);
+    let mut last = None;
+    for done in 0..arguments.max_tokens {
+        let id = sequence.next_token()?;
+        last = Some(id);
+        let end = ends(id);
+        let stopped = writer.token(id, end)?;
+        let reason = match (end, stopped) {
+            (true, _) => "end_of_text",
+            (_, true) => "stop_string",
+            _ => continue,
+        };
+        return Ok((done + 1, last, reason));
+    }
+    Ok((arguments.max_tokens, last, "max_tokens"))
+}
+
+impl Arguments {
+    /// The ids that the command line asks to continue. After a state there may be none.
+    fn prompt(&self, loaded: &Loaded, resumed: bool) -> Result<Vec<u32>> {
+        if let Some(ids) = &self.prompt_tokens {
+            return Ok(ids.clone());
+        }
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(prompt), _) if prompt == "-" => stdin()?,
+            (Some(prompt), _) => prompt.clone().into_bytes(),
+            (_, Some(path)) => Map::open(path)?.to_vec(),
+            _ if !resumed && !io::stdin().is_terminal() => stdin()?,
+            _ => Vec::new(),
+        };
+        if !text.is_empty() {
+            return Ok(loaded.need_tokenizer("a prompt of text")?.encode(&text)?);
+        }
+        if resumed {
+            return Ok(Vec::new());
+        }
+        // Text of bytes begins after a line; models of other tokens were taught a token for it.
+        let begin = match &loaded.tokenizer {
+            Some(Tokenizer::Byte) => Some(u32::from(b'\n')),
+            tokenizer => tokenizer.as_ref().and_then(Tokenizer::bos).or(loaded.model.config().bos_token_id),
+        };
+        Ok(begin.into_iter().collect())
+    }
+}
+
+fn stdin() -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    io::stdin().lock().read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn prompt_text(loaded: &Loaded, prompt: &[u32]) -> Result<String> {
+    match &loaded.tokenizer {
+        Some(tokenizer) => Ok(String::from_utf8_lossy(&tokenizer.decode_bytes(prompt)?).into_owned()),
+        None => Ok(prompt.iter().map(|id| format!("{id} ")).collect()),
+    }
+}
+
+/// What a state file says.
+struct Resumed {
+    state: State,
+    /// Tokens read lately, for the repetition penalty.
+    recent: Vec<u32>,
+    /// The token after the state.
+    pending: Option<u32>,
+}
+
+const PENDING: &str = "pending";
+const RECENT: &str = "recent";
+
+impl Resumed {
+    fn nothing(loaded: &Loaded) -> Self {
+        Self { state: loaded.model.zero_state(1), recent: Vec::new(), pending: None }
+    }
+
+    fn load(path: &Path, loaded: &Loaded) -> Result<Self> {
+        let (state, notes) = loaded.model.load_state(path)?;
+        let damaged = |reason: String| wrong(format!("state {}: {reason}", path.display()));
+        if state.rows() != 1 {
+            let rows = state.rows();
+            return Err(damaged(format!("it holds {rows} sequences; save one of them alone (State::select)")));
+        }
+        let ids = |key: &str| -> Result<Vec<u32>> {
+            let ids = notes.get(key).map_or("", String::as_str).split(',').filter(|id| !id.is_empty());
+            let ids = ids.map(str::parse).collect::<Result<Vec<u32>, _>>();
+            let ids = ids.map_err(|_| damaged(format!("note `{key}` is not a list of token ids; write it again")))?;
+            loaded.check_ids(&ids).map_err(|error| damaged(format!("note `{key}`: {error}")))?;
+            Ok(ids)
+        };
+        Ok(Self { recent: ids(RECENT)?, pending: ids(PENDING)?.last().copied(), state })
+    }
+}
+
+fn save(path: &Path, loaded: &Loaded, state: &State, recent: &[u32], pending: u32) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|data| data.is_dir()) {
+        return Err(wrong(format!("--save-state {}: that is a directory; give the name of a file", path.display())));
+    }
+    let recent = recent.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let notes = [(PENDING, pending.to_string()), (RECENT, recent)];
+    Ok(state.save(path, loaded.model.fingerprint(), &notes)?)
+}
+
+/// Turns tokens into text and streams it. Keeps tokens and text only where they are printed at the end.
+struct Writer<'t> {
+    tokenizer: Option<&'t Tokenizer>,
+    json: bool,
+    utf8: Utf8Stream,
+    stops: StopStrings,
+    stopped: bool,
+    written: Written,
+    last: Option<u8>,
+}
+
+#[derive(Default)]
+struct Written {
+    tokens: Vec<u32>,
+    text: String,
+}
+
+impl<'t> Writer<'t> {
+    fn new(tokenizer: Option<&'t Tokenizer>, arguments: &Arguments, output: Output) -> Self {
+        let stops = StopStrings::new(arguments.stop.iter().cloned());
+        let written = Written::default();
+        Self { tokenizer, json: output.json, utf8: Utf8Stream::new(), stops, stopped: false, written, last: None }
+    }
+
+    /// Takes a token; true if a stop string is complete. A `silent` one has no text.
+    fn token(&mut self, id: u32, silent: bool) -> Result<bool> {
+        if self.json {
+            self.written.tokens.push(id);
+        }
+        let Some(tokenizer) = self.tokenizer else {
+            if !self.json {
+                self.write(&format!("{id} "))?;
+            }
+            return Ok(false);
+        };
+        // Ids that only pad the vocabulary stand for nothing.
+        if silent || id as usize >= tokenizer.vocab_size() {
+            return Ok(false);
+        }
+        let text = self.utf8.push(tokenizer.token_bytes(id)?);
+        let released = self.stops.push(&text);
+        self.stopped = released.stop.is_some();
+        self.write(&released.text)?;
+        Ok(self.stopped)
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if self.json {
+            self.written.text.push_str(text);
+            return Ok(());
+        }
+        self.last = text.bytes().last();
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        Ok(stdout.flush()?)
+    }
+
+    /// Writes what was held back, and ends the line.
+    fn finish(mut self) -> Result<Written> {
+        if !self.stopped {
+            let rest = self.utf8.finish();
+            let released = self.stops.push(&rest);
+            let held = self.stops.finish();
+            self.write(&(released.text + &held.text))?;
+        }
+        if self.last.is_some_and(|last| last != b'\n') {
+            self.write("\n")?;
+        }
+        Ok(self.written)
+    }
+}

@@ -1,0 +1,176 @@
+//! `elapid inspect`: what a model is made of.
+
+use anyhow::Result;
+use elapid::checkpoint::Checkpoint;
+use elapid::config::{Mamba1Config, MixerConfig, ModelConfig};
+use elapid::tokenizer::Tokenizer;
+use elapid::{LanguageModel, embedded};
+use serde_json::{Value, json};
+
+use crate::model::{self, ModelArgument};
+use crate::output::{Output, bytes, pairs, scaled, table, thousands};
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid inspect                        the model inside elapid
+  elapid inspect --model DIR            a model's directory; reads no weights, so it is quick at any size
+  elapid inspect --model-size 130m      a published size, without its weights (130m 370m 790m 1.4b 2.8b)
+  elapid inspect --model-size 256x4 --vocab 256 --json";
+
+/// Which model.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    model: ModelArgument,
+    /// A model that need not exist: a published size, or <d_model>x<layers>
+    #[arg(long, value_name = "SIZE", conflicts_with = "model")]
+    model_size: Option<String>,
+    /// Number of token ids of that model
+    #[arg(long, value_name = "N", requires = "model_size")]
+    vocab: Option<usize>,
+}
+
+/// A tensor of the model.
+struct Row {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    count: usize,
+    decay: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let (name, config, checkpoint, tokenizer) = match (&arguments.model_size, &arguments.model.model) {
+        (Some(size), _) => {
+            let mut config = ModelConfig::mamba1(size)?;
+            config.vocab_size = arguments.vocab.unwrap_or(config.vocab_size);
+            (size.clone(), config, None, None)
+        }
+        (_, Some(dir)) => {
+            let checkpoint = Checkpoint::open(dir)?;
+            (dir.display().to_string(), checkpoint.config.clone(), Some(checkpoint), model::tokenizer(dir)?)
+        }
+        _ => {
+            let checkpoint = embedded::checkpoint()?;
+            let config = checkpoint.config.clone();
+            ("the model inside elapid".to_owned(), config, Some(checkpoint), Some(embedded::tokenizer()))
+        }
+    };
+    if let Some(checkpoint) = &checkpoint {
+        checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
+    }
+    let model = skeleton(config, checkpoint.as_ref())?;
+    let rows = rows(&model, checkpoint.as_ref());
+    let config = model.config();
+    let (cost, state) = (model.cost(), model.zero_state(1).bytes() as u64);
+    let parameters = model.params().count() as u64;
+    let stored: u64 = rows.iter().map(|row| row.count as u64 * width(&row.dtype)).sum();
+    // A token reads every parameter once, and reads and writes the state, all in f32.
+    let traffic = 4 * (cost.params + 2 * cost.state);
+    let object = json!({
+        "model": name,
+        "config": config.to_hf_json(),
+        "parameters": parameters,
+        "parameter_bytes": stored,
+        "flops_per_token": cost.flops,
+        "bytes_per_token": traffic,
+        "state_bytes": state,
+        "state_numbers": state / 4,
+        "tokenizer": tokenizer.as_ref().map_or(Value::Null, |tokenizer| describe(tokenizer).into()),
+        "tensors": rows.iter().map(Row::object).collect::<Vec<_>>(),
+    });
+    output.result(&object, || {
+        let mut lines = vec![("model", name.clone())];
+        lines.extend(config_lines(config));
+        lines.push(("tokenizer", tokenizer.as_ref().map_or("none".into(), describe)));
+        lines.push(("parameters", format!("{}, {}", thousands(parameters), bytes(stored))));
+        lines.push(("a token costs", format!("{}, {} moved (f32)", scaled(cost.flops as f64, "FLOP"), bytes(traffic))));
+        let any_length = "at any length of text";
+        lines.push(("a state holds", format!("{} numbers, {} {any_length}", thousands(state / 4), bytes(state))));
+        let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
+        format!("{}\n{}", pairs(&lines), table(&["tensor", ">shape", "type", ">numbers", "decay"], &cells))
+    })
+}
+
+/// The model's structure. Its numbers are zeros that nothing reads: the pages of memory they would take are not touched.
+fn skeleton(config: ModelConfig, checkpoint: Option<&Checkpoint>) -> Result<LanguageModel> {
+    let mut names = Vec::new();
+    let model = LanguageModel::build(config, &mut |wanted| {
+        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.shape(wanted.name) != Some(wanted.shape)) {
+            // It says what is wrong with the tensor.
+            checkpoint.tensor(wanted.name, wanted.shape)?;
+        }
+        names.push(wanted.name.to_owned());
+        Ok(vec![0.0; wanted.shape.iter().product()])
+    })?;
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.check_complete(&names))?;
+    Ok(model)
+}
+
+fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {
+    let dtype = |name: &str| checkpoint.and_then(|checkpoint| checkpoint.dtype(name));
+    let row = |param: &elapid::params::Param| Row {
+        name: param.name.clone(),
+        shape: param.value.shape().to_vec(),
+        dtype: dtype(&param.name).map_or("F32".to_owned(), |dtype| dtype.to_string()),
+        count: param.value.len(),
+        decay: param.decay,
+    };
+    model.params().iter().map(|(_, param)| row(param)).collect()
+}
+
+impl Row {
+    fn object(&self) -> Value {
+        json!({
+            "name": self.name,
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "count": self.count,
+            "decay": self.decay,
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let shape = self.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
+        let decay = if self.decay { "yes" } else { "no" };
+        vec![self.name.clone(), shape, self.dtype.to_lowercase(), thousands(self.count as u64), decay.into()]
+    }
+}
+
+/// Bytes of a number.
+fn width(dtype: &str) -> u64 {
+    match dtype {
+        "F16" | "BF16" => 2,
+        "F64" => 8,
+        _ => 4,
+    }
+}
+
+fn describe(tokenizer: &Tokenizer) -> String {
+    let kind = match tokenizer {
+        Tokenizer::Byte => "bytes",
+        Tokenizer::Hf(_) => "Hugging Face",
+    };
+    format!("{kind}, {} ids", thousands(tokenizer.vocab_size() as u64))
+}
+
+fn config_lines(config: &ModelConfig) -> Vec<(&'static str, String)> {
+    let MixerConfig::Mamba1(mamba) = &config.mixer;
+    let Mamba1Config { d_state, d_conv, dt_rank, .. } = mamba;
+    let padded = match config.padded_vocab_size() {
+        padded if padded == config.vocab_size => String::new(),
+        padded => format!(", padded to {}", thousands(padded as u64)),
+    };
+    let head = if config.tie_embeddings { "the embedding, transposed" } else { "its own" };
+    let yes = |yes| if yes { "yes" } else { "no" };
+    vec![
+        ("layers", format!("{} of width {}", config.n_layer, thousands(config.d_model as u64))),
+        ("mixer", format!("mamba1, {} channels, state {d_state}, convolution {d_conv}, step rank {dt_rank}",
+            thousands(mamba.d_inner(config.d_model) as u64))),
+        ("discretisation", mamba.rule.to_string()),
+        ("biases", format!("convolution {}, projections {}", yes(mamba.conv_bias), yes(mamba.proj_bias))),
+        ("vocabulary", format!("{}{padded}; head: {head}", thousands(config.vocab_size as u64))),
+        ("norm epsilon", format!("{:e}", config.norm_eps)),
+    ]
+}

@@ -1,0 +1,73 @@
+//! The model that a command runs: the one inside the binary, or a directory's.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use elapid::checkpoint::Checkpoint;
+use elapid::tokenizer::{Tokenizer, TokenizerError};
+use elapid::{LanguageModel, embedded};
+
+use crate::failure::wrong;
+use crate::output::Output;
+
+/// A model with what turns text into its tokens.
+pub(crate) struct Loaded {
+    pub(crate) model: LanguageModel,
+    /// None: ids are all that can go in and out.
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// Its directory, or what stands for it.
+    pub(crate) name: String,
+}
+
+/// Which model.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgument {
+    /// Directory with config.json, model.safetensors and, for text, tokenizer.json [default: the model inside elapid]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+}
+
+impl ModelArgument {
+    pub(crate) fn load(&self, output: Output) -> Result<Loaded> {
+        let Some(dir) = &self.model else {
+            let (model, tokenizer) = (embedded::model()?, Some(embedded::tokenizer()));
+            return Ok(Loaded { model, tokenizer, name: "the model inside elapid".into() });
+        };
+        let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
+        let model = LanguageModel::load(&checkpoint)?;
+        Ok(Loaded { model, tokenizer: tokenizer(dir)?, name: dir.display().to_string() })
+    }
+}
+
+/// The tokenizer of a model's directory, if it has one.
+pub(crate) fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>> {
+    match Tokenizer::open(dir) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(TokenizerError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Loaded {
+    /// The tokenizer, for what cannot be done without.
+    pub(crate) fn need_tokenizer(&self, what: &str) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            wrong(format!("{}: no tokenizer.json there, which {what} needs; add one, or give token ids", self.name))
+        })
+    }
+
+    /// Checks ids before anything is computed from them.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let v = self.model.config().padded_vocab_size();
+        match ids.iter().position(|&id| id as usize >= v) {
+            None => Ok(()),
+            Some(i) => Err(wrong(format!(
+                "token {i} of the prompt has the id {}, and the vocabulary of {} ends at {}; use the model's own tokenizer",
+                ids[i],
+                self.name,
+                v - 1
+            ))),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `elapid train`: trains a language model on text.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use elapid::LanguageModel;
+use elapid::generate::{Generator, Sampling};
+use elapid::text::Utf8Stream;
+use elapid::tokenizer::Tokenizer;
+use elapid_train::config::TrainConfig;
+use elapid_train::progress::Progress;
+use elapid_train::{Outcome, Stopped, Trainer};
+use serde_json::json;
+
+use crate::output::{Output, bytes, number, pairs, thousands};
+
+const EXAMPLES: &str = "\
+Examples:
+  elapid train
+      the default: a small byte-level Mamba on the text inside the binary, in minutes on a laptop
+  elapid train --data books/ --output runs/out/books --steps 5000
+      on files of your own (*.txt and *.md of a directory, at any depth); the last tenth is held out
+  elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
+      settings from a file, some of them overridden; configs/default.toml explains every one
+  elapid train --resume --output runs/out/books
+      goes on where that run stopped, bit for bit; Ctrl-C stops a run so that it can
+
+The output directory then has the model (config.json, model.safetensors, tokenizer.json: what --model takes and what
+transformers loads), config.toml, metrics.jsonl, loss.png and loss.svg.";
+
+/// Characters of the sample at the end.
+const SAMPLE: usize = 400;
+
+/// What to train, on what, and where to.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Settings; what it does not say is as in configs/default.toml [default: those, or the run's own with --resume]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Text to train on: a file, a directory, or `tinyshakespeare`; may be repeated
+    #[arg(long, value_name = "PATH")]
+    data: Vec<String>,
+    /// Text to hold out, instead of the last tenth; may be repeated
+    #[arg(long, value_name = "PATH")]
+    val: Vec<String>,
+    /// Directory for the results
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Optimiser steps
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Rows of a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Tokens of a row
+    #[arg(long, value_name = "N")]
+    length: Option<usize>,
+    /// Peak learning rate
+    #[arg(long, value_name = "X")]
+    lr: Option<f64>,
+    /// What everything random follows from
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Any other setting, `section.key=value`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with the run in the output directory
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Arguments {
+    /// The settings, later ones over earlier ones: defaults, file, short options, `--set`.
+    fn settings(&self) -> Result<TrainConfig> {
+        let own = || {
+            let dir = self.output.clone().unwrap_or_else(|| TrainConfig::default().output.dir);
+            Some(dir.join("config.toml")).filter(|file| self.resume && file.is_file())
+        };
+        let mut config = match self.config.clone().or_else(own) {
+            Some(file) => TrainConfig::load(&file)?,
+            None => TrainConfig::default(),
+        };
+        if !self.data.is_empty() {
+            config.data.train = self.data.clone();
+        }
+        if !self.val.is_empty() {
+            config.data.val = self.val.clone();
+        }
+        if let Some(dir) = &self.output {
+            config.output.dir = dir.clone();
+        }
+        config.train.steps = self.steps.unwrap_or(config.train.steps);
+        config.train.batch = self.batch.unwrap_or(config.train.batch);
+        config.data.length = self.length.unwrap_or(config.data.length);
+        config.train.lr = self.lr.unwrap_or(config.train.lr);
+        config.train.seed = self.seed.unwrap_or(config.train.seed);
+        for assignment in &self.set {
+            config.apply_override(assignment)?;
+        }
+        config.validate("the command line")?;
+        Ok(config)
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+    let config = arguments.settings()?;
+    let bar = output.bar("tokenising", 0);
+    let mut trainer = Trainer::new(config, arguments.resume, &mut |progress| {
+        bar.set_length(progress.tokens * progress.total_bytes / progress.bytes.max(1));
+        bar.set_position(progress.tokens);
+    })?;
+    bar.finish_and_clear();
+    trainer.notices().iter().for_each(|notice| output.note(notice));
+    introduce(&trainer, output);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot listen for Ctrl-C")?;
+    let progress = Progress::new(trainer.step(), trainer.config().train.steps, output.quiet || output.json);
+    let outcome = trainer.run(&progress, &stop);
+    progress.finish();
+    let outcome = outcome?;
+
+    let sample = sample(&LanguageModel::open(&outcome.dir)?, trainer.tokenizer())?;
+    let object = json!({
+        "stopped": stopped(outcome.stopped),
+        "step": outcome.step,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "loss": finite(outcome.loss),
+        "val_loss": outcome.val_loss,
+        "bits_per_byte": outcome.bits_per_byte,
+        "output": outcome.dir,
+        "sample": sample,
+    });
+    output.result(&object, || summary(&outcome, &sample))
+}
+
+fn introduce(trainer: &Trainer, output: Output) {
+    let (config, cost) = (trainer.model().config(), trainer.model().cost());
+    let model = format!(
+        "{} layers of {}, {} parameters, {} a token forward",
+        config.n_layer,
+        config.d_model,
+        thousands(trainer.model().params().count() as u64),
+        crate::output::scaled(cost.flops as f64, "FLOP"),
+    );
+    let text = format!(
+        "{} tokens, {} held out; {}",
+        thousands(trainer.train_tokens()),
+        thousands(trainer.held_out_tokens()),
+        trainer.config().data.train.join(", ")
+    );
+    let lines = [
+        ("model", model),
+        ("text", text),
+        ("output", trainer.config().output.dir.display().to_string()),
+        ("state", bytes(4 * cost.state)),
+    ];
+    output.note(pairs(&lines).trim_end());
+    if trainer.step() > 0 {
+        output.note(format_args!("going on from step {}", thousands(trainer.step())));
+    }
+}
+
+fn stopped(stopped: Stopped) -> &'static str {
+    match stopped {
+        Stopped::Finished => "finished",
+        Stopped::Patience => "patience",
+        Stopped::Interrupted => "interrupted",
+    }
+}
+
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+fn summary(outcome: &Outcome, sample: &str) -> String {
+    let mut lines = vec![
+        ("steps", format!("{} ({})", thousands(outcome.step), stopped(outcome.stopped))),
+        ("tokens", thousands(outcome.tokens)),
+        ("time", format!("{:.0} s", outcome.seconds)),
+    ];
+    lines.extend(outcome.val_loss.map(|loss| ("held-out loss", format!("{loss:.4} nats a token"))));
+    lines.extend(outcome.bits_per_byte.map(|bits| ("bits per byte", number(bits))));
+    lines.push(("model", outcome.dir.display().to_string()));
+    lines.push(("picture", outcome.dir.join("loss.png").display().to_string()));
+    format!("{sample}\n\n{}", pairs(&lines))
+}
+
+/// What the model writes after an empty line.
+fn sample(model: &LanguageModel, tokenizer: &Tokenizer) -> Result<String> {
+    let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
+    let mut sequence = Generator::new(model, sampling, 0);
+    sequence.read(&tokenizer.encode("\n")?)?;
+    let mut stream = Utf8Stream::default();
+    let mut text = String::new();
+    while text.chars().count() < SAMPLE {
+        let id = sequence.next_token()?;
+        if Some(id) == tokenizer.eos() || id as usize >= tokenizer.vocab_size() {
+            break;
+        }
+        text.push_str(&stream.push(tokenizer.token_bytes(id)?));
+    }
+    Ok(text.trim().to_owned())
+}

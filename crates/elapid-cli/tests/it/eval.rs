@@ -1,0 +1,86 @@
+//! `elapid eval`.
+
+use serde_json::Value;
+
+use crate::{elapid, file, tiny};
+
+fn nll(value: &Value) -> Vec<Vec<f64>> {
+    let row = |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    value["nll"].as_array().unwrap().iter().map(row).collect()
+}
+
+#[test]
+fn lists_of_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let lists = "[[1,2,3,4,5,6,7,8,9,10,11,12,13],[63,0],[],[7],[5,5,5,5,5,5,5]]";
+    let path = file(&dir, "lists.json", lists);
+    let model = tiny();
+    let run = |more: &[&str]| {
+        elapid(&[&["eval", "--model", &model, "--tokens", &path, "--per-token", "--json"], more].concat()).json()
+    };
+    let whole = run(&[]);
+    let losses = nll(&whole);
+    assert_eq!(losses.iter().map(Vec::len).collect::<Vec<_>>(), [12, 1, 0, 0, 6]);
+    assert_eq!(whole["tokens"], 19);
+    let mean = losses.iter().flatten().sum::<f64>() / 19.0;
+    assert!((whole["loss"].as_f64().unwrap() - mean).abs() < 1e-9);
+    for more in [&["--chunk", "1"][..], &["--chunk", "5"], &["--chunk", "12", "--batch", "1"]] {
+        assert_eq!(nll(&run(more)), losses, "{more:?}");
+    }
+    let short = elapid(&["eval", "--model", &model, "--tokens", &path, "--json"]).json();
+    assert_eq!(short["loss"], whole["loss"]);
+    assert_eq!(short.get("nll"), None);
+    let text = elapid(&["eval", "--model", &model, "--tokens", &path]);
+    assert!(text.text().contains("perplexity"), "{}", text.stdout);
+}
+
+#[test]
+fn files_of_tokens_that_are_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    let fails = |content: &str, words: &[&str]| {
+        let path = file(&dir, "lists.json", content);
+        elapid(&["eval", "--model", &model, "--tokens", &path, "--json"]).fails(2, words);
+    };
+    fails("[[1,2],[3,64]]", &["row 1, position 1", "64"]);
+    fails("[[1,2],[3,4294967295]]", &["row 1, position 1"]);
+    fails("[1,2]", &["lists.json", "list of lists"]);
+    fails("[[1,-2]]", &["lists.json", "line 1"]);
+    fails("[[1],[]]", &["nothing to predict"]);
+    fails("", &["lists.json"]);
+    elapid(&["eval", "--model", &model, "--tokens", "/no/such.json"]).fails(2, &["/no/such.json"]);
+}
+
+#[test]
+fn a_text_of_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "Now is the winter of our discontent, made glorious summer by this sun of York.\n".repeat(9);
+    let path = file(&dir, "text.txt", &text);
+    let run = |more: &[&str]| elapid(&[&["eval", "--data", &path, "--json"], more].concat()).json();
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap();
+    let whole = run(&[]);
+    assert_eq!(whole["bytes"], text.len());
+    assert_eq!(whole["tokens"], text.len() - 1);
+    let loss = number(&whole, "loss");
+    assert!((number(&whole, "perplexity") - loss.exp()).abs() < 1e-6 * loss.exp());
+    let bits = loss * (text.len() - 1) as f64 / text.len() as f64 / 2f64.ln();
+    assert!((number(&whole, "bits_per_byte") - bits).abs() < 1e-9);
+    for more in [&["--chunk", "7"][..], &["--chunk", "4096"], &["--length", "100000"]] {
+        assert_eq!(number(&run(more), "loss"), loss, "{more:?}");
+    }
+    let windows = run(&["--length", "64"]);
+    assert_eq!(windows["tokens"], text.len() - 1, "every token but the first is predicted once");
+    assert_ne!(number(&windows, "loss"), loss, "fresh states know less");
+    assert_eq!(number(&run(&["--length", "64", "--batch", "3"]), "loss"), number(&windows, "loss"));
+    assert_eq!(run(&["--val-fraction", "0.5"])["bytes"], text.len().div_ceil(2));
+}
+
+#[test]
+fn texts_that_are_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    elapid(&["eval", "--data", "/no/such/text"]).fails(2, &["/no/such/text"]);
+    elapid(&["eval", "--data", &file(&dir, "empty.txt", "")]).fails(2, &["empty"]);
+    elapid(&["eval", "--data", &file(&dir, "one.txt", "a")]).fails(2, &["nothing to predict"]);
+    elapid(&["eval", "--model", &tiny(), "--data", &file(&dir, "two.txt", "ab")]).fails(2, &["tokenizer.json"]);
+    elapid(&["eval", "--val-fraction", "2"]).fails(2, &["--val-fraction"]);
+}

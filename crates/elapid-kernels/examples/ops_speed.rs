@@ -1,0 +1,176 @@
+//! Speed of the operations other than the scan, on random numbers: `cargo run --release --example ops_speed [name]`.
+//!
+//! Prints the median of repeated calls after a warm-up, as time and as GFLOP/s or GB/s of what must be read and written,
+//! and the best call's speed: on a machine with other work the two are apart.
+
+use std::time::Instant;
+
+use elapid_kernels::testing::Random;
+use elapid_kernels::{Isa, Rows, RowsMut, Segments, adamw, add_norm, causal_conv1d, cross_entropy, embedding, linear};
+
+/// Median and least seconds of a call.
+fn measure(mut f: impl FnMut()) -> (f64, f64) {
+    f();
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 5 || (start.elapsed().as_secs_f64() < 0.4 && times.len() < 2000) {
+        let start = Instant::now();
+        f();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[0])
+}
+
+fn report(name: &str, amount: f64, unit: &str, f: impl FnMut()) {
+    let (median, least) = measure(f);
+    let speed = |seconds| amount / seconds / 1e9;
+    println!("{name:<44} {:>10.1} us {:>8.1} {unit}, best {:>8.1}", median * 1e6, speed(median), speed(least));
+}
+
+fn linears(random: &mut Random) {
+    for (m, n, k) in [
+        (2048, 1536, 768),
+        (2048, 3072, 768),
+        (2048, 768, 1536),
+        (2048, 80, 1536),
+        (2048, 1536, 48),
+        (2048, 512, 256),
+        (2048, 256, 512),
+        (64, 1536, 768),
+        (8, 3072, 768),
+    ] {
+        let (x, w, dy) = (random.normal(m * k), random.normal(n * k), random.normal(m * n));
+        let (mut y, mut dx, mut dw) = (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; n * k]);
+        let (x, w, dy) = (Rows::new(&x, k), Rows::new(&w, k), Rows::new(&dy, n));
+        let flops = 2.0 * (m * n * k) as f64;
+        let name = |op: &str| format!("linear {op} {m}x{n}x{k}");
+        report(&name("forward"), flops, "GFLOP/s", || linear::forward(x, w, None, RowsMut::new(&mut y, n)).unwrap());
+        report(&name("forward_invariant"), flops, "GFLOP/s", || {
+            linear::forward_invariant(x, w, None, RowsMut::new(&mut y, n)).unwrap();
+        });
+        report(&name("backward_input"), flops, "GFLOP/s", || {
+            linear::backward_input(dy, w, RowsMut::new(&mut dx, k)).unwrap();
+        });
+        report(&name("backward_weight"), flops, "GFLOP/s", || {
+            linear::backward_weight(dy, x, RowsMut::new(&mut dw, k)).unwrap();
+        });
+    }
+    for (n, k) in [(3072, 768), (768, 1536), (50280, 768), (80, 1536), (512, 256)] {
+        let (x, w, mut y) = (random.normal(k), random.normal(n * k), vec![0.0; n]);
+        let (x, w) = (Rows::new(&x, k), Rows::new(&w, k));
+        let bytes = 4.0 * (n * k) as f64;
+        report(&format!("linear forward_invariant 1x{n}x{k}"), bytes, "GB/s", || {
+            linear::forward_invariant(x, w, None, RowsMut::new(&mut y, n)).unwrap();
+        });
+        report(&format!("linear forward 1x{n}x{k}"), bytes, "GB/s", || {
+            linear::forward(x, w, None, RowsMut::new(&mut y, n)).unwrap();
+        });
+    }
+}
+
+fn convs(random: &mut Random) {
+    for (b, l, d) in [(1, 2048, 1536), (8, 256, 512), (1, 1, 1536)] {
+        let k = 4;
+        let dims = causal_conv1d::Dims { b, l, d, k };
+        let (x, dy, weight, bias) =
+            (random.normal(b * l * d), random.normal(b * l * d), random.normal(d * k), random.normal(d));
+        let (mut y, mut dx) = (vec![0.0; b * l * d], vec![0.0; b * l * d]);
+        let mut last = vec![0.0; b * (k - 1) * d];
+        let (mut dweight, mut dbias) = (vec![0.0; d * k], vec![0.0; d]);
+        let args = causal_conv1d::Args {
+            x: Rows::new(&x, d),
+            weight: &weight,
+            bias: Some(&bias),
+            initial: None,
+            segments: Segments::default(),
+            silu: true,
+        };
+        let bytes = 4.0 * (b * l * d) as f64;
+        report(&format!("causal_conv1d forward {b}x{l}x{d}"), 2.0 * bytes, "GB/s", || {
+            causal_conv1d::forward(dims, &args, RowsMut::new(&mut y, d), &mut last).unwrap();
+        });
+        report(&format!("causal_conv1d backward {b}x{l}x{d}"), 3.0 * bytes, "GB/s", || {
+            let (dweight, dbias) = (&mut dweight[..], Some(&mut dbias[..]));
+            let grads = causal_conv1d::Grads { dx: RowsMut::new(&mut dx, d), dweight, dbias, dinitial: None };
+            causal_conv1d::backward(dims, &args, Rows::new(&dy, d), None, grads).unwrap();
+        });
+        if l == 1 {
+            report(&format!("causal_conv1d step {b}x{d}"), 8.0 * bytes, "GB/s", || {
+                let (x, y) = (Rows::new(&x, d), RowsMut::new(&mut y, d));
+                causal_conv1d::step(dims, x, &weight, Some(&bias), true, &mut last, y).unwrap();
+            });
+        }
+    }
+}
+
+fn norms(random: &mut Random) {
+    for (m, d) in [(2048, 768), (2048, 256), (1, 768)] {
+        let (x, r, dy, weight) = (random.normal(m * d), random.normal(m * d), random.normal(m * d), random.normal(d));
+        let (mut y, mut sum, mut rstd) = (vec![0.0; m * d], vec![0.0; m * d], vec![0.0; m]);
+        let mut dweight = vec![0.0; d];
+        let bytes = 4.0 * (m * d) as f64;
+        report(&format!("add_norm forward {m}x{d}"), 4.0 * bytes, "GB/s", || {
+            let (x, r) = (Rows::new(&x, d), Some(Rows::new(&r, d)));
+            let (y, sum) = (RowsMut::new(&mut y, d), RowsMut::new(&mut sum, d));
+            add_norm::forward(x, r, &weight, 1e-5, y, sum, &mut rstd).unwrap();
+        });
+        report(&format!("add_norm backward {m}x{d}"), 4.0 * bytes, "GB/s", || {
+            let (sum, dy, dsum) = (Rows::new(&sum, d), Rows::new(&dy, d), Some(Rows::new(&r, d)));
+            let dx = RowsMut::new(&mut y, d);
+            add_norm::backward(sum, &weight, &rstd, dy, dsum, dx, &mut dweight).unwrap();
+        });
+    }
+}
+
+fn losses(random: &mut Random) {
+    for (m, v, d) in [(2048, 256, 256), (512, 50280, 768)] {
+        let (h, w) = (random.normal(m * d), random.normal(v * d));
+        let targets: Vec<i32> = (0..m).map(|_| random.below(v) as i32).collect();
+        let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
+        let args = cross_entropy::Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets };
+        let flops = 2.0 * (m * v * d) as f64;
+        report(&format!("cross_entropy loss {m}x{v}x{d}"), flops, "GFLOP/s", || {
+            cross_entropy::forward(&args, &mut nll, None).unwrap();
+        });
+        report(&format!("cross_entropy loss+gradients {m}x{v}x{d}"), 3.0 * flops, "GFLOP/s", || {
+            let (dh, dw) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
+            cross_entropy::forward(&args, &mut nll, Some(cross_entropy::Grads { dh, dw, scale: 1e-3 })).unwrap();
+        });
+    }
+}
+
+fn optimisers(random: &mut Random) {
+    let n = 1 << 24;
+    let (mut p, g, mut m, mut v) = (random.normal(n), random.normal(n), vec![0.0; n], vec![0.0; n]);
+    let hyper =
+        adamw::Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 10, grad_scale: 1.0 };
+    report("adamw step 16M", 28.0 * n as f64, "GB/s", || adamw::step(&hyper, &mut p, &g, &mut m, &mut v).unwrap());
+    report("adamw norm_sq 16M", 4.0 * n as f64, "GB/s", || assert!(adamw::norm_sq(&g) > 0.0));
+    report("adamw first_non_finite 16M", 4.0 * n as f64, "GB/s", || assert_eq!(adamw::first_non_finite(&g), None));
+    let (rows, vocabulary, d) = (2048, 50280, 256);
+    let ids: Vec<u32> = (0..rows).map(|_| random.below(vocabulary) as u32).collect();
+    let (mut table, mut y) = (random.normal(vocabulary * d), vec![0.0; rows * d]);
+    report("embedding forward 2048x256", 8.0 * (rows * d) as f64, "GB/s", || {
+        embedding::forward(&ids, Rows::new(&table, d), RowsMut::new(&mut y, d)).unwrap();
+    });
+    report("embedding backward 2048x256", 12.0 * (rows * d) as f64, "GB/s", || {
+        embedding::backward(&ids, Rows::new(&y, d), RowsMut::new(&mut table, d)).unwrap();
+    });
+}
+
+fn main() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
+    println!("{}, {} threads", Isa::best().name(), std::thread::available_parallelism().map_or(1, usize::from));
+    let mut random = Random::new(1);
+    let mut run = |name: &str, group: fn(&mut Random)| {
+        if name.starts_with(&wanted) {
+            group(&mut random);
+        }
+    };
+    run("linear", linears);
+    run("conv", convs);
+    run("norm", norms);
+    run("loss", losses);
+    run("optimiser", optimisers);
+}

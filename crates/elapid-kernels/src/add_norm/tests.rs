@@ -1,0 +1,115 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, wide, with_threads};
+
+#[test]
+fn naive_gradients_are_difference_quotients() {
+    let mut random = Random::new(1);
+    let (m, d, eps) = (3, 5, 1e-5);
+    let (x, residual, weight) = (wide(&random.normal(m * d)), wide(&random.normal(m * d)), wide(&random.normal(d)));
+    let (dy, dsum) = (wide(&random.normal(m * d)), wide(&random.normal(m * d)));
+    let run = |x: &[f64], residual: &[f64], weight: &[f64]| {
+        let (mut y, mut sum, mut rstd) = (vec![0.0; m * d], vec![0.0; m * d], vec![0.0; m]);
+        let (y_rows, sum_rows) = (RowsMut::new(&mut y, d), RowsMut::new(&mut sum, d));
+        naive::forward(Rows::new(x, d), Some(Rows::new(residual, d)), weight, eps, y_rows, sum_rows, &mut rstd);
+        (y, sum, rstd)
+    };
+    let loss = |x: &[f64], residual: &[f64], weight: &[f64]| -> f64 {
+        let (y, sum, _) = run(x, residual, weight);
+        y.iter().zip(&dy).map(|(a, b)| a * b).sum::<f64>() + sum.iter().zip(&dsum).map(|(a, b)| a * b).sum::<f64>()
+    };
+    let (_, sum, rstd) = run(&x, &residual, &weight);
+    let (mut dx, mut dweight) = (vec![0.0; m * d], vec![0.0; d]);
+    let (dy_rows, dsum_rows) = (Rows::new(&dy, d), Some(Rows::new(&dsum, d)));
+    let dx_rows = RowsMut::new(&mut dx, d);
+    naive::backward(Rows::new(&sum, d), &weight, &rstd, dy_rows, dsum_rows, dx_rows, &mut dweight);
+    assert!(central_difference(|x| loss(x, &residual, &weight), &x, &dx) < 1e-7);
+    assert!(central_difference(|r| loss(&x, r, &weight), &residual, &dx) < 1e-7);
+    assert!(central_difference(|w| loss(&x, &residual, w), &weight, &dweight) < 1e-7);
+}
+
+proptest! {
+    #[test]
+    fn fast_is_naive(
+        m in 0usize..90, d in 1usize..200, gap in 0usize..3, with_residual: bool, with_dsum: bool, seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let (x, r, weight) = (random.normal(m * d), random.normal(m * d), random.normal(d));
+        let (dy, dsum, start) = (random.normal(m * d), random.normal(m * d), random.normal(d));
+        let (x64, r64, weight64) = (wide(&x), wide(&r), wide(&weight));
+        let (mut y64, mut sum64, mut rstd64) = (vec![0.0; m * d], vec![0.0; m * d], vec![0.0; m]);
+        naive::forward(
+            Rows::new(&x64, d), with_residual.then(|| Rows::new(&r64, d)), &weight64, 1e-5,
+            RowsMut::new(&mut y64, d), RowsMut::new(&mut sum64, d), &mut rstd64,
+        );
+        let (mut dx64, mut dweight64) = (vec![0.0; m * d], wide(&start));
+        let dsum64 = wide(&dsum);
+        naive::backward(
+            Rows::new(&sum64, d), &weight64, &rstd64, Rows::new(&wide(&dy), d),
+            with_dsum.then(|| Rows::new(&dsum64, d)), RowsMut::new(&mut dx64, d), &mut dweight64,
+        );
+        for isa in Isa::available() {
+            let (mut y, mut sum, mut rstd) = (Poisoned::new(m, d, gap), Poisoned::new(m, d, gap), Poisoned::new(1, m, 1));
+            let residual = with_residual.then(|| Rows::new(&r, d));
+            cpu::forward(isa, Rows::new(&x, d), residual, &weight, 1e-5, y.rows_mut(), sum.rows_mut(), rstd.rows_mut().row(0));
+            prop_assert!(err_ratio(&y64, &y.values()) < 1e-6);
+            prop_assert!(err_ratio(&sum64, &sum.values()) < 1e-6);
+            prop_assert!(err_ratio(&rstd64, &rstd.values()) < 1e-6);
+            let (mut dx, mut dweight) = (Poisoned::new(m, d, gap), Poisoned::with(&start, d, 1));
+            cpu::backward(
+                isa, Rows::new(&sum.values(), d), &weight, &rstd.values(), Rows::new(&dy, d),
+                with_dsum.then(|| Rows::new(&dsum, d)), dx.rows_mut(), dweight.rows_mut().row(0),
+            );
+            // With one channel the gradient is a difference of nearly equal numbers.
+            let tolerance = if d < 3 { 1e-3 } else { 1e-5 };
+            prop_assert!(err_ratio(&dx64, &dx.values()) < tolerance, "{} {}", isa.name(), err_ratio(&dx64, &dx.values()));
+            prop_assert!(err_ratio(&dweight64, &dweight.values()) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_is_the_row_in_a_batch_and_threads_change_nothing() {
+    let mut random = Random::new(3);
+    let (m, d) = (700, 129);
+    let (x, r, weight, dy) = (random.normal(m * d), random.normal(m * d), random.normal(d), random.normal(m * d));
+    for isa in Isa::available() {
+        let run = |threads, from: usize, rows: usize| {
+            with_threads(threads, || {
+                let (mut y, mut sum, mut rstd) = (vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; rows]);
+                let (x, r) = (Rows::new(&x, d).slice(from, rows), Some(Rows::new(&r, d).slice(from, rows)));
+                cpu::forward(isa, x, r, &weight, 1e-5, RowsMut::new(&mut y, d), RowsMut::new(&mut sum, d), &mut rstd);
+                let (mut dx, mut dweight) = (vec![0.0; rows * d], vec![0.0; d]);
+                let (sum, dy) = (Rows::new(&sum, d), Rows::new(&dy, d).slice(from, rows));
+                cpu::backward(isa, sum, &weight, &rstd, dy, None, RowsMut::new(&mut dx, d), &mut dweight);
+                (bits(&y), bits(&dx), bits(&dweight))
+            })
+        };
+        let all = run(1, 0, m);
+        assert_eq!(all, run(2, 0, m));
+        assert_eq!(all, run(3, 0, m));
+        for r in [0, 1, 350, m - 1] {
+            let alone = run(1, r, 1);
+            assert_eq!(alone.0, all.0[r * d..][..d]);
+            assert_eq!(alone.1, all.1[r * d..][..d]);
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let x = [0.0; 6];
+    let (mut y, mut sum, mut rstd) = ([0.0; 6], [0.0; 6], [0.0; 2]);
+    let mut run = |weight: &[f32], residual: Option<Rows<'_>>, rows: usize| {
+        let (y, sum) = (RowsMut::new(&mut y, 3), RowsMut::new(&mut sum, 3));
+        forward(Rows::new(&x, 3), residual, weight, 1e-5, y, sum, &mut rstd[..rows])
+    };
+    assert!(run(&[1.0; 3], None, 2).is_ok());
+    assert_eq!(run(&[1.0; 2], None, 2).unwrap_err().argument, "weight");
+    assert_eq!(run(&[1.0; 3], None, 1).unwrap_err().argument, "rstd");
+    assert_eq!(run(&[1.0; 3], Some(Rows::new(&x, 2)), 2).unwrap_err().argument, "residual");
+    let (mut dx, mut dweight) = ([0.0; 6], [0.0; 2]);
+    let rows = Rows::new(&x, 3);
+    assert!(backward(rows, &[1.0; 3], &[1.0; 2], rows, None, RowsMut::new(&mut dx, 3), &mut dweight).is_err());
+}

@@ -1,0 +1,142 @@
+//! Depthwise causal convolution over time, with an optional SiLU (Gu and Dao 2023, arXiv 2312.00752, figure 3; the
+//! tap order is that of the reference `causal_conv1d`):
+//!
+//! y_t = act(bias + Σ_j weight_j x_{t-(k-1)+j}), so `weight[.., k-1]` multiplies the current input.
+//!
+//! Activations are channels-last. The window of `k - 1` raw inputs is the state: what precedes position 0 comes in as
+//! `initial`, what a next chunk needs goes out as `last`, and [`step`] moves it on by one position. A whole sequence, its
+//! chunks and its steps agree bit for bit. Where [`Segments`] reset, the window starts anew: earlier inputs count as
+//! zeros, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is the window
+//! before them.
+//!
+//! Backward, derived in `docs/math/causal_conv1d.md`, recomputes what precedes the SiLU.
+
+mod cpu;
+pub mod naive;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Check, Result};
+use crate::{Isa, Rows, RowsMut, Segments};
+
+/// Sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Batch.
+    pub b: usize,
+    /// Length; 1 in [`step`], which does not look at it.
+    pub l: usize,
+    /// Channels.
+    pub d: usize,
+    /// Taps, at least 1.
+    pub k: usize,
+}
+
+/// What the convolution reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a, T = f32> {
+    /// `[b l d]`, as `b * l` rows.
+    pub x: Rows<'a, T>,
+    /// `[d k]`.
+    pub weight: &'a [T],
+    /// `[d]`.
+    pub bias: Option<&'a [T]>,
+    /// `[b k-1 d]`: the raw inputs before position 0, oldest first; zeros if absent.
+    pub initial: Option<&'a [T]>,
+    /// Padding and packed documents.
+    pub segments: Segments<'a>,
+    /// Whether x sigmoid(x) follows.
+    pub silu: bool,
+}
+
+/// What the backward writes and adds to.
+#[derive(Debug)]
+pub struct Grads<'a, T = f32> {
+    /// `[b l d]` (=).
+    pub dx: RowsMut<'a, T>,
+    /// `[d k]` (+=).
+    pub dweight: &'a mut [T],
+    /// `[d]` (+=).
+    pub dbias: Option<&'a mut [T]>,
+    /// `[b k-1 d]` (=); without `initial`, the gradient at its zeros.
+    pub dinitial: Option<&'a mut [T]>,
+}
+
+/// Convolves.
+///
+/// `y` `[b l d]` (=), `last` `[b k-1 d]` (=): the last raw inputs of each row, oldest first.
+///
+/// # Errors
+/// If shapes differ, or `k` is 0.
+pub fn forward(dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32]) -> Result<()> {
+    let check = check_args(dims, args)?;
+    check.shape("y", y.shape(), (dims.b * dims.l, dims.d))?;
+    check.len("last", last.len(), dims.b * (dims.k - 1) * dims.d)?;
+    cpu::forward(Isa::best(), dims, args, y, last);
+    Ok(())
+}
+
+/// The gradient of [`forward`].
+///
+/// `dy` `[b l d]`; `dlast` `[b k-1 d]` is the gradient that arrives at `last` from a next chunk.
+///
+/// # Errors
+/// If shapes differ, or `k` is 0.
+pub fn backward(dims: Dims, args: &Args<'_>, dy: Rows<'_>, dlast: Option<&[f32]>, grads: Grads<'_>) -> Result<()> {
+    let check = check_args(dims, args)?;
+    let Dims { b, l, d, k } = dims;
+    check.shape("dy", dy.shape(), (b * l, d))?;
+    if let Some(dlast) = dlast {
+        check.len("dlast", dlast.len(), b * (k - 1) * d)?;
+    }
+    check.shape("dx", grads.dx.shape(), (b * l, d))?;
+    check.len("dweight", grads.dweight.len(), d * k)?;
+    if let Some(dbias) = &grads.dbias {
+        check.len("dbias", dbias.len(), d)?;
+    }
+    if let Some(dinitial) = &grads.dinitial {
+        check.len("dinitial", dinitial.len(), b * (k - 1) * d)?;
+    }
+    cpu::backward(Isa::best(), dims, args, dy, dlast, grads);
+    Ok(())
+}
+
+/// One position: what [`forward`] gives for it, bit for bit. Allocates nothing.
+///
+/// `x` `[b d]`, `weight` `[d k]`, `bias` `[d]`, `state` `[b k-1 d]` the window, moved on in place, `y` `[b d]` (=).
+///
+/// # Errors
+/// If shapes differ, or `k` is 0.
+pub fn step(
+    dims: Dims,
+    x: Rows<'_>,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    silu: bool,
+    state: &mut [f32],
+    y: RowsMut<'_>,
+) -> Result<()> {
+    let dims = Dims { l: 1, ..dims };
+    let args = Args { x, weight, bias, initial: None, segments: Segments::default(), silu };
+    let check = check_args(dims, &args)?;
+    check.len("state", state.len(), dims.b * (dims.k - 1) * dims.d)?;
+    check.shape("y", y.shape(), (dims.b, dims.d))?;
+    cpu::step(Isa::best(), dims, x, weight, bias, silu, state, y);
+    Ok(())
+}
+
+fn check_args(dims: Dims, args: &Args<'_>) -> Result<Check> {
+    let Dims { b, l, d, k } = dims;
+    let check = Check("causal_conv1d");
+    check.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
+    check.shape("x", args.x.shape(), (b * l, d))?;
+    check.len("weight", args.weight.len(), d * k)?;
+    if let Some(bias) = args.bias {
+        check.len("bias", bias.len(), d)?;
+    }
+    if let Some(initial) = args.initial {
+        check.len("initial", initial.len(), b * (k - 1) * d)?;
+    }
+    args.segments.check("causal_conv1d", b, l)?;
+    Ok(check)
+}

@@ -1,0 +1,124 @@
+//! For each block of rows: logits by a matrix product, one pass a row that turns them into gradients in place, two
+//! matrix products. The block's logits are the only memory: about 4 MiB or 128 rows, whichever is more.
+//!
+//! Departures from naive: exp is a polynomial; sums of a row run in vectors, in an order that depends on `v` only.
+
+use pulp::{Simd, WithSimd};
+
+use super::{Args, Grads};
+use crate::parallel::{self, Each};
+use crate::{Isa, Rows, RowsMut, linear, math};
+
+/// Rows a block for a vocabulary of `v`.
+fn block(m: usize, v: usize) -> usize {
+    ((1 << 20) / v.max(1)).max(128).min(m)
+}
+
+pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) {
+    let Args { h, w, targets } = *args;
+    let (m, v) = (h.rows(), w.rows());
+    let block = block(m, v);
+    let mut logits = vec![0.0; block * v];
+    let (mut rest, mut dw, scale) = match grads {
+        Some(Grads { dh, dw, scale }) => (Some(dh), Some(dw), Some(scale)),
+        None => (None, None, None),
+    };
+    for from in (0..m).step_by(block.max(1)) {
+        let rows = block.min(m - from);
+        let (h, targets, nll) = (h.slice(from, rows), &targets[from..][..rows], &mut nll[from..][..rows]);
+        let logits = &mut logits[..rows * v];
+        let dh = rest.take().map(|all| {
+            let (dh, below) = all.split_rows(rows);
+            rest = Some(below);
+            dh
+        });
+        if targets.iter().all(|&target| target < 0) {
+            nll.fill(0.0);
+            dh.into_iter().for_each(|mut dh| dh.fill(0.0));
+            continue;
+        }
+        // A slice cannot count rows of no columns, but then there is no row to keep: v is above some target.
+        linear::cpu::forward(h, w, None, RowsMut::new(logits, v));
+        let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
+        parallel::split(rows, grain, (Each(logits, v), &mut *nll), &|from, _, (Each(logits, _), nll)| {
+            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], nll, scale });
+        });
+        if let (Some(dh), Some(dw)) = (dh, &mut dw) {
+            let dlogits = Rows::new(logits, v);
+            linear::cpu::backward_input(dlogits, w, dh);
+            linear::cpu::backward_weight(dlogits, h, dw.reborrow());
+        }
+    }
+}
+
+/// The loss of each row, and its gradient in place of the logits.
+struct Softmax<'a> {
+    logits: &'a mut [f32],
+    v: usize,
+    targets: &'a [i32],
+    nll: &'a mut [f32],
+    scale: Option<f32>,
+}
+
+impl WithSimd for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { logits, v, targets, nll, scale } = self;
+        for ((z, &target), nll) in logits.chunks_exact_mut(v).zip(targets).zip(nll) {
+            let Ok(target) = usize::try_from(target) else {
+                *nll = 0.0;
+                z.fill(0.0);
+                continue;
+            };
+            let picked = z[target];
+            let top = max(simd, z);
+            let sum = exponentials(simd, z, top);
+            *nll = (top - picked) + sum.ln();
+            if let Some(scale) = scale {
+                let share = scale / sum;
+                z.iter_mut().for_each(|z| *z *= share);
+                z[target] -= scale;
+            }
+        }
+    }
+}
+
+/// The largest of a row.
+#[inline(always)]
+fn max<S: Simd>(simd: S, z: &[f32]) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(z);
+    let mut best = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+    let (fours, rest) = vectors.as_chunks::<4>();
+    for z in fours {
+        for j in 0..4 {
+            best[j] = simd.max_f32s(best[j], z[j]);
+        }
+    }
+    for &z in rest {
+        best[0] = simd.max_f32s(best[0], z);
+    }
+    let best = simd.max_f32s(simd.max_f32s(best[0], best[1]), simd.max_f32s(best[2], best[3]));
+    tail.iter().fold(simd.reduce_max_f32s(best), |a, &b| a.max(b))
+}
+
+/// Replaces z by exp(z - top) and returns the sum.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, z: &mut [f32], top: f32) -> f32 {
+    let tops = simd.splat_f32s(top);
+    let (vectors, tail) = S::as_mut_simd_f32s(z);
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    for (j, z) in vectors.iter_mut().enumerate() {
+        *z = math::exp(simd, simd.sub_f32s(*z, tops));
+        sums[j % 4] = simd.add_f32s(sums[j % 4], *z);
+    }
+    let sums = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
+    let mut sum = simd.reduce_sum_f32s(sums);
+    if !tail.is_empty() {
+        let e = math::exp(simd, simd.sub_f32s(simd.partial_load_f32s(tail), tops));
+        simd.partial_store_f32s(tail, e);
+        sum += tail.iter().sum::<f32>();
+    }
+    sum
+}

@@ -1,0 +1,58 @@
+//! Cross-entropy fused with the output projection: logits z = h Wᵀ, nll_r = log Σ_j exp z_rj - z_{r, target_r}.
+//!
+//! The logits of all rows are never in memory together, nor are their gradients, which are made in the same pass:
+//! dz = scale (softmax(z) - onehot(target)), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`).
+
+mod cpu;
+pub mod naive;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Check, Result};
+use crate::{Isa, Rows, RowsMut};
+
+/// What the loss reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a, T = f32> {
+    /// `[m d]`, the last hidden states.
+    pub h: Rows<'a, T>,
+    /// `[v d]`, the output projection.
+    pub w: Rows<'a, T>,
+    /// `[m]`; negative: the row is ignored.
+    pub targets: &'a [i32],
+}
+
+/// Gradients to make in the same pass.
+#[derive(Debug)]
+pub struct Grads<'a, T = f32> {
+    /// `[m d]` (=), zeros where a row is ignored.
+    pub dh: RowsMut<'a, T>,
+    /// `[v d]` (+=).
+    pub dw: RowsMut<'a, T>,
+    /// What multiplies both; usually 1 over the number of rows that count.
+    pub scale: T,
+}
+
+/// The negative log-likelihood of each row's target, in nats, and its gradients.
+///
+/// `nll` `[m]` (=), 0 where a row is ignored.
+///
+/// # Errors
+/// If shapes differ, or a target is not below `v`; the error has the position and the target.
+pub fn forward(args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) -> Result<()> {
+    let check = Check("cross_entropy");
+    let Args { h, w, targets } = *args;
+    check.shape("w", w.shape(), (w.rows(), h.cols()))?;
+    check.len("targets", targets.len(), h.rows())?;
+    check.len("nll", nll.len(), h.rows())?;
+    if let Some(grads) = &grads {
+        check.shape("dh", grads.dh.shape(), h.shape())?;
+        check.shape("dw", grads.dw.shape(), w.shape())?;
+    }
+    if let Some(at) = targets.iter().position(|&id| usize::try_from(id).is_ok_and(|id| id >= w.rows())) {
+        let wanted = || format!("targets below {}", w.rows());
+        check.that(false, "targets", wanted, || format!("{} at position {at}", targets[at]))?;
+    }
+    cpu::forward(Isa::best(), args, nll, grads);
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Products by the `gemm` crate, but for the forward of a few rows, where [`invariant`] is faster: by 1.4 times or more
+//! with 64 rows, by 2 or more with 8 (n 1536 and 3072, k 768, one thread of a Zen 4).
+//!
+//! `gemm` cuts the work by rows and columns of the result, never along the sum, so results do not depend on the number
+//! of threads.
+
+use gemm::Parallelism;
+use pulp::{Simd, WithSimd};
+
+use super::invariant;
+use crate::parallel;
+use crate::{Isa, Rows, RowsMut};
+
+/// Multiplications below which a product stays on the calling thread.
+const LEAST: usize = 1 << 19;
+
+/// Rows of x up to which [`invariant`] does the forward.
+const FEW: usize = 64;
+
+/// A matrix as `gemm` takes it: a pointer, and the distances between columns and rows.
+#[derive(Clone, Copy)]
+struct Factor {
+    at: *const f32,
+    columns: isize,
+    rows: isize,
+}
+
+impl Factor {
+    fn of(x: Rows<'_>) -> Self {
+        Self { at: x.as_ptr(), columns: 1, rows: x.stride() as isize }
+    }
+
+    fn transposed(self) -> Self {
+        Self { columns: self.rows, rows: self.columns, ..self }
+    }
+}
+
+/// c = a b, or c += a b; a is `[c.rows, k]`, b is `[k, c.cols]`.
+///
+/// # Safety
+/// `a` and `b` are readable in those shapes.
+unsafe fn product(mut c: RowsMut<'_>, add: bool, a: Factor, b: Factor, k: usize) {
+    let (m, n) = c.shape();
+    if m == 0 || n == 0 || k == 0 {
+        if !add {
+            c.fill(0.0);
+        }
+        return;
+    }
+    let work = m.saturating_mul(n).saturating_mul(k);
+    let threads = if work < LEAST { Parallelism::None } else { Parallelism::Rayon(0) };
+    let stride = c.stride() as isize;
+    // SAFETY: c is exclusively borrowed in its shape; the caller vouches for a and b.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            stride,
+            add,
+            a.at,
+            a.columns,
+            a.rows,
+            b.at,
+            b.columns,
+            b.rows,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+pub(crate) fn forward(x: Rows<'_>, w: Rows<'_>, bias: Option<&[f32]>, mut y: RowsMut<'_>) {
+    debug_assert_eq!((x.cols(), y.shape()), (w.cols(), (x.rows(), w.rows())));
+    if x.rows() <= FEW {
+        return invariant::forward(Isa::best(), x, w, bias, y);
+    }
+    if let Some(bias) = bias {
+        for r in 0..y.rows() {
+            y.row(r).copy_from_slice(bias);
+        }
+    }
+    // SAFETY: `super::check_forward` has made x [m k] and w [n k] fit y [m n].
+    unsafe { product(y, bias.is_some(), Factor::of(x), Factor::of(w).transposed(), x.cols()) }
+}
+
+pub(crate) fn backward_input(dy: Rows<'_>, w: Rows<'_>, dx: RowsMut<'_>) {
+    debug_assert_eq!((dy.cols(), dx.shape()), (w.rows(), (dy.rows(), w.cols())));
+    // SAFETY: `super::backward_input` has made dy [m n] and w [n k] fit dx [m k].
+    unsafe { product(dx, false, Factor::of(dy), Factor::of(w), dy.cols()) }
+}
+
+pub(crate) fn backward_weight(dy: Rows<'_>, x: Rows<'_>, dw: RowsMut<'_>) {
+    debug_assert_eq!((dy.rows(), dw.shape()), (x.rows(), (dy.cols(), x.cols())));
+    // SAFETY: `super::backward_weight` has made dy [m n] and x [m k] fit dw [n k].
+    unsafe { product(dw, true, Factor::of(dy).transposed(), Factor::of(x), dy.rows()) }
+}
+
+pub(crate) fn backward_bias(isa: Isa, dy: Rows<'_>, db: &mut [f32]) {
+    let grain = parallel::grain(dy.cols(), dy.rows(), 1 << 16, 64);
+    parallel::split(dy.cols(), grain, db, &|from, count, db| isa.run(Sum { dy: dy.columns(from, count), db }));
+}
+
+struct Sum<'a> {
+    dy: Rows<'a>,
+    db: &'a mut [f32],
+}
+
+impl WithSimd for Sum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for r in 0..self.dy.rows() {
+            for (db, &dy) in self.db.iter_mut().zip(self.dy.row(r)) {
+                *db += dy;
+            }
+        }
+    }
+}

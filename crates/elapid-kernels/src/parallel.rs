@@ -1,0 +1,95 @@
+//! Cutting outputs among threads. The cut never changes a result: a part's numbers depend on its own rows only, and
+//! sums over rows go through blocks whose size does not depend on the number of threads.
+
+use crate::RowsMut;
+
+/// Outputs that can be cut in two at a row (or a column, see [`Columns`]).
+pub(crate) trait Cut: Send + Sized {
+    /// The part before `at`, and the part from `at` on.
+    fn cut(self, at: usize) -> (Self, Self);
+}
+
+impl Cut for () {
+    fn cut(self, _: usize) -> (Self, Self) {
+        ((), ())
+    }
+}
+
+impl<T: Send> Cut for &mut [T] {
+    fn cut(self, at: usize) -> (Self, Self) {
+        self.split_at_mut(at)
+    }
+}
+
+impl<T: Copy + Send> Cut for RowsMut<'_, T> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        self.split_rows(at)
+    }
+}
+
+impl<A: Cut> Cut for Option<A> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        self.map_or((None, None), |a| {
+            let (left, right) = a.cut(at);
+            (Some(left), Some(right))
+        })
+    }
+}
+
+impl<A: Cut, B: Cut> Cut for (A, B) {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let ((a, c), (b, d)) = (self.0.cut(at), self.1.cut(at));
+        ((a, b), (c, d))
+    }
+}
+
+impl<A: Cut, B: Cut, C: Cut> Cut for (A, B, C) {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let ((a, d), (b, e), (c, f)) = (self.0.cut(at), self.1.cut(at), self.2.cut(at));
+        ((a, b, c), (d, e, f))
+    }
+}
+
+/// A matrix that is cut at a column.
+pub(crate) struct Columns<'a>(pub(crate) RowsMut<'a>);
+
+impl Cut for Columns<'_> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let (left, right) = self.0.split_columns(at);
+        (Self(left), Self(right))
+    }
+}
+
+/// A slice of which each unit owns `.1` neighbouring elements.
+pub(crate) struct Each<'a>(pub(crate) &'a mut [f32], pub(crate) usize);
+
+impl Cut for Each<'_> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let (left, right) = self.0.split_at_mut(at * self.1);
+        (Self(left, self.1), Self(right, self.1))
+    }
+}
+
+/// Calls `f(first, count, part)` over units `0..count`, cut at multiples of `grain`, in parallel. A grain of at least
+/// `count` is a plain call, with no thread woken.
+pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(usize, usize, C) + Sync)) {
+    fn part<C: Cut>(from: usize, count: usize, grain: usize, parts: C, f: &(impl Fn(usize, usize, C) + Sync)) {
+        if count <= grain {
+            return f(from, count, parts);
+        }
+        let at = (count / 2).next_multiple_of(grain);
+        let (left, right) = parts.cut(at);
+        rayon::join(|| part(from, at, grain, left, f), || part(from + at, count - at, grain, right, f));
+    }
+    part(0, count, grain.max(1), parts, f);
+}
+
+/// A grain for [`split`]: units of `work` elementary steps each, so that a part has at least `least` steps, there are at
+/// most a few parts a thread, and parts are multiples of `multiple` units.
+pub(crate) fn grain(count: usize, work: usize, least: usize, multiple: usize) -> usize {
+    if count.saturating_mul(work) <= least {
+        return usize::MAX;
+    }
+    let parts = 4 * rayon::current_num_threads();
+    count.div_ceil(parts).max(least / work.max(1)).max(1).next_multiple_of(multiple)
+}

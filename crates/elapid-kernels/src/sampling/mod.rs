@@ -1,0 +1,84 @@
+//! Choosing the next token from logits `[v]`.
+//!
+//! In this order: repetition penalty (Keskar et al. 2019, arXiv 1909.05858: a logit is divided by it if positive,
+//! multiplied if not, once for each distinct recent id), temperature, top-k, top-p (Holtzman et al. 2020, arXiv
+//! 1904.09751: the smallest set of best tokens with that much of the mass, at least one), min-p (tokens of at least that
+//! share of the best one's probability). Of equal logits the smaller id comes first everywhere.
+
+mod cpu;
+pub mod naive;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Check, Result};
+
+/// How to choose. The default is the model's own distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Params {
+    /// Divides the logits; 0 is greedy.
+    pub temperature: f32,
+    /// How many of the best tokens stay; 0 for all.
+    pub top_k: usize,
+    /// How much of the mass stays, in (0, 1]; 1 for all.
+    pub top_p: f32,
+    /// The least share of the best token's probability, in [0, 1]; 0 for all.
+    pub min_p: f32,
+    /// Above 1 discourages recent tokens; 1 for none.
+    pub repetition_penalty: f32,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+/// Memory that is kept from token to token.
+#[derive(Debug, Clone, Default)]
+pub struct Scratch {
+    logits: Vec<f32>,
+    kept: Vec<(f32, u32)>,
+    recent: Vec<u32>,
+}
+
+/// The id of the largest logit, the first of equals.
+///
+/// # Errors
+/// If there are no logits, or one is not finite; the error has the id.
+pub fn greedy(logits: &[f32]) -> Result<u32> {
+    check_logits(logits)?;
+    Ok(cpu::greedy(logits))
+}
+
+/// The id that `uniform`, a number in `[0, 1)`, falls on.
+///
+/// `logits` `[v]`; `recent` holds the ids that the repetition penalty is for, in any order.
+///
+/// # Errors
+/// If there are no logits, one is not finite (the error has the id), a recent id is not below `v`, or a parameter or
+/// `uniform` is out of its range.
+pub fn sample(params: &Params, logits: &[f32], recent: &[u32], uniform: f64, scratch: &mut Scratch) -> Result<u32> {
+    let check = Check("sampling");
+    let Params { temperature, top_p, min_p, repetition_penalty, .. } = *params;
+    let finite = |x: f32| x.is_finite() && x >= 0.0;
+    check.that(finite(temperature), "temperature", || "at least 0".into(), || temperature.to_string())?;
+    check.that(top_p > 0.0 && top_p <= 1.0, "top_p", || "in (0, 1]".into(), || top_p.to_string())?;
+    check.that((0.0..=1.0).contains(&min_p), "min_p", || "in [0, 1]".into(), || min_p.to_string())?;
+    let penalty = repetition_penalty;
+    check.that(finite(penalty) && penalty > 0.0, "repetition_penalty", || "above 0".into(), || penalty.to_string())?;
+    check.that((0.0..1.0).contains(&uniform), "uniform", || "in [0, 1)".into(), || uniform.to_string())?;
+    check_logits(logits)?;
+    if let Some(id) = recent.iter().find(|&&id| id as usize >= logits.len()) {
+        check.that(false, "recent", || format!("ids below {}", logits.len()), || id.to_string())?;
+    }
+    Ok(cpu::sample(params, logits, recent, uniform, scratch))
+}
+
+fn check_logits(logits: &[f32]) -> Result<()> {
+    let check = Check("sampling");
+    check.that(!logits.is_empty(), "logits", || "at least one".into(), || "none".into())?;
+    match crate::adamw::first_non_finite(logits) {
+        None => Ok(()),
+        Some(id) => check.that(false, "logits", || "finite values".into(), || format!("{} for id {id}", logits[id])),
+    }
+}

@@ -1,0 +1,90 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{Random, wide};
+
+proptest! {
+    /// The share of an even grid of `uniform` that falls on each id is the naive probability.
+    #[test]
+    fn shares_are_naive(
+        v in 1usize..60,
+        (temperature, top_k, top_p, min_p) in (0.3f32..2.0, 0usize..12, 0.1f32..1.3, -0.3f32..0.6),
+        penalty in 0.8f32..1.5,
+        ties: bool,
+        seed: u64,
+    ) {
+        let mut random = Random::new(seed);
+        let mut logits = random.normal(v);
+        if ties {
+            logits.iter_mut().for_each(|z| *z = z.round());
+        }
+        let recent: Vec<u32> = (0..8).map(|_| random.below(v) as u32).collect();
+        let params =
+            Params { temperature, top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0), repetition_penalty: penalty };
+        let want = naive::distribution(&params, &wide(&logits), &recent);
+        let (grid, mut scratch, mut counts) = (2000, Scratch::default(), vec![0.0; v]);
+        for i in 0..grid {
+            let uniform = (i as f64 + 0.5) / grid as f64;
+            counts[sample(&params, &logits, &recent, uniform, &mut scratch).unwrap() as usize] += 1.0 / grid as f64;
+        }
+        for (id, count) in (0..).zip(counts) {
+            let want = want.iter().find(|w| w.0 == id).map_or(0.0, |w| w.1);
+            prop_assert!((count - want).abs() < 2.0 / grid as f64, "{id}: {count}, wanted {want}");
+        }
+    }
+}
+
+#[test]
+fn a_long_nucleus_is_naive() {
+    let mut random = Random::new(3);
+    let logits: Vec<f32> = random.normal(20_000).iter().map(|z| (8.0 * z).round() / 16.0).collect();
+    for top_p in [0.01, 0.5, 0.999] {
+        for min_p in [0.0, 0.1] {
+            let params = Params { top_p, min_p, ..Params::default() };
+            let want = naive::distribution(&params, &wide(&logits), &[]);
+            let mut at = 0.0;
+            for &(id, share) in want.iter() {
+                let uniform: f64 = at + share / 2.0;
+                assert_eq!(sample(&params, &logits, &[], uniform, &mut Scratch::default()).unwrap(), id);
+                at += share;
+                if at > 0.02 {
+                    break;
+                }
+            }
+            let last = sample(&params, &logits, &[], 1.0 - 1e-12, &mut Scratch::default()).unwrap();
+            assert_eq!(last, want[want.len() - 1].0);
+        }
+    }
+}
+
+#[test]
+fn greedy_takes_the_first_of_equals() {
+    assert_eq!(greedy(&[1.0, 3.0, 3.0]).unwrap(), 1);
+    let cold = Params { temperature: 0.0, repetition_penalty: 2.0, ..Params::default() };
+    assert_eq!(sample(&cold, &[1.0, 3.0, 2.0], &[1, 1], 0.9, &mut Scratch::default()).unwrap(), 2);
+    assert_eq!(sample(&cold, &[-1.0, -3.0, -2.0], &[0, 0], 0.9, &mut Scratch::default()).unwrap(), 0);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let mut scratch = Scratch::default();
+    assert_eq!(greedy(&[0.0, f32::NAN]).unwrap_err().got, "NaN for id 1");
+    assert!(greedy(&[]).is_err());
+    let mut argument = |params: Params, recent: &[u32], uniform| {
+        sample(&params, &[0.0, 1.0], recent, uniform, &mut scratch).unwrap_err().argument
+    };
+    let default = Params::default();
+    assert_eq!(argument(default, &[2], 0.0), "recent");
+    assert_eq!(argument(default, &[], 1.0), "uniform");
+    assert_eq!(argument(Params { temperature: f32::NAN, ..default }, &[], 0.0), "temperature");
+    assert_eq!(argument(Params { top_p: 0.0, ..default }, &[], 0.0), "top_p");
+    assert_eq!(argument(Params { min_p: 1.5, ..default }, &[], 0.0), "min_p");
+    assert_eq!(argument(Params { repetition_penalty: 0.0, ..default }, &[], 0.0), "repetition_penalty");
+}
+
+#[test]
+fn extreme_logits_are_safe() {
+    let mut scratch = Scratch::default();
+    let sharp = Params { temperature: 1e-30, repetition_penalty: 1e-30, ..Params::default() };
+    assert_eq!(sample(&sharp, &[f32::MAX, f32::MIN, 0.0], &[0, 1], 0.5, &mut scratch).unwrap(), 0);
+}

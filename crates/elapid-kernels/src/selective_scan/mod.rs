@@ -1,0 +1,293 @@
+//! The selective scan of Mamba (Gu and Dao 2023, arXiv 2312.00752, algorithm 2 and equations 2a, 4):
+//!
+//! - Δ_t = softplus(delta_t + bias), or delta_t + bias
+//! - h_t = Ā_t h_{t-1} + B̄_t u_t, with Ā and B̄ from Δ_t, A and B_t by a [`Discretisation`] // b l d n
+//! - y_t = (Σ_n C_t h_t + D u_t) silu(z_t) // b l n, b l d n -> b l d
+//!
+//! Activations are channels-last: `[b l d]` is `b * l` rows of `d`. B_t and C_t are shared by all channels.
+//!
+//! The state is `[b d n]`: what precedes position 0 comes in as `initial`, what a next chunk needs goes out as `last`, and
+//! [`step`] moves it on by one position. A whole sequence, its chunks and its steps agree bit for bit; so do a row of a
+//! batch and a batch of one, and any numbers of threads. Where [`Segments`] reset, the state before that position counts
+//! as 0, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is the state before
+//! them.
+//!
+//! Backward, derived in `docs/math/selective_scan.md`, runs the recurrence again from states that [`forward`] left in
+//! [`Saved`]; h is never stored as a whole.
+
+mod cpu;
+pub mod naive;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Check, Error, Result};
+use crate::{Isa, Rows, RowsMut, Segments};
+
+const OP: &str = "selective_scan";
+
+/// How Ā and B̄ follow from Δ, A and B.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Discretisation {
+    /// Ā = exp(ΔA), B̄ = ΔB: what the released Mamba models use.
+    #[default]
+    ExpEuler,
+    /// Zero-order hold, equation 4 of the paper: Ā = exp(ΔA), B̄ = (exp(ΔA) - 1) / A · B; ΔB where ΔA = 0.
+    Zoh,
+    /// Ā = (1 + ΔA/2) / (1 - ΔA/2), B̄ = Δ / (1 - ΔA/2) · B (S4, arXiv 2111.00396, equation 3). ΔA must not be 2.
+    Bilinear,
+}
+
+impl Discretisation {
+    /// Every rule.
+    pub const ALL: [Self; 3] = [Self::ExpEuler, Self::Zoh, Self::Bilinear];
+
+    /// `exp-euler`, `zoh` or `bilinear`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExpEuler => "exp-euler",
+            Self::Zoh => "zoh",
+            Self::Bilinear => "bilinear",
+        }
+    }
+}
+
+impl fmt::Display for Discretisation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Discretisation {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|rule| rule.name() == name).ok_or_else(|| Error {
+            op: OP,
+            argument: "rule",
+            wanted: Self::ALL.map(Self::name).join(", "),
+            got: name.to_owned(),
+        })
+    }
+}
+
+/// Sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Batch.
+    pub b: usize,
+    /// Length; 1 in [`step`], which does not look at it.
+    pub l: usize,
+    /// Channels, at least 1.
+    pub d: usize,
+    /// State size of a channel, at least 1.
+    pub n: usize,
+}
+
+/// What the scan reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a, T = f32> {
+    /// `[b l d]`, the input.
+    pub u: Rows<'a, T>,
+    /// `[b l d]`, Δ before bias and softplus.
+    pub delta: Rows<'a, T>,
+    /// `[d]`.
+    pub delta_bias: Option<&'a [T]>,
+    /// Whether Δ goes through softplus.
+    pub softplus: bool,
+    /// `[d n]`: A itself, negative for a state that decays.
+    pub a: &'a [T],
+    /// `[b l n]`.
+    pub b: Rows<'a, T>,
+    /// `[b l n]`.
+    pub c: Rows<'a, T>,
+    /// `[d]`: D, the weight of the input in the output.
+    pub skip: Option<&'a [T]>,
+    /// `[b l d]`, the gate.
+    pub z: Option<Rows<'a, T>>,
+    /// `[b d n]`: the state before position 0; zeros if absent.
+    pub initial: Option<&'a [T]>,
+    /// Padding and packed documents.
+    pub segments: Segments<'a>,
+    /// How Ā and B̄ come about.
+    pub rule: Discretisation,
+}
+
+/// What [`forward`] leaves for [`backward`]: the states before every tile of up to 32 positions.
+///
+/// Its numbers are laid out for the vectors of this processor. It may be used again for another call.
+#[derive(Debug, Clone, Default)]
+pub struct Saved {
+    states: Vec<f32>,
+    made_for: Option<(Dims, usize)>,
+}
+
+impl Saved {
+    /// An empty one, for [`forward`] to fill.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Memory it takes, in bytes: about `4 b d n l / 32`.
+    pub fn bytes(&self) -> usize {
+        self.states.capacity() * size_of::<f32>()
+    }
+}
+
+/// What the backward writes and adds to.
+#[derive(Debug)]
+pub struct Grads<'a, T = f32> {
+    /// `[b l d]` (=).
+    pub du: RowsMut<'a, T>,
+    /// `[b l d]` (=), of `delta` before bias and softplus.
+    pub ddelta: RowsMut<'a, T>,
+    /// `[d]` (+=).
+    pub ddelta_bias: Option<&'a mut [T]>,
+    /// `[d n]` (+=).
+    pub da: &'a mut [T],
+    /// `[b l n]` (=).
+    pub db: RowsMut<'a, T>,
+    /// `[b l n]` (=).
+    pub dc: RowsMut<'a, T>,
+    /// `[d]` (+=).
+    pub dskip: Option<&'a mut [T]>,
+    /// `[b l d]` (=); needs `z`.
+    pub dz: Option<RowsMut<'a, T>>,
+    /// `[b d n]` (=).
+    pub dinitial: Option<&'a mut [T]>,
+}
+
+/// Scans.
+///
+/// `y` `[b l d]` (=), `last` `[b d n]` (=): the state after each row's last position. `saved` is for [`backward`].
+///
+/// # Errors
+/// If shapes differ, or `d` or `n` is 0.
+pub fn forward(dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32], saved: Option<&mut Saved>) -> Result<()> {
+    forward_on(Isa::best(), dims, args, y, last, saved)
+}
+
+fn forward_on(
+    isa: Isa,
+    dims: Dims,
+    args: &Args<'_>,
+    y: RowsMut<'_>,
+    last: &mut [f32],
+    saved: Option<&mut Saved>,
+) -> Result<()> {
+    let check = check_args(dims, args)?;
+    check.shape("y", y.shape(), (dims.b * dims.l, dims.d))?;
+    check.len("last", last.len(), dims.b * dims.d * dims.n)?;
+    cpu::forward(isa, dims, args, y, last, saved);
+    Ok(())
+}
+
+/// The gradient of [`forward`].
+///
+/// `saved` is what `forward` left for the same `dims` and `args`; `dy` `[b l d]`; `dlast` `[b d n]` is the gradient that
+/// arrives at `last` from a next chunk.
+///
+/// # Errors
+/// If shapes differ, `d` or `n` is 0, `saved` is of other sizes, or `dz` is asked for without `z`.
+pub fn backward(
+    dims: Dims,
+    args: &Args<'_>,
+    saved: &Saved,
+    dy: Rows<'_>,
+    dlast: Option<&[f32]>,
+    grads: Grads<'_>,
+) -> Result<()> {
+    backward_on(Isa::best(), dims, args, saved, dy, dlast, grads)
+}
+
+fn backward_on(
+    isa: Isa,
+    dims: Dims,
+    args: &Args<'_>,
+    saved: &Saved,
+    dy: Rows<'_>,
+    dlast: Option<&[f32]>,
+    grads: Grads<'_>,
+) -> Result<()> {
+    let check = check_args(dims, args)?;
+    let Dims { b, l, d, n } = dims;
+    check.shape("dy", dy.shape(), (b * l, d))?;
+    if let Some(dlast) = dlast {
+        check.len("dlast", dlast.len(), b * d * n)?;
+    }
+    check.shape("du", grads.du.shape(), (b * l, d))?;
+    check.shape("ddelta", grads.ddelta.shape(), (b * l, d))?;
+    if let Some(ddelta_bias) = &grads.ddelta_bias {
+        check.len("ddelta_bias", ddelta_bias.len(), d)?;
+    }
+    check.len("da", grads.da.len(), d * n)?;
+    check.shape("db", grads.db.shape(), (b * l, n))?;
+    check.shape("dc", grads.dc.shape(), (b * l, n))?;
+    if let Some(dskip) = &grads.dskip {
+        check.len("dskip", dskip.len(), d)?;
+    }
+    if let Some(dz) = &grads.dz {
+        check.shape("dz", dz.shape(), (b * l, d))?;
+        check.that(args.z.is_some(), "dz", || "z to be given".into(), || "no z".into())?;
+    }
+    if let Some(dinitial) = &grads.dinitial {
+        check.len("dinitial", dinitial.len(), b * d * n)?;
+    }
+    check.that(
+        saved.made_for == Some((dims, isa.lanes())),
+        "saved",
+        || format!("states of a forward of {dims:?}"),
+        || format!("{:?}", saved.made_for.map(|m| m.0)),
+    )?;
+    cpu::backward(isa, dims, args, saved, dy, dlast, grads);
+    Ok(())
+}
+
+/// One position of every row: what [`forward`] gives for it, bit for bit. Allocates nothing.
+///
+/// `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is moved on in place, `y`
+/// `[b d]` (=). A row of length 0 gets 0 and keeps its state.
+///
+/// # Errors
+/// If shapes differ, `d` or `n` is 0, or `args.initial` is given.
+pub fn step(dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) -> Result<()> {
+    step_on(Isa::best(), dims, args, state, y)
+}
+
+fn step_on(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) -> Result<()> {
+    let dims = Dims { l: 1, ..dims };
+    let check = check_args(dims, args)?;
+    check.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
+    check.shape("y", y.shape(), (dims.b, dims.d))?;
+    check.len("state", state.len(), dims.b * dims.d * dims.n)?;
+    cpu::step(isa, dims, args, state, y);
+    Ok(())
+}
+
+fn check_args<T: Copy>(dims: Dims, args: &Args<'_, T>) -> Result<Check> {
+    let check = Check(OP);
+    let Dims { b, l, d, n } = dims;
+    check.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
+    check.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
+    check.shape("u", args.u.shape(), (b * l, d))?;
+    check.shape("delta", args.delta.shape(), (b * l, d))?;
+    if let Some(delta_bias) = args.delta_bias {
+        check.len("delta_bias", delta_bias.len(), d)?;
+    }
+    check.len("a", args.a.len(), d * n)?;
+    check.shape("b", args.b.shape(), (b * l, n))?;
+    check.shape("c", args.c.shape(), (b * l, n))?;
+    if let Some(skip) = args.skip {
+        check.len("skip", skip.len(), d)?;
+    }
+    if let Some(z) = args.z {
+        check.shape("z", z.shape(), (b * l, d))?;
+    }
+    if let Some(initial) = args.initial {
+        check.len("initial", initial.len(), b * d * n)?;
+    }
+    args.segments.check(OP, b, l)?;
+    Ok(check)
+}

@@ -1,0 +1,56 @@
+//! Values that cannot be, though they are of the right kind.
+
+use std::fmt::Display;
+
+use super::{ConfigError, TrainConfig};
+
+impl TrainConfig {
+    /// Checks every value; `file` is the name that errors give.
+    ///
+    /// # Errors
+    /// The first setting whose value cannot be, with a fix.
+    pub fn validate(&self, file: &str) -> Result<(), ConfigError> {
+        let check = |holds: bool, field: &str, wanted: &str, got: &dyn Display| {
+            if holds {
+                return Ok(());
+            }
+            let what = format!("wanted {wanted}, got {got}");
+            let fix = format!("set it to {wanted}, in the file or by --set {field}=VALUE");
+            Err(ConfigError { file: file.to_owned(), line: None, field: field.to_owned(), what, fix })
+        };
+        let model = self.model.with_any_vocabulary().validate();
+        model.map_err(|error| ConfigError { file: file.to_owned(), ..error.into() })?;
+
+        let (data, train) = (&self.data, &self.train);
+        check(!data.train.is_empty(), "data.train", "at least one text", &"an empty list")?;
+        check((0.0..1.0).contains(&data.val_fraction), "data.val_fraction", "0 or more, below 1", &data.val_fraction)?;
+        check(data.length >= 1, "data.length", "1 or more", &data.length)?;
+        check(!data.cache.is_empty(), "data.cache", "\"auto\", \"none\" or a directory", &"an empty text")?;
+
+        for (field, value) in [("train.batch", train.batch), ("train.accumulate", train.accumulate)] {
+            check(value >= 1, field, "1 or more", &value)?;
+        }
+        for (field, value) in [("train.steps", train.steps), ("train.log_every", train.log_every)] {
+            check(value >= 1, field, "1 or more", &value)?;
+        }
+        check(train.lr.is_finite() && train.lr > 0.0, "train.lr", "a number above 0", &train.lr)?;
+        let range = format!("0 to train.lr, which is {}", train.lr);
+        check((0.0..=train.lr).contains(&train.min_lr), "train.min_lr", &range, &train.min_lr)?;
+        let most = format!("at most train.steps, which is {}", train.steps);
+        check(train.warmup <= train.steps, "train.warmup", &most, &train.warmup)?;
+        for (field, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
+            check((0.0..1.0).contains(&beta), field, "0 or more, below 1", &beta)?;
+        }
+        check(train.eps.is_finite() && train.eps > 0.0, "train.eps", "a number above 0", &train.eps)?;
+        for (field, value) in [("train.weight_decay", train.weight_decay), ("train.clip", train.clip)] {
+            check(value.is_finite() && value >= 0.0, field, "0 or more", &value)?;
+        }
+        check(
+            train.patience == 0 || train.eval_every > 0,
+            "train.patience",
+            "0, as train.eval_every is 0",
+            &train.patience,
+        )?;
+        check(!self.output.dir.as_os_str().is_empty(), "output.dir", "a directory", &"an empty text")
+    }
+}

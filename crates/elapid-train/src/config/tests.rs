@@ -1,0 +1,161 @@
+use std::path::Path;
+
+use elapid::tokenizer::Tokenizer;
+use tempfile::tempdir;
+
+use super::*;
+use crate::data::Separator;
+
+fn set(assignment: &str) -> Result<TrainConfig, String> {
+    let mut config = TrainConfig::default();
+    config.apply_override(assignment).map_err(|e| e.to_string())?;
+    Ok(config)
+}
+
+fn parse(text: &str) -> String {
+    TrainConfig::parse(text, "a.toml").unwrap_err().to_string()
+}
+
+#[test]
+fn the_manual_is_the_default() {
+    let manual = TrainConfig::parse(MANUAL, "default.toml").unwrap();
+    assert_eq!(manual, TrainConfig::default());
+    manual.validate("default.toml").unwrap();
+    let written: Table = MANUAL.parse().unwrap();
+    for field in fields() {
+        let (section, key) = field.split_once('.').unwrap();
+        assert!(written[section].get(key).is_some(), "{field} is not in configs/default.toml");
+    }
+    let described = |(i, line): (usize, &str)| {
+        let before = MANUAL.lines().nth(i.saturating_sub(1)).unwrap();
+        line.starts_with('#') || !line.contains(" = ") || !before.is_empty() && !before.starts_with('[')
+    };
+    assert!(MANUAL.lines().enumerate().all(described), "every setting is described");
+}
+
+#[test]
+fn the_other_configs_are_valid() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let mut seen = 0;
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let config = TrainConfig::load(&path).unwrap();
+        config.validate(&path.display().to_string()).unwrap();
+        config.model.resolve(&Tokenizer::byte()).unwrap();
+        config.train.lr_schedule().unwrap();
+        seen += 1;
+    }
+    assert!(seen >= 4);
+}
+
+#[test]
+fn a_saved_config_is_the_same() {
+    let dir = tempdir().unwrap();
+    let mut config = TrainConfig::default();
+    for assignment in [
+        "train.lr=1e-3",
+        "data.train=[\"a\", \"b c\"]",
+        "data.val=\"x\"",
+        "model.dt_rank=7",
+        "data.separator=eos",
+        "train.clip=1",
+        "data.mode=streams",
+        "model.discretisation=zoh",
+        "output.dir=C:\\runs \"1\"",
+    ] {
+        config.apply_override(assignment).unwrap();
+    }
+    let path = config.save(dir.path()).unwrap();
+    assert_eq!(TrainConfig::load(&path).unwrap(), config);
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains("\nlr = 0.001\n") && text.contains("# Rows of a batch.\nbatch = 16\n"), "{text}");
+}
+
+#[test]
+fn overrides_are_toml_or_bare_text() {
+    assert_eq!(set("train.lr=1e-3").unwrap().train.lr, 1e-3);
+    assert_eq!(set(" train.lr = 1 ").unwrap().train.lr, 1.0);
+    assert_eq!(set("data.tokenizer=some/dir").unwrap().data.tokenizer, "some/dir");
+    assert_eq!(set("data.tokenizer=\"some/dir\"").unwrap().data.tokenizer, "some/dir");
+    assert_eq!(set("data.train=a.txt").unwrap().data.train, ["a.txt"]);
+    assert_eq!(set("data.train=['a', 'b']").unwrap().data.train, ["a", "b"]);
+    assert_eq!(set("data.separator=eos").unwrap().data.separator, Separator::Eos);
+    assert_eq!(set("model.dt_rank=5").unwrap().model.dt_rank, DtRank::Rank(5));
+    assert_eq!(set("model.dt_rank=auto").unwrap().model.dt_rank, DtRank::Auto);
+    assert!(set("data.pack=true").unwrap().data.pack);
+    assert_eq!(set("data.tokenizer=a=b").unwrap().data.tokenizer, "a=b");
+}
+
+#[test]
+fn overrides_that_fail_say_why() {
+    let near = |assignment: &str| set(assignment).unwrap_err();
+    assert_eq!(
+        near("train.lrr=1"),
+        "--set train.lrr=1: `train.lrr`: there is no such setting; did you mean `train.lr`?"
+    );
+    assert!(near("lr=1").ends_with("did you mean `train.lr`?"));
+    assert!(near("model.dmodel=1").ends_with("did you mean `model.d_model`?"));
+    assert!(near("train=1").contains("no such setting"));
+    assert!(near("train.batch.x=1").contains("no such setting"));
+    assert!(near("train.lr").contains("write it as section.setting=value"));
+    let error = near("train.steps=many");
+    assert!(error.contains("`train.steps`: invalid type: string \"many\"") && error.ends_with("like 2000"), "{error}");
+    assert!(near("train.steps=-1").contains("`train.steps`"));
+    assert!(near("train.steps=1.5").contains("`train.steps`"));
+    assert!(near("data.mode=sideways").contains("`windows`"));
+    assert!(near("model.dt_rank=automatic").contains("\"auto\""));
+    let mut config = TrainConfig::default();
+    config.apply_override("train.steps=many").unwrap_err();
+    assert_eq!(config, TrainConfig::default(), "a failed override changes nothing");
+}
+
+#[test]
+fn errors_have_file_line_and_field() {
+    assert_eq!(
+        parse("[train]\n\nstepz = 5\n"),
+        "a.toml:3: `train.stepz`: there is no such setting; did you mean `train.steps`?"
+    );
+    let error = parse("# c\n[train]\nlr = \"fast\"\n");
+    assert!(error.starts_with("a.toml:3: `train.lr`: invalid type: string \"fast\", expected f"), "{error}");
+    let error = parse("[trian]\nlr = 1\n");
+    assert!(error.starts_with("a.toml:1: `trian`: ") && error.contains("[train]"), "{error}");
+    let error = parse("[data]\nmode = \"x\"\n");
+    assert!(error.starts_with("a.toml:2: `data.mode`: unknown variant `x`"), "{error}");
+    let error = parse("[data]\nlength = = 5\n");
+    assert!(error.starts_with("a.toml:2: "), "{error}");
+    let error = parse("lr = 5\n");
+    assert!(error.starts_with("a.toml:1: `lr`: there is no such setting"), "{error}");
+    let missing = TrainConfig::load(Path::new("no/such.toml")).unwrap_err().to_string();
+    assert!(missing.contains("no/such.toml"), "{missing}");
+}
+
+#[test]
+fn values_that_cannot_be() {
+    for (assignment, field) in [
+        ("model.d_model=0", "model.d_model"),
+        ("model.dt_min=1.0", "model.dt_min"),
+        ("data.train=[]", "data.train"),
+        ("data.val_fraction=1.0", "data.val_fraction"),
+        ("data.length=0", "data.length"),
+        ("train.batch=0", "train.batch"),
+        ("train.lr=nan", "train.lr"),
+        ("train.min_lr=1.0", "train.min_lr"),
+        ("train.warmup=3000", "train.warmup"),
+        ("train.beta2=1.0", "train.beta2"),
+        ("train.clip=-1.0", "train.clip"),
+        ("train.eval_every=0", ""),
+        ("output.dir=\"\"", "output.dir"),
+    ] {
+        match set(assignment).unwrap().validate("a.toml") {
+            Ok(()) => assert_eq!(field, "", "{assignment}"),
+            Err(error) => assert_eq!((error.field.as_str(), error.file.as_str()), (field, "a.toml"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn the_model_follows_the_tokenizer() {
+    let config = TrainConfig::default().model.resolve(&Tokenizer::byte()).unwrap();
+    assert_eq!((config.vocab_size, config.padded_vocab_size(), config.eos_token_id), (259, 264, Some(257)));
+    eprintln!("{:?} parameters", config.parameter_count());
+}

@@ -1,0 +1,171 @@
+//! `metrics.jsonl`: a line a logged step, only ever appended to.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use elapid::files::atomic_write;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{Error, Result};
+
+/// What is known about training after a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Tokens trained on so far.
+    pub tokens: u64,
+    /// Seconds of training so far, over all resumed runs.
+    pub seconds: f64,
+    /// Training loss, nats a token, mean since the last record.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Norm of all gradients before clipping.
+    #[serde(deserialize_with = "number")]
+    pub grad_norm: f64,
+    /// Tokens a second since the last record.
+    pub tokens_per_second: f64,
+    /// Loss on the held-out text, nats a token, if it was measured after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
+    /// The same in bits a byte of text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+}
+
+/// JSON has no NaN and no infinity: they are written as `null`.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|x| x.unwrap_or(f64::NAN))
+}
+
+/// Appends records to `metrics.jsonl`.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    path: PathBuf,
+}
+
+impl Writer {
+    /// Begins the metrics of a run that has done `step` steps, 0 for a new one: what an earlier run wrote about later
+    /// steps is removed.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or a line of it (but a last one cut short) is no record.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        if path.exists() {
+            let old = fs::read(path).map_err(Error::io("read", path))?;
+            let lines = lines(&old, path)?;
+            let kept: Vec<u8> = lines
+                .into_iter()
+                .filter(|(record, _)| record.step <= step && step > 0)
+                .flat_map(|(_, line)| line.iter().copied().chain([b'\n']))
+                .collect();
+            if kept != old {
+                atomic_write(path, |w| w.write_all(&kept))?;
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Appends a record. It is in the file, as a whole line, when this returns.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&mut self, record: &Record) -> Result<()> {
+        let line = serde_json::to_string(record).map_err(io::Error::other);
+        line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
+            .map_err(Error::io("write", &self.path))
+    }
+}
+
+/// The records of a file, in the order they were written. A last line that was cut short is left out.
+///
+/// # Errors
+/// If the file cannot be read, or another line is no record; the error has its number.
+pub fn read(path: &Path) -> Result<Vec<Record>> {
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    Ok(lines(&bytes, path)?.into_iter().map(|(record, _)| record).collect())
+}
+
+fn lines<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(Record, &'a [u8])>> {
+    // Only what ends in a newline was written whole.
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    bytes[..whole]
+        .split(|&byte| byte == b'\n')
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(i, line)| match serde_json::from_slice(line) {
+            Ok(record) => Ok((record, line)),
+            Err(e) => Err(Error::Metrics { path: path.to_owned(), line: i + 1, what: e.to_string() }),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::tempdir;
+
+    use super::*;
+
+    fn record(step: u64) -> Record {
+        Record { step, loss: 1.5, val_loss: step.is_multiple_of(2).then_some(2.0), ..Record::default() }
+    }
+
+    fn steps(path: &Path) -> Vec<u64> {
+        read(path).unwrap().iter().map(|record| record.step).collect()
+    }
+
+    #[test]
+    fn records_come_back() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut writer = Writer::open(&path, 0).unwrap();
+        for step in 1..4 {
+            writer.write(&record(step)).unwrap();
+            assert_eq!(read(&path).unwrap().last(), Some(&record(step)), "at once");
+        }
+        assert!(!fs::read_to_string(&path).unwrap().lines().next().unwrap().contains("val_loss"));
+    }
+
+    #[test]
+    fn a_resumed_run_drops_later_steps() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut writer = Writer::open(&path, 0).unwrap();
+        (1..=9).for_each(|step| writer.write(&record(step)).unwrap());
+        // The run was killed in the middle of a line.
+        writer.file.write_all(b"{\"step\": 10, \"lo").unwrap();
+        assert_eq!(steps(&path).len(), 9);
+        let mut writer = Writer::open(&path, 5).unwrap();
+        writer.write(&record(6)).unwrap();
+        assert_eq!(steps(&path), [1, 2, 3, 4, 5, 6]);
+        drop(Writer::open(&path, 0).unwrap());
+        assert_eq!(steps(&path), [0; 0], "a new run begins anew");
+    }
+
+    #[test]
+    fn losses_that_are_not_finite_are_kept() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut writer = Writer::open(&path, 0).unwrap();
+        writer.write(&Record { loss: f64::NAN, grad_norm: f64::INFINITY, ..record(1) }).unwrap();
+        let back = &read(&path).unwrap()[0];
+        assert!(back.loss.is_nan() && back.grad_norm.is_nan());
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(&path, "\n{\"step\": 1}\n").unwrap();
+        for error in [read(&path).unwrap_err(), Writer::open(&path, 3).unwrap_err()] {
+            assert!(error.to_string().contains("metrics.jsonl:2: not a record"), "{error}");
+        }
+        assert!(read(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
+        assert!(Writer::open(&dir.path().join("no/such"), 0).unwrap_err().to_string().contains("no/such"));
+    }
+}

@@ -1,0 +1,210 @@
+//! Line charts as SVG and PNG, without fonts of the system; the loss curve of a run.
+
+mod axis;
+mod draw;
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use elapid::files::atomic_write;
+use plotters::coord::Shift;
+use plotters::prelude::{BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, SVGBackend};
+use plotters::style::{FontStyle, register_font};
+
+use crate::metrics::{self, Record};
+use crate::{Error, Result};
+
+/// Pixels of the bitmap for one of the picture, in each direction: they are averaged, for smooth lines.
+const SUPERSAMPLE: u32 = 3;
+
+/// How a series is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Look {
+    /// A line.
+    #[default]
+    Line,
+    /// A line with a dot at every point.
+    Dots,
+    /// A thin pale line, behind the others; it may leave the chart, whose range the others give.
+    Faint,
+}
+
+/// Points to be joined. Those that are not finite make gaps.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Series {
+    /// Its name in the legend; empty for none.
+    pub name: String,
+    /// x and y.
+    pub points: Vec<(f64, f64)>,
+    /// How it is drawn.
+    pub look: Look,
+    /// Which of the eight colours.
+    pub colour: usize,
+    /// Whether the last value is written beside it.
+    pub last_value: bool,
+}
+
+/// What is written around a chart, and its axes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// At the top.
+    pub title: String,
+    /// Under the horizontal axis.
+    pub x_label: String,
+    /// Beside the vertical axis.
+    pub y_label: String,
+    /// Whether the horizontal axis is logarithmic; points at 0 and below are then left out.
+    pub x_log: bool,
+    /// The same of the vertical axis.
+    pub y_log: bool,
+    /// Width and height in pixels.
+    pub size: (u32, u32),
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            title: String::new(),
+            x_label: String::new(),
+            y_label: String::new(),
+            x_log: false,
+            y_log: false,
+            size: (1200, 700),
+        }
+    }
+}
+
+/// A chart in both forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chart {
+    /// With text as text.
+    pub svg: String,
+    /// The same as a PNG file.
+    pub png: Vec<u8>,
+}
+
+impl Chart {
+    /// Writes `<stem>.svg` and `<stem>.png` into a directory.
+    ///
+    /// # Errors
+    /// If one cannot be written.
+    pub fn save(&self, dir: &Path, stem: &str) -> Result<()> {
+        atomic_write(&dir.join(format!("{stem}.svg")), |w| w.write_all(self.svg.as_bytes()))?;
+        atomic_write(&dir.join(format!("{stem}.png")), |w| w.write_all(&self.png))?;
+        Ok(())
+    }
+}
+
+/// Draws a chart of some series.
+///
+/// # Errors
+/// If there is no finite point, or the size is 0 or above 8192 in a direction.
+pub fn line_chart(series: &[Series], options: &Options) -> Result<Chart> {
+    let failed = |reason: String| Error::Plot { what: format!("`{}`", options.title), reason };
+    let (width, height) = options.size;
+    if !(1..=8192).contains(&width) || !(1..=8192).contains(&height) {
+        return Err(failed(format!("its size is {width} x {height}; wanted 1 to 8192 pixels each way")));
+    }
+    let plan = draw::Plan::new(series, options).ok_or_else(|| failed("there is no finite point to draw".into()))?;
+    LazyLock::force(&FONTS);
+
+    let mut svg = String::new();
+    paint(SVGBackend::with_string(&mut svg, options.size).into_drawing_area(), &plan, 1, false).map_err(failed)?;
+
+    let large = (width * SUPERSAMPLE, height * SUPERSAMPLE);
+    let mut pixels = vec![255; 3 * large.0 as usize * large.1 as usize];
+    let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
+    paint(area, &plan, SUPERSAMPLE as i32, true).map_err(failed)?;
+    let png = encode(&average(&pixels, options.size), options.size).map_err(|e| failed(e.to_string()))?;
+    Ok(Chart { svg, png })
+}
+
+/// The training loss of a run, as it was and smoothed, and its loss on held-out text.
+///
+/// # Errors
+/// If no record has a finite loss.
+pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
+    let raw: Vec<(f64, f64)> = records.iter().map(|record| (record.step as f64, record.loss)).collect();
+    let val: Vec<(f64, f64)> =
+        records.iter().filter_map(|record| Some((record.step as f64, record.val_loss?))).collect();
+    let series = [
+        Series { points: raw.clone(), look: Look::Faint, ..Series::default() },
+        Series { name: "training".into(), points: smooth(&raw), last_value: true, ..Series::default() },
+        Series { name: "held out".into(), points: val, look: Look::Dots, colour: 1, last_value: true },
+    ];
+    let options = Options {
+        title: title.to_owned(),
+        x_label: "step".into(),
+        y_label: "loss, nats per token".into(),
+        ..Options::default()
+    };
+    line_chart(&series, &options)
+}
+
+/// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`.
+///
+/// # Errors
+/// If the metrics cannot be read, have no finite loss, or a picture cannot be written.
+pub fn plot_run(dir: &Path, title: &str) -> Result<()> {
+    loss_curve(&metrics::read(&dir.join("metrics.jsonl"))?, title)?.save(dir, "loss")
+}
+
+/// The mean around each point, over a thirtieth of all; less at the beginning, where losses fall fast.
+fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let most = points.len() / 60;
+    let mean = |(i, &(x, _)): (usize, &(f64, f64))| {
+        let reach = most.min(i);
+        let around = points[i - reach..points.len().min(i + reach + 1)].iter().filter(|point| point.1.is_finite());
+        let (sum, count) = around.fold((0.0, 0.0), |(sum, count), point| (sum + point.1, count + 1.0));
+        (x, sum / count)
+    };
+    points.iter().enumerate().map(mean).collect()
+}
+
+/// DejaVu Sans for `sans-serif`: bitmaps are drawn with it, and the text of an SVG is measured with it.
+static FONTS: LazyLock<()> = LazyLock::new(|| {
+    for (style, font) in [(FontStyle::Normal, dejavu::sans::regular()), (FontStyle::Bold, dejavu::sans::bold())] {
+        // The fonts are fixed: were one damaged, drawing would say that there is none.
+        let _ = register_font("sans-serif", style, font);
+    }
+});
+
+fn paint<B: DrawingBackend>(
+    area: DrawingArea<B, Shift>,
+    plan: &draw::Plan<'_>,
+    scale: i32,
+    bitmap: bool,
+) -> Result<(), String> {
+    plan.draw(&area, scale, bitmap).and_then(|()| area.present()).map_err(|e| e.to_string())
+}
+
+/// The mean of every `SUPERSAMPLE` by `SUPERSAMPLE` pixels.
+fn average(pixels: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
+    let (width, k) = (width as usize, SUPERSAMPLE as usize);
+    let mut out = Vec::with_capacity(3 * width * height as usize);
+    for rows in pixels.chunks_exact(3 * width * k * k) {
+        for x in 0..width {
+            for colour in 0..3 {
+                let sum: usize =
+                    (0..k * k).map(|i| usize::from(rows[3 * ((i / k) * width * k + x * k + i % k) + colour])).sum();
+                out.push(((sum + k * k / 2) / (k * k)) as u8);
+            }
+        }
+    }
+    out
+}
+
+fn encode(pixels: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>, png::EncodingError> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! The learning rate of each step.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How the learning rate goes from its peak to its floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// Half a cosine, from the peak to the floor at the last step.
+    #[default]
+    Cosine,
+    /// A straight line between the same points.
+    Linear,
+    /// The peak all the way.
+    Constant,
+}
+
+/// Linear warm-up, then a decay to a floor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    peak: f64,
+    floor: f64,
+    warmup: u64,
+    steps: u64,
+    decay: Decay,
+}
+
+impl Schedule {
+    /// A schedule of `steps` steps, `warmup` of them warm-up.
+    ///
+    /// # Errors
+    /// If a rate is negative or not finite, the floor is above the peak, or the warm-up is longer than the run.
+    pub fn new(peak: f64, floor: f64, warmup: u64, steps: u64, decay: Decay) -> Result<Self> {
+        let check = |holds: bool, argument, wanted: String, got: String| {
+            if holds { Ok(()) } else { Err(Error::Argument { argument, wanted, got }) }
+        };
+        check(peak.is_finite() && peak >= 0.0, "lr", "a finite number, not negative".into(), peak.to_string())?;
+        check((0.0..=peak).contains(&floor), "min_lr", format!("0 to lr, which is {peak}"), floor.to_string())?;
+        check(warmup <= steps, "warmup", format!("at most the {steps} steps"), warmup.to_string())?;
+        Ok(Self { peak, floor, warmup, steps, decay })
+    }
+
+    /// The learning rate of a step, counted from 0.
+    ///
+    /// Step `s` of the warm-up has `peak (s + 1) / warmup`, so that the first step is not lost. The step after it has
+    /// the peak, the last one the floor, and so have steps beyond the end.
+    pub fn lr(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * (step + 1) as f64 / self.warmup as f64;
+        }
+        // From 0 at the first step after the warm-up to 1 at the last; a single such step is at the peak.
+        let since = (step - self.warmup) as f64;
+        let last = self.steps.saturating_sub(self.warmup + 1) as f64;
+        let done = if since < last { since / last } else { f64::from(u8::from(since > 0.0)) };
+        match self.decay {
+            Decay::Constant => self.peak,
+            Decay::Linear => self.floor + (self.peak - self.floor) * (1.0 - done),
+            Decay::Cosine => self.floor + (self.peak - self.floor) * 0.5 * (1.0 + (PI * done).cos()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(decay: Decay) -> Schedule {
+        Schedule::new(1.0, 0.1, 10, 111, decay).unwrap()
+    }
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-12, "{a} and {b}");
+    }
+
+    #[test]
+    fn warms_up() {
+        for decay in [Decay::Cosine, Decay::Linear, Decay::Constant] {
+            close(schedule(decay).lr(0), 0.1);
+            close(schedule(decay).lr(9), 1.0);
+            close(schedule(decay).lr(10), 1.0);
+        }
+    }
+
+    #[test]
+    fn decays() {
+        close(schedule(Decay::Cosine).lr(60), 0.55);
+        close(schedule(Decay::Cosine).lr(35), 0.1 + 0.45 * (1.0 + (PI / 4.0).cos()));
+        close(schedule(Decay::Linear).lr(35), 0.775);
+        close(schedule(Decay::Constant).lr(100), 1.0);
+    }
+
+    #[test]
+    fn ends_at_the_floor() {
+        for decay in [Decay::Cosine, Decay::Linear] {
+            assert!(schedule(decay).lr(109) > 0.1);
+            close(schedule(decay).lr(110), 0.1);
+            close(schedule(decay).lr(111), 0.1);
+            close(schedule(decay).lr(u64::MAX), 0.1);
+        }
+    }
+
+    #[test]
+    fn short_runs() {
+        for (warmup, steps) in [(0, 0), (0, 1), (1, 1), (5, 5), (5, 6), (0, 2)] {
+            let schedule = Schedule::new(1.0, 0.0, warmup, steps, Decay::Cosine).unwrap();
+            for step in 0..8 {
+                let lr = schedule.lr(step);
+                assert!((0.0..=1.0).contains(&lr), "warmup {warmup}, steps {steps}, step {step}: {lr}");
+            }
+        }
+        close(Schedule::new(1.0, 0.0, 0, 1, Decay::Cosine).unwrap().lr(0), 1.0);
+        close(Schedule::new(1.0, 0.0, 5, 6, Decay::Linear).unwrap().lr(5), 1.0);
+        close(Schedule::new(1.0, 0.0, 0, 2, Decay::Linear).unwrap().lr(1), 0.0);
+    }
+
+    #[test]
+    fn refuses_nonsense() {
+        for (peak, floor, warmup) in [(f64::NAN, 0.0, 0), (-1.0, 0.0, 0), (1.0, 2.0, 0), (1.0, -0.1, 0), (1.0, 0.0, 9)]
+        {
+            assert!(Schedule::new(peak, floor, warmup, 8, Decay::Cosine).is_err());
+        }
+    }
+}

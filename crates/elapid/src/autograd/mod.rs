@@ -1,0 +1,246 @@
+//! Reverse-mode differentiation: a tape over coarse operations.
+//!
+//! An operation computes its output and, if an input wants a gradient, records on the tape a closure that turns the
+//! gradient of the output into gradients of the inputs. [`Tape::backward`] runs the closures from last to first and
+//! forgets each after it ran, with all that it saved. The tape knows nothing of models or devices; an operation is one
+//! file in [`crate::ops`].
+//!
+//! Two rules keep memory traffic low. A column slice ([`Var::columns`]) shares the gradient of what it was cut from, so
+//! the gradients of `x` and `z` are written straight into that of the packed `[x z]`. And the first writer of a gradient
+//! stores (`=`); only further ones add.
+
+mod checkpoint;
+mod grads;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+pub use checkpoint::checkpoint;
+pub use grads::{Grads, Want};
+
+use crate::params::{ParamGrads, ParamId};
+use crate::{Result, Tensor};
+
+type Backward = Box<dyn FnOnce(&mut Grads) -> Result<()> + Send>;
+
+#[derive(Default)]
+struct Inner {
+    /// Rows and columns of every gradient.
+    slots: Vec<(usize, usize)>,
+    nodes: Vec<Node>,
+    params: HashMap<ParamId, usize>,
+}
+
+struct Node {
+    outputs: Vec<usize>,
+    backward: Backward,
+}
+
+/// What was computed since the last [`backward`](Tape::backward), as far as parameters want gradients.
+#[derive(Default)]
+pub struct Tape {
+    inner: Arc<Mutex<Inner>>,
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A tensor, and the place of its gradient if it wants one.
+///
+/// A `Var` made from a tensor alone is a constant: operations on constants record nothing.
+#[derive(Clone)]
+pub struct Var {
+    value: Tensor,
+    place: Option<Place>,
+}
+
+/// Columns `from..` of a gradient on a tape. The tape is held weakly: closures on it hold variables.
+#[derive(Clone)]
+struct Place {
+    tape: Weak<Mutex<Inner>>,
+    slot: usize,
+    from: usize,
+}
+
+impl std::fmt::Debug for Var {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Var")
+            .field("shape", &self.value.shape())
+            .field("slot", &self.place.as_ref().map(|p| p.slot))
+            .finish()
+    }
+}
+
+impl From<Tensor> for Var {
+    fn from(value: Tensor) -> Self {
+        Self { value, place: None }
+    }
+}
+
+impl Var {
+    /// The numbers.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+
+    /// Length of each dimension.
+    pub fn shape(&self) -> &[usize] {
+        self.value.shape()
+    }
+
+    /// Whether operations on it are recorded.
+    pub fn wants_grad(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// The same numbers as a constant: where truncated backpropagation stops.
+    pub fn detach(&self) -> Var {
+        self.value.clone().into()
+    }
+
+    /// Columns `from..from + cols` of every row; its gradient is those columns of this one's.
+    ///
+    /// # Panics
+    /// If the range is not inside the last dimension.
+    pub fn columns(&self, from: usize, cols: usize) -> Var {
+        let place = self.place.clone().map(|place| Place { from: place.from + from, ..place });
+        Var { value: self.value.columns(from, cols), place }
+    }
+
+    /// The same numbers under another shape with the same last dimension (any shape for a variable not yet cut).
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    pub fn reshape(&self, shape: &[usize]) -> Var {
+        Var { value: self.value.reshape(shape), place: self.place.clone() }
+    }
+}
+
+impl Tape {
+    /// An empty tape.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A variable that wants a gradient and that nothing computed: an input to differentiate by.
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let slot = lock(&self.inner).new_slot(&value);
+        Var { value, place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
+    }
+
+    /// The variable of a parameter: the same gradient however often it is asked for.
+    pub(crate) fn param(&self, id: ParamId, value: &Tensor) -> Var {
+        let mut inner = lock(&self.inner);
+        let slot = match inner.params.get(&id) {
+            Some(&slot) => slot,
+            None => {
+                let slot = inner.new_slot(value);
+                inner.params.insert(id, slot);
+                slot
+            }
+        };
+        Var { value: value.clone(), place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
+    }
+
+    /// Differentiates `output`, whose own gradient is `seed` everywhere, by every parameter used since the last call;
+    /// gradients are added to `into`. The tape is empty afterwards.
+    ///
+    /// # Errors
+    /// What an operation's backward says.
+    pub fn backward(&self, output: &Var, seed: f32, into: &mut ParamGrads) -> Result<()> {
+        let seed = Tensor::new(vec![seed; output.value.len()], output.shape());
+        self.backward_from(&[(output, seed)], into).map(drop)
+    }
+
+    /// Differentiates Σ ⟨gradient, output⟩ by every parameter, added to `into`, and by every leaf: the returned
+    /// gradients still hold those of variables made by [`leaf`](Self::leaf).
+    ///
+    /// # Errors
+    /// What an operation's backward says.
+    pub fn backward_from(&self, outputs: &[(&Var, Tensor)], into: &mut ParamGrads) -> Result<Grads> {
+        let Inner { slots, mut nodes, params } = std::mem::take(&mut *lock(&self.inner));
+        let mut grads = Grads::new(slots);
+        for (&id, &slot) in &params {
+            if let Some(sum) = into.take(id) {
+                grads.put_whole(slot, sum);
+            }
+        }
+        for (output, gradient) in outputs {
+            grads.add(output, gradient);
+        }
+        while let Some(node) = nodes.pop() {
+            if node.outputs.iter().any(|&slot| grads.has(slot)) {
+                (node.backward)(&mut grads)?;
+            }
+            node.outputs.iter().for_each(|&slot| grads.forget(slot));
+        }
+        for (&id, &slot) in &params {
+            if let Some(sum) = grads.take_whole(slot) {
+                into.put(id, sum);
+            }
+        }
+        into.merge(std::mem::take(&mut grads.recomputed));
+        Ok(grads)
+    }
+}
+
+impl Inner {
+    fn output(&mut self, tape: &Arc<Mutex<Inner>>, value: Tensor) -> Var {
+        let slot = self.new_slot(&value);
+        Var { value, place: Some(Place { tape: Arc::downgrade(tape), slot, from: 0 }) }
+    }
+
+    fn push(&mut self, outputs: &[Var], backward: Backward) {
+        let outputs = outputs.iter().filter_map(|v| v.place.as_ref()).map(|place| place.slot).collect();
+        self.nodes.push(Node { outputs, backward });
+    }
+
+    fn new_slot(&mut self, value: &Tensor) -> usize {
+        self.slots.push((value.row_count(), value.cols()));
+        self.slots.len() - 1
+    }
+}
+
+/// Makes variables of an operation's outputs and, if an input wants a gradient, records `backward`.
+///
+/// `backward` gets the gradients, and the outputs without their numbers: it takes the gradients of the outputs with
+/// [`Grads::take`] and writes those of the inputs with [`Grads::write`]. It is only called if a gradient arrived at one
+/// output at least.
+pub(crate) fn record<const N: usize>(
+    inputs: &[&Var],
+    outputs: [Tensor; N],
+    backward: impl FnOnce(&mut Grads, &[Var; N]) -> Result<()> + Send + 'static,
+) -> [Var; N] {
+    let Some(tape) = tape_of(inputs) else { return outputs.map(Var::from) };
+    let mut inner = lock(&tape);
+    let vars = outputs.map(|value| inner.output(&tape, value));
+    let kept = vars.each_ref().map(Var::without_numbers);
+    inner.push(&vars, Box::new(move |grads| backward(grads, &kept)));
+    vars
+}
+
+/// [`record`] for a number of outputs that is known at run time.
+pub(crate) fn record_many(
+    inputs: &[&Var],
+    outputs: Vec<Tensor>,
+    backward: impl FnOnce(&mut Grads, &[Var]) -> Result<()> + Send + 'static,
+) -> Vec<Var> {
+    let Some(tape) = tape_of(inputs) else { return outputs.into_iter().map(Var::from).collect() };
+    let mut inner = lock(&tape);
+    let vars: Vec<Var> = outputs.into_iter().map(|value| inner.output(&tape, value)).collect();
+    let kept: Vec<Var> = vars.iter().map(Var::without_numbers).collect();
+    inner.push(&vars, Box::new(move |grads| backward(grads, &kept)));
+    vars
+}
+
+fn tape_of(inputs: &[&Var]) -> Option<Arc<Mutex<Inner>>> {
+    inputs.iter().find_map(|x| x.place.as_ref()).and_then(|place| place.tape.upgrade())
+}
+
+impl Var {
+    /// The gradient's place and the shape alone, so that a closure does not keep an output it does not need.
+    fn without_numbers(&self) -> Var {
+        Var { value: self.value.shape_only(), place: self.place.clone() }
+    }
+}

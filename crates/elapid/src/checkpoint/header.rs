@@ -1,0 +1,99 @@
+//! The header of a safetensors file: 8 bytes of length, JSON, then the tensors' bytes.
+//!
+//! The `safetensors` crate can parse it too, but its errors name neither sizes nor, mostly, tensors, and it adds offsets
+//! from the file without looking for overflow.
+
+use std::ops::Range;
+
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{CheckpointError, Result};
+
+/// Longest header that the format allows, in bytes.
+const MAX_HEADER: usize = 100_000_000;
+
+/// A tensor as a file describes it.
+#[derive(Debug)]
+pub(super) struct Described {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Its bytes, from the start of the file.
+    pub(super) range: Range<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Info {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+const FETCH_AGAIN: &str = "fetch or save the file again";
+
+/// Reads the header of a file. Every range given back is inside the file and fits its tensor's shape and type; together
+/// they cover all that comes after the header, and none overlaps another.
+pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Described>> {
+    let wrong = |wanted: String, got: String| CheckpointError::format(file, wanted, got, FETCH_AGAIN);
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(wrong("a safetensors file, at least 8 bytes".into(), format!("{} bytes", bytes.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    let Some((header, data)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)) else {
+        let wanted = format!("a header of {length} bytes, as the first 8 bytes say");
+        return Err(wrong(wanted, format!("{} bytes after them", rest.len())));
+    };
+    if header.len() > MAX_HEADER {
+        return Err(wrong(format!("a header of at most {MAX_HEADER} bytes"), format!("{length}")));
+    }
+    let entries: Map<String, Value> =
+        serde_json::from_slice(header).map_err(|e| wrong("a header in JSON".into(), e.to_string()))?;
+
+    let start = bytes.len() - data.len();
+    let mut tensors = Vec::new();
+    for (name, value) in entries {
+        if name != "__metadata__" {
+            tensors.push(describe(file, name, value, start, data.len())?);
+        }
+    }
+    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    let mut end = start;
+    for tensor in &tensors {
+        if tensor.range.start != end {
+            return Err(CheckpointError::tensor(
+                file,
+                &tensor.name,
+                format_args!("to begin at byte {}, where the tensor before it ends", end - start),
+                tensor.range.start - start,
+                FETCH_AGAIN,
+            ));
+        }
+        end = tensor.range.end;
+    }
+    if end != bytes.len() {
+        return Err(wrong(format!("{} bytes of tensors, as the header says", end - start), data.len().to_string()));
+    }
+    Ok(tensors)
+}
+
+fn describe(file: &str, name: String, value: Value, start: usize, available: usize) -> Result<Described> {
+    let wrong = |wanted: String, got: String| CheckpointError::tensor(file, &name, wanted, got, FETCH_AGAIN);
+    let info = Info::deserialize(value)
+        .map_err(|e| wrong("a known dtype, a shape and two data_offsets".into(), e.to_string()))?;
+    let (from, to) = info.data_offsets;
+    if from > to || to > available {
+        let wanted = format!("bytes inside the {available} that the file has for tensors");
+        return Err(wrong(wanted, format!("bytes {from} to {to}")));
+    }
+    let elements = info.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+    let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+    if bits.is_none_or(|bits| !bits.is_multiple_of(8) || bits / 8 != to - from) {
+        let wanted = format!("as many bytes as {} numbers {:?} take", info.dtype, info.shape);
+        return Err(wrong(wanted, format!("{} bytes", to - from)));
+    }
+    // `start + to` is at most the length of the file.
+    Ok(Described { name, dtype: info.dtype, shape: info.shape, range: start + from..start + to })
+}

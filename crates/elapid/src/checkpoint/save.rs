@@ -1,0 +1,290 @@
+//! Writing a checkpoint so that a crash leaves the old one or the new one.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use super::{CONFIG, CheckpointError, INDEX, Result, SINGLE};
+use crate::config::ModelConfig;
+use crate::files::{FileError, Staged, remove_abandoned};
+
+/// The type of the numbers written. `A_log` and `D` are always F32: the recurrence needs their digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SaveDtype {
+    /// 32 bits: what was trained, exactly.
+    #[default]
+    F32,
+    /// 16 bits, 11 of them significant; at most 65504.
+    F16,
+    /// 16 bits, 8 of them significant, with the range of F32.
+    BF16,
+}
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// The type of the numbers.
+    pub dtype: SaveDtype,
+    /// Most bytes of tensors in a file; a larger model is cut into shards, a larger tensor has one of its own.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self { dtype: SaveDtype::F32, max_shard_bytes: 5_000_000_000 }
+    }
+}
+
+impl SaveDtype {
+    fn stored(self) -> Dtype {
+        match self {
+            SaveDtype::F32 => Dtype::F32,
+            SaveDtype::F16 => Dtype::F16,
+            SaveDtype::BF16 => Dtype::BF16,
+        }
+    }
+
+    /// The name that `config.json` has for it.
+    fn torch_name(self) -> &'static str {
+        match self {
+            SaveDtype::F32 => "float32",
+            SaveDtype::F16 => "float16",
+            SaveDtype::BF16 => "bfloat16",
+        }
+    }
+
+    fn size(self) -> u64 {
+        match self {
+            SaveDtype::F32 => 4,
+            SaveDtype::F16 | SaveDtype::BF16 => 2,
+        }
+    }
+
+    /// Whether a finite number stays finite.
+    fn holds(self, x: f32) -> bool {
+        match self {
+            SaveDtype::F32 => x.is_finite(),
+            SaveDtype::F16 => f16::from_f32(x).is_finite(),
+            SaveDtype::BF16 => bf16::from_f32(x).is_finite(),
+        }
+    }
+
+    fn write(self, data: &[f32], out: &mut impl Write) -> io::Result<()> {
+        fn each<const N: usize>(data: &[f32], out: &mut impl Write, bytes: impl Fn(f32) -> [u8; N]) -> io::Result<()> {
+            let mut buffer = Vec::with_capacity(4096 * N);
+            for part in data.chunks(4096) {
+                buffer.clear();
+                buffer.extend(part.iter().flat_map(|&x| bytes(x)));
+                out.write_all(&buffer)?;
+            }
+            Ok(())
+        }
+        match self {
+            SaveDtype::F32 => each(data, out, f32::to_le_bytes),
+            SaveDtype::F16 => each(data, out, |x| f16::from_f32(x).to_le_bytes()),
+            SaveDtype::BF16 => each(data, out, |x| bf16::from_f32(x).to_le_bytes()),
+        }
+    }
+}
+
+/// A tensor to write.
+struct Tensor<'a> {
+    name: String,
+    shape: Vec<usize>,
+    data: &'a [f32],
+    dtype: SaveDtype,
+}
+
+impl Tensor<'_> {
+    fn bytes(&self) -> u64 {
+        self.data.len() as u64 * self.dtype.size()
+    }
+}
+
+/// Writes a model's directory, made if there is none.
+///
+/// All files go to the disk under temporary names first; if that fails, the old checkpoint is as it was. Then they get
+/// their names in this order: shards, which are called after their content and so replace none of another checkpoint;
+/// `model.safetensors` or the index, with which the new weights replace the old ones in one step; `config.json`. Last,
+/// what the new checkpoint does not use is removed. While only the weights change, as in training, a crash at any moment
+/// leaves the old checkpoint or the new one. Where the configuration changes too, a crash just before the last name can
+/// leave new weights beside the old configuration; sizes that differ are then found on opening.
+///
+/// # Errors
+/// If the configuration cannot be, a tensor's size is not its shape's, a number is not finite (in the type it is
+/// written in), or the disk refuses.
+pub fn save<'a>(
+    dir: &Path,
+    config: &ModelConfig,
+    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
+    options: &SaveOptions,
+) -> Result<()> {
+    config.validate()?;
+    let tensors = check(dir, tensors, options.dtype)?;
+    fs::create_dir_all(dir).map_err(FileError::io("create", dir))?;
+    remove_abandoned(dir);
+
+    let (shards, names) = stage_weights(dir, &tensors, options)?;
+    let mut config = config.to_hf_json();
+    config["dtype"] = json!(options.dtype.torch_name());
+    let config = stage_json(&dir.join(CONFIG), &config)?;
+
+    let sharded = names.len() > 1;
+    for file in shards {
+        file.commit()?;
+    }
+    if sharded {
+        // A reader takes the single file where there is one.
+        remove(&dir.join(SINGLE))?;
+    }
+    config.commit()?;
+    remove_unused(dir, &names)
+}
+
+/// The tensors in the order of the file: 4-byte numbers before 2-byte ones, so that all are aligned; then by name.
+fn check<'a>(
+    dir: &Path,
+    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
+    dtype: SaveDtype,
+) -> Result<Vec<Tensor<'a>>> {
+    let file = dir.display().to_string();
+    let mut seen = HashSet::new();
+    let mut all = Vec::new();
+    for (name, shape, data) in tensors {
+        let precise = name.ends_with(".mixer.A_log") || name.ends_with(".mixer.D");
+        let dtype = if precise { SaveDtype::F32 } else { dtype };
+        if !seen.insert(name.clone()) {
+            return Err(CheckpointError::tensor(&file, &name, "one such tensor", "two", "give each a name"));
+        }
+        let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+        if elements != Some(data.len()) {
+            let wanted = format!("as many numbers as shape {shape:?} has");
+            return Err(CheckpointError::tensor(&file, &name, wanted, data.len(), "give the tensor its own shape"));
+        }
+        if let Some((at, x)) = data.iter().copied().enumerate().find(|(_, x)| !dtype.holds(*x)) {
+            let fix =
+                if x.is_finite() { "save as BF16 or F32" } else { "the model has diverged: go back to an older one" };
+            let wanted = format!("numbers that are finite in {:?}", dtype.stored());
+            return Err(CheckpointError::tensor(&file, &name, wanted, format_args!("{x} at element {at}"), fix));
+        }
+        all.push(Tensor { name, shape, data, dtype });
+    }
+    all.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
+    Ok(all)
+}
+
+/// Writes the weights under temporary names, in the order in which they are to get their names; gives the names too,
+/// without the index.
+fn stage_weights(dir: &Path, tensors: &[Tensor], options: &SaveOptions) -> Result<(Vec<Staged>, Vec<String>)> {
+    let shards = cut(tensors, options.max_shard_bytes);
+    if let [all] = shards.as_slice() {
+        let (staged, _) = stage_tensors(&dir.join(SINGLE), all)?;
+        return Ok((vec![staged], vec![SINGLE.into()]));
+    }
+    let (mut files, mut names, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for (i, shard) in shards.iter().enumerate() {
+        let (staged, hash) = stage_tensors(&dir.join(SINGLE), shard)?;
+        let name = format!("model-{:05}-of-{:05}-{}.safetensors", i + 1, shards.len(), &hash.to_hex()[..8]);
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name.as_str(), name.clone())));
+        files.push(staged.rename_to(dir.join(&name)));
+        names.push(name);
+    }
+    let total: u64 = tensors.iter().map(Tensor::bytes).sum();
+    files.push(stage_json(&dir.join(INDEX), &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))?);
+    Ok((files, names))
+}
+
+/// Cuts the tensors into runs of at most so many bytes, or of one tensor.
+fn cut<'t, 'a>(tensors: &'t [Tensor<'a>], max: u64) -> Vec<&'t [Tensor<'a>]> {
+    let (mut shards, mut from, mut bytes) = (Vec::new(), 0, 0_u64);
+    for (i, tensor) in tensors.iter().enumerate() {
+        bytes += tensor.bytes();
+        if bytes > max && i > from {
+            shards.push(&tensors[from..i]);
+            (from, bytes) = (i, tensor.bytes());
+        }
+    }
+    shards.push(&tensors[from..]);
+    shards
+}
+
+/// Writes a safetensors file and hashes it on the way.
+fn stage_tensors(path: &Path, tensors: &[Tensor]) -> Result<(Staged, blake3::Hash)> {
+    let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut offset = 0_u64;
+    for tensor in tensors {
+        let end = offset + tensor.bytes();
+        let info = json!({"dtype": tensor.dtype.stored(), "shape": tensor.shape, "data_offsets": [offset, end]});
+        header.insert(tensor.name.clone(), info);
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut hash = blake3::Hasher::new();
+    let staged = Staged::write(path, |file| {
+        let mut out = Hashing { file, hash: &mut hash };
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        tensors.iter().try_for_each(|tensor| tensor.dtype.write(tensor.data, &mut out))
+    })?;
+    Ok((staged, hash.finalize()))
+}
+
+/// A file that is hashed while it is written.
+struct Hashing<'a> {
+    file: &'a mut BufWriter<File>,
+    hash: &'a mut blake3::Hasher,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn stage_json(path: &Path, json: &Value) -> Result<Staged> {
+    Ok(Staged::write(path, |file| writeln!(file, "{json:#}"))?)
+}
+
+/// Removes the files of an older checkpoint that the new one has no use for: only names that `save` gives.
+fn remove_unused(dir: &Path, used: &[String]) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(FileError::io("read", dir))?;
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let stale_index = name == INDEX && used.iter().any(|name| name == SINGLE);
+        if stale_index || (is_shard(&name) && !used.contains(&name)) {
+            remove(&dir.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is one of a shard, with or without a hash: `model-00001-of-00002-0123abcd.safetensors`.
+fn is_shard(name: &str) -> bool {
+    let parts = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
+    let parts: Vec<&str> = parts.map(|parts| parts.split('-').collect()).unwrap_or_default();
+    let number = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
+    let hash = |part: &str| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    match parts[..] {
+        [i, "of", n] => number(i) && number(n),
+        [i, "of", n, content] => number(i) && number(n) && hash(content),
+        _ => false,
+    }
+}
+
+fn remove(path: &PathBuf) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("remove", path)(error).into()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,357 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+const TINY: &str = include_str!("../../../../golden/mamba1-tiny/config.json");
+const UNTIED: &str = include_str!("../../../../golden/mamba1-untied/config.json");
+const ORIGINAL: &str = r#"{"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": true,
+    "residual_in_fp32": true, "fused_add_norm": true, "pad_vocab_size_multiple": 8}"#;
+
+fn parse(text: &str) -> ModelConfig {
+    let (config, warnings) = ModelConfig::parse(text, "config.json").unwrap();
+    assert_eq!(warnings, [""; 0]);
+    config
+}
+
+/// The configuration with one field changed, at a path such as `ssm_cfg.layer`.
+fn with(text: &str, path: &str, value: Value) -> String {
+    let mut json: Value = serde_json::from_str(text).unwrap();
+    match path.split_once('.') {
+        Some((outer, inner)) => json[outer][inner] = value,
+        None => json[path] = value,
+    }
+    json.to_string()
+}
+
+fn mamba1(config: &ModelConfig) -> &Mamba1Config {
+    let MixerConfig::Mamba1(mixer) = &config.mixer;
+    mixer
+}
+
+fn mamba1_mut(config: &mut ModelConfig) -> &mut Mamba1Config {
+    let MixerConfig::Mamba1(mixer) = &mut config.mixer;
+    mixer
+}
+
+fn round_trip(config: &ModelConfig) {
+    assert_eq!(&parse(&config.to_hf_json().to_string()), config);
+    assert_eq!(&parse(&format!("{:#}", config.to_hf_json())), config);
+}
+
+#[test]
+fn parse_hugging_face() {
+    let tiny = parse(TINY);
+    let mixer = Mamba1Config { dt_rank: 3, ..Mamba1Config::new(48) };
+    assert_eq!(
+        tiny,
+        ModelConfig {
+            vocab_size: 64,
+            d_model: 48,
+            n_layer: 2,
+            mixer: MixerConfig::Mamba1(mixer),
+            initializer_range: 0.1,
+            rescale_prenorm_residual: false,
+            bos_token_id: Some(0),
+            eos_token_id: Some(0),
+            pad_token_id: Some(0),
+            ..ModelConfig::default()
+        }
+    );
+    let untied = parse(UNTIED);
+    assert!(!untied.tie_embeddings && mamba1(&untied).proj_bias && mamba1(&untied).conv_bias);
+    let mixer = mamba1(&untied);
+    assert_eq!((mixer.d_state, mixer.d_conv, mixer.expand, mixer.dt_rank), (8, 3, 3, 5));
+    assert_eq!((untied.vocab_size, untied.padded_vocab_size(), mixer.d_inner(untied.d_model)), (50, 50, 120));
+}
+
+#[test]
+fn parse_hugging_face_defaults() {
+    let config = parse(r#"{"model_type": "mamba"}"#);
+    assert_eq!((config.d_model, config.n_layer, config.vocab_size), (768, 32, 50280));
+    assert_eq!(mamba1(&config), &Mamba1Config::new(768));
+    assert_eq!((config.initializer_range, config.rescale_prenorm_residual), (0.1, false));
+}
+
+/// The files of the published models carry keys of both layouts, and `intermediate_size` is what the weights have.
+#[test]
+fn parse_keys_of_both_layouts() {
+    let text = r#"{"architectures": ["MambaForCausalLM"], "d_inner": 1536, "d_model": 768, "expand": 2, "n_layer": 24,
+        "fused_add_norm": true, "hidden_act": "silu", "hidden_size": 768, "intermediate_size": 1536, "rms_norm": true,
+        "model_type": "mamba", "num_hidden_layers": 24, "pad_vocab_size_multiple": 8, "ssm_cfg": {},
+        "time_step_rank": "auto", "torch_dtype": "float32", "vocab_size": 50280, "time_step_limit": [0.0, Infinity]}"#;
+    assert_eq!(parse(text).parameter_count(), Some(129_135_360));
+    let wide = parse(&text.replace("Infinity", "1").replace(r#""expand": 2"#, r#""expand": 16"#));
+    assert_eq!((mamba1(&wide).expand, mamba1(&wide).d_inner), (2, None));
+    let (odd, warnings) = ModelConfig::parse(&text.replace("1536", "1000"), "f").unwrap();
+    assert_eq!((mamba1(&odd).d_inner, warnings.len()), (Some(1000), 0));
+    let (_, warnings) =
+        ModelConfig::parse(&text.replace(r#""n_layer": 24"#, r#""n_layer": 23, "new": 1"#), "f").unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+#[test]
+fn parse_original() {
+    let config = parse(ORIGINAL);
+    assert_eq!(config, ModelConfig::mamba1("130m").unwrap());
+    assert_eq!(config.padded_vocab_size(), 50280);
+    let text = with(
+        ORIGINAL,
+        "ssm_cfg",
+        json!({"layer": "Mamba1", "d_state": 8, "dt_rank": "auto", "bias": true,
+        "dt_init": "constant", "dt_min": 0.01, "conv_bias": false, "use_fast_path": false}),
+    );
+    let text = with(&with(&text, "tie_embeddings", json!(false)), "vocab_size", json!(100));
+    let config = parse(&text);
+    let mixer = mamba1(&config);
+    assert_eq!((mixer.d_state, mixer.dt_rank, mixer.proj_bias, mixer.conv_bias), (8, 48, true, false));
+    assert_eq!((mixer.dt_init, mixer.dt_min), (DtInit::Constant, 0.01));
+    assert_eq!((config.tie_embeddings, config.padded_vocab_size(), config.eos_token_id), (false, 104, None));
+}
+
+/// Totals as published, from the shapes of the published weights.
+#[test]
+fn parameter_count() {
+    let totals = [
+        ("130m", 129_135_360),
+        ("370M", 371_516_416),
+        ("mamba-790m", 793_204_224),
+        ("1.4b", 1_372_178_432),
+        ("2.8b", 2_768_345_600),
+    ];
+    for (name, total) in totals {
+        assert_eq!(ModelConfig::mamba1(name).unwrap().parameter_count(), Some(total), "{name}");
+    }
+}
+
+#[test]
+fn mamba1_by_name() {
+    let config = ModelConfig::mamba1("256x8").unwrap();
+    assert_eq!((config.d_model, config.n_layer, config.vocab_size, mamba1(&config).dt_rank), (256, 8, 256, 16));
+    for name in
+        ["", "x", "256x", "x8", "0x8", "8x0", "-1x2", "131m", "99999999999999999999x1", "18446744073709551615x1"]
+    {
+        let error = ModelConfig::mamba1(name).unwrap_err().to_string();
+        assert!(error.contains("wanted"), "{error}");
+    }
+}
+
+#[test]
+fn round_trips() {
+    round_trip(&ModelConfig::default());
+    for text in [TINY, UNTIED, ORIGINAL] {
+        round_trip(&parse(text));
+    }
+    for d_inner in [256, 100, 128, 384] {
+        let mut config = ModelConfig::default();
+        mamba1_mut(&mut config).d_inner = Some(d_inner);
+        round_trip(&config);
+    }
+    for rule in Discretisation::ALL {
+        let mut config = ModelConfig { vocab_size: 50277, pad_vocab_size_multiple: 8, ..ModelConfig::default() };
+        (mamba1_mut(&mut config).rule, mamba1_mut(&mut config).expand) = (rule, 3);
+        assert_eq!(config.to_hf_json()["vocab_size"], 50280);
+        round_trip(&config);
+    }
+}
+
+#[test]
+fn numbers_are_written_as_people_write_them() {
+    let json = ModelConfig::default().to_hf_json();
+    assert_eq!(
+        (json["layer_norm_epsilon"].to_string(), json["time_step_max"].to_string()),
+        ("0.00001".into(), "0.1".into())
+    );
+}
+
+/// With its own field set, transformers 5.23 rescales `out_proj` on every load.
+#[test]
+fn transformers_is_not_told_to_rescale() {
+    let config = ModelConfig { rescale_prenorm_residual: true, ..ModelConfig::default() };
+    let json = config.to_hf_json();
+    assert_eq!(
+        (&json["rescale_prenorm_residual"], &json["elapid"]["rescale_prenorm_residual"]),
+        (&json!(false), &json!(true))
+    );
+    round_trip(&config);
+}
+
+#[test]
+fn own_keys_that_contradict_are_warned_of() {
+    let config = ModelConfig { vocab_size: 50, pad_vocab_size_multiple: 8, ..ModelConfig::default() };
+    let text = with(&config.to_hf_json().to_string(), "vocab_size", json!(60));
+    let (config, warnings) = ModelConfig::parse(&text, "f").unwrap();
+    assert_eq!((config.vocab_size, config.pad_vocab_size_multiple, warnings.len()), (60, 1, 1));
+}
+
+#[test]
+fn token_ids() {
+    let (config, warnings) =
+        ModelConfig::parse(&with(&with(TINY, "eos_token_id", json!([7, 8])), "pad_token_id", json!(-1)), "f").unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_id, config.pad_token_id), (Some(0), Some(7), None));
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(parse(&with(TINY, "eos_token_id", Value::Null)).eos_token_id, None);
+}
+
+/// Every error names file, field, what was wanted, and what is there.
+#[test]
+fn errors() {
+    let hugging_face = [
+        ("model_type", json!("llama")),
+        ("model_type", json!("falcon_mamba")),
+        ("model_type", json!(null)),
+        ("hidden_act", json!("gelu")),
+        ("rms_norm", json!(false)),
+        ("quantization_config", json!({"bits": 4})),
+        ("hidden_size", json!(0)),
+        ("hidden_size", json!(-1)),
+        ("hidden_size", json!(1.5)),
+        ("hidden_size", json!("48")),
+        ("hidden_size", json!(true)),
+        ("num_hidden_layers", json!(1e9)),
+        ("state_size", json!(0)),
+        ("conv_kernel", json!(0)),
+        ("intermediate_size", json!(0)),
+        ("time_step_rank", json!(0)),
+        ("time_step_rank", json!("automatic")),
+        ("time_step_min", json!(0.2)),
+        ("time_step_max", json!(null)),
+        ("time_step_scale", json!(1e300)),
+        ("time_step_init_scheme", json!("zero")),
+        ("layer_norm_epsilon", json!(0)),
+        ("vocab_size", json!(0)),
+        ("tie_word_embeddings", json!(1)),
+        ("eos_token_id", json!(64)),
+        ("eos_token_id", json!("</s>")),
+        ("elapid", json!(1)),
+        ("elapid.rule", json!("euler")),
+        ("elapid.news", json!(1)),
+    ];
+    let original = [
+        ("rms_norm", json!(false)),
+        ("d_intermediate", json!(1)),
+        ("attn_layer_idx", json!([1])),
+        ("ssm_cfg", json!(null)),
+        ("ssm_cfg.layer", json!("Mamba2")),
+        ("ssm_cfg.headdim", json!(64)),
+        ("ssm_cfg.dt_rank", json!([])),
+        ("ssm_cfg.expand", json!(1.5)),
+        ("pad_vocab_size_multiple", json!(0)),
+        ("vocab_size", json!(u64::MAX)),
+        ("d_model", json!(null)),
+        ("n_layer", json!({})),
+    ];
+    let all = hugging_face.map(|case| (TINY, case)).into_iter().chain(original.map(|case| (ORIGINAL, case)));
+    for (text, (field, value)) in all {
+        let error = ModelConfig::parse(&with(text, field, value.clone()), "dir/config.json").unwrap_err().to_string();
+        println!("{error}");
+        let start = format!("dir/config.json: `{field}`: wanted ");
+        assert!(error.starts_with(&start), "{field}: {error}");
+        assert!(error.contains("got "), "{field}: {error}");
+    }
+    for text in ["", "[]", "{", "{}", "null", r#"{"hidden_size": 5}"#, r#"{"d_model": 5}"#, "NaN", "{a: NaN,"] {
+        ModelConfig::parse(text, "f").unwrap_err();
+    }
+}
+
+#[test]
+fn nesting_is_bounded() {
+    for open in ["[", "{\"a\":", "{a:"] {
+        let text = format!("{}NaN", open.repeat(200_000));
+        ModelConfig::parse(&text, "f").unwrap_err();
+        ModelConfig::parse(&open.repeat(200_000), "f").unwrap_err();
+    }
+}
+
+#[test]
+fn validate_finds_overflow() {
+    let huge = usize::MAX / 2;
+    let break_it: [fn(&mut ModelConfig, usize); 7] = [
+        |c, x| c.vocab_size = x,
+        |c, x| c.d_model = x,
+        |c, x| c.pad_vocab_size_multiple = x,
+        |c, x| mamba1_mut(c).d_state = x,
+        |c, x| mamba1_mut(c).expand = x,
+        |c, x| mamba1_mut(c).dt_rank = x,
+        |c, x| mamba1_mut(c).d_inner = Some(x),
+    ];
+    for change in break_it {
+        for size in [huge, usize::MAX, 1 << 62] {
+            let mut config = ModelConfig::default();
+            change(&mut config, size);
+            config.validate().unwrap_err();
+        }
+        let mut config = ModelConfig::default();
+        change(&mut config, 0);
+        config.validate().unwrap_err();
+    }
+}
+
+proptest! {
+    #[test]
+    fn round_trips_of_any(
+        (vocab, multiple, d_model, n_layer) in (1..70_000_usize, 1..300_usize, 1..5000_usize, 1..200_usize),
+        (d_state, d_conv, expand, dt_rank) in (1..300_usize, 1..20_usize, 1..9_usize, 1..300_usize),
+        d_inner in proptest::option::of(1..9000_usize),
+        bits in any::<[bool; 6]>(),
+        reals in any::<[u32; 4]>(),
+        rule in 0..3_usize,
+    ) {
+        let real = |i: usize, or: f32| {
+            let x = f32::from_bits(reals[i]).abs();
+            if x.is_finite() && x > 0.0 { x } else { or }
+        };
+        let mixer = Mamba1Config {
+            d_state, d_conv, expand, d_inner, dt_rank,
+            conv_bias: bits[0],
+            proj_bias: bits[1],
+            dt_min: real(0, 1e-3).min(real(1, 0.1)),
+            dt_max: real(0, 1e-3).max(real(1, 0.1)),
+            dt_init_floor: real(2, 1e-4),
+            dt_scale: real(3, 1.0),
+            dt_init: if bits[2] { DtInit::Random } else { DtInit::Constant },
+            rule: Discretisation::ALL[rule],
+        };
+        let config = ModelConfig {
+            vocab_size: vocab,
+            pad_vocab_size_multiple: multiple,
+            d_model, n_layer,
+            mixer: MixerConfig::Mamba1(mixer),
+            norm_eps: real(2, 1e-5),
+            tie_embeddings: bits[3],
+            residual_in_fp32: bits[4],
+            initializer_range: real(3, 0.02),
+            rescale_prenorm_residual: bits[5],
+            bos_token_id: None,
+            eos_token_id: Some(vocab as u32 - 1),
+            pad_token_id: bits[0].then_some(0),
+        };
+        round_trip(&config);
+    }
+
+    /// Bytes changed, cut out or put in: an error or a configuration that can be, never a panic.
+    #[test]
+    fn mutations_do_not_panic(
+        which in 0..3_usize,
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6),
+        nan in any::<bool>(),
+    ) {
+        let mut bytes = [TINY, UNTIED, ORIGINAL][which].as_bytes().to_vec();
+        if nan {
+            bytes.splice(1..1, *b"\"x\": NaN, ");
+        }
+        for (at, byte, kind) in edits {
+            let at = at.index(bytes.len());
+            match kind {
+                0 => bytes[at] = byte,
+                1 => bytes.insert(at, byte & 0x7f),
+                2 => bytes[at] = b'0' + byte % 10,
+                _ => { bytes.remove(at); }
+            }
+        }
+        if let Ok((config, _)) = ModelConfig::parse(&String::from_utf8_lossy(&bytes), "f") {
+            config.validate().unwrap();
+            round_trip(&config);
+        }
+    }
+}

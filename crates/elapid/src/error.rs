@@ -1,0 +1,54 @@
+//! What can go wrong, with the thing's name and the fix.
+
+use std::path::PathBuf;
+
+/// The result of elapid's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation's arguments do not fit each other.
+    #[error(transparent)]
+    Kernel(#[from] elapid_kernels::Error),
+    /// A model's configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// A model's files.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// A tokenizer or its text.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// A file that cannot be read or written.
+    #[error(transparent)]
+    File(#[from] crate::files::FileError),
+    /// A saved state, or one that does not belong here.
+    #[error("state{}: {reason}", .path.as_ref().map(|p| format!(" {}", p.display())).unwrap_or_default())]
+    State {
+        /// Its file, if it came from one.
+        path: Option<PathBuf>,
+        /// What is wrong, and the fix.
+        reason: String,
+    },
+    /// A device that cannot be used.
+    #[error("device `{name}`: {reason}")]
+    Device {
+        /// As it was asked for.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Numbers that training or inference cannot go on with.
+    #[error("{what} is not finite (first at {place}); lower the learning rate or go back to an earlier checkpoint")]
+    NonFinite {
+        /// The tensor.
+        what: String,
+        /// The index of the first such number.
+        place: usize,
+    },
+    /// An argument of a library call.
+    #[error("{0}")]
+    Argument(String),
+}

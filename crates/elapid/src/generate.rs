@@ -1,0 +1,155 @@
+//! Generation: reading a prompt into a state, and drawing one token after another.
+
+use std::collections::VecDeque;
+
+use elapid_kernels::sampling;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::lm::{LanguageModel, Positions};
+use crate::ops::Layout;
+use crate::state::State;
+use crate::{Error, Result};
+
+pub use elapid_kernels::sampling::Params as Sampling;
+
+/// Positions that are read at a time: memory does not grow with the prompt.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// Tokens that the repetition penalty looks back at.
+const RECENT: usize = 256;
+
+/// One sequence in the making: a model, a state, and the logits of the next token.
+///
+/// ```
+/// # use elapid::{embedded, generate::{Generator, Sampling}};
+/// # fn main() -> elapid::Result<()> {
+/// let model = embedded::model()?;
+/// let mut sequence = Generator::new(&model, Sampling::default(), 0);
+/// sequence.read(b"ROMEO:".map(u32::from).as_slice())?;
+/// let text: Vec<u8> = (0..20).map(|_| sequence.next_token().map(|id| id as u8)).collect::<Result<_, _>>()?;
+/// assert_eq!(text.len(), 20);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Generator<'m> {
+    model: &'m LanguageModel,
+    state: State,
+    logits: Vec<f32>,
+    sampling: Sampling,
+    rng: ChaCha8Rng,
+    recent: VecDeque<u32>,
+    scratch: sampling::Scratch,
+    pending: Option<u32>,
+    chunk: usize,
+}
+
+impl<'m> Generator<'m> {
+    /// A sequence that has read nothing.
+    pub fn new(model: &'m LanguageModel, sampling: Sampling, seed: u64) -> Self {
+        Self::from_state(model, model.zero_state(1), sampling, seed)
+    }
+
+    /// A sequence that goes on from a state of one row. At least one token must be read before the next is drawn.
+    pub fn from_state(model: &'m LanguageModel, state: State, sampling: Sampling, seed: u64) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(seed);
+        let (logits, recent) = (Vec::new(), VecDeque::new());
+        let scratch = sampling::Scratch::default();
+        Self { model, state, logits, sampling, rng, recent, scratch, pending: None, chunk: PREFILL_CHUNK }
+    }
+
+    /// Reads a prompt `chunk` tokens at a time; the default is [`PREFILL_CHUNK`]. The result is the same.
+    pub fn with_chunk(self, chunk: usize) -> Self {
+        Self { chunk: chunk.max(1), ..self }
+    }
+
+    /// Tells a sequence that goes on from a state what was read before, oldest first: the repetition penalty looks back
+    /// at it.
+    pub fn with_recent(mut self, tokens: &[u32]) -> Self {
+        self.remember(tokens);
+        self
+    }
+
+    /// Reads tokens, whatever their number, in memory that does not depend on it.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary.
+    pub fn read(&mut self, tokens: &[u32]) -> Result<()> {
+        self.catch_up()?;
+        for part in tokens.chunks(self.chunk) {
+            self.advance(part)?;
+        }
+        Ok(())
+    }
+
+    /// Draws the next token.
+    ///
+    /// # Errors
+    /// If nothing was read yet, or the logits are not finite.
+    pub fn next_token(&mut self) -> Result<u32> {
+        self.catch_up()?;
+        if self.logits.is_empty() {
+            return Err(Error::Argument("nothing to go on from: give at least one token of prompt".into()));
+        }
+        let recent = self.recent.make_contiguous();
+        let uniform = self.rng.random::<f64>();
+        let id = sampling::sample(&self.sampling, &self.logits, recent, uniform, &mut self.scratch)?;
+        self.pending = Some(id);
+        Ok(id)
+    }
+
+    /// The state after all that was read and drawn.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn into_state(mut self) -> Result<State> {
+        self.catch_up()?;
+        Ok(self.state)
+    }
+
+    /// Lays the sequence aside: the state without the token that was drawn last, and that token. A sequence from this
+    /// state that reads the token goes on as this one would.
+    pub fn suspend(self) -> Suspended {
+        Suspended { state: self.state, recent: self.recent.into(), pending: self.pending }
+    }
+
+    /// Logits of the next token, `[v]`; empty before anything was read.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        self.catch_up()?;
+        Ok(&self.logits)
+    }
+
+    /// The last drawn token is read only when something depends on it.
+    fn catch_up(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |id| self.advance(&[id]))
+    }
+
+    fn advance(&mut self, tokens: &[u32]) -> Result<()> {
+        let cx = self.model.inference(Layout::new(1, tokens.len()));
+        let (logits, state) = self.model.logits(&cx, tokens, &self.state, Positions::Last)?;
+        self.logits.clear();
+        self.logits.extend_from_slice(logits.value().as_slice());
+        self.state = state;
+        self.remember(tokens);
+        Ok(())
+    }
+
+    fn remember(&mut self, tokens: &[u32]) {
+        self.recent.extend(&tokens[tokens.len().saturating_sub(RECENT)..]);
+        self.recent.drain(..self.recent.len().saturating_sub(RECENT));
+    }
+}
+
+/// A sequence laid aside: see [`Generator::suspend`].
+#[derive(Debug, Clone)]
+pub struct Suspended {
+    /// The state after all that was read.
+    pub state: State,
+    /// The last tokens that were read, oldest first: for [`Generator::with_recent`].
+    pub recent: Vec<u32>,
+    /// The token that was drawn and not read yet.
+    pub pending: Option<u32>,
+}

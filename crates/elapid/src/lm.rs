@@ -1,0 +1,280 @@
+//! The language model: an embedding, blocks, a norm, and a projection to the vocabulary.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use crate::autograd::{Tape, Var};
+use crate::block::{Block, Stream};
+use crate::checkpoint::{Checkpoint, SaveOptions};
+use crate::config::ModelConfig;
+use crate::mixer::{self, Cost, Cx, Mixer};
+use crate::ops::{Layout, Loss, add_norm, cross_entropy, embedding, linear};
+use crate::params::{Decay, Init, ParamBuilder, ParamId, Params, Source};
+use crate::state::{Spec, State};
+use crate::{Error, Result, Tensor};
+
+/// A language model: its configuration, its parameters, and the structure that uses them.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    config: ModelConfig,
+    params: Arc<Params>,
+    embedding: ParamId,
+    blocks: Vec<Block>,
+    norm_f: ParamId,
+    head: ParamId,
+    state: Spec,
+    fingerprint: OnceLock<String>,
+}
+
+/// Which positions' logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// All, `[b l v]`.
+    All,
+    /// The last real one of each row, `[b v]`.
+    Last,
+}
+
+impl LanguageModel {
+    /// A new model, its parameters drawn from `seed`.
+    ///
+    /// # Errors
+    /// If the configuration has impossible values.
+    pub fn new(config: ModelConfig, seed: u64) -> Result<Self> {
+        Self::build(config, &mut |wanted| Ok(wanted.init.numbers(wanted.name, wanted.shape, seed)))
+    }
+
+    /// The model of a checkpoint.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape than the configuration says, or one too many is there.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut names = Vec::new();
+        let model = Self::build(checkpoint.config.clone(), &mut |wanted| {
+            names.push(wanted.name.to_owned());
+            Ok(checkpoint.tensor(wanted.name, wanted.shape)?)
+        })?;
+        checkpoint.check_complete(&names)?;
+        Ok(model)
+    }
+
+    /// The model in a directory.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`] and [`load`](Self::load).
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::load(&Checkpoint::open(dir)?)
+    }
+
+    /// A model whose parameters come from `source`.
+    ///
+    /// # Errors
+    /// If the configuration has impossible values, or the source lacks a parameter.
+    pub fn build(config: ModelConfig, source: &mut Source<'_>) -> Result<Self> {
+        Self::build_with(config, source, mixer::build)
+    }
+
+    /// A model whose mixers `mixer` makes, called once a layer with the prefix of its parameters' names: how one of
+    /// your own is tried before it is in the registry.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_with(
+        config: ModelConfig,
+        source: &mut Source<'_>,
+        mut mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let mut params = Params::default();
+        let mut builder = ParamBuilder::new(&mut params, source);
+        let (v, d) = (config.padded_vocab_size(), config.d_model);
+        let normal = Init::Normal(config.initializer_range);
+        let embedding = builder.param("backbone.embeddings.weight".into(), &[v, d], normal, Decay::Yes)?;
+        let mut blocks = Vec::with_capacity(config.n_layer);
+        for i in 0..config.n_layer {
+            let prefix = format!("backbone.layers.{i}");
+            let norm = builder.param(format!("{prefix}.norm.weight"), &[d], Init::Constant(1.0), Decay::No)?;
+            let mixer = mixer(&config, &format!("{prefix}.mixer"), &mut builder)?;
+            blocks.push(Block { norm, eps: config.norm_eps, mixer });
+        }
+        let norm_f = builder.param("backbone.norm_f.weight".into(), &[d], Init::Constant(1.0), Decay::No)?;
+        let head = if config.tie_embeddings {
+            embedding
+        } else {
+            builder.param("lm_head.weight".into(), &[v, d], normal, Decay::Yes)?
+        };
+        let state = blocks.iter().map(|block| block.mixer.state()).collect();
+        let params = Arc::new(params);
+        Ok(Self { config, params, embedding, blocks, norm_f, head, state, fingerprint: OnceLock::new() })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Its parameters, to change. Tapes that still hold them keep the old numbers.
+    pub fn params_mut(&mut self) -> &mut Params {
+        self.fingerprint = OnceLock::new();
+        Arc::make_mut(&mut self.params)
+    }
+
+    /// Writes the model to a directory in the Hugging Face layout.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or a parameter is not finite.
+    pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+        let tensors = self.params.iter().map(|(_, param)| {
+            (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice())
+        });
+        Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
+    }
+
+    /// A name for exactly these parameters under this configuration: 64 hexadecimal digits.
+    pub fn fingerprint(&self) -> &str {
+        self.fingerprint.get_or_init(|| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(self.config.to_hf_json().to_string().as_bytes());
+            let mut bytes = Vec::new();
+            for (_, param) in self.params.iter() {
+                hasher.update(param.name.as_bytes());
+                for part in param.value.as_slice().chunks(1 << 16) {
+                    bytes.clear();
+                    part.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                    hasher.update(&bytes);
+                }
+            }
+            hasher.finalize().to_hex().to_string()
+        })
+    }
+
+    /// The state of `b` sequences that have read nothing.
+    pub fn zero_state(&self, b: usize) -> State {
+        State::zeros(&self.state, b)
+    }
+
+    /// Reads a state that this model made; the notes saved with it come along.
+    ///
+    /// # Errors
+    /// If the file is damaged or another model made it.
+    pub fn load_state(&self, path: &Path) -> Result<(State, HashMap<String, String>)> {
+        State::load(path, &self.state, self.fingerprint())
+    }
+
+    /// What one position costs in the forward pass, the projection to the vocabulary included.
+    pub fn cost(&self) -> Cost {
+        let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model as u64);
+        let norm = Cost { flops: 5 * d, params: d, state: 0 };
+        let head = Cost { flops: 2 * v * d, params: v * d, state: 0 };
+        self.blocks.iter().map(|block| block.mixer.cost() + norm).sum::<Cost>() + norm + head
+    }
+
+    /// A pass without gradients.
+    pub fn inference(&self, layout: Layout) -> Cx {
+        Cx::new(self.params.clone(), None, layout)
+    }
+
+    /// A pass that is recorded on `tape`.
+    pub fn training(&self, tape: &Arc<Tape>, layout: Layout) -> Cx {
+        Cx::new(self.params.clone(), Some(tape.clone()), layout)
+    }
+
+    /// The normed output of the last block `[b l d]`, and the state after the last position.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary, or the state is not of this model or this batch.
+    pub fn hidden(&self, cx: &Cx, tokens: &[u32], state: &State, checkpoint_blocks: bool) -> Result<(Var, State)> {
+        let (b, l) = (cx.layout.b, cx.layout.l);
+        if tokens.len() != b * l {
+            return Err(Error::Argument(format!("{} tokens for {b} rows of {l}", tokens.len())));
+        }
+        if !state.fits(&self.state) || state.rows() != b {
+            let reason = format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
+            return Err(Error::State { path: None, reason });
+        }
+        let hidden = embedding(tokens, &cx.param(self.embedding), (b, l))?;
+        let mut stream = Stream { hidden, residual: None };
+        let mut layers = Vec::with_capacity(self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let forward = if checkpoint_blocks && cx.records() { Block::forward_checkpointed } else { Block::forward };
+            let (next, layer) = forward(block, cx, &stream, state.layer(i))?;
+            stream = next;
+            layers.push(layer);
+        }
+        let norm_f = cx.param(self.norm_f);
+        let (y, _) = add_norm(&stream.hidden, stream.residual.as_ref(), &norm_f, self.config.norm_eps)?;
+        Ok((y, State::from_layers(&self.state, layers, state.position + l as u64)))
+    }
+
+    /// Where a forward pass over `tokens` first gives a number that is not finite: a parameter, or a block's output.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn first_non_finite(&self, layout: &Layout, tokens: &[u32], state: &State) -> Result<Option<String>> {
+        let broken = |x: &Tensor| elapid_kernels::adamw::first_non_finite(x.contiguous().as_slice()).is_some();
+        if let Some((_, param)) = self.params.iter().find(|(_, param)| broken(&param.value)) {
+            return Ok(Some(format!("parameter {}", param.name)));
+        }
+        let cx = self.inference(layout.clone());
+        let hidden = embedding(tokens, &cx.param(self.embedding), (layout.b, layout.l))?;
+        let mut stream = Stream { hidden, residual: None };
+        for (i, block) in self.blocks.iter().enumerate() {
+            stream = block.forward(&cx, &stream, state.layer(i))?.0;
+            if broken(stream.hidden.value()) {
+                return Ok(Some(format!("the output of layer {i}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Logits `[b l v]` or `[b v]`, and the state after the last position.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn logits(&self, cx: &Cx, tokens: &[u32], state: &State, positions: Positions) -> Result<(Var, State)> {
+        let (hidden, state) = self.hidden(cx, tokens, state, false)?;
+        let hidden = match positions {
+            Positions::All => hidden,
+            Positions::Last => last_positions(&hidden, &cx.layout)?.into(),
+        };
+        Ok((linear(&hidden, &cx.param(self.head), None)?, state))
+    }
+
+    /// The loss of predicting `targets` (negative: not counted) from `tokens`, and the state after the last position.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn loss(
+        &self,
+        cx: &Cx,
+        tokens: &[u32],
+        targets: &[i32],
+        state: &State,
+        checkpoint_blocks: bool,
+    ) -> Result<(Loss, State)> {
+        let (hidden, state) = self.hidden(cx, tokens, state, checkpoint_blocks)?;
+        Ok((cross_entropy(&hidden, &cx.param(self.head), targets)?, state))
+    }
+}
+
+/// The last real position of each row, `[b d]`.
+fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
+    let d = hidden.value().cols();
+    Tensor::filled(&[layout.b, d], |mut last| {
+        for b in 0..layout.b {
+            let len = layout.segments().len(b, layout.l);
+            let at = (b * layout.l + len)
+                .checked_sub(1)
+                .filter(|_| len > 0)
+                .ok_or_else(|| Error::Argument(format!("row {b} has no positions: nothing to predict from")))?;
+            last.row(b).copy_from_slice(hidden.value().rows().row(at));
+        }
+        Ok(())
+    })
+}

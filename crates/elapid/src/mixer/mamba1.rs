@@ -1,0 +1,152 @@
+//! Mamba (Gu and Dao 2023): the selective state space model S6 in a gated block, figure 3 and algorithm 2.
+
+use elapid_kernels::selective_scan::Discretisation;
+
+use super::{Cost, Cx, Mixer, StateTensor};
+use crate::Result;
+use crate::autograd::Var;
+use crate::config::{DtInit, Mamba1Config, ModelConfig};
+use crate::ops::{ScanArgs, causal_conv1d, linear, neg_exp, selective_scan};
+use crate::params::{Decay, Init, ParamBuilder, ParamId};
+
+/// The parameters and sizes of one Mamba mixer.
+#[derive(Debug)]
+pub struct Mamba1 {
+    d_model: usize,
+    d_inner: usize,
+    d_state: usize,
+    d_conv: usize,
+    dt_rank: usize,
+    rule: Discretisation,
+    in_proj: Projection,
+    conv1d: Projection,
+    x_proj: ParamId,
+    dt_proj: ParamId,
+    dt_bias: ParamId,
+    a_log: ParamId,
+    d: ParamId,
+    out_proj: Projection,
+}
+
+#[derive(Debug)]
+struct Projection {
+    weight: ParamId,
+    bias: Option<ParamId>,
+}
+
+impl Projection {
+    fn forward(&self, cx: &Cx, x: &Var) -> Result<Var> {
+        linear(x, &cx.param(self.weight), self.bias.map(|id| cx.param(id)).as_ref())
+    }
+}
+
+impl Mamba1 {
+    /// The mixer of `config`, its parameters taken from `params` under names that start with `prefix`.
+    ///
+    /// # Errors
+    /// If the source of parameters lacks one.
+    pub fn new(
+        config: &ModelConfig,
+        mamba: &Mamba1Config,
+        prefix: &str,
+        params: &mut ParamBuilder<'_>,
+    ) -> Result<Self> {
+        let (d_model, d_inner) = (config.d_model, mamba.d_inner(config.d_model));
+        let (n, k, r) = (mamba.d_state, mamba.d_conv, mamba.dt_rank);
+        // PyTorch's default for linear and convolution layers: uniform in ±1/√fan_in, for biases too.
+        let fan_in = |inputs: usize| Init::Uniform(1.0 / (inputs as f32).sqrt());
+        let mut param = |name: &str, shape: &[usize], init, decay| {
+            params.param(format!("{prefix}.{name}"), shape, init, decay)
+        };
+        let mut projection = |name: &str, shape: &[usize], init, bias: Option<Init>| -> Result<Projection> {
+            let weight = param(&format!("{name}.weight"), shape, init, Decay::Yes)?;
+            let bias = bias.map(|init| param(&format!("{name}.bias"), &shape[..1], init, Decay::No)).transpose()?;
+            Ok(Projection { weight, bias })
+        };
+        let proj_bias = mamba.proj_bias.then_some(Init::Constant(0.0));
+        let in_proj = projection("in_proj", &[2 * d_inner, d_model], fan_in(d_model), proj_bias)?;
+        let conv1d = projection("conv1d", &[d_inner, 1, k], fan_in(k), mamba.conv_bias.then_some(fan_in(k)))?;
+        let Init::Uniform(bound) = fan_in(d_inner) else { unreachable!("fan_in is uniform") };
+        let rescaled = if config.rescale_prenorm_residual { bound / (config.n_layer as f32).sqrt() } else { bound };
+        let out_proj = projection("out_proj", &[d_model, d_inner], Init::Uniform(rescaled), proj_bias)?;
+        let dt_std = (r as f32).powf(-0.5) * mamba.dt_scale;
+        let dt_init = match mamba.dt_init {
+            DtInit::Random => Init::Uniform(dt_std),
+            DtInit::Constant => Init::Constant(dt_std),
+        };
+        let dt_bias =
+            Init::SoftplusInverseLogUniform { min: mamba.dt_min, max: mamba.dt_max, floor: mamba.dt_init_floor };
+        Ok(Self {
+            d_model,
+            d_inner,
+            d_state: n,
+            d_conv: k,
+            dt_rank: r,
+            rule: mamba.rule,
+            in_proj,
+            conv1d,
+            x_proj: param("x_proj.weight", &[r + 2 * n, d_inner], fan_in(d_inner), Decay::Yes)?,
+            dt_proj: param("dt_proj.weight", &[d_inner, r], dt_init, Decay::Yes)?,
+            dt_bias: param("dt_proj.bias", &[d_inner], dt_bias, Decay::No)?,
+            a_log: param("A_log", &[d_inner, n], Init::LogArange, Decay::No)?,
+            d: param("D", &[d_inner], Init::Constant(1.0), Decay::No)?,
+            out_proj,
+        })
+    }
+}
+
+impl Mixer for Mamba1 {
+    fn forward(&self, cx: &Cx, input: &Var, state: &[Var]) -> Result<(Var, Vec<Var>)> {
+        let (ed, n, r) = (self.d_inner, self.d_state, self.dt_rank);
+        let xz = self.in_proj.forward(cx, input)?; // [b l 2ed]
+        let (x, z) = (xz.columns(0, ed), xz.columns(ed, ed));
+
+        let conv_bias = self.conv1d.bias.map(|id| cx.param(id));
+        let (x, conv) =
+            causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], &cx.layout)?;
+
+        let dbc = linear(&x, &cx.param(self.x_proj), None)?; // [b l r+2n]
+        let delta = linear(&dbc.columns(0, r), &cx.param(self.dt_proj), None)?; // [b l ed]
+        let (y, ssm) = selective_scan(
+            ScanArgs {
+                u: x,
+                delta,
+                delta_bias: Some(cx.param(self.dt_bias)),
+                a: neg_exp(&cx.param(self.a_log))?, // [ed n]
+                b: dbc.columns(r, n),
+                c: dbc.columns(r + n, n),
+                skip: Some(cx.param(self.d)),
+                z: Some(z),
+                initial: state[1].clone(),
+                rule: self.rule,
+            },
+            &cx.layout,
+        )?;
+        Ok((self.out_proj.forward(cx, &y)?, vec![conv, ssm]))
+    }
+
+    fn state(&self) -> Vec<StateTensor> {
+        vec![
+            StateTensor { name: "conv", shape: vec![self.d_conv - 1, self.d_inner] },
+            StateTensor { name: "ssm", shape: vec![self.d_inner, self.d_state] },
+        ]
+    }
+
+    fn cost(&self) -> Cost {
+        let [d, ed, n, k, r] = [self.d_model, self.d_inner, self.d_state, self.d_conv, self.dt_rank].map(|x| x as u64);
+        let products = d * 2 * ed + ed * (r + 2 * n) + r * ed + ed * d;
+        // A state element: ΔA, exp, ΔB u, and two fused multiply-adds; a channel: softplus, Δu, D u, gate.
+        let scan = ed * n * 7 + ed * 12;
+        let biases = [&self.in_proj, &self.out_proj]
+            .iter()
+            .zip([2 * ed, d])
+            .map(|(projection, size)| projection.bias.map_or(0, |_| size))
+            .sum::<u64>();
+        let conv_bias = self.conv1d.bias.map_or(0, |_| ed);
+        Cost {
+            flops: 2 * products + 2 * ed * k + 4 * ed + scan,
+            params: products + ed * k + conv_bias + biases + 2 * ed + ed * n,
+            state: ed * (k - 1) + ed * n,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Sequence mixers: what lets positions of a sequence see each other.
+//!
+//! A new one is one file here that implements [`Mixer`], one variant of [`MixerConfig`](crate::config::MixerConfig),
+//! and one line of [`build`].
+
+mod mamba1;
+
+use std::sync::Arc;
+
+pub use mamba1::Mamba1;
+
+use crate::Result;
+use crate::autograd::{Tape, Var};
+use crate::config::{MixerConfig, ModelConfig};
+use crate::ops::Layout;
+use crate::params::{ParamBuilder, ParamId, Params};
+
+/// What a forward pass runs with: the parameters, the tape if gradients are wanted, and how the positions lie.
+#[derive(Clone)]
+pub struct Cx {
+    params: Arc<Params>,
+    tape: Option<Arc<Tape>>,
+    /// Rows, positions, padding and document borders.
+    pub layout: Layout,
+}
+
+impl Cx {
+    /// A pass over positions laid out as `layout`; operations are recorded if there is a tape.
+    pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
+        Self { params, tape, layout }
+    }
+
+    /// The variable of a parameter.
+    pub fn param(&self, id: ParamId) -> Var {
+        let value = self.params.value(id);
+        self.tape.as_ref().map_or_else(|| value.clone().into(), |tape| tape.param(id, value))
+    }
+
+    /// Whether operations are recorded.
+    pub fn records(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// The same pass on another tape.
+    pub(crate) fn on(&self, tape: Option<&Arc<Tape>>) -> Self {
+        Self { tape: tape.cloned(), ..self.clone() }
+    }
+}
+
+/// One tensor of a mixer's state, of a single sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateTensor {
+    /// Short name: `conv`, `ssm`.
+    pub name: &'static str,
+    /// Shape without the batch.
+    pub shape: Vec<usize>,
+}
+
+/// What one position costs in the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// Additions, multiplications and exponentials.
+    pub flops: u64,
+    /// Parameters read.
+    pub params: u64,
+    /// Numbers of state of one sequence, read and written.
+    pub state: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            flops: self.flops + other.flops,
+            params: self.params + other.params,
+            state: self.state + other.state,
+        }
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        costs.fold(Cost::default(), |sum, cost| sum + cost)
+    }
+}
+
+/// A map from sequences to sequences that carries a state.
+///
+/// The contract, for any split of a sequence: `forward(a ++ b, S)` equals `forward(b, state of forward(a, S))` in
+/// outputs, final state and gradients; without a tape, bit for bit.
+pub trait Mixer: std::fmt::Debug + Send + Sync {
+    /// y and the state after the last position, from x `[b l d_model]` and the state before the first.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    fn forward(&self, cx: &Cx, x: &Var, state: &[Var]) -> Result<(Var, Vec<Var>)>;
+
+    /// The tensors of its state.
+    fn state(&self) -> Vec<StateTensor>;
+
+    /// What a position costs.
+    fn cost(&self) -> Cost;
+}
+
+/// The registry: the mixer that a configuration asks for, its parameters' names starting with `prefix`.
+///
+/// # Errors
+/// If the source of parameters lacks one.
+pub fn build(config: &ModelConfig, prefix: &str, params: &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>> {
+    match &config.mixer {
+        MixerConfig::Mamba1(mamba) => Ok(Arc::new(Mamba1::new(config, mamba, prefix, params)?)),
+    }
+}

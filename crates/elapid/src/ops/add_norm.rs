@@ -1,0 +1,59 @@
+//! Residual add and RMSNorm in one pass.
+
+use elapid_kernels::add_norm as kernel;
+
+use crate::autograd::{Var, Want, record};
+use crate::{Result, Tensor};
+
+/// s = x + r and y = s / rms(s) · w; returns (y, s). Without a residual r, s is x.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
+    let rows = x.value().row_count();
+    let mut rstd = vec![0.0; rows];
+    let mut sum = Vec::new();
+    let y = Tensor::filled(x.shape(), |y| {
+        sum.resize(x.value().len(), 0.0);
+        kernel::forward(
+            x.value().rows(),
+            residual.map(|r| r.value().rows()),
+            weight.value().as_slice(),
+            eps,
+            y,
+            elapid_kernels::RowsMut::new(&mut sum, x.value().cols()),
+            &mut rstd,
+        )
+    })?;
+    let sum = Tensor::new(sum, x.shape());
+    let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
+    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
+        let dsum = grads.take(sum);
+        let dy = grads.take_or_zeros(y);
+        let mut dx = Tensor::zeros(x.shape());
+        grads.write([Want::Add(&weight)], |[dweight]| {
+            let dx = elapid_kernels::RowsMut::new(dx.make_mut(), y.value().cols());
+            let dsum = dsum.as_ref().map(Tensor::rows);
+            kernel::backward(
+                kept_sum.rows(),
+                weight.value().as_slice(),
+                &rstd,
+                dy.rows(),
+                dsum,
+                dx,
+                dweight.into_slice(),
+            )
+        })?;
+        // x and the residual have the same gradient.
+        match &residual {
+            Some(residual) => {
+                grads.give(&x, dx.clone());
+                grads.give(residual, dx);
+            }
+            None => grads.give(&x, dx),
+        }
+        Ok(())
+    });
+    Ok((y, sum))
+}

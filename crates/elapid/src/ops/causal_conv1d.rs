@@ -1,0 +1,64 @@
+//! The short causal convolution.
+
+use elapid_kernels::causal_conv1d as kernel;
+use kernel::{Args, Dims};
+
+use super::Layout;
+use crate::autograd::{Var, Want, record};
+use crate::{Result, Tensor};
+
+/// y = silu(conv(x) + bias), each channel by itself, over the current and the k-1 earlier inputs.
+///
+/// x `[b l d]`, weight `[d 1 k]` (its last tap multiplies the current input), `window` `[b k-1 d]`: the inputs before the
+/// first position. Returns y and the window after the last position.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn causal_conv1d(
+    x: &Var,
+    weight: &Var,
+    bias: Option<&Var>,
+    window: &Var,
+    layout: &Layout,
+) -> Result<(Var, Var)> {
+    let dims = Dims { b: layout.b, l: layout.l, d: x.value().cols(), k: weight.value().cols() };
+    let mut last = vec![0.0; dims.b * (dims.k - 1) * dims.d];
+    let y = Tensor::filled(x.shape(), |y| {
+        kernel::forward(dims, &args(x, weight, bias, window, layout), y, &mut last)
+    })?;
+    let last = Tensor::new(last, window.shape());
+    let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();
+    let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
+    let (window, layout) = (window.clone(), layout.clone());
+    let [y, last] = record(&inputs, [y, last], move |grads, [y, last]| {
+        let dlast = grads.take(last);
+        let dy = grads.take_or_zeros(y);
+        let wants = [Want::Set(&x), Want::Add(&weight), Want::add(bias.as_ref()), Want::Set(&window)];
+        grads.write(wants, |[dx, dweight, dbias, dinitial]| {
+            kernel::backward(
+                dims,
+                &args(&x, &weight, bias.as_ref(), &window, &layout),
+                dy.rows(),
+                dlast.as_ref().map(Tensor::as_slice),
+                kernel::Grads {
+                    dx,
+                    dweight: dweight.into_slice(),
+                    dbias: bias.is_some().then(|| dbias.into_slice()),
+                    dinitial: window.wants_grad().then(|| dinitial.into_slice()),
+                },
+            )
+        })
+    });
+    Ok((y, last))
+}
+
+fn args<'a>(x: &'a Var, weight: &'a Var, bias: Option<&'a Var>, window: &'a Var, layout: &'a Layout) -> Args<'a> {
+    Args {
+        x: x.value().rows(),
+        weight: weight.value().as_slice(),
+        bias: bias.map(|b| b.value().as_slice()),
+        initial: Some(window.value().as_slice()),
+        segments: layout.segments(),
+        silu: true,
+    }
+}

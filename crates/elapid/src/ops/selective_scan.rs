@@ -1,0 +1,113 @@
+//! The selective scan.
+
+use elapid_kernels::selective_scan as kernel;
+use kernel::{Args, Dims, Discretisation, Saved};
+
+use super::Layout;
+use crate::autograd::{Var, Want, record};
+use crate::{Result, Tensor};
+
+/// What a selective scan reads; shapes as in Mamba, algorithm 2.
+#[derive(Debug, Clone)]
+pub struct ScanArgs {
+    /// The input, `[b l d]`.
+    pub u: Var,
+    /// Δ before its bias and the softplus, `[b l d]`.
+    pub delta: Var,
+    /// Added to Δ before the softplus, `[d]`.
+    pub delta_bias: Option<Var>,
+    /// A, negative, `[d n]`.
+    pub a: Var,
+    /// B, `[b l n]`.
+    pub b: Var,
+    /// C, `[b l n]`.
+    pub c: Var,
+    /// D, `[d]`: what passes by the state.
+    pub skip: Option<Var>,
+    /// The gate, `[b l d]`: y is multiplied by silu(z).
+    pub z: Option<Var>,
+    /// The state before the first position, `[b d n]`.
+    pub initial: Var,
+    /// From continuous to discrete.
+    pub rule: Discretisation,
+}
+
+impl ScanArgs {
+    fn dims(&self, layout: &Layout) -> Dims {
+        Dims { b: layout.b, l: layout.l, d: self.u.value().cols(), n: self.a.value().cols() }
+    }
+
+    fn inputs(&self) -> Vec<&Var> {
+        let always = [&self.u, &self.delta, &self.a, &self.b, &self.c, &self.initial];
+        let maybe = [&self.delta_bias, &self.skip, &self.z];
+        always.into_iter().chain(maybe.into_iter().filter_map(Option::as_ref)).collect()
+    }
+
+    fn as_kernel<'a>(&'a self, layout: &'a Layout) -> Args<'a> {
+        Args {
+            u: self.u.value().rows(),
+            delta: self.delta.value().rows(),
+            delta_bias: self.delta_bias.as_ref().map(|x| x.value().as_slice()),
+            softplus: true,
+            a: self.a.value().as_slice(),
+            b: self.b.value().rows(),
+            c: self.c.value().rows(),
+            skip: self.skip.as_ref().map(|x| x.value().as_slice()),
+            z: self.z.as_ref().map(|x| x.value().rows()),
+            initial: Some(self.initial.value().as_slice()),
+            segments: layout.segments(),
+            rule: self.rule,
+        }
+    }
+}
+
+/// h_t = Ā_t h_{t-1} + B̄_t u_t, y_t = (C_t h_t + D u_t) silu(z_t) (Mamba, equations 2a and 2b, with the gate fused).
+///
+/// Returns y `[b l d]` and the state after the last position `[b d n]`.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn selective_scan(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
+    let dims = args.dims(layout);
+    let recorded = args.inputs().iter().any(|x| x.wants_grad());
+    let mut saved = recorded.then(Saved::new);
+    let mut last = vec![0.0; dims.b * dims.d * dims.n];
+    let y = Tensor::filled(args.u.shape(), |y| {
+        kernel::forward(dims, &args.as_kernel(layout), y, &mut last, saved.as_mut())
+    })?;
+    let last = Tensor::new(last, args.initial.shape());
+    let Some(saved) = saved else { return Ok((y.into(), last.into())) };
+    let (kept, layout) = (args.clone(), layout.clone());
+    let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
+        let args = kept;
+        let dlast = grads.take(last);
+        let dy = grads.take_or_zeros(y);
+        let wants = [
+            Want::Set(&args.u),
+            Want::Set(&args.delta),
+            Want::add(args.delta_bias.as_ref()),
+            Want::Add(&args.a),
+            Want::Set(&args.b),
+            Want::Set(&args.c),
+            Want::add(args.skip.as_ref()),
+            Want::set(args.z.as_ref()),
+            Want::Set(&args.initial),
+        ];
+        grads.write(wants, |[du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial]| {
+            let grads = kernel::Grads {
+                du,
+                ddelta,
+                ddelta_bias: args.delta_bias.is_some().then(|| ddelta_bias.into_slice()),
+                da: da.into_slice(),
+                db,
+                dc,
+                dskip: args.skip.is_some().then(|| dskip.into_slice()),
+                dz: args.z.is_some().then_some(dz),
+                dinitial: args.initial.wants_grad().then(|| dinitial.into_slice()),
+            };
+            let dlast = dlast.as_ref().map(Tensor::as_slice);
+            kernel::backward(dims, &args.as_kernel(&layout), &saved, dy.rows(), dlast, grads)
+        })
+    });
+    Ok((y, last))
+}

@@ -1,0 +1,201 @@
+//! What sequences have become: the state is a value.
+//!
+//! It can be zero, cloned, cut into rows and stacked again, saved and loaded, and differentiated through.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::autograd::Var;
+use crate::files;
+use crate::mixer::StateTensor;
+use crate::{Error, Result, Tensor};
+
+/// The version of saved states; another one is refused.
+const VERSION: &str = "1";
+
+/// The state of a batch of sequences: per layer the tensors that its mixer names, the first dimension the batch. f32.
+#[derive(Debug, Clone)]
+pub struct State {
+    layers: Vec<Vec<Var>>,
+    spec: Spec,
+    /// Positions read so far, of the longest row.
+    pub position: u64,
+}
+
+/// The tensors of every layer.
+pub(crate) type Spec = std::sync::Arc<[Vec<StateTensor>]>;
+
+impl State {
+    pub(crate) fn zeros(spec: &Spec, b: usize) -> Self {
+        let tensor = |t: &StateTensor| Tensor::zeros(&with_batch(b, &t.shape)).into();
+        let layers = spec.iter().map(|tensors| tensors.iter().map(tensor).collect()).collect();
+        Self { layers, spec: spec.clone(), position: 0 }
+    }
+
+    pub(crate) fn from_layers(spec: &Spec, layers: Vec<Vec<Var>>, position: u64) -> Self {
+        Self { layers, spec: spec.clone(), position }
+    }
+
+    pub(crate) fn fits(&self, spec: &Spec) -> bool {
+        self.spec == *spec
+    }
+
+    /// Number of sequences.
+    pub fn rows(&self) -> usize {
+        self.layers.iter().flatten().next().map_or(0, |x| x.shape()[0])
+    }
+
+    /// The tensors of layer `i`, in the order its mixer names them.
+    pub fn layer(&self, i: usize) -> &[Var] {
+        &self.layers[i]
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|x| 4 * x.value().len()).sum()
+    }
+
+    /// The same numbers as constants: where truncated backpropagation stops.
+    pub fn detach(&self) -> Self {
+        self.map(|x| x.detach())
+    }
+
+    /// The sequences `rows`, in that order; one may be named several times.
+    ///
+    /// # Errors
+    /// If there is no such row.
+    pub fn select(&self, rows: &[usize]) -> Result<Self> {
+        if let Some(row) = rows.iter().find(|&&row| row >= self.rows()) {
+            return Err(state_error(format!("row {row} was asked for, it has {}", self.rows())));
+        }
+        Ok(self.map(|x| x.value().select(rows).into()))
+    }
+
+    /// The sequences of several states in one batch.
+    ///
+    /// # Errors
+    /// If there are none, or they are of different models.
+    pub fn stack(states: &[State]) -> Result<Self> {
+        let first = states.first().ok_or_else(|| state_error("nothing to stack".into()))?;
+        if states.iter().any(|state| state.spec != first.spec) {
+            return Err(state_error("states of models of different shapes cannot be stacked".into()));
+        }
+        let stacked = |i: usize, j: usize| {
+            let parts: Vec<&Tensor> = states.iter().map(|state| state.layers[i][j].value()).collect();
+            Var::from(Tensor::concat(&parts))
+        };
+        let layers = (0..first.layers.len()).map(|i| (0..first.layers[i].len()).map(|j| stacked(i, j)).collect());
+        let position = states.iter().map(|state| state.position).max().unwrap_or(0);
+        Ok(Self { layers: layers.collect(), spec: first.spec.clone(), position })
+    }
+
+    fn map(&self, f: impl Fn(&Var) -> Var) -> Self {
+        Self { layers: self.layers.iter().map(|layer| layer.iter().map(&f).collect()).collect(), ..self.clone() }
+    }
+
+    /// Every tensor with its name, `layers.0.ssm`.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.spec.iter().zip(&self.layers).enumerate().flat_map(|(i, (spec, layer))| {
+            spec.iter().zip(layer).map(move |(t, x)| (format!("layers.{i}.{}", t.name), x.value()))
+        })
+    }
+
+    /// Writes it to a file (safetensors), with the model's fingerprint and notes of the caller's.
+    ///
+    /// # Errors
+    /// If the file cannot be written; an older file of that name is then still whole.
+    pub fn save(&self, path: &Path, fingerprint: &str, notes: &[(&str, String)]) -> Result<()> {
+        let mut metadata: HashMap<String, String> = HashMap::from([
+            ("format".into(), "elapid-state".into()),
+            ("version".into(), VERSION.into()),
+            ("fingerprint".into(), fingerprint.into()),
+            ("position".into(), self.position.to_string()),
+        ]);
+        metadata.extend(notes.iter().map(|(key, value)| (format!("note.{key}"), value.clone())));
+        let numbers: Vec<(String, Vec<usize>, Vec<u8>)> = self
+            .tensors()
+            .map(|(name, x)| {
+                (name, x.shape().to_vec(), x.rows().to_vec().iter().flat_map(|v| v.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = numbers
+            .iter()
+            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+            .map_err(|error| state_error(error.to_string()))?;
+        let bytes =
+            safetensors::serialize(views, Some(metadata)).map_err(|error| state_error(error.to_string()))?;
+        Ok(files::atomic_write(path, |file| std::io::Write::write_all(file, &bytes))?)
+    }
+
+    /// Reads what [`save`](Self::save) wrote; returns the caller's notes with it.
+    ///
+    /// # Errors
+    /// If the file is not a state, is damaged, or was made by another model than the one of `fingerprint`.
+    pub(crate) fn load(path: &Path, spec: &Spec, fingerprint: &str) -> Result<(Self, HashMap<String, String>)> {
+        let wrong = |reason: String| Error::State { path: Some(path.to_owned()), reason };
+        let bytes = files::Map::open(path)?;
+        let damaged = |error: safetensors::SafeTensorError| {
+            wrong(format!("not a state file, or damaged ({error}); write it again with --save-state"))
+        };
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let field = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
+        if field("format") != "elapid-state" {
+            return Err(wrong("a safetensors file, but not a state of elapid; write one with --save-state".into()));
+        }
+        if field("version") != VERSION {
+            let found = field("version");
+            return Err(wrong(format!("version `{found}`, this program reads {VERSION}; write it again")));
+        }
+        if field("fingerprint") != fingerprint {
+            return Err(wrong(format!(
+                "made by another model (fingerprint {:.12}…, this model's is {fingerprint:.12}…); load it with the \
+                 model that made it, or read the prompt again with this one",
+                field("fingerprint")
+            )));
+        }
+        let position = field("position").parse().map_err(|_| wrong("field `position` is not a number".into()))?;
+        let file = safetensors::SafeTensors::deserialize(&bytes).map_err(damaged)?;
+        let mut rows = None;
+        let mut layers = Vec::new();
+        for (i, tensors) in spec.iter().enumerate() {
+            let mut layer = Vec::new();
+            for t in tensors {
+                let name = format!("layers.{i}.{}", t.name);
+                let view = file.tensor(&name).map_err(|_| wrong(format!("tensor `{name}` is missing")))?;
+                let b = *rows.get_or_insert(view.shape().first().copied().unwrap_or(0));
+                let wanted = with_batch(b, &t.shape);
+                if view.shape() != wanted || view.dtype() != Dtype::F32 {
+                    let got = view.shape();
+                    return Err(wrong(format!("tensor `{name}`: wanted F32 {wanted:?}, got {:?} {got:?}", view.dtype())));
+                }
+                let numbers: Vec<f32> = view
+                    .data()
+                    .chunks_exact(4)
+                    .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+                    .collect();
+                if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
+                    return Err(wrong(format!("tensor `{name}`: element {place} is not finite; write the state again")));
+                }
+                layer.push(Tensor::new(numbers, &wanted).into());
+            }
+            layers.push(layer);
+        }
+        let notes = metadata
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix("note.")?.to_owned(), value.clone())))
+            .collect();
+        Ok((Self { layers, spec: spec.clone(), position }, notes))
+    }
+}
+
+fn with_batch(b: usize, shape: &[usize]) -> Vec<usize> {
+    [b].iter().chain(shape).copied().collect()
+}
+
+fn state_error(reason: String) -> Error {
+    Error::State { path: None, reason }
+}

@@ -1,0 +1,98 @@
+//! The tokenizer of bytes, and its form as a `tokenizer.json`.
+
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
+
+pub(super) const BOS: u32 = 256;
+pub(super) const EOS: u32 = 257;
+pub(super) const PAD: u32 = 258;
+pub(super) const VOCAB_SIZE: usize = 259;
+const SPECIAL: [&str; 3] = ["<bos>", "<eos>", "<pad>"];
+
+/// Every byte, so that an id can be a slice.
+static BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        bytes[i] = i as u8;
+        i += 1;
+    }
+    bytes
+};
+
+pub(super) fn token_bytes(id: u32) -> Option<&'static [u8]> {
+    match id {
+        BOS..=PAD => Some(&[]),
+        _ => BYTES.get(id as usize).map(std::slice::from_ref),
+    }
+}
+
+pub(super) fn special_name(id: u32) -> Option<&'static str> {
+    id.checked_sub(BOS).and_then(|i| SPECIAL.get(i as usize).copied())
+}
+
+/// The character that byte-level tokenizers write a byte as, GPT-2's table: printable Latin-1 is itself, the 68 others
+/// are U+0100 and on.
+pub(super) static CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
+    let mut next = 0x100;
+    std::array::from_fn(|byte| match byte as u32 {
+        code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => char::from_u32(code).unwrap_or_default(),
+        _ => {
+            next += 1;
+            char::from_u32(next - 1).unwrap_or_default()
+        }
+    })
+});
+
+/// A byte-level BPE without merges: Hugging Face's `tokenizers` gives the same ids, but for special tokens written out
+/// in the text, which elapid keeps as bytes.
+pub(super) fn definition() -> Value {
+    let vocab: Map<String, Value> = CHARS.iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
+    let added: Vec<Value> = SPECIAL
+        .iter()
+        .zip(BOS..)
+        .map(|(name, id)| {
+            json!({
+                "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true,
+            })
+        })
+        .collect();
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    });
+    json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": byte_level,
+        "post_processor": null,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": [],
+        },
+    })
+}
+
+/// Whether a definition has the byte tokenizer's ids, also after another program has rewritten the file.
+pub(super) fn is_definition(json: &Value) -> bool {
+    let own = definition();
+    let same = |pointer: &str| json.pointer(pointer) == own.pointer(pointer);
+    let added = |json: &Value| -> Option<Vec<(Value, Value)>> {
+        json["added_tokens"]
+            .as_array()
+            .map(|all| all.iter().map(|token| (token["id"].clone(), token["content"].clone())).collect())
+    };
+    same("/model/vocab")
+        && same("/model/merges")
+        && same("/model/type")
+        && added(json) == added(&own)
+        && json["normalizer"].is_null()
+        && json.pointer("/pre_tokenizer/type") == own.pointer("/pre_tokenizer/type")
+        && json.pointer("/pre_tokenizer/add_prefix_space") == own.pointer("/pre_tokenizer/add_prefix_space")
+}

@@ -1,0 +1,34 @@
+//! Tests of the library through its public interface.
+
+mod autograd;
+mod contract;
+mod sizes;
+mod states;
+
+use elapid::LanguageModel;
+use elapid::config::{MixerConfig, ModelConfig};
+use elapid_kernels::selective_scan::Discretisation;
+
+/// Largest error ratio between two orders of summation in f32.
+const TOLERANCE: f64 = 1e-5;
+
+/// A small model with odd sizes whose parameters are large enough that every path matters.
+fn small_model(rule: Discretisation) -> LanguageModel {
+    let mut config = ModelConfig { vocab_size: 37, ..ModelConfig::mamba1("20x3").unwrap() };
+    let MixerConfig::Mamba1(mamba) = &mut config.mixer;
+    (mamba.d_state, mamba.d_conv, mamba.dt_rank, mamba.rule) = (5, 3, 3, rule);
+    mamba.proj_bias = true;
+    config.initializer_range = 0.5;
+    LanguageModel::new(config, 7).unwrap()
+}
+
+/// Ids below `v` that do not repeat with a short period.
+fn ids(count: usize, v: u32) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * i * 31 + i * 7 + 3) % 1009 % v).collect()
+}
+
+fn close(name: &str, want: &[f32], got: &[f32]) {
+    let want: Vec<f64> = want.iter().map(|&x| f64::from(x)).collect();
+    let ratio = elapid_kernels::testing::err_ratio(&want, got);
+    assert!(ratio <= TOLERANCE, "{name}: error ratio {ratio:e}");
+}

@@ -1,0 +1,39 @@
+//! The gate: what must pass before a change lands.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+/// Formatting, lints, tests, golden models, documentation, in that order; stops at the first that fails.
+pub(crate) fn run() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"], &[])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
+    test()?;
+    golden()?;
+    cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+/// All tests, examples and documentation tests, optimised.
+pub(crate) fn test() -> Result<()> {
+    cargo(&["test", "--workspace"], &[])
+}
+
+/// Every folder of `golden/`.
+fn golden() -> Result<()> {
+    let folders = std::fs::read_dir("golden").context("no folder `golden`: run from the repository's root")?;
+    let mut folders: Vec<_> = folders.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    crate::golden::run(&folders, 1e-5)
+}
+
+fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    eprintln!("== cargo {}", arguments.join(" "));
+    let started = Instant::now();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let status = Command::new("cargo").args(arguments).envs(variables.iter().copied()).current_dir(root).status()?;
+    ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
+    eprintln!("   {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}

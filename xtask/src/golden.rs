@@ -1,0 +1,187 @@
+//! Comparison with recorded outputs of a reference implementation.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use elapid::LanguageModel;
+use elapid::autograd::Tape;
+use elapid::checkpoint::Checkpoint;
+use elapid::generate::{Generator, Sampling};
+use elapid::lm::Positions;
+use elapid::ops::Layout;
+use elapid::params::ParamGrads;
+use elapid_kernels::testing::err_ratio;
+use elapid_train::optim::{AdamW, Options};
+use safetensors::{Dtype, SafeTensors};
+
+/// Error ratios of the losses and gradient norms of training, which differences grow through.
+const TRAINING: f64 = 1e-4;
+
+/// Checks every folder; fails if anything in any is off.
+pub(crate) fn run(folders: &[PathBuf], tolerance: f64) -> Result<()> {
+    let mut missed = Vec::new();
+    for folder in folders {
+        if !supported(folder)? {
+            continue;
+        }
+        println!("{}", folder.display());
+        let mut report = Report { tolerance, missed: Vec::new(), checked: 0 };
+        check(folder, &mut report).with_context(|| format!("{}", folder.display()))?;
+        println!("  {} checked, {} missed", report.checked, report.missed.len());
+        missed.extend(report.missed.iter().map(|name| format!("{}: {name}", folder.display())));
+    }
+    ensure!(missed.is_empty(), "missed:\n  {}", missed.join("\n  "));
+    Ok(())
+}
+
+/// Whether a folder is meant for what elapid has so far; a folder of another architecture is an error when named.
+fn supported(folder: &Path) -> Result<bool> {
+    ensure!(folder.join("golden.safetensors").is_file(), "{}: no golden.safetensors there", folder.display());
+    Ok(true)
+}
+
+struct Report {
+    tolerance: f64,
+    missed: Vec<String>,
+    checked: usize,
+}
+
+impl Report {
+    fn ratio(&mut self, name: &str, want: &[f64], got: &[f32], tolerance: f64) {
+        let ratio = err_ratio(want, got);
+        self.line(name, ratio <= tolerance, format!("{ratio:.2e}"));
+    }
+
+    fn line(&mut self, name: &str, holds: bool, figure: String) {
+        println!("  {} {name:<55} {figure}", if holds { "ok  " } else { "MISS" });
+        self.checked += 1;
+        if !holds {
+            self.missed.push(format!("{name} ({figure})"));
+        }
+    }
+}
+
+/// The recorded tensors.
+struct Golden<'a>(SafeTensors<'a>);
+
+impl Golden<'_> {
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?.shape().to_vec())
+    }
+
+    fn floats(&self, name: &str) -> Result<Vec<f64>> {
+        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F32 => Ok(data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()),
+            Dtype::F64 => Ok(data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+            other => bail!("tensor `{name}` is {other:?}, wanted F32 or F64"),
+        }
+    }
+
+    fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
+        let data = view.data();
+        let ids: Vec<i64> = match view.dtype() {
+            Dtype::I32 => data.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+            Dtype::I64 => data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            other => bail!("tensor `{name}` is {other:?}, wanted I32 or I64"),
+        };
+        ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("{name}: id {id}"))).collect()
+    }
+}
+
+fn check(folder: &Path, report: &mut Report) -> Result<()> {
+    let bytes = std::fs::read(folder.join("golden.safetensors"))?;
+    let golden = Golden(SafeTensors::deserialize(&bytes).context("golden.safetensors")?);
+    let mut model = LanguageModel::load(&Checkpoint::open(folder)?)?;
+
+    let shape = golden.shape("tokens")?;
+    ensure!(shape.len() == 2, "tokens: wanted two dimensions, got {shape:?}");
+    let (b, l) = (shape[0], shape[1]);
+    let tokens = golden.ids("tokens")?;
+    let targets: Vec<i32> = (0..b * l).map(|i| if i % l + 1 < l { tokens[i + 1] as i32 } else { -1 }).collect();
+    let layout = Layout::new(b, l);
+
+    let cx = model.inference(layout.clone());
+    let (logits, state) = model.logits(&cx, &tokens, &model.zero_state(b), Positions::All)?;
+    report.ratio("logits", &golden.floats("logits")?, logits.value().as_slice(), report.tolerance);
+    states(&golden, &model, &state, (b, l), report)?;
+
+    let (mut grads, loss) = gradients(&model, &layout, &tokens, &targets)?;
+    report.ratio("loss", &golden.floats("loss")?, &[loss.value()], report.tolerance);
+    let nll: Vec<f32> = loss.nll.as_slice().chunks(l).flat_map(|row| &row[..l - 1]).copied().collect();
+    report.ratio("nll", &golden.floats("nll")?, &nll, report.tolerance);
+    for (id, param) in model.params().iter() {
+        let name = format!("grad.{}", param.name);
+        let got = grads.get(id).with_context(|| format!("no gradient for {}", param.name))?;
+        report.ratio(&name, &golden.floats(&name)?, got, report.tolerance);
+    }
+
+    let prompt = golden.ids("greedy.prompt")?;
+    let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0);
+    sequence.read(&prompt)?;
+    let want = golden.ids("greedy.tokens")?;
+    let got: Vec<u32> = want.iter().map(|_| sequence.next_token()).collect::<elapid::Result<_>>()?;
+    let same = want.iter().zip(&got).take_while(|(want, got)| want == got).count();
+    report.line("greedy.tokens", same == want.len(), format!("{same} of {} equal", want.len()));
+
+    let (want_losses, want_norms) = (golden.floats("train.loss")?, golden.floats("train.grad_norm")?);
+    let options = Options { decay_all: true, ..Options::default() };
+    let mut optimiser = AdamW::new(model.params(), options);
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for _ in &want_losses {
+        let (fresh, loss) = gradients(&model, &layout, &tokens, &targets)?;
+        grads = fresh;
+        losses.push(loss.value());
+        drop(loss);
+        norms.push(optimiser.step(model.params_mut(), &grads, 1e-3)? as f32);
+    }
+    report.ratio("train.loss", &want_losses, &losses, TRAINING);
+    report.ratio("train.grad_norm", &want_norms, &norms, TRAINING);
+    Ok(())
+}
+
+fn gradients(
+    model: &LanguageModel,
+    layout: &Layout,
+    tokens: &[u32],
+    targets: &[i32],
+) -> Result<(ParamGrads, elapid::ops::Loss)> {
+    let tape = Arc::new(Tape::new());
+    let cx = model.training(&tape, layout.clone());
+    let (loss, _) = model.loss(&cx, tokens, targets, &model.zero_state(layout.b), false)?;
+    let mut grads = ParamGrads::default();
+    tape.backward(&loss.mean, 1.0, &mut grads)?;
+    Ok((grads, loss))
+}
+
+/// The reference keeps k raw inputs, channel by channel; elapid the k-1 that the next step needs, position by position.
+fn states(
+    golden: &Golden<'_>,
+    model: &LanguageModel,
+    state: &elapid::State,
+    (b, l): (usize, usize),
+    report: &mut Report,
+) -> Result<()> {
+    for i in 0..model.config().n_layer {
+        let (conv, ssm) = (state.layer(i)[0].value(), state.layer(i)[1].value());
+        let want = golden.floats(&format!("state.{i}.ssm"))?;
+        report.ratio(&format!("state.{i}.ssm"), &want, ssm.as_slice(), report.tolerance);
+        let name = format!("state.{i}.conv");
+        let (want, (kept, d)) = (golden.floats(&name)?, (conv.shape()[1], conv.shape()[2]));
+        let k = kept + 1;
+        ensure!(want.len() == b * d * k, "{name}: wanted {} elements, got {}", b * d * k, want.len());
+        ensure!(l >= kept, "{name}: sequences shorter than the window");
+        let at = |row: usize, t: usize, c: usize| want[(row * d + c) * k + t + 1];
+        let want: Vec<f64> = (0..b)
+            .flat_map(|row| (0..kept).flat_map(move |t| (0..d).map(move |c| (row, t, c))))
+            .map(|(row, t, c)| at(row, t, c))
+            .collect();
+        if kept > 0 {
+            report.ratio(&name, &want, conv.as_slice(), report.tolerance);
+        }
+    }
+    Ok(())
+}
