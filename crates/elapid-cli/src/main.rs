@@ -73,6 +73,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    elapid_kernels::keep_freed_memory();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 use crate::{Isa, math};
 
@@ -40,6 +41,73 @@ pub fn exp_ceiling() -> f64 {
         (0..RUNS).map(|_| rate()).fold(0.0, f64::max)
     });
     rates.iter().sum()
+}
+
+/// Floating-point operations a second of all threads together: fused multiply-adds on numbers in registers, two
+/// operations each.
+pub fn fma_ceiling() -> f64 {
+    /// Independent sums: more than a multiply-add's latency times its rate.
+    const SUMS: usize = 12;
+    const ROUNDS: usize = 20_000;
+    const RUNS: usize = 40;
+    struct Fmas(f32);
+    impl WithSimd for Fmas {
+        type Output = (f32, usize);
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> (f32, usize) {
+            let (x, mut sums) = (simd.splat_f32s(self.0), [simd.splat_f32s(0.5); SUMS]);
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = simd.mul_add_e_f32s(*sum, x, x);
+                }
+            }
+            let total = sums.into_iter().fold(simd.splat_f32s(0.0), |a, b| simd.add_f32s(a, b));
+            (simd.reduce_sum_f32s(total), 2 * SUMS * ROUNDS * S::F32_LANES)
+        }
+    }
+    let isa = Isa::best();
+    let rates = rayon::broadcast(|_| {
+        let rate = |_| {
+            let start = Instant::now();
+            let (sum, operations) = isa.run(Fmas(black_box(0.25)));
+            black_box(sum);
+            operations as f64 / start.elapsed().as_secs_f64()
+        };
+        (0..RUNS).map(rate).fold(0.0, f64::max)
+    });
+    rates.iter().sum()
+}
+
+/// Bytes a second that all threads together read from memory: the best of several passes over 256 MiB.
+pub fn read_ceiling() -> f64 {
+    const COUNT: usize = 1 << 26;
+    const PASSES: usize = 5;
+    struct Sum<'a>(&'a [f32]);
+    impl WithSimd for Sum<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> f32 {
+            let mut sums = [simd.splat_f32s(0.0); 8];
+            for part in S::as_simd_f32s(self.0).0.chunks_exact(8) {
+                for (sum, x) in sums.iter_mut().zip(part) {
+                    *sum = simd.add_f32s(*sum, *x);
+                }
+            }
+            simd.reduce_sum_f32s(sums.into_iter().fold(simd.splat_f32s(0.0), |a, b| simd.add_f32s(a, b)))
+        }
+    }
+    let isa = Isa::best();
+    let numbers = vec![1.0f32; COUNT];
+    let part = COUNT.div_ceil(rayon::current_num_threads());
+    let pass = |_| {
+        let start = Instant::now();
+        let sum: f32 = numbers.par_chunks(part).map(|part| isa.run(Sum(part))).sum();
+        black_box(sum);
+        (4 * COUNT) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..PASSES).map(pass).fold(0.0, f64::max)
 }
 
 #[cfg(test)]

@@ -98,7 +98,8 @@ impl StopStrings {
         let longest = wanted().map(|(_, stop)| stop.len()).max().unwrap_or(0);
         let may_begin = |at: usize| wanted().any(|(_, stop)| stop.starts_with(&self.held[at..]));
         // Only the last `longest - 1` bytes can be the beginning of a stop string.
-        let first = self.held.ceil_char_boundary(self.held.len().saturating_sub(longest.saturating_sub(1)));
+        let tail = self.held.len().saturating_sub(longest.saturating_sub(1));
+        let first = (tail..self.held.len()).find(|&at| self.held.is_char_boundary(at)).unwrap_or(self.held.len());
         let keep = self.held[first..].char_indices().map(|(i, _)| first + i).find(|&at| may_begin(at));
         let kept = keep.map_or_else(String::new, |at| self.held.split_off(at));
         Released { text: std::mem::replace(&mut self.held, kept), stop: None }

@@ -6,7 +6,7 @@
 //! decoding, bit for bit.
 
 pub(crate) mod cpu;
-mod invariant;
+pub(crate) mod invariant;
 pub mod naive;
 #[cfg(test)]
 mod tests;

@@ -97,7 +97,7 @@ impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             family: Family::Mamba1,
-            d_model: 192,
+            d_model: 256,
             n_layer: 4,
             d_state: 16,
             d_conv: 4,
@@ -275,12 +275,12 @@ pub struct TrainSettings {
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
-            steps: 2000,
+            steps: 500,
             batch: 16,
             accumulate: 1,
-            lr: 2e-3,
+            lr: 3e-3,
             min_lr: 1e-5,
-            warmup: 100,
+            warmup: 50,
             schedule: Decay::Cosine,
             beta1: 0.9,
             beta2: 0.95,
@@ -289,10 +289,10 @@ impl Default for TrainSettings {
             decay_all: false,
             clip: 1.0,
             seed: 1,
-            eval_every: 100,
+            eval_every: 50,
             eval_batches: 0,
             patience: 0,
-            save_every: 500,
+            save_every: 100,
             log_every: 10,
             checkpoint_blocks: false,
         }
