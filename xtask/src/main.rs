@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask golden PATH...`.
+//! Developer commands: `cargo xtask ci`, `cargo xtask golden PATH...`, `cargo xtask embed RUN`.
 
 mod ci;
+mod embed;
 mod golden;
 
 use std::path::PathBuf;
@@ -21,6 +22,11 @@ enum Command {
     Ci,
     /// All tests of the workspace, optimised.
     Test,
+    /// Puts the model of a training run into the binary, as bf16.
+    Embed {
+        /// The run's directory.
+        run: PathBuf,
+    },
     /// Compares elapid with recorded outputs of a reference implementation: one error ratio a line.
     Golden {
         /// Folders with config.json, model.safetensors and golden.safetensors.
@@ -36,6 +42,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
+        Command::Embed { run } => embed::run(&run),
         Command::Golden { folders, tolerance } => golden::run(&folders, tolerance),
     };
     match done {

@@ -141,7 +141,8 @@ fn nvidia() -> Nvidia {
     let folders = given.iter().map(PathBuf::as_path).chain(USUAL.iter().map(Path::new));
     let library = folders.map(|dir| dir.join("libcuda.so.1")).find(|path| path.exists());
     let driver = fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let driver = driver.and_then(|text| Some(text.lines().next()?.trim_start_matches("NVRM version:").trim().to_owned()));
+    let driver =
+        driver.and_then(|text| Some(text.lines().next()?.trim_start_matches("NVRM version:").trim().to_owned()));
     Nvidia { library, driver }
 }
 

@@ -25,8 +25,8 @@ Examples:
   elapid eval --model DIR --tokens lists.json --per-token --json
       lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each
 
-The loss is the mean negative log-likelihood of a token in nats. Bits per byte count all bytes of the text; its first
-token is given, not predicted.";
+The loss is the mean negative log-likelihood of a token, in nats. Bits per byte are over all bytes
+of the text; its first token is given, not predicted.";
 
 /// The part of the built-in text that training did not see.
 const HELD_OUT: f64 = 0.1;
@@ -105,7 +105,10 @@ fn common(loaded: &Loaded, done: &Done) -> Vec<(&'static str, String)> {
     let Summary { tokens, .. } = done.summary;
     vec![
         ("model", loaded.name.clone()),
-        ("predicted", format!("{} tokens, {} tokens/s", thousands(tokens as u64), number(tokens as f64 / done.seconds))),
+        (
+            "predicted",
+            format!("{} tokens, {} tokens/s", thousands(tokens as u64), number(tokens as f64 / done.seconds)),
+        ),
         ("loss", format!("{:.4} nats a token", done.summary.loss())),
         ("perplexity", format!("{:.3}", done.summary.perplexity())),
     ]

@@ -38,10 +38,10 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<elapid_train::Error>() {
         use elapid_train::Error as E;
         return match error {
-            E::Elapid(error) => code_of(error),
+            E::Elapid(error) => code_of(error.as_ref()),
             E::File(error) => code_of(error),
             E::Io { source, .. } => Some(system(source)),
-            E::Plot { .. } => Some(WORK),
+            E::Plot { .. } | E::Diverged { .. } => Some(WORK),
             _ => Some(INPUT),
         };
     }
@@ -49,7 +49,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         use elapid::Error as E;
         return match error {
             E::Kernel(_) | E::NonFinite { .. } => Some(WORK),
-            E::Checkpoint(error) => code_of(error),
+            E::Checkpoint(error) => code_of(&**error),
             E::File(error) => code_of(error),
             E::Tokenizer(error) => code_of(error),
             E::Config(_) | E::State { .. } | E::Device { .. } | E::Argument(_) => Some(INPUT),
@@ -80,9 +80,12 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn system(error: &io::Error) -> u8 {
     use io::ErrorKind as K;
     match error.kind() {
-        K::NotFound | K::PermissionDenied | K::IsADirectory | K::NotADirectory | K::InvalidData | K::ReadOnlyFilesystem => {
-            INPUT
-        }
+        K::NotFound
+        | K::PermissionDenied
+        | K::IsADirectory
+        | K::NotADirectory
+        | K::InvalidData
+        | K::ReadOnlyFilesystem => INPUT,
         _ => WORK,
     }
 }

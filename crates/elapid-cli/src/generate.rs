@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   elapid generate \"ROMEO:\"
       continue a text, 256 tokens of it
-  elapid generate --model DIR --max-tokens 100 --temperature 0.6 --stop $'\\n\\n' --prompt-file question.txt
+  elapid generate --model DIR --temperature 0.6 --stop $'\\n\\n' --prompt-file question.txt
       the model of a directory; end at the first empty line
   cat book.txt | elapid generate --max-tokens 0 --save-state book.state
   elapid generate --load-state book.state \"CHAPTER XII\"
@@ -30,8 +30,8 @@ Examples:
   elapid generate --model DIR --prompt-tokens 1,2,3 --max-tokens 32 --greedy --json
       ids in, ids out: no tokenizer needed
 
-A state file holds all that was read and drawn but the last token, which it remembers: going on from it gives the
-tokens that one uninterrupted --greedy run gives, with or without more prompt.";
+Going on from a saved state, with or without more prompt, gives the tokens that one uninterrupted
+--greedy run gives.";
 
 /// What to generate from, and how.
 #[derive(clap::Args)]
@@ -54,8 +54,6 @@ pub(crate) struct Arguments {
     /// Print the prompt before its continuation
     #[arg(long)]
     echo: bool,
-    #[command(flatten)]
-    sampling: SamplingArguments,
     /// End before this text, which is not printed; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -72,6 +70,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     chunk: usize,
+    #[command(flatten)]
+    sampling: SamplingArguments,
 }
 
 #[derive(clap::Args)]

@@ -13,8 +13,8 @@ use crate::output::{Output, bytes, pairs, scaled, table, thousands};
 const EXAMPLES: &str = "\
 Examples:
   elapid inspect                        the model inside elapid
-  elapid inspect --model DIR            a model's directory; reads no weights, so it is quick at any size
-  elapid inspect --model-size 130m      a published size, without its weights (130m 370m 790m 1.4b 2.8b)
+  elapid inspect --model DIR            a directory; reads no weights, so it is quick at any size
+  elapid inspect --model-size 130m      a published size (130m 370m 790m 1.4b 2.8b), no weights needed
   elapid inspect --model-size 256x4 --vocab 256 --json";
 
 /// Which model.
@@ -104,7 +104,7 @@ fn skeleton(config: ModelConfig, checkpoint: Option<&Checkpoint>) -> Result<Lang
         names.push(wanted.name.to_owned());
         Ok(vec![0.0; wanted.shape.iter().product()])
     })?;
-    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.check_complete(&names))?;
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.check_complete(&names).map_err(elapid::Error::from))?;
     Ok(model)
 }
 
@@ -166,8 +166,13 @@ fn config_lines(config: &ModelConfig) -> Vec<(&'static str, String)> {
     let yes = |yes| if yes { "yes" } else { "no" };
     vec![
         ("layers", format!("{} of width {}", config.n_layer, thousands(config.d_model as u64))),
-        ("mixer", format!("mamba1, {} channels, state {d_state}, convolution {d_conv}, step rank {dt_rank}",
-            thousands(mamba.d_inner(config.d_model) as u64))),
+        (
+            "mixer",
+            format!(
+                "mamba1, {} channels, state {d_state}, convolution {d_conv}, step rank {dt_rank}",
+                thousands(mamba.d_inner(config.d_model) as u64)
+            ),
+        ),
         ("discretisation", mamba.rule.to_string()),
         ("biases", format!("convolution {}, projections {}", yes(mamba.conv_bias), yes(mamba.proj_bias))),
         ("vocabulary", format!("{}{padded}; head: {head}", thousands(config.vocab_size as u64))),

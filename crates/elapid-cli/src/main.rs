@@ -50,8 +50,14 @@ struct Cli {
           help_heading = "Global options")]
     threads: Option<u16>,
     /// Where to compute: auto or cpu
-    #[arg(long, global = true, value_name = "NAME", default_value = "auto", hide_default_value = true,
-          help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        default_value = "auto",
+        hide_default_value = true,
+        help_heading = "Global options"
+    )]
     device: Device,
 }
 

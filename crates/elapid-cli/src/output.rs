@@ -19,7 +19,11 @@ impl Output {
     /// Prints the result: `text` for people, or the object.
     pub(crate) fn result(&self, object: &Value, text: impl FnOnce() -> String) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        if self.json { writeln!(stdout, "{object}")? } else { stdout.write_all(text().as_bytes())? }
+        if self.json {
+            writeln!(stdout, "{object}")?
+        } else {
+            stdout.write_all(text().as_bytes())?
+        }
         Ok(stdout.flush()?)
     }
 

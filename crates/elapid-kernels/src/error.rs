@@ -30,12 +30,7 @@ impl Check {
     }
 
     /// The matrix must be `rows` by `cols`.
-    pub(crate) fn shape(
-        self,
-        argument: &'static str,
-        got: (usize, usize),
-        wanted: (usize, usize),
-    ) -> Result<()> {
+    pub(crate) fn shape(self, argument: &'static str, got: (usize, usize), wanted: (usize, usize)) -> Result<()> {
         self.that(
             got == wanted,
             argument,

@@ -2,7 +2,14 @@
 
 /// `f32` or `f64`: what `naive.rs` files are generic over. In `f64` they are the oracles of every fast kernel.
 pub trait Float:
-    num_traits::Float + num_traits::NumAssign + num_traits::FromPrimitive + std::iter::Sum + Send + Sync + std::fmt::Debug + 'static
+    num_traits::Float
+    + num_traits::NumAssign
+    + num_traits::FromPrimitive
+    + std::iter::Sum
+    + Send
+    + Sync
+    + std::fmt::Debug
+    + 'static
 {
     /// The nearest value of this type.
     fn of(x: f64) -> Self {

@@ -21,7 +21,7 @@ impl<'a, T: Copy> Rows<'a, T> {
     /// # Panics
     /// If `cols` is 0 while `data` is not empty, or does not divide its length.
     pub fn new(data: &'a [T], cols: usize) -> Self {
-        let rows = if cols == 0 { 0 } else { data.len() / cols };
+        let rows = data.len().checked_div(cols).unwrap_or(0);
         assert_eq!(rows * cols, data.len(), "a matrix of {cols} columns over {} elements", data.len());
         Self { data, rows, cols, stride: cols }
     }
@@ -127,7 +127,7 @@ impl<'a, T: Copy> RowsMut<'a, T> {
     /// # Panics
     /// If `cols` is 0 while `data` is not empty, or does not divide its length.
     pub fn new(data: &'a mut [T], cols: usize) -> Self {
-        let rows = if cols == 0 { 0 } else { data.len() / cols };
+        let rows = data.len().checked_div(cols).unwrap_or(0);
         assert_eq!(rows * cols, data.len(), "a matrix of {cols} columns over {} elements", data.len());
         Self { data: data.as_mut_ptr(), rows, cols, stride: cols, life: PhantomData }
     }

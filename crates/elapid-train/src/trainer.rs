@@ -213,12 +213,20 @@ impl Trainer {
     /// If a file cannot be written, or a number is not finite: the error has the step and the layer, and the last
     /// checkpoint stays.
     pub fn run(&mut self, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
+        self.run_until(self.config.train.steps, progress, stop)
+    }
+
+    /// [`run`](Self::run), to step `last` at most: the rest can be done later.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_until(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         let settings = self.config.train.clone();
         let mut stopped = Stopped::Finished;
         let mut last_loss = f64::NAN;
         let (mut since_log, mut logged) = ((Instant::now(), 0), false);
         while self.position.step < settings.steps {
-            if stop.load(Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) || self.position.step >= last {
                 stopped = Stopped::Interrupted;
                 break;
             }
@@ -298,7 +306,7 @@ impl Trainer {
             let value = f64::from(loss.value());
             if !value.is_finite() {
                 let found = self.model.first_non_finite(&layout, &batch.tokens, &state)?;
-                let place = found.map_or_else(|| "the output projection".to_owned(), |found| found);
+                let place = found.unwrap_or_else(|| "the output projection".to_owned());
                 return Err(self.diverged(format!("the loss is {value}; the first number not finite is in {place}")));
             }
             tape.backward(&loss.mean, 1.0 / parts as f32, &mut self.grads)?;

@@ -14,10 +14,10 @@ pub enum Error {
     Kernel(#[from] elapid_kernels::Error),
     /// A model's configuration.
     #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
+    Config(Box<crate::config::ConfigError>),
     /// A model's files.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    Checkpoint(Box<crate::checkpoint::CheckpointError>),
     /// A tokenizer or its text.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
@@ -51,4 +51,16 @@ pub enum Error {
     /// An argument of a library call.
     #[error("{0}")]
     Argument(String),
+}
+
+impl From<crate::config::ConfigError> for Error {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::Config(Box::new(error))
+    }
+}
+
+impl From<crate::checkpoint::CheckpointError> for Error {
+    fn from(error: crate::checkpoint::CheckpointError) -> Self {
+        Self::Checkpoint(Box::new(error))
+    }
 }

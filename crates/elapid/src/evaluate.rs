@@ -150,7 +150,9 @@ fn check_ids(model: &LanguageModel, rows: &[&[u32]]) -> Result<()> {
     for (r, row) in rows.iter().enumerate() {
         if let Some(t) = row.iter().position(|&id| id as usize >= v) {
             let id = row[t];
-            return Err(Error::Argument(format!("row {r}, position {t}: token id {id} is not in the vocabulary of {v}")));
+            return Err(Error::Argument(format!(
+                "row {r}, position {t}: token id {id} is not in the vocabulary of {v}"
+            )));
         }
     }
     Ok(())

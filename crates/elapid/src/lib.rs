@@ -1,4 +1,57 @@
 //! Selective state space models: Mamba and its relatives.
+//!
+//! Mamba (Gu and Dao 2023) replaces attention by a linear recurrence whose parameters depend on the input,
+//! h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t, y_t = C_t h_t + D x_t. It trains in time linear in the length of a sequence
+//! and runs with a state of constant size.
+//!
+//! # Load and generate
+//!
+//! ```
+//! use elapid::embedded;
+//! use elapid::generate::{Generator, Sampling};
+//!
+//! # fn main() -> elapid::Result<()> {
+//! let (model, tokenizer) = (embedded::model()?, embedded::tokenizer());
+//! let mut sequence = Generator::new(&model, Sampling { temperature: 0.8, ..Sampling::default() }, 1);
+//! sequence.read(&tokenizer.encode("ROMEO:\n")?)?;
+//! let ids: Vec<u32> = (0..20).map(|_| sequence.next_token()).collect::<Result<_, _>>()?;
+//! println!("{}", String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # State is a value
+//!
+//! What a sequence has become is a [`State`]: it can be cloned, selected by row, stacked, saved, loaded, and
+//! differentiated through. For any split of a sequence, outputs, final state and gradients are the same; without a tape
+//! bit for bit, and a row of a batch is the row alone.
+//!
+//! ```
+//! use elapid::lm::Positions;
+//! use elapid::ops::Layout;
+//!
+//! # fn main() -> elapid::Result<()> {
+//! let model = elapid::embedded::model()?;
+//! let read = |tokens: &[u32], state: &elapid::State| {
+//!     model.logits(&model.inference(Layout::new(1, tokens.len())), tokens, state, Positions::Last)
+//! };
+//! let (whole, _) = read(&[84, 111, 32, 98, 101], &model.zero_state(1))?;
+//! let (_, state) = read(&[84, 111], &model.zero_state(1))?;
+//! let (parts, _) = read(&[32, 98, 101], &state)?;
+//! assert_eq!(whole.value().as_slice(), parts.value().as_slice());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Train
+//!
+//! [`LanguageModel::loss`] under a [`Tape`](autograd::Tape) gives gradients of every parameter;
+//! `examples/train_tiny.rs` is a whole loop. `elapid-train` has data, schedule and checkpoints around it.
+//!
+//! # A mixer of one's own
+//!
+//! is one file that implements [`Mixer`](mixer::Mixer); `examples/new_mixer.rs` shows all of it.
+//! [`mixer::Mamba1`] is the paper's algorithm 2 in the same form.
 #![deny(unsafe_code)]
 
 pub mod autograd;

@@ -130,9 +130,10 @@ impl LanguageModel {
     /// # Errors
     /// If a file cannot be written, or a parameter is not finite.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
-        let tensors = self.params.iter().map(|(_, param)| {
-            (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice())
-        });
+        let tensors = self
+            .params
+            .iter()
+            .map(|(_, param)| (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice()));
         Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
     }
 
@@ -195,7 +196,8 @@ impl LanguageModel {
             return Err(Error::Argument(format!("{} tokens for {b} rows of {l}", tokens.len())));
         }
         if !state.fits(&self.state) || state.rows() != b {
-            let reason = format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
+            let reason =
+                format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
             return Err(Error::State { path: None, reason });
         }
         let hidden = embedding(tokens, &cx.param(self.embedding), (b, l))?;

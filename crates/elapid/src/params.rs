@@ -136,23 +136,19 @@ impl Init {
         hasher.update(&seed.to_le_bytes());
         hasher.update(name.as_bytes());
         let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
-        let count = shape.iter().product();
-        let mut fill = |mut draw: Box<dyn FnMut(&mut ChaCha8Rng, usize) -> f32>| -> Vec<f32> {
-            (0..count).map(|i| draw(&mut rng, i)).collect()
-        };
-        match self {
-            Init::Constant(value) => vec![value; count],
-            Init::Uniform(bound) => fill(Box::new(move |rng, _| (rng.random::<f32>() * 2.0 - 1.0) * bound)),
-            Init::Normal(std) => fill(Box::new(move |rng, _| normal(rng) * std)),
-            Init::LogArange => {
-                let n = shape.last().copied().unwrap_or(1);
-                fill(Box::new(move |_, i| ((i % n + 1) as f32).ln()))
-            }
-            Init::SoftplusInverseLogUniform { min, max, floor } => fill(Box::new(move |rng, _| {
+        let count: usize = shape.iter().product();
+        let n = shape.last().copied().unwrap_or(1);
+        let mut draw = |i: usize| match self {
+            Init::Constant(value) => value,
+            Init::Uniform(bound) => (rng.random::<f32>() * 2.0 - 1.0) * bound,
+            Init::Normal(std) => normal(&mut rng) * std,
+            Init::LogArange => ((i % n + 1) as f32).ln(),
+            Init::SoftplusInverseLogUniform { min, max, floor } => {
                 let dt = (rng.random::<f32>() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
                 dt + (-(-dt).exp_m1()).ln()
-            })),
-        }
+            }
+        };
+        (0..count).map(&mut draw).collect()
     }
 }
 
@@ -222,7 +218,10 @@ mod tests {
         let normal = Init::Normal(0.02).numbers("w", &[100, 100], 1);
         let std = (normal.iter().map(|x| x * x).sum::<f32>() / 1e4).sqrt();
         assert!((std - 0.02).abs() < 5e-4, "{std}");
-        assert_eq!(Init::LogArange.numbers("A_log", &[2, 3], 1), [0.0, 2f32.ln(), 3f32.ln(), 0.0, 2f32.ln(), 3f32.ln()]);
+        assert_eq!(
+            Init::LogArange.numbers("A_log", &[2, 3], 1),
+            [0.0, 2f32.ln(), 3f32.ln(), 0.0, 2f32.ln(), 3f32.ln()]
+        );
         let bias = Init::SoftplusInverseLogUniform { min: 1e-3, max: 0.1, floor: 1e-4 }.numbers("b", &[1000], 1);
         assert!(bias.iter().map(|b| b.exp().ln_1p()).all(|dt| (0.99e-3..0.101).contains(&dt)));
     }

@@ -125,8 +125,7 @@ impl State {
             .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|error| state_error(error.to_string()))?;
-        let bytes =
-            safetensors::serialize(views, Some(metadata)).map_err(|error| state_error(error.to_string()))?;
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| state_error(error.to_string()))?;
         Ok(files::atomic_write(path, |file| std::io::Write::write_all(file, &bytes))?)
     }
 
@@ -170,7 +169,10 @@ impl State {
                 let wanted = with_batch(b, &t.shape);
                 if view.shape() != wanted || view.dtype() != Dtype::F32 {
                     let got = view.shape();
-                    return Err(wrong(format!("tensor `{name}`: wanted F32 {wanted:?}, got {:?} {got:?}", view.dtype())));
+                    return Err(wrong(format!(
+                        "tensor `{name}`: wanted F32 {wanted:?}, got {:?} {got:?}",
+                        view.dtype()
+                    )));
                 }
                 let numbers: Vec<f32> = view
                     .data()
@@ -178,7 +180,9 @@ impl State {
                     .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
                     .collect();
                 if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
-                    return Err(wrong(format!("tensor `{name}`: element {place} is not finite; write the state again")));
+                    return Err(wrong(format!(
+                        "tensor `{name}`: element {place} is not finite; write the state again"
+                    )));
                 }
                 layer.push(Tensor::new(numbers, &wanted).into());
             }

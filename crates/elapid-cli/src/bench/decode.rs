@@ -50,6 +50,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
         flops: (b as u64 * cost.flops) as f64,
         bytes: Some(4.0 * (cost.params + 2 * b as u64 * cost.state) as f64),
     };
-    let what = [("decode", format!("{b} sequences, greedy"))];
+    let what = [("decode", format!("batch of {b}, greedy"))];
     report(&subject, &what, json!({ "bench": "decode", "batch": b }), timing, &work, output)
 }

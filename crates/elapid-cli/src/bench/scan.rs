@@ -18,8 +18,9 @@ Examples:
       beside the recurrence written as a loop, in the same run
   elapid bench scan --b 1 --l 65536 --d 64 --rule zoh --json
 
-An element is one channel at one position. Its forward takes n + 2 exponentials: one a state number, one of the
-softplus, one of the gate. Their number a second is the limit that the share is of.";
+An element is one channel at one position. Its forward takes n + 2 exponentials: one a state number,
+one of the softplus, one of the gate. The share is that of the exponentials a second that this
+machine reaches.";
 
 /// The scan to time.
 #[derive(clap::Args)]

@@ -15,7 +15,10 @@ fn scan_beside_the_loop() {
     let arguments = ["bench", "scan", "--b", "2", "--l", "70", "--d", "48", "--n", "5", "--reps", "2"];
     let found = elapid(&[&arguments[..], &["--compare", "naive", "--json"]].concat()).json();
     positive(&found, &["forward_ms", "backward_ms", "forward_backward_ms", "elements_per_second"]);
-    positive(&found, &["exp_ceiling_per_second", "share_of_exp_ceiling", "forward_speedup", "forward_backward_speedup"]);
+    positive(
+        &found,
+        &["exp_ceiling_per_second", "share_of_exp_ceiling", "forward_speedup", "forward_backward_speedup"],
+    );
     positive(&found["naive"], &["forward_ms", "backward_ms"]);
     assert_eq!(found["exps_per_element"], 7);
     let text = elapid(&arguments);

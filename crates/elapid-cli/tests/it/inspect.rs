@@ -32,7 +32,7 @@ fn published_sizes_need_no_weights() {
     let small = elapid(&["inspect", "--model-size", "64x2", "--vocab", "10", "--json"]).json();
     assert_eq!(small["tensors"][0]["shape"], serde_json::json!([10, 64]));
     elapid(&["inspect", "--model-size", "131m"]).fails(2, &["131m", "130m"]);
-    elapid(&["inspect", "--model-size", "99999999x9999999"]).fails(2, &["d_model"]);
+    elapid(&["inspect", "--model-size", "99999999x65536"]).fails(2, &["d_model"]);
 }
 
 #[test]

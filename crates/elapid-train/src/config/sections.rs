@@ -275,12 +275,12 @@ pub struct TrainSettings {
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
-            steps: 500,
-            batch: 16,
+            steps: 1000,
+            batch: 8,
             accumulate: 1,
-            lr: 3e-3,
+            lr: 2e-3,
             min_lr: 1e-5,
-            warmup: 50,
+            warmup: 100,
             schedule: Decay::Cosine,
             beta1: 0.9,
             beta2: 0.95,
@@ -289,10 +289,10 @@ impl Default for TrainSettings {
             decay_all: false,
             clip: 1.0,
             seed: 1,
-            eval_every: 50,
+            eval_every: 100,
             eval_batches: 0,
             patience: 0,
-            save_every: 100,
+            save_every: 200,
             log_every: 10,
             checkpoint_blocks: false,
         }

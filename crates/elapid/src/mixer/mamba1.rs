@@ -55,9 +55,8 @@ impl Mamba1 {
         let (n, k, r) = (mamba.d_state, mamba.d_conv, mamba.dt_rank);
         // PyTorch's default for linear and convolution layers: uniform in ±1/√fan_in, for biases too.
         let fan_in = |inputs: usize| Init::Uniform(1.0 / (inputs as f32).sqrt());
-        let mut param = |name: &str, shape: &[usize], init, decay| {
-            params.param(format!("{prefix}.{name}"), shape, init, decay)
-        };
+        let mut param =
+            |name: &str, shape: &[usize], init, decay| params.param(format!("{prefix}.{name}"), shape, init, decay);
         let mut projection = |name: &str, shape: &[usize], init, bias: Option<Init>| -> Result<Projection> {
             let weight = param(&format!("{name}.weight"), shape, init, Decay::Yes)?;
             let bias = bias.map(|init| param(&format!("{name}.bias"), &shape[..1], init, Decay::No)).transpose()?;
@@ -102,8 +101,7 @@ impl Mixer for Mamba1 {
         let (x, z) = (xz.columns(0, ed), xz.columns(ed, ed));
 
         let conv_bias = self.conv1d.bias.map(|id| cx.param(id));
-        let (x, conv) =
-            causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], &cx.layout)?;
+        let (x, conv) = causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], &cx.layout)?;
 
         let dbc = linear(&x, &cx.param(self.x_proj), None)?; // [b l r+2n]
         let delta = linear(&dbc.columns(0, r), &cx.param(self.dt_proj), None)?; // [b l ed]

@@ -70,11 +70,7 @@ pub struct Cost {
 impl std::ops::Add for Cost {
     type Output = Cost;
     fn add(self, other: Cost) -> Cost {
-        Cost {
-            flops: self.flops + other.flops,
-            params: self.params + other.params,
-            state: self.state + other.state,
-        }
+        Cost { flops: self.flops + other.flops, params: self.params + other.params, state: self.state + other.state }
     }
 }
 

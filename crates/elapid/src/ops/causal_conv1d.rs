@@ -14,18 +14,10 @@ use crate::{Result, Tensor};
 ///
 /// # Errors
 /// If shapes do not fit.
-pub fn causal_conv1d(
-    x: &Var,
-    weight: &Var,
-    bias: Option<&Var>,
-    window: &Var,
-    layout: &Layout,
-) -> Result<(Var, Var)> {
+pub fn causal_conv1d(x: &Var, weight: &Var, bias: Option<&Var>, window: &Var, layout: &Layout) -> Result<(Var, Var)> {
     let dims = Dims { b: layout.b, l: layout.l, d: x.value().cols(), k: weight.value().cols() };
     let mut last = vec![0.0; dims.b * (dims.k - 1) * dims.d];
-    let y = Tensor::filled(x.shape(), |y| {
-        kernel::forward(dims, &args(x, weight, bias, window, layout), y, &mut last)
-    })?;
+    let y = Tensor::filled(x.shape(), |y| kernel::forward(dims, &args(x, weight, bias, window, layout), y, &mut last))?;
     let last = Tensor::new(last, window.shape());
     let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();
     let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());

@@ -1,7 +1,7 @@
 //! The loss of a language model, fused with its output projection.
 
-use elapid_kernels::cross_entropy as kernel;
 use elapid_kernels::RowsMut;
+use elapid_kernels::cross_entropy as kernel;
 
 use crate::autograd::{Var, record};
 use crate::{Result, Tensor};

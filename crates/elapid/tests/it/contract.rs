@@ -173,8 +173,7 @@ fn padding_changes_nothing() {
 fn packed_documents_do_not_see_each_other() {
     let model = small_model(Discretisation::ExpEuler);
     let documents = [ids(13, 37), ids(1, 37), ids(22, 37)];
-    let apart: Vec<_> =
-        documents.iter().map(|d| summed(&model, &Layout::new(1, d.len()), d, &next_ids(d))).collect();
+    let apart: Vec<_> = documents.iter().map(|d| summed(&model, &Layout::new(1, d.len()), d, &next_ids(d))).collect();
     let tokens: Vec<u32> = documents.iter().flatten().copied().collect();
     let targets: Vec<i32> = documents.iter().flat_map(|d| next_ids(d)).collect();
     let mut resets = vec![0u8; 36];
