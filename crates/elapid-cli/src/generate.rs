@@ -190,12 +190,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
         return output.result(&object, String::new);
     }
     let count = |count: usize, rate: f64| format!("{} tokens, {} tokens/s", thousands(count as u64), number(rate));
-    output.note(format_args!(
-        "prompt: {}; generated: {}, ended by {}",
-        count(reads.len(), prompt_rate),
-        count(generated, rate),
-        reason.replace('_', " "),
-    ));
+    output.note(format_args!("prompt: {}", count(reads.len(), prompt_rate)));
+    if generated > 0 {
+        output.note(format_args!("generated: {}, ended by {}", count(generated, rate), reason.replace('_', " ")));
+    }
     Ok(())
 }
 

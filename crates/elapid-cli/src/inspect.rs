@@ -23,7 +23,7 @@ Examples:
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArgument,
-    /// A model that need not exist: a published size, or <d_model>x<layers>
+    /// A model that need not exist: a published size, or `<d_model>x<layers>`
     #[arg(long, value_name = "SIZE", conflicts_with = "model")]
     model_size: Option<String>,
     /// Number of token ids of that model

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 /// How a command talks.
@@ -47,8 +47,13 @@ impl Output {
         if self.quiet || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
-        let template = "{prefix} {wide_bar} {human_pos}/{human_len} tokens, {per_sec}, {eta} left";
+        let template = "{prefix} {wide_bar} {human_pos}/{human_len} tokens, {rate}/s, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // What it writes to is a line in memory.
+            write!(out, "{}", number(state.per_sec())).ok();
+        };
+        let style = style.with_key("rate", rate);
         ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style).with_prefix(what)
     }
 }

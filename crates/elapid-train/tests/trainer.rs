@@ -44,7 +44,7 @@ fn a_run_leaves_a_model_metrics_and_a_picture() {
     let dir = tempfile::tempdir().unwrap();
     let outcome = train(config(dir.path(), &["train.steps=60", "train.eval_every=20"]), false).unwrap();
     assert_eq!((outcome.stopped, outcome.step, outcome.tokens), (Stopped::Finished, 60, 60 * 4 * 32));
-    assert!(outcome.val_loss.unwrap() < 4.0, "{outcome:?}");
+    assert!(outcome.val_loss.unwrap() < 4.5, "{outcome:?}");
     let model = LanguageModel::open(dir.path()).unwrap();
     assert_eq!(model.config().padded_vocab_size() % 8, 0);
     for file in ["config.toml", "tokenizer.json", "loss.png", "loss.svg"] {

@@ -49,7 +49,7 @@ fn at_least_1() -> RangedU64ValueParser<usize> {
 /// The model to measure.
 #[derive(clap::Args)]
 struct ModelArguments {
-    /// Random weights: a published size (130m 370m 790m 1.4b 2.8b), or <d_model>x<layers>
+    /// Random weights: a published size (130m 370m 790m 1.4b 2.8b), or `<d_model>x<layers>`
     #[arg(long, value_name = "SIZE", default_value = "130m", conflicts_with = "model")]
     model_size: String,
     #[command(flatten)]

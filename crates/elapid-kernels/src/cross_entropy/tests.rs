@@ -43,7 +43,14 @@ fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, seed: u64) {
         assert!(error.iter().all(|&e| e < tolerance), "{} {m} {v} {d}: {error:?}", isa.name());
         let mut alone = Poisoned::new(1, m, 1);
         cpu::forward(isa, &args, alone.rows_mut().row(0), None);
-        assert_eq!(bits(&alone.values()), bits(&nll.values()));
+        assert!(err_ratio(&nll64, &alone.values()) < tolerance, "{} {m} {v} {d}", isa.name());
+        // Without gradients a row is the same bits whatever is beside it.
+        for r in 0..m.min(3) {
+            let mut nll = [f32::NAN];
+            let args = Args { h: args.h.slice(r, 1), targets: &targets[r..=r], ..args };
+            cpu::forward(isa, &args, &mut nll, None);
+            assert_eq!(bits(&nll), bits(&alone.values()[r..=r]));
+        }
     }
 }
 

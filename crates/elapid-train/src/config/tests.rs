@@ -68,7 +68,7 @@ fn a_saved_config_is_the_same() {
     let path = config.save(dir.path()).unwrap();
     assert_eq!(TrainConfig::load(&path).unwrap(), config);
     let text = fs::read_to_string(path).unwrap();
-    assert!(text.contains("\nlr = 0.001\n") && text.contains("# Rows of a batch.\nbatch = 16\n"), "{text}");
+    assert!(text.contains("\nlr = 0.001\n") && text.contains("# Rows of a batch.\nbatch = 8\n"), "{text}");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn overrides_that_fail_say_why() {
     assert!(near("train.batch.x=1").contains("no such setting"));
     assert!(near("train.lr").contains("write it as section.setting=value"));
     let error = near("train.steps=many");
-    assert!(error.contains("`train.steps`: invalid type: string \"many\"") && error.ends_with("like 2000"), "{error}");
+    assert!(error.contains("`train.steps`: invalid type: string \"many\"") && error.ends_with("like 1000"), "{error}");
     assert!(near("train.steps=-1").contains("`train.steps`"));
     assert!(near("train.steps=1.5").contains("`train.steps`"));
     assert!(near("data.mode=sideways").contains("`windows`"));
