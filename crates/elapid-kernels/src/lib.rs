@@ -21,6 +21,7 @@ mod isa;
 pub mod linear;
 mod math;
 mod memory;
+pub mod neg_exp;
 mod parallel;
 mod rows;
 pub mod sampling;

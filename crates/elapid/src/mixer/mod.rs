@@ -1,6 +1,6 @@
 //! Sequence mixers: what lets positions of a sequence see each other.
 //!
-//! A new one is one file here that implements [`Mixer`], one variant of [`MixerConfig`](crate::config::MixerConfig),
+//! A new one is one file here that implements [`Mixer`], one variant of [`MixerConfig`],
 //! and one line of [`build`].
 
 mod mamba1;

@@ -24,7 +24,7 @@ impl Loss {
     }
 }
 
-/// -log softmax(h Wᵀ)[target], h `[.. d]`, W `[v d]`; negative targets do not count.
+/// -log softmax(h Wᵀ) at the target, h `[.. d]`, W `[v d]`; negative targets do not count.
 ///
 /// The logits of a block of rows exist at a time, never all. Under a tape the gradients are computed in the same pass,
 /// while the block's logits are there.
