@@ -33,6 +33,6 @@ pub mod testing;
 pub use error::{Error, Result};
 pub use float::Float;
 pub use isa::Isa;
-pub use memory::keep_freed_memory;
+pub use memory::{keep_freed_memory, use_huge_pages};
 pub use rows::{Rows, RowsMut};
 pub use segments::Segments;

@@ -199,6 +199,7 @@ impl<'a> ParamBuilder<'a> {
     /// If the source has no such numbers.
     pub fn param(&mut self, name: String, shape: &[usize], init: Init, decay: Decay) -> Result<ParamId> {
         let numbers = (self.source)(Wanted { name: &name, shape, init })?;
+        elapid_kernels::use_huge_pages(&numbers);
         let value = Tensor::new(numbers, shape);
         Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes }))
     }
