@@ -72,7 +72,11 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     match cause.downcast_ref::<FileError>() {
         Some(FileError::Io { source, .. }) => Some(system(source)),
         Some(FileError::NotAFile { .. }) => Some(INPUT),
-        None => (cause.is::<Wrong>() || cause.is::<ConfigError>()).then_some(INPUT),
+        None => {
+            let wrong =
+                cause.is::<Wrong>() || cause.is::<ConfigError>() || cause.is::<elapid_train::config::ConfigError>();
+            wrong.then_some(INPUT)
+        }
     }
 }
 

@@ -13,7 +13,10 @@ const REPETITIONS: usize = 7;
 
 fn main() {
     println!("microseconds (median of {REPETITIONS}), {} threads", rayon::current_num_threads());
-    println!("{:>9}{:>12}{:>12}{:>12}{:>12}{:>14}", "length", "sequential", "chunked", "odd-even", "Blelloch", "Hillis-Steele");
+    println!(
+        "{:>9}{:>12}{:>12}{:>12}{:>12}{:>14}",
+        "length", "sequential", "chunked", "odd-even", "Blelloch", "Hillis-Steele"
+    );
     for power in [6, 10, 14, 18, 20] {
         let l = 1usize << power;
         let mut random = Random::new(power);

@@ -30,7 +30,9 @@ pub fn use_huge_pages(numbers: &[f32]) {
         if from < to {
             // SAFETY: the range is whole pages inside one live allocation, and collapsing pages keeps what they hold. A
             // failure changes nothing.
-            unsafe { libc::madvise(numbers.as_ptr().with_addr(from).cast_mut().cast(), to - from, libc::MADV_COLLAPSE) };
+            unsafe {
+                libc::madvise(numbers.as_ptr().with_addr(from).cast_mut().cast(), to - from, libc::MADV_COLLAPSE)
+            };
         }
     }
     #[cfg(not(target_os = "linux"))]

@@ -4,6 +4,7 @@ mod bench;
 mod eval;
 mod generate;
 mod inspect;
+mod train;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ fn every_command_explains_itself_with_examples() {
     for command in [
         vec![],
         vec!["generate"],
+        vec!["train"],
         vec!["eval"],
         vec!["inspect"],
         vec!["doctor"],
