@@ -11,6 +11,9 @@ use elapid_kernels::testing::Random;
 
 const REPETITIONS: usize = 7;
 
+/// A form of the scan, in place.
+type Form<'a> = &'a dyn Fn(&mut [Step<f32>]);
+
 fn main() {
     println!("microseconds (median of {REPETITIONS}), {} threads", rayon::current_num_threads());
     println!(
@@ -23,8 +26,7 @@ fn main() {
         let (a, b) = (random.uniform(l, 0.5, 1.0), random.normal(l));
         let elements: Vec<Step<f32>> = a.into_iter().zip(b).map(|(a, b)| Step { a, b }).collect();
         let chunk = l.div_ceil(rayon::current_num_threads()).max(1);
-        let forms: [&dyn Fn(&mut [Step<f32>]); 5] =
-            [&sequential, &|x| chunked(x, chunk), &odd_even, &blelloch, &hillis_steele];
+        let forms: [Form<'_>; 5] = [&sequential, &|x| chunked(x, chunk), &odd_even, &blelloch, &hillis_steele];
         let times = forms.map(|form| {
             let mut times: Vec<f64> = (0..REPETITIONS)
                 .map(|_| {
