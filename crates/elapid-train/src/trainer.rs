@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use elapid::autograd::Tape;
 use elapid::checkpoint::SaveOptions;
-use elapid::evaluate::{self, Reader, Summary};
+use elapid::evaluate::{self, Summary};
 use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::tokenizer::Tokenizer;
 use elapid::{LanguageModel, State};
 
 use crate::config::{Mode, TrainConfig};
-use crate::data::{self, Batch, Corpus, Streams, TokenStream, Windows};
+use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
 use crate::metrics::{self, Record};
 use crate::optim::{self, AdamW};
 use crate::plot;
@@ -22,6 +22,9 @@ use crate::progress::{Progress, Status};
 use crate::resume::{self, Position};
 use crate::schedule::Schedule;
 use crate::{Error, Result};
+
+/// Positions of held-out text that are read at a time: what bounds the memory of a validation.
+const POSITIONS: usize = 4096;
 
 /// A run: what is trained, how far it has come, and the directory that it leaves.
 ///
@@ -61,7 +64,9 @@ impl Feed {
 
 /// The text that training never sees.
 struct HeldOut {
-    tokens: Vec<u32>,
+    batches: Sequential,
+    /// Whether the state goes on from batch to batch.
+    carries: bool,
     bytes_per_token: f64,
 }
 
@@ -199,7 +204,7 @@ impl Trainer {
 
     /// Tokens of held-out text.
     pub fn held_out_tokens(&self) -> u64 {
-        self.held_out.as_ref().map_or(0, |held_out| held_out.tokens.len() as u64)
+        self.held_out.as_ref().map_or(0, |held_out| held_out.batches.tokens())
     }
 
     /// What the user should know of the text.
@@ -330,13 +335,18 @@ impl Trainer {
     /// Loss in nats a token and bits a byte on held-out text; a new best model is kept in the run's directory.
     fn validate(&mut self) -> Result<Option<(f64, f64)>> {
         let Some(held_out) = &self.held_out else { return Ok(None) };
-        let length = match self.config.data.mode {
-            Mode::Windows => self.config.data.length,
-            Mode::Streams => held_out.tokens.len(),
-        };
-        let rows = evaluate::windows(&held_out.tokens, length);
-        let nll = Reader::new(self.config.data.length.min(evaluate::CHUNK)).nll(&self.model, &rows, |_| ())?;
-        let loss = Summary::of(&nll).loss();
+        let mut summary = Summary::default();
+        let mut carried: Option<State> = None;
+        for batch in (0..held_out.batches.len()).filter_map(|i| held_out.batches.batch(i)) {
+            summary.tokens += batch.predictions();
+            let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
+            let state = carried.take().unwrap_or_else(|| self.model.zero_state(batch.b));
+            let cx = self.model.inference(layout);
+            let (loss, next) = self.model.loss(&cx, &batch.tokens, &batch.targets, &state, false)?;
+            summary.nats += loss.nll.as_slice().iter().map(|&nll| f64::from(nll)).sum::<f64>();
+            carried = held_out.carries.then_some(next);
+        }
+        let loss = summary.loss();
         let bits = held_out.bits_per_byte(loss);
         if self.position.best.is_none_or(|best| loss < best) {
             (self.position.best, self.position.stale) = (Some(loss), 0);
@@ -375,27 +385,18 @@ impl HeldOut {
     }
 }
 
-/// The held-out tokens that validation reads.
+/// What validation reads: windows as training has them, or in order with the state carried; packed as training is.
 fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> Result<HeldOut> {
-    let batch = (config.train.batch * config.data.length) as u64;
+    let (b, l) = (config.train.batch, config.data.length);
     let count = match config.train.eval_batches {
         0 => val.len(),
-        batches => val.len().min(batches * batch + 1),
+        batches => val.len().min(batches * (b * l) as u64 + 1),
     };
     let (val, _) = val.split(count);
-    let mut tokens = vec![0; val.len() as usize];
-    val.copy(0, &mut tokens);
-    let bytes_per_token = val.text_bytes(tokenizer)? as f64 / tokens.len().max(1) as f64;
-    if tokens.len() < 2 {
-        return Err(Error::TooShort {
-            what: "the held-out text",
-            tokens: val.len(),
-            wanted: "a validation".into(),
-            needed: 2,
-            fix: "raise data.val_fraction, or set it to 0 to train without validation".into(),
-        });
-    }
-    Ok(HeldOut { tokens, bytes_per_token })
+    let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;
+    let carries = config.data.mode == Mode::Streams;
+    let (b, l) = if carries { (1, l.min(evaluate::CHUNK)) } else { ((POSITIONS / l).max(1), l) };
+    Ok(HeldOut { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
 }
 
 /// Makes sure that the directory is free, or holds a run of these settings to go on with; where that is then.

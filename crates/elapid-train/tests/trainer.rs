@@ -138,3 +138,27 @@ fn without_held_out_text_the_last_model_is_kept() {
     assert_eq!(outcome.val_loss, None);
     assert!(bytes(dir.path(), "model.safetensors") == bytes(dir.path(), "resume/step-00000012/model.safetensors"));
 }
+
+#[test]
+fn packed_validation_does_not_see_across_documents() {
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(files.path().join(name), text).unwrap();
+        format!("{:?}", files.path().join(name))
+    };
+    let (one, two) = (file("one.txt", "a long snake"), file("two.txt", "eats short mice"));
+    // Nothing is learned, so that all runs validate the same model.
+    let validated = |val: &str, mode: &str, pack: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let (val, mode, pack) = (format!("data.val=[{val}]"), format!("data.mode={mode}"), format!("data.pack={pack}"));
+        let settings = ["train.lr=1e-30", "train.min_lr=0.0", "train.steps=2", &val, &mode, &pack];
+        train(config(dir.path(), &settings), false).unwrap().val_loss.unwrap()
+    };
+    for mode in ["windows", "streams"] {
+        let apart = (11.0 * validated(&one, mode, true) + 14.0 * validated(&two, mode, true)) / 25.0;
+        let packed = validated(&format!("{one}, {two}"), mode, true);
+        assert!((apart - packed).abs() < 1e-6 * apart, "{mode}: {apart} {packed}");
+        let joined = validated(&format!("{one}, {two}"), mode, false);
+        assert!((joined - packed).abs() > 1e-4 * apart, "{mode}: {joined} {packed}");
+    }
+}

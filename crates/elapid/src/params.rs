@@ -1,7 +1,6 @@
 //! Parameters: the numbers that training changes, apart from the structure that uses them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -172,7 +171,7 @@ pub struct Wanted<'a> {
 /// Where parameters come from: drawn from a seed, or read from a checkpoint.
 pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
 
-/// Makes the parameters of one part of a model: a name's prefix, and where the numbers come from.
+/// Makes a model's parameters, one after another, from where their numbers come from.
 pub struct ParamBuilder<'a> {
     params: &'a mut Params,
     source: &'a mut Source<'a>,
@@ -204,9 +203,6 @@ impl<'a> ParamBuilder<'a> {
         Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes }))
     }
 }
-
-/// A model's parameters, shared with what runs it.
-pub type SharedParams = Arc<Params>;
 
 #[cfg(test)]
 mod tests {

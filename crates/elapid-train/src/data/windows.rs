@@ -96,6 +96,11 @@ impl Sequential {
         Ok(Self { stream, b, l, pack })
     }
 
+    /// Number of tokens.
+    pub fn tokens(&self) -> u64 {
+        self.stream.len()
+    }
+
     /// Number of batches.
     pub fn len(&self) -> u64 {
         self.windows().div_ceil(self.b as u64)
