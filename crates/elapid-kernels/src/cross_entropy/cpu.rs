@@ -78,12 +78,18 @@ impl WithSimd for Softmax<'_> {
             };
             let picked = z[target];
             let top = max(simd, z);
-            let sum = exponentials(simd, z, top);
-            *nll = (top - picked) + sum.ln();
+            // The target's own exponential stays out of the sum: where the prediction is nearly certain, loss and gradient
+            // are the small rest, which a sum around 1 would round away.
+            z[target] = f32::NEG_INFINITY;
+            let all = exponentials(simd, z, top);
+            let rest = all - z[target];
+            let others = if rest < 0.0 { 0.0 } else { rest }; // NaN stays NaN
+            let sum = others + (picked - top).exp();
+            *nll = if picked == top { others.ln_1p() } else { (top - picked) + sum.ln() };
             if let Some(scale) = scale {
                 let share = scale / sum;
                 z.iter_mut().for_each(|z| *z *= share);
-                z[target] -= scale;
+                z[target] = -share * others;
             }
         }
     }
