@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Formatting, lints, tests, golden models, documentation, in that order; stops at the first that fails.
+/// Formatting, lints, CUDA kernels, tests, golden models, documentation, in that order; stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
+    cargo(&["xtask", "cuda-check"], &[])?;
     test()?;
     golden()?;
     cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
@@ -25,7 +26,7 @@ fn golden() -> Result<()> {
     let folders = std::fs::read_dir("golden").context("no folder `golden`: run from the repository's root")?;
     let mut folders: Vec<_> = folders.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.is_dir()).collect();
     folders.sort();
-    crate::golden::run(&folders, 1e-5)
+    crate::golden::run(&folders, 1e-5, elapid::Device::Cpu, elapid::DType::F32)
 }
 
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {

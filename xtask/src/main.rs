@@ -1,6 +1,7 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask golden PATH...`, `cargo xtask embed RUN`.
+//! Developer commands: `cargo xtask ci`, `cargo xtask cuda-check`, `cargo xtask golden PATH...`, `cargo xtask embed RUN`.
 
 mod ci;
+mod cuda_check;
 mod embed;
 mod golden;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use elapid::{DType, Device};
 
 #[derive(Parser)]
 #[command(about = "Developer commands of elapid")]
@@ -18,10 +20,19 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The gate: formatting, lints, tests, golden models, documentation.
+    /// The gate: formatting, lints, CUDA kernels, tests, golden models, documentation.
     Ci,
     /// All tests of the workspace, optimised.
     Test,
+    /// Compiles every CUDA kernel, on a machine that needs no GPU; fails if one does not compile, warns or spills.
+    CudaCheck {
+        /// Architectures to compile for.
+        #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90,sm_100")]
+        arch: Vec<cuda_check::Arch>,
+        /// Registers, spills, stack and shared memory of each.
+        #[arg(long)]
+        verbose: bool,
+    },
     /// Puts the model of a training run into the binary, as bf16.
     Embed {
         /// The run's directory.
@@ -35,6 +46,12 @@ enum Command {
         /// Largest error ratio of logits, losses a token, gradients and states.
         #[arg(long, default_value_t = 1e-5)]
         tolerance: f64,
+        /// Where to compute: cpu, cuda:0.
+        #[arg(long, default_value = "cpu")]
+        device: Device,
+        /// Format of activations; bf16 is compared by bounds of its own.
+        #[arg(long, default_value = "f32")]
+        dtype: DType,
     },
 }
 
@@ -42,8 +59,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
+        Command::CudaCheck { arch, verbose } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),
-        Command::Golden { folders, tolerance } => golden::run(&folders, tolerance),
+        Command::Golden { folders, tolerance, device, dtype } => golden::run(&folders, tolerance, device, dtype),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

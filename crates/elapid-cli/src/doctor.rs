@@ -1,13 +1,15 @@
 //! `elapid doctor`: what this machine has, how fast it is, and whether elapid works on it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use elapid::generate::{Generator, Sampling};
 use elapid::{LanguageModel, embedded};
+use elapid_kernels::cuda::library::{self, Needed};
+use elapid_kernels::cuda::{self, Gpu, compile};
 use elapid_kernels::{Isa, ceiling};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::output::{Output, bytes, pairs, scaled, thousands};
 
@@ -30,7 +32,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     let threads = rayon::current_num_threads();
     let memory = (memory("MemTotal:"), memory("MemAvailable:"));
     let (read, fma, exp) = (ceiling::read_ceiling(), ceiling::fma_ceiling(), ceiling::exp_ceiling());
-    let nvidia = nvidia();
+    let cuda = look_for_cuda();
     let built_in = check_embedded();
     let object = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -45,8 +47,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
         "read_bytes_per_second": read,
         "flops_per_second": fma,
         "exps_per_second": exp,
-        "device": "cpu",
-        "nvidia": { "library": nvidia.library, "driver": nvidia.driver, "used": false },
+        "cuda": cuda.json(),
         "embedded_model": match &built_in {
             Ok(built_in) => json!({ "ok": true, "parameters": built_in.parameters, "sample": built_in.sample }),
             Err(error) => json!({ "ok": false, "error": error.to_string() }),
@@ -67,8 +68,8 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
             ("arithmetic", format!("{} of f32: the limit of training and reading prompts", scaled(fma, "FLOP/s"))),
             ("exponentials", format!("{}: the limit of the selective scan", scaled(exp, "exp/s"))),
             ("", String::new()),
-            ("NVIDIA GPU", nvidia.describe()),
         ];
+        lines.extend(cuda.lines());
         lines.push(match &built_in {
             Ok(BuiltIn { parameters, sample }) => {
                 ("built-in model", format!("works: {} parameters, says {sample:?}", thousands(*parameters as u64)))
@@ -118,43 +119,64 @@ fn memory(field: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// What there is of NVIDIA's driver.
-struct Nvidia {
-    library: Option<PathBuf>,
-    driver: Option<String>,
+/// What work on a GPU needs, and what there is of it.
+struct Cuda {
+    /// Library, and where it is or why it is not.
+    libraries: Vec<(Needed, Result<PathBuf, String>)>,
+    /// The GPUs, or why there are none.
+    gpus: Result<Vec<String>, String>,
 }
 
-/// Looks for the driver's files; loads and starts nothing.
-fn nvidia() -> Nvidia {
-    const USUAL: [&str; 8] = [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/local/nvidia/lib64",
-        "/usr/local/cuda/compat",
-        "/usr/lib/wsl/lib",
-        "/run/opengl-driver/lib",
-    ];
-    let given = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let given: Vec<PathBuf> = std::env::split_paths(&given).filter(|dir| !dir.as_os_str().is_empty()).collect();
-    let folders = given.iter().map(PathBuf::as_path).chain(USUAL.iter().map(Path::new));
-    let library = folders.map(|dir| dir.join("libcuda.so.1")).find(|path| path.exists());
-    let driver = fs::read_to_string("/proc/driver/nvidia/version").ok();
-    let driver =
-        driver.and_then(|text| Some(text.lines().next()?.trim_start_matches("NVRM version:").trim().to_owned()));
-    Nvidia { library, driver }
+fn look_for_cuda() -> Cuda {
+    let found = |needed| (needed, library::load(needed).map(|found| found.path).map_err(|error| error.to_string()));
+    let libraries = Needed::ALL.map(found).to_vec();
+    let gpus = cuda::count().map_err(|error| error.to_string()).and_then(|count| {
+        let describe = |i| Gpu::open(i).map(describe_gpu).map_err(|error| error.to_string());
+        (0..count).map(describe).collect()
+    });
+    Cuda { libraries, gpus }
 }
 
-impl Nvidia {
-    fn describe(&self) -> String {
-        let found = match (&self.library, &self.driver) {
-            (Some(path), Some(driver)) => format!("driver found: {driver}, {}", path.display()),
-            (Some(path), None) => format!("driver library found: {}", path.display()),
-            (None, Some(driver)) => format!("driver found ({driver}), but not its library libcuda.so.1"),
-            (None, None) => "no driver found".to_owned(),
+fn describe_gpu(gpu: Gpu) -> String {
+    let (major, minor) = gpu.capability();
+    format!(
+        "cuda:{}: {}, compute capability {major}.{minor}, {} of memory, {} multiprocessors",
+        gpu.ordinal(),
+        gpu.name(),
+        bytes(gpu.total_memory() as u64),
+        gpu.multiprocessors()
+    )
+}
+
+impl Cuda {
+    fn json(&self) -> Value {
+        let libraries = self.libraries.iter().map(|(needed, found)| match found {
+            Ok(path) => json!({ "name": needed.name(), "path": path }),
+            Err(error) => json!({ "name": needed.name(), "error": error }),
+        });
+        json!({
+            "libraries": libraries.collect::<Vec<_>>(),
+            "gpus": self.gpus.as_ref().ok(),
+            "error": self.gpus.as_ref().err(),
+            "kernel_cache": compile::folder(),
+        })
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = match &self.gpus {
+            Ok(gpus) if gpus.is_empty() => vec![("GPU", "the driver finds none".to_owned())],
+            Ok(gpus) => gpus.iter().map(|gpu| ("GPU", gpu.clone())).collect(),
+            Err(error) => vec![("GPU", format!("not usable: {error}"))],
         };
-        format!("{found}; this version runs on the CPU only")
+        // Without the driver, what else is missing does not matter.
+        if self.libraries.iter().any(|(needed, found)| *needed == Needed::Driver && found.is_ok()) {
+            for (needed, found) in &self.libraries {
+                let what = found.as_ref().map_or_else(Clone::clone, |path| format!("found: {}", path.display()));
+                lines.push((needed.name(), what));
+            }
+            lines.extend(compile::folder().map(|folder| ("kernel cache", folder.display().to_string())));
+        }
+        lines
     }
 }
 
@@ -168,7 +190,7 @@ struct BuiltIn {
 fn check_embedded() -> Result<BuiltIn> {
     let model: LanguageModel = embedded::model()?;
     let tokenizer = embedded::tokenizer();
-    let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0);
+    let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0)?;
     sequence.read(&tokenizer.encode("ROMEO:")?)?;
     let ids = (0..16).map(|_| sequence.next_token()).collect::<elapid::Result<Vec<_>>>()?;
     let known: Vec<u32> = ids.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size()).collect();
@@ -181,11 +203,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_found_is_said() {
-        let none = Nvidia { library: None, driver: None };
-        assert_eq!(none.describe(), "no driver found; this version runs on the CPU only");
-        let some = Nvidia { library: Some("/lib/libcuda.so.1".into()), driver: None };
-        assert!(some.describe().contains("/lib/libcuda.so.1"));
+    fn what_is_missing_is_said_with_its_fix() {
+        let missing = |needed: Needed| (needed, Err(needed.fix().to_owned()));
+        let none = Cuda { libraries: Needed::ALL.map(missing).to_vec(), gpus: Err("no driver".into()) };
+        assert_eq!(none.lines(), [("GPU", "not usable: no driver".to_owned())]);
+        assert_eq!(none.json()["error"], "no driver");
+        let mut libraries = none.libraries;
+        libraries[0].1 = Ok("/lib/libcuda.so.1".into());
+        let some = Cuda { libraries, gpus: Ok(vec!["cuda:0".into()]) };
+        let lines = some.lines();
+        assert!(lines.contains(&("the NVIDIA driver", "found: /lib/libcuda.so.1".to_owned())), "{lines:?}");
+        assert!(lines.iter().any(|(name, what)| *name == "NVRTC" && what.contains("pip install")), "{lines:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use elapid_train::data::{Corpus, HeldOut, Options, Source, TokenStream};
 use serde_json::{Value, json};
 
 use crate::failure::wrong;
-use crate::model::{Loaded, ModelArgument};
+use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, pairs, thousands};
 
 const EXAMPLES: &str = "\
@@ -66,8 +66,8 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "wanted a number above 0 and at most 1".into())
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
-    let loaded = arguments.model.load(output)?;
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    let loaded = arguments.model.load_on(place, output)?;
     match &arguments.tokens {
         Some(path) => lists(arguments, &loaded, path, output),
         None => text(arguments, &loaded, output),

@@ -24,6 +24,22 @@ impl std::fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
+/// Ranks that ended with an error, and the exit code of that.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: u8,
+    /// Empty if it was said.
+    pub(crate) text: String,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Ended {}
+
 /// An error about the command line or an input file.
 pub(crate) fn wrong(reason: impl Into<String>) -> anyhow::Error {
     Wrong(reason.into()).into()
@@ -41,7 +57,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             E::Elapid(error) => code_of(error.as_ref()),
             E::File(error) => code_of(error),
             E::Io { source, .. } => Some(system(source)),
-            E::Plot { .. } | E::Diverged { .. } => Some(WORK),
+            E::Plot { .. } | E::Diverged { .. } | E::Meeting { .. } | E::Lost(_) => Some(WORK),
             _ => Some(INPUT),
         };
     }
@@ -68,6 +84,9 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
             TokenizerError::Io { source, .. } => Some(system(source)),
             _ => Some(INPUT),
         };
+    }
+    if let Some(ended) = cause.downcast_ref::<Ended>() {
+        return Some(ended.code);
     }
     match cause.downcast_ref::<FileError>() {
         Some(FileError::Io { source, .. }) => Some(system(source)),

@@ -15,7 +15,7 @@ use elapid::tokenizer::Tokenizer;
 use serde_json::json;
 
 use crate::failure::wrong;
-use crate::model::{Loaded, ModelArgument};
+use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, thousands};
 
 const EXAMPLES: &str = "\
@@ -133,8 +133,8 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
     in_range(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
-    let loaded = arguments.model.load(output)?;
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    let loaded = arguments.model.load_on(place, output)?;
     let tokenizer = loaded.tokenizer.as_ref();
     if !arguments.stop.is_empty() {
         loaded.need_tokenizer("--stop")?;
@@ -149,7 +149,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     };
 
     let model = &loaded.model;
-    let Resumed { state, recent, .. } = resumed.unwrap_or_else(|| Resumed::nothing(&loaded));
+    let Resumed { state, recent, .. } = resumed.map_or_else(|| Resumed::nothing(&loaded), Ok)?;
     let sampling = &arguments.sampling;
     let mut sequence = Generator::from_state(model, state, sampling.parameters(), sampling.seed)
         .with_chunk(arguments.chunk)
@@ -288,8 +288,8 @@ const PENDING: &str = "pending";
 const RECENT: &str = "recent";
 
 impl Resumed {
-    fn nothing(loaded: &Loaded) -> Self {
-        Self { state: loaded.model.zero_state(1), recent: Vec::new(), pending: None }
+    fn nothing(loaded: &Loaded) -> Result<Self> {
+        Ok(Self { state: loaded.model.zero_state(1)?, recent: Vec::new(), pending: None })
     }
 
     fn load(path: &Path, loaded: &Loaded) -> Result<Self> {
@@ -316,7 +316,7 @@ fn save(path: &Path, loaded: &Loaded, state: &State, recent: &[u32], pending: u3
     }
     let recent = recent.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let notes = [(PENDING, pending.to_string()), (RECENT, recent)];
-    Ok(state.save(path, loaded.model.fingerprint(), &notes)?)
+    Ok(state.save(path, loaded.model.fingerprint()?, &notes)?)
 }
 
 /// Turns tokens into text and streams it. Keeps tokens and text only where they are printed at the end.

@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     let model = skeleton(config, checkpoint.as_ref())?;
     let rows = rows(&model, checkpoint.as_ref());
     let config = model.config();
-    let (cost, state) = (model.cost(), model.zero_state(1).bytes() as u64);
+    let (cost, state) = (model.cost(), model.zero_state(1)?.bytes() as u64);
     let parameters = model.params().count() as u64;
     let stored: u64 = rows.iter().map(|row| row.count as u64 * width(&row.dtype)).sum();
     // A token reads every parameter once, and reads and writes the state, all in f32.

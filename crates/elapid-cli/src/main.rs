@@ -11,14 +11,17 @@ mod generate;
 mod inspect;
 mod model;
 mod output;
+mod ranks;
 mod train;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use elapid::Device;
+use elapid::DType;
+use elapid_train::parallel::World;
 
+use model::Place;
 use output::Output;
 
 const EXAMPLES: &str = "\
@@ -49,7 +52,8 @@ struct Cli {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
           help_heading = "Global options")]
     threads: Option<u16>,
-    /// Where to compute: auto or cpu
+    /// Where to compute: cpu, cuda, cuda:1, or auto, the first GPU if there is one that works; a rank's own GPU where
+    /// `train` runs on several
     #[arg(
         long,
         global = true,
@@ -58,7 +62,10 @@ struct Cli {
         hide_default_value = true,
         help_heading = "Global options"
     )]
-    device: Device,
+    device: String,
+    /// Format of activations, and on a GPU of weights: f32, or bf16 (GPU only) [default: bf16 on a GPU]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
+    dtype: Option<DType>,
 }
 
 #[derive(Subcommand)]
@@ -85,26 +92,35 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            Output { json: cli.json, quiet: false }.warn(format_args!("error: {}", failure::message(&error)));
+            let message = failure::message(&error);
+            if !message.is_empty() {
+                Output { json: cli.json, quiet: false }.warn(format_args!("error: {message}"));
+            }
             ExitCode::from(failure::code(&error))
         }
     }
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    // The only device of this version; parsing it refused any other.
-    let Device::Cpu = cli.device;
+    let mut world = None;
+    if let Command::Train(arguments) = &cli.command {
+        if let Some(gpus) = arguments.ranks()? {
+            return ranks::launch(gpus, &cli.device, cli.threads);
+        }
+        world = World::from_env()?;
+    }
+    let place = Place::open(&cli.device, cli.dtype, world.as_ref())?;
     if let Some(threads) = cli.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
     }
     let output = Output { json: cli.json, quiet: cli.quiet };
     match &cli.command {
-        Command::Generate(arguments) => generate::run(arguments, output),
-        Command::Train(arguments) => train::run(arguments, output),
-        Command::Eval(arguments) => eval::run(arguments, output),
+        Command::Generate(arguments) => generate::run(arguments, place, output),
+        Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),
+        Command::Eval(arguments) => eval::run(arguments, place, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
-        Command::Bench(command) => bench::run(command, output),
+        Command::Bench(command) => bench::run(command, place, output),
     }
 }

@@ -5,10 +5,45 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use elapid::checkpoint::Checkpoint;
 use elapid::tokenizer::{Tokenizer, TokenizerError};
-use elapid::{LanguageModel, embedded};
+use elapid::{DType, Device, LanguageModel, embedded};
+use elapid_kernels::cuda;
+use elapid_train::parallel::World;
 
 use crate::failure::wrong;
 use crate::output::Output;
+use crate::ranks;
+
+/// Where a command computes, and in which format.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+}
+
+impl Place {
+    /// Opens the device of that name. One of several ranks has a GPU of its own as `auto` and `cuda`.
+    pub(crate) fn open(name: &str, dtype: Option<DType>, world: Option<&World>) -> Result<Self> {
+        let device = match world.filter(|world| world.size > 1) {
+            Some(world) if matches!(name, "auto" | "cuda") => {
+                let found = cuda::count().map_err(|error| wrong(format!("{error}; or use --device cpu")))?;
+                format!("cuda:{}", ranks::own_gpu(world, found)?).parse()?
+            }
+            _ => name.parse()?,
+        };
+        Self::new(device, dtype)
+    }
+
+    pub(crate) fn new(device: Device, dtype: Option<DType>) -> Result<Self> {
+        let dtype = match (device, dtype) {
+            (Device::Cpu, Some(DType::Bf16)) => {
+                return Err(wrong("--dtype bf16 works on a GPU only; leave it out, or use --device cuda"));
+            }
+            (Device::Cpu, _) => DType::F32,
+            (Device::Cuda(_), dtype) => dtype.unwrap_or(DType::Bf16),
+        };
+        Ok(Self { device, dtype })
+    }
+}
 
 /// A model with what turns text into its tokens.
 pub(crate) struct Loaded {
@@ -28,6 +63,17 @@ pub(crate) struct ModelArgument {
 }
 
 impl ModelArgument {
+    /// The model on a device, for use.
+    pub(crate) fn load_on(&self, place: Place, output: Output) -> Result<Loaded> {
+        let loaded = self.load(output)?;
+        if place.device == Device::Cpu {
+            return Ok(loaded);
+        }
+        // States say which model made them: by its parameters as they are stored.
+        loaded.model.fingerprint()?;
+        Ok(Loaded { model: loaded.model.to(place.device, place.dtype)?, ..loaded })
+    }
+
     pub(crate) fn load(&self, output: Output) -> Result<Loaded> {
         let Some(dir) = &self.model else {
             let (model, tokenizer) = (embedded::model()?, Some(embedded::tokenizer()));

@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, Result};
-use elapid::LanguageModel;
+use anyhow::Result;
 use elapid::generate::{Generator, Sampling};
 use elapid::text::Utf8Stream;
 use elapid::tokenizer::Tokenizer;
-use elapid_train::config::TrainConfig;
+use elapid::{DType, LanguageModel};
+use elapid_train::config::{Dtype, TrainConfig};
+use elapid_train::data;
+use elapid_train::parallel::{Group, World};
 use elapid_train::progress::Progress;
 use elapid_train::{Outcome, Stopped, Trainer};
 use serde_json::json;
 
+use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, thousands};
+use crate::{failure, ranks};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +30,9 @@ Examples:
       settings from a file, some of them overridden; configs/default.toml explains every one
   elapid train --resume --output runs/out/books
       goes on where that run stopped, bit for bit; Ctrl-C stops a run so that it can
+  elapid train --gpus 8 --config configs/books.toml
+      on 8 GPUs of this host, each with a batch of its own; torchrun and srun start one process a GPU themselves:
+      torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid train …
 
 The output directory then has the model (config.json, model.safetensors, tokenizer.json: what --model takes and what
 transformers loads), config.toml, metrics.jsonl, loss.png and loss.svg.";
@@ -70,9 +77,18 @@ pub(crate) struct Arguments {
     /// Go on with the run in the output directory
     #[arg(long)]
     resume: bool,
+    /// GPUs of this host to train on: starts a process for each [default: one, or the ranks of torchrun or srun]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    gpus: Option<u16>,
 }
 
 impl Arguments {
+    /// How many ranks are to be started, after a look at the settings: several say the same of them.
+    pub(crate) fn ranks(&self) -> Result<Option<usize>> {
+        let gpus = self.gpus.filter(|&gpus| gpus > 1).map(usize::from);
+        gpus.map(|gpus| self.settings().map(|_| gpus)).transpose()
+    }
+
     /// The settings, later ones over earlier ones: defaults, file, short options, `--set`.
     fn settings(&self) -> Result<TrainConfig> {
         let own = || {
@@ -105,29 +121,63 @@ impl Arguments {
     }
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
-    let config = arguments.settings()?;
+pub(crate) fn run(
+    arguments: &Arguments,
+    place: Place,
+    dtype: Option<DType>,
+    world: Option<&World>,
+    output: Output,
+) -> Result<()> {
+    // Rank 0 alone talks.
+    let first = world.is_none_or(|world| world.rank == 0);
+    let output = if first { output } else { Output { json: false, quiet: true } };
+    let ranks = ranks::join(world, output)?;
+    let done = train(arguments, place, dtype, ranks.as_ref(), output);
+    if let (Some(ranks), Err(error)) = (&ranks, &done) {
+        ranks.fail(&failure::message(error));
+    }
+    done
+}
+
+fn train(
+    arguments: &Arguments,
+    place: Place,
+    dtype: Option<DType>,
+    ranks: Option<&Arc<Group>>,
+    output: Output,
+) -> Result<()> {
+    let mut config = arguments.settings()?;
+    config.train.dtype = match dtype {
+        None => config.train.dtype,
+        Some(DType::F32) => Dtype::F32,
+        Some(DType::Bf16) => Dtype::Bf16,
+    };
     let bar = output.bar("tokenising", 0);
-    let mut trainer = Trainer::new(config, arguments.resume, &mut |progress| {
+    let mut tokenising = |progress: data::Progress| {
         bar.set_length(progress.tokens * progress.total_bytes / progress.bytes.max(1));
         bar.set_position(progress.tokens);
-    })?;
+    };
+    let mut trainer = match ranks {
+        None => Trainer::new(config, arguments.resume, place.device, &mut tokenising)?,
+        Some(ranks) => Trainer::parallel(config, arguments.resume, place.device, ranks.clone(), &mut tokenising)?,
+    };
     bar.finish_and_clear();
     trainer.notices().iter().for_each(|notice| output.note(notice));
-    introduce(&trainer, output);
+    introduce(&trainer, ranks.map_or(1, |ranks| ranks.size()), output);
 
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .context("cannot listen for Ctrl-C")?;
+    ranks::stop_at_ctrl_c(&stop)?;
+    ranks::stop_with_launcher(&stop);
     let progress = Progress::new(trainer.step(), trainer.config().train.steps, output.quiet || output.json);
     let outcome = trainer.run(&progress, &stop);
     progress.finish();
     let outcome = outcome?;
+    if let Some(ranks) = ranks {
+        ranks.finish()?;
+        if !ranks.is_first() {
+            return Ok(());
+        }
+    }
 
     let sample = sample(&LanguageModel::open(&outcome.dir)?, trainer.tokenizer())?;
     let object = json!({
@@ -144,7 +194,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     output.result(&object, || summary(&outcome, &sample))
 }
 
-fn introduce(trainer: &Trainer, output: Output) {
+fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
     let (config, cost) = (trainer.model().config(), trainer.model().cost());
     let model = format!(
         "{} layers of {}, {} parameters, {} a token forward",
@@ -159,12 +209,16 @@ fn introduce(trainer: &Trainer, output: Output) {
         thousands(trainer.held_out_tokens()),
         trainer.config().data.train.join(", ")
     );
-    let lines = [
+    let mut lines = vec![
         ("model", model),
         ("text", text),
         ("output", trainer.config().output.dir.display().to_string()),
         ("state", bytes(4 * cost.state)),
     ];
+    if ranks > 1 {
+        let rows = ranks * trainer.config().train.batch * trainer.config().train.accumulate;
+        lines.push(("ranks", format!("{ranks}, {rows} rows a step together")));
+    }
     output.note(pairs(&lines).trim_end());
     if trainer.step() > 0 {
         output.note(format_args!("going on from step {}", thousands(trainer.step())));
@@ -199,7 +253,7 @@ fn summary(outcome: &Outcome, sample: &str) -> String {
 /// What the model writes after an empty line.
 fn sample(model: &LanguageModel, tokenizer: &Tokenizer) -> Result<String> {
     let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
-    let mut sequence = Generator::new(model, sampling, 0);
+    let mut sequence = Generator::new(model, sampling, 0)?;
     sequence.read(&tokenizer.encode("\n")?)?;
     let mut stream = Utf8Stream::default();
     let mut text = String::new();

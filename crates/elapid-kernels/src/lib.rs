@@ -14,6 +14,8 @@ pub mod add_norm;
 pub mod causal_conv1d;
 pub mod ceiling;
 pub mod cross_entropy;
+pub mod cuda;
+mod dtype;
 pub mod embedding;
 pub mod error;
 mod float;
@@ -30,6 +32,7 @@ mod segments;
 pub mod selective_scan;
 pub mod testing;
 
+pub use dtype::DType;
 pub use error::{Error, Result};
 pub use float::Float;
 pub use isa::Isa;

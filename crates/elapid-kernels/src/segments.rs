@@ -27,6 +27,14 @@ impl<'a> Segments<'a> {
         self.resets.map_or(Ok(()), |r| check.len("resets", r.len(), b * l))
     }
 
+    /// Checks the sizes against a batch of `b` rows of `l` positions, for a caller that hands them to a device.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn check_sizes(&self, b: usize, l: usize) -> Result<()> {
+        self.check("segments", b, l)
+    }
+
     /// Real positions of row `b`.
     #[inline]
     pub fn len(&self, b: usize, l: usize) -> usize {

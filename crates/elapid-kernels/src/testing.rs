@@ -164,3 +164,116 @@ pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R 
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
+
+/// The first GPU; none where there is none, then tests on devices are skipped. With `ELAPID_REQUIRE_GPU` set, a missing
+/// one fails them.
+///
+/// # Panics
+/// If a GPU is required and there is none.
+pub fn gpu() -> Option<crate::cuda::Gpu> {
+    match crate::cuda::Gpu::open(0) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("ELAPID_REQUIRE_GPU").is_none(), "a GPU is required: {error}");
+            eprintln!("no CUDA device: skipped ({error})");
+            None
+        }
+    }
+}
+
+/// A matrix on a GPU inside a larger one: its rows are apart, and what lies between must stay as it is.
+#[derive(Debug)]
+pub struct OnDevice {
+    gpu: crate::cuda::Gpu,
+    buffer: crate::cuda::Buffer,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    dtype: crate::DType,
+}
+
+/// What lies between rows, and where nothing was written: NaNs of an unusual pattern.
+const GUARD: u16 = 0x7fc5;
+
+impl OnDevice {
+    /// A matrix that nobody has written, rows `gap` elements apart.
+    ///
+    /// # Panics
+    /// If the device fails.
+    pub fn poisoned(gpu: crate::cuda::Gpu, rows: usize, cols: usize, gap: usize, dtype: crate::DType) -> Self {
+        let stride = cols + gap;
+        let words = rows * stride * dtype.bytes() / 2 + 64;
+        let buffer = gpu.upload(&vec![GUARD; words]).expect("memory");
+        Self { gpu, buffer, rows, cols, stride, dtype }
+    }
+
+    /// A matrix of these numbers, rounded to the format.
+    ///
+    /// # Panics
+    /// If the device fails.
+    pub fn of(gpu: crate::cuda::Gpu, data: &[f32], cols: usize, gap: usize, dtype: crate::DType) -> Self {
+        let rows = data.len().checked_div(cols).unwrap_or(0);
+        let made = Self::poisoned(gpu, rows, cols, gap, dtype);
+        let mut words = vec![GUARD; made.buffer.bytes() / 2];
+        for (r, row) in data.chunks_exact(cols.max(1)).enumerate() {
+            for (c, &x) in row.iter().enumerate() {
+                let at = r * made.stride + c;
+                match dtype {
+                    crate::DType::Bf16 => words[at] = half::bf16::from_f32(x).to_bits(),
+                    crate::DType::F32 => {
+                        (words[2 * at], words[2 * at + 1]) = (x.to_bits() as u16, (x.to_bits() >> 16) as u16);
+                    }
+                }
+            }
+        }
+        gpu.write(&made.buffer, 0, &words).expect("memory");
+        made
+    }
+
+    /// To read.
+    pub fn mat(&self) -> crate::cuda::Mat<'_> {
+        crate::cuda::Mat::new(&self.buffer, 0, (self.rows, self.cols), self.stride, self.dtype)
+    }
+
+    /// To write.
+    pub fn mat_mut(&self) -> crate::cuda::MatMut<'_> {
+        crate::cuda::MatMut::new(&self.buffer, 0, (self.rows, self.cols), self.stride, self.dtype)
+    }
+
+    /// The numbers.
+    ///
+    /// # Panics
+    /// If something outside was written.
+    pub fn values(&self) -> Vec<f32> {
+        let words: Vec<u16> = self.gpu.download(&self.buffer, 0, self.buffer.bytes() / 2).expect("the device");
+        let per = self.dtype.bytes() / 2;
+        let mut values = Vec::with_capacity(self.rows * self.cols);
+        for (at, word) in words.chunks(per).enumerate() {
+            let (r, c) = (at / self.stride.max(1), at % self.stride.max(1));
+            if r < self.rows && c < self.cols && self.stride > 0 {
+                values.push(match word {
+                    [bits] => half::bf16::from_bits(*bits).to_f32(),
+                    [low, high] => f32::from_bits(u32::from(*high) << 16 | u32::from(*low)),
+                    _ => unreachable!("numbers of one or two words"),
+                });
+            } else {
+                assert!(word.iter().all(|&word| word == GUARD), "written outside, at row {r}, column {c}");
+            }
+        }
+        values
+    }
+}
+
+/// Numbers rounded to a format.
+pub fn rounded(x: &[f32], dtype: crate::DType) -> Vec<f32> {
+    match dtype {
+        crate::DType::F32 => x.to_vec(),
+        crate::DType::Bf16 => x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect(),
+    }
+}
+
+/// The median.
+pub fn median(mut x: Vec<f32>) -> f32 {
+    x.sort_by(f32::total_cmp);
+    x[x.len() / 2]
+}

@@ -15,7 +15,7 @@ use elapid::files::atomic_write;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use sections::{DataConfig, DtRank, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TrainSettings};
+pub use sections::{DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TrainSettings};
 
 use crate::{Error, Result};
 

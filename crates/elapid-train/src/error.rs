@@ -111,6 +111,33 @@ pub enum Error {
         /// Why, and what would do.
         reason: String,
     },
+    /// Variables of the environment that should say which of several processes this is.
+    #[error("{what}; {fix}")]
+    World {
+        /// What they say.
+        what: String,
+        /// What to do.
+        fix: String,
+    },
+    /// Ranks that did not come together.
+    #[error("rank {rank} at {place}: {reason}")]
+    Meeting {
+        /// This rank.
+        rank: usize,
+        /// Where they meet.
+        place: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A rank that is gone.
+    #[error(transparent)]
+    Lost(#[from] crate::parallel::Loss),
+    /// Ranks that do not do the same.
+    #[error("ranks do not fit together: {what}")]
+    Ranks {
+        /// How they differ.
+        what: String,
+    },
     /// An argument of a library call.
     #[error("{argument}: wanted {wanted}, got {got}")]
     Argument {

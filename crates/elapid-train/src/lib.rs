@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod cuda_step;
 pub mod data;
 mod error;
 pub mod metrics;
 pub mod optim;
+pub mod parallel;
 pub mod plot;
 pub mod progress;
 mod resume;

@@ -1,7 +1,11 @@
 //! AdamW with gradient clipping over a model's parameters.
 
-use elapid::params::{ParamGrads, Params};
+use std::sync::Arc;
+
+use elapid::params::{Flat, ParamGrads, Params};
+use elapid::{DType, Device, Tensor};
 use elapid_kernels::adamw;
+use elapid_kernels::cuda::{Buffer, Gpu};
 
 use crate::{Error, Result};
 
@@ -29,31 +33,137 @@ impl Default for Options {
 }
 
 /// The optimiser's state: two means for every parameter, and the number of steps done.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct AdamW {
     /// What a step does.
     pub options: Options,
     /// Steps done.
     pub step: u64,
-    /// Mean of gradients, by parameter.
-    pub(crate) m: Vec<Vec<f32>>,
-    /// Mean of squared gradients, by parameter.
-    pub(crate) v: Vec<Vec<f32>>,
+    means: Means,
+}
+
+/// Means of gradients and of squared gradients.
+#[derive(Debug)]
+enum Means {
+    /// By parameter.
+    Cpu { m: Vec<Vec<f32>>, v: Vec<Vec<f32>> },
+    /// Laid out as the parameters.
+    Cuda(OnDevice),
+}
+
+#[derive(Debug)]
+struct OnDevice {
+    gpu: Gpu,
+    m: Arc<Buffer>,
+    v: Arc<Buffer>,
+    /// One byte for [`Flat::CHUNK`] numbers: whether they decay.
+    decay: Buffer,
+    hyper: Buffer,
+    /// The norm of the gradients, and 1 if it is finite.
+    norm: Arc<Buffer>,
+    offsets: Vec<usize>,
+    lens: Vec<usize>,
 }
 
 impl AdamW {
     /// An optimiser that has done no step.
-    pub fn new(params: &Params, options: Options) -> Self {
-        let zeros = || params.iter().map(|(_, param)| vec![0.0; param.value.len()]).collect();
-        Self { options, step: 0, m: zeros(), v: zeros() }
+    ///
+    /// # Errors
+    /// If a device has too little memory.
+    pub fn new(params: &Params, options: Options) -> Result<Self> {
+        let means = match (params.device(), params.flat()) {
+            (Device::Cuda(gpu), Some(flat)) => Means::Cuda(OnDevice::new(gpu, params, flat, &options)?),
+            _ => {
+                let zeros = || params.iter().map(|(_, param)| vec![0.0; param.value.len()]).collect();
+                Means::Cpu { m: zeros(), v: zeros() }
+            }
+        };
+        Ok(Self { options, step: 0, means })
     }
 
-    /// One step along `grads`; returns their norm before clipping.
+    /// One step along `grads`; returns their norm before clipping. On a GPU it waits for it; [`enqueue`](Self::enqueue)
+    /// does not.
     ///
     /// # Errors
     /// If a gradient is not finite; the parameter is named, and nothing was changed.
     pub fn step(&mut self, params: &mut Params, grads: &ParamGrads, lr: f32) -> Result<f64> {
-        let norm = grads.iter().map(|(_, g)| adamw::norm_sq(g)).sum::<f64>().sqrt();
+        if let Means::Cuda(device) = &self.means {
+            let (gpu, norm) = (device.gpu, device.norm.clone());
+            self.enqueue(params, grads, lr)?;
+            let found: Vec<f32> = gpu.download(&norm, 0, 2).map_err(elapid::Error::from)?;
+            return if found[1] == 1.0 { Ok(f64::from(found[0])) } else { Err(non_finite(params, grads)) };
+        }
+        self.step_cpu(params, grads, lr)
+    }
+
+    /// Asks a GPU for one step along `grads`, without waiting. Where the norm of the gradients is not finite, nothing is
+    /// changed; [`norm`](Self::norm) says so.
+    ///
+    /// # Errors
+    /// If parameters or gradients are not those of a model that is trained on a GPU.
+    pub fn enqueue(&mut self, params: &Params, grads: &ParamGrads, lr: f32) -> Result<()> {
+        let (Means::Cuda(device), Some(flat), Some(g)) = (&self.means, params.flat(), grads.flat()) else {
+            return Err(elapid::Error::Argument("parameters and gradients on a GPU were expected".into()).into());
+        };
+        self.step += 1;
+        let Options { beta1, beta2, eps, weight_decay, clip, .. } = self.options;
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(self.step as f64)) as f32;
+        let hyper = [lr, beta1, beta2, eps, weight_decay, clip, correction(beta1), correction(beta2)];
+        device.step(flat, g, &hyper).map_err(|error| elapid::Error::from(error).into())
+    }
+
+    /// On a GPU: the norm of the last step's gradients before clipping, and 1 if it was finite, else 0; `[2]`, f32.
+    pub fn norm(&self) -> Option<&Arc<Buffer>> {
+        match &self.means {
+            Means::Cpu { .. } => None,
+            Means::Cuda(device) => Some(&device.norm),
+        }
+    }
+
+    /// On a GPU: both means, laid out as the parameters.
+    pub(crate) fn means_on_device(&self) -> Option<[&Arc<Buffer>; 2]> {
+        match &self.means {
+            Means::Cpu { .. } => None,
+            Means::Cuda(device) => Some([&device.m, &device.v]),
+        }
+    }
+
+    /// Both means of every parameter.
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub(crate) fn means(&self) -> Result<Vec<[Vec<f32>; 2]>> {
+        match &self.means {
+            Means::Cpu { m, v } => Ok(m.iter().zip(v).map(|(m, v)| [m.clone(), v.clone()]).collect()),
+            Means::Cuda(device) => (device.offsets.iter().zip(&device.lens))
+                .map(|(&at, &len)| {
+                    let part = |buffer: &Buffer| device.gpu.download(buffer, at, len).map_err(elapid::Error::from);
+                    Ok([part(&device.m)?, part(&device.v)?])
+                })
+                .collect(),
+        }
+    }
+
+    /// Sets both means of the parameter at `index`.
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub(crate) fn set_means(&mut self, index: usize, means: [Vec<f32>; 2]) -> elapid::Result<()> {
+        match &mut self.means {
+            Means::Cpu { m, v } => [m[index], v[index]] = means,
+            Means::Cuda(device) => {
+                let at = device.offsets[index];
+                for (buffer, mean) in [&device.m, &device.v].into_iter().zip(&means) {
+                    device.gpu.write(buffer, at, mean)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step_cpu(&mut self, params: &mut Params, grads: &ParamGrads, lr: f32) -> Result<f64> {
+        let Means::Cpu { m, v } = &mut self.means else { unreachable!("a GPU's step was taken before") };
+        let norm = grads.iter().map(|(_, g)| adamw::norm_sq(g.as_slice())).sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Err(non_finite(params, grads));
         }
@@ -62,18 +172,58 @@ impl AdamW {
         let clipped = clip > 0.0 && norm > f64::from(clip);
         // As PyTorch's clip_grad_norm_ has it.
         let grad_scale = if clipped { (f64::from(clip) / (norm + 1e-6)) as f32 } else { 1.0 };
-        for (((id, param), m), v) in params.iter_mut().zip(&mut self.m).zip(&mut self.v) {
+        for (((id, param), m), v) in params.iter_mut().zip(m).zip(v) {
             let Some(g) = grads.get(id) else { continue };
             let weight_decay = if decay_all || param.decay { weight_decay } else { 0.0 };
             let hyper = adamw::Hyper { lr, beta1, beta2, eps, weight_decay, step: self.step, grad_scale };
-            adamw::step(&hyper, param.value.make_mut(), g, m, v).map_err(elapid::Error::from)?;
+            adamw::step(&hyper, param.value.make_mut(), g.as_slice(), m, v).map_err(elapid::Error::from)?;
         }
         Ok(norm)
     }
 }
 
-fn non_finite(params: &Params, grads: &ParamGrads) -> Error {
-    let found = grads.iter().find_map(|(id, g)| Some((id, adamw::first_non_finite(g)?)));
+impl OnDevice {
+    fn new(gpu: Gpu, params: &Params, flat: &Flat, options: &Options) -> elapid::Result<Self> {
+        let zeros = || -> elapid::Result<Arc<Buffer>> {
+            Ok(Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[flat.len])?.buffer().0.clone())
+        };
+        let mut decay = vec![0u8; flat.len / Flat::CHUNK];
+        let ends = flat.offsets.iter().skip(1).chain([&flat.len]);
+        for (((_, param), &from), &to) in params.iter().zip(&flat.offsets).zip(ends) {
+            decay[from / Flat::CHUNK..to / Flat::CHUNK].fill(u8::from(options.decay_all || param.decay));
+        }
+        Ok(Self {
+            gpu,
+            m: zeros()?,
+            v: zeros()?,
+            decay: gpu.upload(&decay)?,
+            hyper: gpu.alloc(8 * size_of::<f32>())?,
+            norm: Arc::new(gpu.upload(&[0.0f32, 1.0])?),
+            offsets: flat.offsets.clone(),
+            lens: params.iter().map(|(_, param)| param.value.len()).collect(),
+        })
+    }
+
+    fn step(&self, flat: &Flat, g: &Buffer, hyper: &[f32; 8]) -> elapid_kernels::cuda::Result<()> {
+        self.gpu.write(&self.hyper, 0, hyper)?;
+        adamw::cuda::norm(&self.gpu, g, flat.len, &self.norm)?;
+        let arrays = adamw::cuda::Flat {
+            w: &flat.values,
+            g,
+            m: &self.m,
+            v: &self.v,
+            copy: flat.copy.as_deref(),
+            decay: &self.decay,
+            count: flat.len,
+        };
+        adamw::cuda::step(&self.gpu, arrays, &self.hyper, &self.norm)
+    }
+}
+
+/// What to say of gradients whose norm is not finite.
+pub(crate) fn non_finite(params: &Params, grads: &ParamGrads) -> Error {
+    let broken = |g: &Tensor| g.to_vec().ok().and_then(|g| adamw::first_non_finite(&g));
+    let found = grads.iter().find_map(|(id, g)| Some((id, broken(g)?)));
     let (what, place) = match found {
         Some((id, place)) => (format!("the gradient of {}", params.get(id).name), place),
         None => ("the norm of all gradients".to_owned(), 0),

@@ -63,13 +63,13 @@ pub(crate) fn save(
     fs::create_dir_all(&partial).map_err(Error::io("make", &partial))?;
     model.save(&partial, &SaveOptions::default())?;
     if let Some(state) = carried {
-        state.save(&partial.join(STATE), model.fingerprint(), &[])?;
+        state.save(&partial.join(STATE), model.fingerprint()?, &[])?;
     }
     let names: Vec<String> = model.params().iter().map(|(_, param)| param.name.clone()).collect();
     let bytes: Vec<(String, Vec<u8>)> = names
         .iter()
-        .zip(optimiser.m.iter().zip(&optimiser.v))
-        .flat_map(|(name, (m, v))| [(format!("m.{name}"), little_endian(m)), (format!("v.{name}"), little_endian(v))])
+        .zip(optimiser.means()?)
+        .flat_map(|(name, [m, v])| [(format!("m.{name}"), little_endian(&m)), (format!("v.{name}"), little_endian(&v))])
         .collect();
     let path = partial.join(FILE);
     let serialised = bytes
@@ -93,17 +93,18 @@ pub(crate) fn load(dir: &Path, model: &LanguageModel, optimiser: &mut AdamW) -> 
     let metadata = header.metadata().clone().unwrap_or_default();
     let position = position(&metadata).map_err(|field| wrong(format!("field `{field}` is missing or no number")))?;
     let file = SafeTensors::deserialize(&map).map_err(|error| wrong(error.to_string()))?;
-    for ((_, param), (m, v)) in model.params().iter().zip(optimiser.m.iter_mut().zip(&mut optimiser.v)) {
-        for (prefix, mean) in [("m", m), ("v", v)] {
+    for (i, (_, param)) in model.params().iter().enumerate() {
+        let mut means = [const { Vec::new() }; 2];
+        for (prefix, mean) in ["m", "v"].into_iter().zip(&mut means) {
             let name = format!("{prefix}.{}", param.name);
             let view = file.tensor(&name).map_err(|_| wrong(format!("tensor `{name}` is missing")))?;
-            if view.dtype() != Dtype::F32 || view.shape() != [mean.len()] {
-                let (wanted, got) = (mean.len(), view.shape());
+            if view.dtype() != Dtype::F32 || view.shape() != [param.value.len()] {
+                let (wanted, got) = (param.value.len(), view.shape());
                 return Err(wrong(format!("tensor `{name}`: wanted F32 [{wanted}], got {:?} {got:?}", view.dtype())));
             }
-            let numbers = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-            mean.iter_mut().zip(numbers).for_each(|(mean, x)| *mean = x);
+            mean.extend(view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
         }
+        optimiser.set_means(i, means)?;
     }
     optimiser.step = position.step;
     let state = dir.join(STATE);

@@ -1,5 +1,6 @@
 //! The training loop.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +12,14 @@ use elapid::evaluate::{self, Summary};
 use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::tokenizer::Tokenizer;
-use elapid::{LanguageModel, State};
+use elapid::{Device, LanguageModel, State};
 
 use crate::config::{Mode, TrainConfig};
+use crate::cuda_step::{AHEAD, CudaStep, Pending};
 use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
 use crate::metrics::{self, Record};
 use crate::optim::{self, AdamW};
+use crate::parallel::{Group, Reducer, start};
 use crate::plot;
 use crate::progress::{Progress, Status};
 use crate::resume::{self, Position};
@@ -40,10 +43,17 @@ pub struct Trainer {
     model: LanguageModel,
     optimiser: AdamW,
     grads: ParamGrads,
-    /// The state at the end of the last step, of streams.
+    /// What a GPU trains with.
+    cuda: Option<CudaStep>,
+    /// The ranks that train together, if there are several.
+    ranks: Option<Arc<Group>>,
+    /// The state at the end of the last step, of streams on the processor.
     carried: Option<State>,
     position: Position,
-    metrics: metrics::Writer,
+    /// When the results of the last step came.
+    heard: Instant,
+    /// Where records go, at rank 0.
+    metrics: Option<metrics::Writer>,
     notices: Vec<String>,
 }
 
@@ -103,10 +113,41 @@ pub struct Outcome {
 }
 
 /// Losses of one step.
+#[derive(Debug, Clone, Copy)]
 struct Step {
     loss: f64,
     grad_norm: f64,
     tokens: u64,
+}
+
+/// A step that was asked for.
+struct Asked {
+    /// Its number, from 1.
+    step: u64,
+    lr: f64,
+    began: Instant,
+    work: Work,
+}
+
+enum Work {
+    /// The processor has done it.
+    Done(Step),
+    /// A GPU may still be at it. The last batch is kept to say what went wrong; tokens and parts are those of all ranks.
+    Pending { pending: Pending, tokens: u64, last: Option<Batch>, parts: u64 },
+}
+
+impl Asked {
+    fn is_ready(&self) -> bool {
+        matches!(self.work, Work::Done(_))
+    }
+}
+
+/// What was logged last.
+struct Log {
+    since: Instant,
+    tokens: u64,
+    wrote: bool,
+    loss: f64,
 }
 
 impl Trainer {
@@ -115,16 +156,64 @@ impl Trainer {
     /// # Errors
     /// If text, tokenizer or settings do not fit; if the directory holds a run and `resume` is false; if it holds none
     /// and `resume` is true, or one of other settings.
-    pub fn new(config: TrainConfig, resume: bool, tokenising: &mut dyn FnMut(data::Progress)) -> Result<Self> {
+    pub fn new(
+        config: TrainConfig,
+        resume: bool,
+        device: Device,
+        tokenising: &mut dyn FnMut(data::Progress),
+    ) -> Result<Self> {
+        Self::start(config, resume, device, None, tokenising)
+    }
+
+    /// [`new`](Self::new) as one of several ranks, each with a GPU of its own, or on processors. The batch is that of one
+    /// rank. Rank 0 alone has the directory, validates and reports.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); if a rank is lost, or ranks do not fit together.
+    pub fn parallel(
+        config: TrainConfig,
+        resume: bool,
+        device: Device,
+        ranks: Arc<Group>,
+        tokenising: &mut dyn FnMut(data::Progress),
+    ) -> Result<Self> {
+        let started = Self::start(config, resume, device, Some(ranks.clone()), tokenising);
+        started.map_err(|error| blamed(Some(&ranks), error))
+    }
+
+    fn start(
+        config: TrainConfig,
+        resume: bool,
+        device: Device,
+        ranks: Option<Arc<Group>>,
+        tokenising: &mut dyn FnMut(data::Progress),
+    ) -> Result<Self> {
         let dir = config.output.dir.clone();
-        let from = prepare_directory(&dir, &config, resume)?;
+        let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
+        if let Some(ranks) = &ranks {
+            if config.data.mode == Mode::Streams {
+                return Err(Error::Argument {
+                    argument: "data.mode",
+                    wanted: "\"windows\" on several GPUs".into(),
+                    got: "\"streams\", whose states are those of one".into(),
+                });
+            }
+            ranks.keeps_in(dir.clone());
+        }
+        let from = if first { prepare_directory(&dir, &config, resume)? } else { None };
         let tokenizer = config.data.open_tokenizer()?;
-        let options = data::Options {
-            cache: config.data.cache_dir(),
-            separator: config.data.separator,
-            progress: Some(tokenising),
+        let mut prepare = || {
+            let options = data::Options {
+                cache: config.data.cache_dir(),
+                separator: config.data.separator,
+                progress: Some(&mut *tokenising),
+            };
+            Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
         };
-        let corpus = Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)?;
+        let corpus = match &ranks {
+            None => prepare()?,
+            Some(ranks) => start::in_turn(ranks, prepare)?,
+        };
         let (train, data) = (&config.train, &config.data);
         let train_tokens = corpus.train.len();
         let feed = match data.mode {
@@ -133,7 +222,7 @@ impl Trainer {
             }
             Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
         };
-        let held_out = corpus.val.map(|val| held_out(&val, &config, &tokenizer)).transpose()?;
+        let held_out = corpus.val.filter(|_| first).map(|val| held_out(&val, &config, &tokenizer)).transpose()?;
 
         let (model, from) = match from {
             Some(from) => (LanguageModel::open(&from)?, Some(from)),
@@ -141,6 +230,10 @@ impl Trainer {
                 let resolved = config.model.resolve(&tokenizer).map_err(elapid::Error::from)?;
                 (LanguageModel::new(resolved, train.seed)?, None)
             }
+        };
+        let mut model = match device {
+            Device::Cpu => model,
+            Device::Cuda(_) => model.to_train(device, train.dtype.on(device))?,
         };
         let options = optim::Options {
             beta1: train.beta1 as f32,
@@ -150,15 +243,38 @@ impl Trainer {
             decay_all: train.decay_all,
             clip: train.clip as f32,
         };
-        let mut optimiser = AdamW::new(model.params(), options);
+        let mut optimiser = AdamW::new(model.params(), options)?;
         let start = Position { step: 0, tokens: 0, seconds: 0.0, best: None, stale: 0 };
-        let (position, carried) = match &from {
+        let (mut position, carried) = match &from {
             Some(from) => resume::load(from, &model, &mut optimiser)?,
             None => (start, None),
         };
-        config.save(&dir)?;
-        let metrics = metrics::Writer::open(&dir.join("metrics.jsonl"), position.step)?;
-        let (schedule, grads) = (train.lr_schedule()?, ParamGrads::default());
+        let mut communicator = None;
+        if let Some(ranks) = &ranks {
+            start::check(ranks, &config, train_tokens, device)?;
+            communicator = device.gpu().map(|gpu| start::connect(ranks, gpu)).transpose()?;
+            start::share(ranks, communicator.as_deref(), &mut model, &mut optimiser, &mut position)?;
+        }
+        let grads = ParamGrads::of(model.params())?;
+        let carries = matches!(feed, Feed::Streams(_));
+        let mut cuda = None;
+        if let Some(gpu) = device.gpu() {
+            let (shape, parts) = ((train.batch, data.length), train.accumulate.max(1));
+            let mut step = CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?;
+            if let Some(state) = &carried {
+                step.set_state(state)?;
+            }
+            if let Some(communicator) = communicator {
+                step.reduce_by(Reducer::new(communicator, model.params())?);
+            }
+            cuda = Some(step);
+        }
+        let mut metrics = None;
+        if first {
+            config.save(&dir)?;
+            metrics = Some(metrics::Writer::open(&dir.join("metrics.jsonl"), position.step)?);
+        }
+        let schedule = train.lr_schedule()?;
         let notices = corpus.notices;
         Ok(Self {
             config,
@@ -170,8 +286,11 @@ impl Trainer {
             model,
             optimiser,
             grads,
+            cuda,
+            ranks,
             carried,
             position,
+            heard: Instant::now(),
             metrics,
             notices,
         })
@@ -226,57 +345,47 @@ impl Trainer {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_until(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
+        self.run_steps(last, progress, stop).map_err(|error| blamed(self.ranks.as_deref(), error))
+    }
+
+    fn run_steps(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         let settings = self.config.train.clone();
         let mut stopped = Stopped::Finished;
-        let mut last_loss = f64::NAN;
-        let (mut since_log, mut logged) = ((Instant::now(), 0), false);
+        let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN };
+        let mut asked: VecDeque<Asked> = VecDeque::new();
         while self.position.step < settings.steps {
-            if stop.load(Ordering::Relaxed) || self.position.step >= last {
+            if self.stops(stop.load(Ordering::Relaxed))? || self.position.step >= last {
                 stopped = Stopped::Interrupted;
                 break;
             }
-            let began = Instant::now();
             let lr = self.schedule.lr(self.position.step);
-            let step = self.train_step(lr as f32)?;
+            asked.push_back(self.ask(lr)?);
             self.position.step += 1;
-            self.position.tokens += step.tokens;
-            self.position.seconds += began.elapsed().as_secs_f64();
-            last_loss = step.loss;
-            since_log.1 += step.tokens;
 
             let n = self.position.step;
             let every = |interval: u64| interval > 0 && n.is_multiple_of(interval);
-            let end = n == settings.steps;
-            let rate = since_log.1 as f64 / since_log.0.elapsed().as_secs_f64().max(1e-9);
-            let validated = if every(settings.eval_every) || end { self.validate()? } else { None };
-            let status =
-                Status { step: n, loss: step.loss, val_loss: validated.map(|(loss, _)| loss), tokens_per_second: rate };
-            let log = every(settings.log_every) || end || n == 1;
-            progress.report(&status, log);
-            if log || validated.is_some() {
-                self.metrics.write(&Record {
-                    step: n,
-                    tokens: self.position.tokens,
-                    seconds: self.position.seconds,
-                    loss: step.loss,
-                    lr,
-                    grad_norm: step.grad_norm,
-                    tokens_per_second: rate,
-                    val_loss: validated.map(|(loss, _)| loss),
-                    bits_per_byte: validated.map(|(_, bits)| bits),
-                })?;
-                (since_log, logged) = ((Instant::now(), 0), true);
+            let (eval, save) = (every(settings.eval_every) || n == settings.steps, every(settings.save_every));
+            // A GPU works on the next steps while the results of this one are on their way.
+            let ahead = if eval || save { 0 } else { AHEAD };
+            while asked.len() > ahead || asked.front().is_some_and(Asked::is_ready) {
+                let Some(first) = asked.pop_front() else { break };
+                let validates = eval && asked.is_empty();
+                self.hear(&first, validates, &mut log, progress)?;
             }
-            if settings.patience > 0 && self.position.stale >= settings.patience {
+            let enough = settings.patience > 0 && self.position.stale >= settings.patience;
+            if self.agreed(eval && settings.patience > 0, enough)? {
                 stopped = Stopped::Patience;
                 break;
             }
-            if every(settings.save_every) {
+            if save {
                 self.save()?;
             }
         }
+        while let Some(first) = asked.pop_front() {
+            self.hear(&first, false, &mut log, progress)?;
+        }
         self.save()?;
-        if logged {
+        if log.wrote && self.metrics.is_some() {
             self.draw()?;
         }
         let bits = self.position.best.and_then(|best| self.held_out.as_ref().map(|h| h.bits_per_byte(best)));
@@ -285,51 +394,172 @@ impl Trainer {
             step: self.position.step,
             tokens: self.position.tokens,
             seconds: self.position.seconds,
-            loss: last_loss,
+            loss: log.loss,
             val_loss: self.position.best,
             bits_per_byte: bits,
             dir: self.config.output.dir.clone(),
         })
     }
 
-    /// Forward and backward over `accumulate` batches, then one step of the optimiser.
-    fn train_step(&mut self, lr: f32) -> Result<Step> {
+    /// Files the results of a step that was asked for, and validates after it if `validates`.
+    fn hear(&mut self, asked: &Asked, validates: bool, log: &mut Log, progress: &Progress) -> Result<()> {
+        let step = self.results(asked)?;
+        self.position.tokens += step.tokens;
+        let now = Instant::now();
+        self.position.seconds += (now - asked.began.max(self.heard)).as_secs_f64();
+        self.heard = now;
+        (log.loss, log.tokens) = (step.loss, log.tokens + step.tokens);
+        let settings = &self.config.train;
+        let (n, end) = (asked.step, asked.step == settings.steps);
+        let writes = n.is_multiple_of(settings.log_every.max(1)) || end || n == 1;
+        let rate = log.tokens as f64 / (now - log.since).as_secs_f64().max(1e-9);
+        let validated = if validates { self.validate()? } else { None };
+        let val_loss = validated.map(|(loss, _)| loss);
+        progress.report(&Status { step: n, loss: step.loss, val_loss, tokens_per_second: rate }, writes);
+        if writes || validated.is_some() {
+            let record = Record {
+                step: n,
+                tokens: self.position.tokens,
+                seconds: self.position.seconds,
+                loss: step.loss,
+                lr: asked.lr,
+                grad_norm: step.grad_norm,
+                tokens_per_second: rate,
+                val_loss,
+                bits_per_byte: validated.map(|(_, bits)| bits),
+            };
+            self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))?;
+            (log.since, log.tokens, log.wrote) = (Instant::now(), 0, true);
+        }
+        // A validation's time is not training's.
+        self.heard = Instant::now();
+        Ok(())
+    }
+
+    /// Forward and backward over `accumulate` batches, then one step of the optimiser: done on the processor, asked for
+    /// on a GPU.
+    fn ask(&mut self, lr: f64) -> Result<Asked> {
+        let began = Instant::now();
+        let step = self.position.step + 1;
         let parts = self.config.train.accumulate.max(1) as u64;
-        self.grads.zero();
+        let (rank, size) = self.place();
+        let batches = (0..parts).map(|part| self.feed.batch((self.position.step * parts + part) * size + rank));
+        // Batches of all ranks make one step.
+        let parts = parts * size;
+        if self.cuda.is_none() {
+            let batches: Vec<Batch> = batches.collect();
+            let done = self.train_step(&batches, lr as f32)?;
+            return Ok(Asked { step, lr, began, work: Work::Done(done) });
+        }
+        let (mut tokens, mut last) = (0, None);
+        let Some(cuda) = &mut self.cuda else { unreachable!("it was just there") };
+        cuda.begin(&mut self.grads)?;
+        for batch in batches {
+            let share = 1.0 / parts as f32;
+            cuda.run(&self.model, &mut self.grads, &batch, share, self.config.train.checkpoint_blocks)?;
+            tokens += (batch.b * batch.l) as u64;
+            last = Some(batch);
+        }
+        cuda.reduce(&self.grads)?;
+        self.optimiser.enqueue(self.model.params(), &self.grads, lr as f32)?;
+        let norm = self.optimiser.norm().ok_or_else(|| elapid::Error::Argument("an optimiser of no GPU".into()))?;
+        let pending = cuda.end(norm)?;
+        self.model.changed();
+        Ok(Asked { step, lr, began, work: Work::Pending { pending, tokens: tokens * size, last, parts } })
+    }
+
+    /// What a step came to; waits for a GPU.
+    fn results(&self, asked: &Asked) -> Result<Step> {
+        let (pending, tokens, last, parts) = match &asked.work {
+            Work::Done(step) => return Ok(*step),
+            Work::Pending { pending, tokens, last, parts } => (pending, *tokens, last, *parts),
+        };
+        let Some(cuda) = &self.cuda else { unreachable!("a GPU's results without it") };
+        let (loss, norm, finite) = cuda.results(pending)?;
+        // What a lost rank leaves is no result.
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
+        let loss = f64::from(loss) / parts as f64;
+        if loss.is_finite() && finite {
+            return Ok(Step { loss, grad_norm: f64::from(norm), tokens });
+        }
+        if loss.is_finite() {
+            let error = optim::non_finite(self.model.params(), &self.grads);
+            return Err(self.diverged(asked.step, error.to_string()));
+        }
+        let found = match last {
+            Some(batch) => {
+                let layout = Layout { resets: batch.resets.clone().map(Into::into), ..Layout::new(batch.b, batch.l) };
+                self.model.first_non_finite(&layout, &batch.tokens, cuda.state())?
+            }
+            None => None,
+        };
+        Err(self.not_finite(asked.step, loss, found))
+    }
+
+    fn train_step(&mut self, batches: &[Batch], lr: f32) -> Result<Step> {
+        let parts = batches.len() * self.place().1 as usize;
+        self.grads.zero()?;
         let (mut loss_sum, mut tokens) = (0.0, 0);
-        for part in 0..parts {
-            let batch = self.feed.batch(self.position.step * parts + part);
-            let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
+        for batch in batches {
+            let layout = Layout { resets: batch.resets.clone().map(Into::into), ..Layout::new(batch.b, batch.l) };
             let state = match (&self.feed, self.carried.take()) {
                 (Feed::Streams(_), Some(state)) => state,
-                _ => self.model.zero_state(batch.b),
+                _ => self.model.zero_state(batch.b)?,
             };
             let tape = Arc::new(Tape::new());
             let cx = self.model.training(&tape, layout.clone());
             let checkpointed = self.config.train.checkpoint_blocks;
             let (loss, next) = self.model.loss(&cx, &batch.tokens, &batch.targets, &state, checkpointed)?;
-            let value = f64::from(loss.value());
+            let value = f64::from(loss.value()?);
             if !value.is_finite() {
                 let found = self.model.first_non_finite(&layout, &batch.tokens, &state)?;
-                let place = found.unwrap_or_else(|| "the output projection".to_owned());
-                return Err(self.diverged(format!("the loss is {value}; the first number not finite is in {place}")));
+                return Err(self.not_finite(self.position.step + 1, value, found));
             }
             tape.backward(&loss.mean, 1.0 / parts as f32, &mut self.grads)?;
             self.carried = matches!(self.feed, Feed::Streams(_)).then(|| next.detach());
             loss_sum += value / parts as f64;
             tokens += (batch.b * batch.l) as u64;
         }
+        if let Some(ranks) = &self.ranks {
+            loss_sum = sum_over(ranks, &mut self.grads, loss_sum)?;
+            tokens *= ranks.size() as u64;
+        }
         let stepped = self.optimiser.step(self.model.params_mut(), &self.grads, lr);
-        let grad_norm = stepped.map_err(|error| self.diverged(error.to_string()))?;
+        let grad_norm = stepped.map_err(|error| self.diverged(self.position.step + 1, error.to_string()))?;
         Ok(Step { loss: loss_sum, grad_norm, tokens })
     }
 
-    fn diverged(&self, what: String) -> Error {
+    /// This rank and the number of ranks.
+    fn place(&self) -> (u64, u64) {
+        self.ranks.as_ref().map_or((0, 1), |ranks| (ranks.world().rank as u64, ranks.size() as u64))
+    }
+
+    /// Whether to stop here: all ranks do, or none.
+    fn stops(&self, asked: bool) -> Result<bool> {
+        self.ranks.as_ref().map_or(Ok(asked), |ranks| ranks.stop(asked))
+    }
+
+    /// What rank 0 says, where all ranks ask.
+    fn agreed(&self, asks: bool, yes: bool) -> Result<bool> {
+        match &self.ranks {
+            None => Ok(yes),
+            Some(ranks) if asks => ranks.agree(yes),
+            Some(_) => Ok(false),
+        }
+    }
+
+    fn not_finite(&self, step: u64, loss: f64, found: Option<String>) -> Error {
+        let elsewhere = self.ranks.as_ref().map_or("", |_| ", or in the batch of another rank");
+        let place = found.unwrap_or_else(|| format!("the output projection{elsewhere}"));
+        self.diverged(step, format!("the loss is {loss}; the first number not finite is in {place}"))
+    }
+
+    fn diverged(&self, step: u64, what: String) -> Error {
         let kept = match resume::latest(&self.config.output.dir) {
             Some((step, path)) => format!("The checkpoint of step {step} is in {}", path.display()),
             None => "No checkpoint had been written yet (train.save_every)".to_owned(),
         };
-        Error::Diverged { step: self.position.step + 1, what, kept }
+        Error::Diverged { step, what, kept }
     }
 
     /// Loss in nats a token and bits a byte on held-out text; a new best model is kept in the run's directory.
@@ -340,10 +570,13 @@ impl Trainer {
         for batch in (0..held_out.batches.len()).filter_map(|i| held_out.batches.batch(i)) {
             summary.tokens += batch.predictions();
             let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
-            let state = carried.take().unwrap_or_else(|| self.model.zero_state(batch.b));
+            let state = match carried.take() {
+                Some(state) => state,
+                None => self.model.zero_state(batch.b)?,
+            };
             let cx = self.model.inference(layout);
             let (loss, next) = self.model.loss(&cx, &batch.tokens, &batch.targets, &state, false)?;
-            summary.nats += loss.nll.as_slice().iter().map(|&nll| f64::from(nll)).sum::<f64>();
+            summary.nats += loss.nll.to_vec()?.iter().map(|&nll| f64::from(nll)).sum::<f64>();
             carried = held_out.carries.then_some(next);
         }
         let loss = summary.loss();
@@ -366,8 +599,14 @@ impl Trainer {
 
     /// Writes what it takes to go on; without held-out text, the model for use as well.
     fn save(&mut self) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
         let dir = &self.config.output.dir;
-        resume::save(dir, &self.position, &self.model, &self.optimiser, self.carried.as_ref())?;
+        let streams = matches!(self.feed, Feed::Streams(_));
+        let carried = self.cuda.as_ref().filter(|_| streams).map(CudaStep::state).or(self.carried.as_ref());
+        resume::save(dir, &self.position, &self.model, &self.optimiser, carried)?;
         if self.position.best.is_none() { self.save_model() } else { Ok(()) }
     }
 
@@ -382,6 +621,28 @@ impl Trainer {
 impl HeldOut {
     fn bits_per_byte(&self, nats_per_token: f64) -> f64 {
         nats_per_token / self.bytes_per_token / std::f64::consts::LN_2
+    }
+}
+
+/// Gradients and loss ← their sums over ranks, on processors.
+fn sum_over(ranks: &Group, grads: &mut ParamGrads, loss: f64) -> Result<f64> {
+    let mut numbers: Vec<f32> = grads.iter().flat_map(|(_, sum)| sum.as_slice()).copied().collect();
+    numbers.push(loss as f32);
+    ranks.sum(&mut numbers)?;
+    let mut rest = numbers.as_slice();
+    for (_, sum) in grads.iter_mut() {
+        let (these, others) = rest.split_at(sum.len());
+        sum.make_mut().copy_from_slice(these);
+        rest = others;
+    }
+    Ok(f64::from(rest[0]))
+}
+
+/// The lost rank that an error of the device came of, or the error.
+fn blamed(ranks: Option<&Group>, error: Error) -> Error {
+    match (ranks, &error) {
+        (Some(ranks), Error::Elapid(inner)) if matches!(**inner, elapid::Error::Cuda(_)) => ranks.blame(error),
+        _ => error,
     }
 }
 

@@ -1,10 +1,13 @@
 //! Whole runs, small.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use elapid::LanguageModel;
 use elapid_train::config::TrainConfig;
+use elapid_train::parallel::{Group, Patience, World};
 use elapid_train::progress::Progress;
 use elapid_train::{Outcome, Result, Stopped, Trainer, metrics};
 
@@ -30,7 +33,7 @@ fn config(dir: &Path, settings: &[&str]) -> TrainConfig {
 }
 
 fn train(config: TrainConfig, resume: bool) -> Result<Outcome> {
-    let mut trainer = Trainer::new(config, resume, &mut |_| ())?;
+    let mut trainer = Trainer::new(config, resume, elapid::Device::Cpu, &mut |_| ())?;
     let steps = trainer.config().train.steps;
     trainer.run(&Progress::new(trainer.step(), steps, true), &AtomicBool::new(false))
 }
@@ -60,7 +63,7 @@ fn a_run_leaves_a_model_metrics_and_a_picture() {
 fn interrupted(dir: &Path, settings: &[&str], at: u64) {
     let all = config(dir, settings);
     let stop = AtomicBool::new(false);
-    let mut trainer = Trainer::new(all.clone(), false, &mut |_| ()).unwrap();
+    let mut trainer = Trainer::new(all.clone(), false, elapid::Device::Cpu, &mut |_| ()).unwrap();
     trainer.run_until(at, &Progress::new(0, all.train.steps, true), &stop).unwrap();
     drop(trainer);
     train(all, true).unwrap();
@@ -160,5 +163,156 @@ fn packed_validation_does_not_see_across_documents() {
         assert!((apart - packed).abs() < 1e-6 * apart, "{mode}: {apart} {packed}");
         let joined = validated(&format!("{one}, {two}"), mode, false);
         assert!((joined - packed).abs() > 1e-4 * apart, "{mode}: {joined} {packed}");
+    }
+}
+
+/// Runs `f` as each of `size` ranks, in threads.
+fn ranks<R: Send>(size: usize, f: impl Fn(usize, Arc<Group>) -> R + Sync) -> Vec<R> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let patience = Patience { meet: Duration::from_secs(60), beat: Duration::from_millis(100), ..Patience::default() };
+    let met = std::sync::Barrier::new(size);
+    let (f, met) = (&f, &met);
+    std::thread::scope(|scope| {
+        let rank = |rank| {
+            let world = World { rank, local_rank: rank, size, address: "127.0.0.1".into(), port };
+            scope.spawn(move || {
+                let group = Group::join(&world, patience, &mut |_| ()).unwrap();
+                met.wait();
+                f(rank, group)
+            })
+        };
+        let threads: Vec<_> = (0..size).map(rank).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// A run by several ranks, to step `last`.
+fn train_together(
+    config: &TrainConfig,
+    resume: bool,
+    size: usize,
+    last: u64,
+    stop: &AtomicBool,
+) -> Vec<Result<Outcome>> {
+    ranks(size, |rank, group| {
+        let trained = || {
+            let device = elapid::Device::Cpu;
+            let mut trainer = Trainer::parallel(config.clone(), resume, device, group.clone(), &mut |_| ())?;
+            let outcome = trainer.run_until(last, &Progress::new(0, config.train.steps, true), stop)?;
+            group.finish()?;
+            Ok(outcome)
+        };
+        let trained: Result<Outcome> = trained();
+        if let Err(error) = &trained {
+            group.fail(&format!("rank {rank}: {error}"));
+        }
+        trained
+    })
+}
+
+fn losses(dir: &Path) -> Vec<f64> {
+    metrics::read(&dir.join("metrics.jsonl")).unwrap().iter().map(|record| record.loss).collect()
+}
+
+#[test]
+fn ranks_train_as_one_with_all_their_batches() {
+    let never = AtomicBool::new(false);
+    for (size, accumulate) in [(2, 1), (3, 2)] {
+        let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = |parts: usize| format!("train.accumulate={parts}");
+        let alone = train(config(one.path(), &[&settings(size * accumulate)]), false).unwrap();
+        let outcomes = train_together(&config(many.path(), &[&settings(accumulate)]), false, size, 12, &never);
+        let first = outcomes[0].as_ref().unwrap();
+        assert_eq!((first.step, first.tokens, first.stopped), (12, alone.tokens, Stopped::Finished));
+        assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap().loss == first.loss));
+        let (want, got) = (losses(one.path()), losses(many.path()));
+        assert_eq!(want.len(), got.len(), "rank 0 alone writes");
+        for (step, (want, got)) in want.iter().zip(&got).enumerate() {
+            assert!((want - got).abs() < 1e-4 * want, "{size} ranks, step {step}: {want} {got}");
+        }
+        let (want, got) = (alone.val_loss.unwrap(), first.val_loss.unwrap());
+        assert!((want - got).abs() < 1e-4 * want, "{want} {got}");
+        assert!(outcomes[1].as_ref().unwrap().val_loss.is_none(), "rank 0 alone validates");
+    }
+}
+
+#[test]
+fn ranks_go_on_where_they_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (never, now) = (AtomicBool::new(false), AtomicBool::new(true));
+    train_together(&config(whole.path(), &[]), false, 2, 12, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    let all = config(parts.path(), &[]);
+    train_together(&all, false, 2, 7, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    for outcome in train_together(&all, true, 2, 12, &now) {
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.step, outcome.stopped), (7, Stopped::Interrupted), "all stop at once");
+    }
+    train_together(&all, true, 2, 12, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    for file in ["model.safetensors", "resume/step-00000012/model.safetensors"] {
+        assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{file}");
+    }
+    assert_eq!(losses(whole.path()), losses(parts.path()));
+}
+
+#[test]
+fn patience_ends_all_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["train.lr=1e-30", "train.min_lr=0.0", "train.patience=2", "train.eval_every=1"];
+    for outcome in train_together(&config(dir.path(), &settings), false, 2, 12, &AtomicBool::new(false)) {
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.stopped, outcome.step), (Stopped::Patience, 3));
+    }
+}
+
+#[test]
+fn a_rank_that_fails_ends_all_and_the_checkpoint_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = config(dir.path(), &["train.save_every=2", "train.steps=1000", "train.eval_every=0"]);
+    let gone = AtomicBool::new(false);
+    let errors = ranks(3, |rank, group| {
+        let trained = || {
+            let device = elapid::Device::Cpu;
+            let mut trainer = Trainer::parallel(all.clone(), false, device, group.clone(), &mut |_| ())?;
+            let (progress, never) = (Progress::new(0, 1000, true), AtomicBool::new(false));
+            // The third rank leaves after 5 steps.
+            let outcome = trainer.run_until(if rank == 2 { 5 } else { 1000 }, &progress, &never);
+            gone.fetch_or(rank == 2, Ordering::Relaxed);
+            outcome
+        };
+        match trained() {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    });
+    assert!(gone.load(Ordering::Relaxed) && errors[2].is_empty());
+    for error in &errors[..2] {
+        for part in ["rank 2 of 3 was lost", "before the others", "resume/step-00000004", "--resume"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+    LanguageModel::open(&dir.path().join("resume/step-00000004")).unwrap();
+}
+
+#[test]
+fn ranks_that_train_something_else_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |different: &str, words: &[&str]| {
+        let errors = ranks(2, |rank, group| {
+            let settings: &[&str] = if rank == 1 { &[different] } else { &[] };
+            let device = elapid::Device::Cpu;
+            let trainer = Trainer::parallel(config(dir.path(), settings), false, device, group.clone(), &mut |_| ());
+            let error = trainer.err().unwrap().to_string();
+            group.fail(&error);
+            error
+        });
+        words.iter().for_each(|word| assert!(errors.iter().all(|error| error.contains(word)), "{errors:?}"));
+    };
+    refused("train.batch=3", &["rank 1 has `batch = 3`, rank 0 `batch = 4`"]);
+    refused("data.val_fraction=0.5", &["rank 1", "rank 0"]);
+    let errors = train_together(&config(dir.path(), &["data.mode=streams"]), false, 2, 1, &AtomicBool::new(false));
+    for error in errors {
+        assert!(error.unwrap_err().to_string().contains("windows"));
     }
 }

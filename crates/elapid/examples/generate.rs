@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     let prompt = arguments.next().unwrap_or_else(|| "ROMEO:\n".to_owned());
 
     let sampling = Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::default() };
-    let mut sequence = Generator::new(&model, sampling, 1);
+    let mut sequence = Generator::new(&model, sampling, 1)?;
     sequence.read(&tokenizer.encode(&prompt)?)?;
 
     print!("{prompt}");

@@ -82,10 +82,10 @@ fn main() -> Result<()> {
     // The contract of every mixer: any split of a sequence gives the same bits.
     let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
     let read = |parts: &[&[u32]]| -> Result<Vec<f32>> {
-        let (mut state, mut logits) = (model.zero_state(1), Vec::new());
+        let (mut state, mut logits) = (model.zero_state(1)?, Vec::new());
         for part in parts {
             let cx = model.inference(Layout::new(1, part.len()));
-            let (last, next) = model.logits(&cx, part, &state, Positions::Last)?;
+            let (last, next) = model.logits(&cx, *part, &state, Positions::Last)?;
             (state, logits) = (next, last.value().as_slice().to_vec());
         }
         Ok(logits)

@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let (model, tokenizer) = (embedded::model()?, embedded::tokenizer());
     let tokens = tokenizer.encode(&text)?;
 
-    let mut state = model.zero_state(1);
+    let mut state = model.zero_state(1)?;
     println!("the state takes {} bytes, whatever was read", state.bytes());
     for part in tokens.windows(2).collect::<Vec<_>>().chunks(CHUNK) {
         let inputs: Vec<u32> = part.iter().map(|pair| pair[0]).collect();

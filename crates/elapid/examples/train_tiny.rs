@@ -32,8 +32,8 @@ fn main() -> Result<()> {
 
         let tape = Arc::new(Tape::new());
         let cx = model.training(&tape, Layout::new(b, l));
-        let (loss, _) = model.loss(&cx, &inputs, &targets, &model.zero_state(b), false)?;
-        grads.zero();
+        let (loss, _) = model.loss(&cx, &inputs, &targets, &model.zero_state(b)?, false)?;
+        grads.zero()?;
         tape.backward(&loss.mean, 1.0, &mut grads)?;
         drop(cx);
 
@@ -42,15 +42,15 @@ fn main() -> Result<()> {
             adamw::Hyper { lr: 5e-3, beta1, beta2, eps: 1e-8, weight_decay, step: step.into(), grad_scale: 1.0 };
         for (((id, param), m), v) in model.params_mut().iter_mut().zip(&mut m).zip(&mut v) {
             if let Some(g) = grads.get(id) {
-                adamw::step(&hyper, param.value.make_mut(), g, m, v)?;
+                adamw::step(&hyper, param.value.make_mut(), g.as_slice(), m, v)?;
             }
         }
         if step % 25 == 0 {
-            println!("step {step}: loss {:.3}", loss.value());
+            println!("step {step}: loss {:.3}", loss.value()?);
         }
     }
 
-    let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0);
+    let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0)?;
     sequence.read(&[3, 5, 7, 9])?;
     let next: Vec<u32> = (0..8).map(|_| sequence.next_token()).collect::<Result<_>>()?;
     println!("3 5 7 9 goes on {next:?}");

@@ -12,6 +12,9 @@ pub enum Error {
     /// An operation's arguments do not fit each other.
     #[error(transparent)]
     Kernel(#[from] elapid_kernels::Error),
+    /// A GPU.
+    #[error(transparent)]
+    Cuda(#[from] elapid_kernels::cuda::Error),
     /// A model's configuration.
     #[error(transparent)]
     Config(Box<crate::config::ConfigError>),

@@ -50,7 +50,7 @@ impl Reader {
         order.sort_by_key(|&i| std::cmp::Reverse(rows[i].len()));
         let mut nll: Vec<Vec<f32>> = rows.iter().map(|row| Vec::with_capacity(row.len().saturating_sub(1))).collect();
         for batch in order.chunks(self.batch.max(1)) {
-            let mut state = model.zero_state(batch.len());
+            let mut state = model.zero_state(batch.len())?;
             for from in (0..rows[batch[0]].len() - 1).step_by(self.chunk.max(1)) {
                 let batch = &batch[..batch.partition_point(|&i| rows[i].len() - 1 > from)];
                 if batch.len() < state.rows() {
@@ -140,7 +140,7 @@ fn chunk_nll(model: &LanguageModel, parts: &[&[u32]], state: &State) -> Result<(
     let lengths = (!full).then(|| parts.iter().map(|part| (part.len() - 1) as u32).collect::<Arc<[u32]>>());
     let cx = model.inference(Layout { lengths, ..Layout::new(b, l) });
     let (loss, state) = model.loss(&cx, &tokens, &targets, state, false)?;
-    let nll = loss.nll.as_slice();
+    let nll = loss.nll.to_vec()?;
     Ok((parts.iter().enumerate().map(|(r, part)| nll[r * l..][..part.len() - 1].to_vec()).collect(), state))
 }
 
@@ -183,7 +183,7 @@ mod tests {
                 continue;
             }
             let cx = model.inference(Layout::new(1, row.len()));
-            let (logits, _) = model.logits(&cx, row, &model.zero_state(1), Positions::All).unwrap();
+            let (logits, _) = model.logits(&cx, row, &model.zero_state(1).unwrap(), Positions::All).unwrap();
             for (t, nll) in got.iter().enumerate() {
                 let logits = logits.value().rows().row(t);
                 let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();

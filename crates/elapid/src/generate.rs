@@ -25,7 +25,7 @@ const RECENT: usize = 256;
 /// # use elapid::{embedded, generate::{Generator, Sampling}};
 /// # fn main() -> elapid::Result<()> {
 /// let model = embedded::model()?;
-/// let mut sequence = Generator::new(&model, Sampling::default(), 0);
+/// let mut sequence = Generator::new(&model, Sampling::default(), 0)?;
 /// sequence.read(b"ROMEO:".map(u32::from).as_slice())?;
 /// let text: Vec<u8> = (0..20).map(|_| sequence.next_token().map(|id| id as u8)).collect::<Result<_, _>>()?;
 /// assert_eq!(text.len(), 20);
@@ -46,8 +46,11 @@ pub struct Generator<'m> {
 
 impl<'m> Generator<'m> {
     /// A sequence that has read nothing.
-    pub fn new(model: &'m LanguageModel, sampling: Sampling, seed: u64) -> Self {
-        Self::from_state(model, model.zero_state(1), sampling, seed)
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn new(model: &'m LanguageModel, sampling: Sampling, seed: u64) -> Result<Self> {
+        Ok(Self::from_state(model, model.zero_state(1)?, sampling, seed))
     }
 
     /// A sequence that goes on from a state of one row. At least one token must be read before the next is drawn.
@@ -130,8 +133,7 @@ impl<'m> Generator<'m> {
     fn advance(&mut self, tokens: &[u32]) -> Result<()> {
         let cx = self.model.inference(Layout::new(1, tokens.len()));
         let (logits, state) = self.model.logits(&cx, tokens, &self.state, Positions::Last)?;
-        self.logits.clear();
-        self.logits.extend_from_slice(logits.value().as_slice());
+        self.logits = logits.value().to_vec()?;
         self.state = state;
         self.remember(tokens);
         Ok(())

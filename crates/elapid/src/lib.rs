@@ -12,7 +12,7 @@
 //!
 //! # fn main() -> elapid::Result<()> {
 //! let (model, tokenizer) = (embedded::model()?, embedded::tokenizer());
-//! let mut sequence = Generator::new(&model, Sampling { temperature: 0.8, ..Sampling::default() }, 1);
+//! let mut sequence = Generator::new(&model, Sampling { temperature: 0.8, ..Sampling::default() }, 1)?;
 //! sequence.read(&tokenizer.encode("ROMEO:\n")?)?;
 //! let ids: Vec<u32> = (0..20).map(|_| sequence.next_token()).collect::<Result<_, _>>()?;
 //! println!("{}", String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?));
@@ -35,8 +35,8 @@
 //! let read = |tokens: &[u32], state: &elapid::State| {
 //!     model.logits(&model.inference(Layout::new(1, tokens.len())), tokens, state, Positions::Last)
 //! };
-//! let (whole, _) = read(&[84, 111, 32, 98, 101], &model.zero_state(1))?;
-//! let (_, state) = read(&[84, 111], &model.zero_state(1))?;
+//! let (whole, _) = read(&[84, 111, 32, 98, 101], &model.zero_state(1)?)?;
+//! let (_, state) = read(&[84, 111], &model.zero_state(1)?)?;
 //! let (parts, _) = read(&[32, 98, 101], &state)?;
 //! assert_eq!(whole.value().as_slice(), parts.value().as_slice());
 //! # Ok(())
@@ -58,6 +58,7 @@ pub mod autograd;
 mod block;
 pub mod checkpoint;
 pub mod config;
+pub mod decode;
 pub mod embedded;
 mod error;
 pub mod evaluate;
@@ -72,6 +73,7 @@ mod tensor;
 pub mod text;
 pub mod tokenizer;
 
+pub use elapid_kernels::DType;
 pub use error::{Error, Result};
 pub use lm::LanguageModel;
 pub use state::State;

@@ -9,10 +9,10 @@ use crate::block::{Block, Stream};
 use crate::checkpoint::{Checkpoint, SaveOptions};
 use crate::config::ModelConfig;
 use crate::mixer::{self, Cost, Cx, Mixer};
-use crate::ops::{Layout, Loss, add_norm, cross_entropy, embedding, linear};
+use crate::ops::{Ids, Layout, Loss, Targets, add_norm, cross_entropy, embedding, linear};
 use crate::params::{Decay, Init, ParamBuilder, ParamId, Params, Source};
 use crate::state::{Spec, State};
-use crate::{Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// A language model: its configuration, its parameters, and the structure that uses them.
 #[derive(Debug, Clone)]
@@ -125,39 +125,78 @@ impl LanguageModel {
         Arc::make_mut(&mut self.params)
     }
 
+    /// Says that the numbers of its parameters were changed where they lie, on a GPU.
+    pub fn changed(&mut self) {
+        self.fingerprint = OnceLock::new();
+    }
+
+    /// Where its parameters are.
+    pub fn device(&self) -> Device {
+        self.params.device()
+    }
+
+    /// The format of its activations.
+    pub fn dtype(&self) -> DType {
+        self.params.dtype()
+    }
+
+    /// The same model on a device, for use; on a GPU its matrices are kept in the format of the activations alone.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to(&self, device: Device, dtype: DType) -> Result<Self> {
+        Ok(Self { params: Arc::new(self.params.to(device, dtype, false)?), ..self.clone() })
+    }
+
+    /// The same model on a device, to be trained: f32 parameters, and copies in the format of the activations.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to_train(&self, device: Device, dtype: DType) -> Result<Self> {
+        Ok(Self { params: Arc::new(self.params.to(device, dtype, true)?), ..self.clone() })
+    }
+
     /// Writes the model to a directory in the Hugging Face layout.
     ///
     /// # Errors
     /// If a file cannot be written, or a parameter is not finite.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
-        let tensors = self
-            .params
-            .iter()
-            .map(|(_, param)| (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice()));
+        let params = self.params.to(Device::Cpu, DType::F32, false)?;
+        let tensors =
+            params.iter().map(|(_, param)| (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice()));
         Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
     }
 
-    /// A name for exactly these parameters under this configuration: 64 hexadecimal digits.
-    pub fn fingerprint(&self) -> &str {
-        self.fingerprint.get_or_init(|| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(self.config.to_hf_json().to_string().as_bytes());
-            let mut bytes = Vec::new();
-            for (_, param) in self.params.iter() {
-                hasher.update(param.name.as_bytes());
-                for part in param.value.as_slice().chunks(1 << 16) {
-                    bytes.clear();
-                    part.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
-                    hasher.update(&bytes);
-                }
+    /// A name for exactly these parameters under this configuration: 64 hexadecimal digits. A model moved to another
+    /// device keeps it, if it was asked for before.
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn fingerprint(&self) -> Result<&str> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.config.to_hf_json().to_string().as_bytes());
+        let mut bytes = Vec::new();
+        for (_, param) in self.params.iter() {
+            hasher.update(param.name.as_bytes());
+            let value = param.value.to(Device::Cpu, DType::F32)?;
+            for part in value.as_slice().chunks(1 << 16) {
+                bytes.clear();
+                part.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                hasher.update(&bytes);
             }
-            hasher.finalize().to_hex().to_string()
-        })
+        }
+        Ok(self.fingerprint.get_or_init(|| hasher.finalize().to_hex().to_string()))
     }
 
     /// The state of `b` sequences that have read nothing.
-    pub fn zero_state(&self, b: usize) -> State {
-        State::zeros(&self.state, b)
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn zero_state(&self, b: usize) -> Result<State> {
+        State::zeros(&self.state, b, self.device())
     }
 
     /// Reads a state that this model made; the notes saved with it come along.
@@ -165,7 +204,8 @@ impl LanguageModel {
     /// # Errors
     /// If the file is damaged or another model made it.
     pub fn load_state(&self, path: &Path) -> Result<(State, HashMap<String, String>)> {
-        State::load(path, &self.state, self.fingerprint())
+        let (state, notes) = State::load(path, &self.state, self.fingerprint()?)?;
+        Ok((state.to(self.device())?, notes))
     }
 
     /// What one position costs in the forward pass, the projection to the vocabulary included.
@@ -190,7 +230,22 @@ impl LanguageModel {
     ///
     /// # Errors
     /// If an id is not in the vocabulary, or the state is not of this model or this batch.
-    pub fn hidden(&self, cx: &Cx, tokens: &[u32], state: &State, checkpoint_blocks: bool) -> Result<(Var, State)> {
+    pub fn hidden<'a>(
+        &self,
+        cx: &Cx,
+        tokens: impl Into<Ids<'a>>,
+        state: &State,
+        checkpoint_blocks: bool,
+    ) -> Result<(Var, State)> {
+        let tokens = tokens.into();
+        let on_device;
+        let cx = match self.device() {
+            Device::Cpu => cx,
+            Device::Cuda(gpu) => {
+                on_device = cx.laid_out(cx.layout.on(gpu)?);
+                &on_device
+            }
+        };
         let (b, l) = (cx.layout.b, cx.layout.l);
         if tokens.len() != b * l {
             return Err(Error::Argument(format!("{} tokens for {b} rows of {l}", tokens.len())));
@@ -219,16 +274,20 @@ impl LanguageModel {
     /// # Errors
     /// As [`hidden`](Self::hidden).
     pub fn first_non_finite(&self, layout: &Layout, tokens: &[u32], state: &State) -> Result<Option<String>> {
-        let broken = |x: &Tensor| elapid_kernels::adamw::first_non_finite(x.contiguous().as_slice()).is_some();
-        if let Some((_, param)) = self.params.iter().find(|(_, param)| broken(&param.value)) {
-            return Ok(Some(format!("parameter {}", param.name)));
+        let broken =
+            |x: &Tensor| -> Result<bool> { Ok(elapid_kernels::adamw::first_non_finite(&x.to_vec()?).is_some()) };
+        for (_, param) in self.params.iter() {
+            if broken(&param.value)? {
+                return Ok(Some(format!("parameter {}", param.name)));
+            }
         }
+        let layout = self.device().gpu().map_or_else(|| Ok(layout.clone()), |gpu| layout.on(gpu))?;
         let cx = self.inference(layout.clone());
         let hidden = embedding(tokens, &cx.param(self.embedding), (layout.b, layout.l))?;
         let mut stream = Stream { hidden, residual: None };
         for (i, block) in self.blocks.iter().enumerate() {
             stream = block.forward(&cx, &stream, state.layer(i))?.0;
-            if broken(stream.hidden.value()) {
+            if broken(stream.hidden.value())? {
                 return Ok(Some(format!("the output of layer {i}")));
             }
         }
@@ -239,7 +298,13 @@ impl LanguageModel {
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
-    pub fn logits(&self, cx: &Cx, tokens: &[u32], state: &State, positions: Positions) -> Result<(Var, State)> {
+    pub fn logits<'a>(
+        &self,
+        cx: &Cx,
+        tokens: impl Into<Ids<'a>>,
+        state: &State,
+        positions: Positions,
+    ) -> Result<(Var, State)> {
         let (hidden, state) = self.hidden(cx, tokens, state, false)?;
         let hidden = match positions {
             Positions::All => hidden,
@@ -252,11 +317,11 @@ impl LanguageModel {
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
-    pub fn loss(
+    pub fn loss<'a>(
         &self,
         cx: &Cx,
-        tokens: &[u32],
-        targets: &[i32],
+        tokens: impl Into<Ids<'a>>,
+        targets: impl Into<Targets<'a>>,
         state: &State,
         checkpoint_blocks: bool,
     ) -> Result<(Loss, State)> {
@@ -268,15 +333,32 @@ impl LanguageModel {
 /// The last real position of each row, `[b d]`.
 fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
     let d = hidden.value().cols();
+    if let Some(gpu) = hidden.value().gpu() {
+        if layout.l == 1 && layout.lengths.is_none() {
+            return Ok(hidden.value().reshape(&[layout.b, d]));
+        }
+        let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<Vec<_>>>()?;
+        let mut last = Tensor::uninit(gpu, hidden.value().dtype(), &[layout.b, d])?;
+        elapid_kernels::cuda::elementwise::select_rows(
+            &gpu,
+            hidden.value().mat(),
+            &gpu.upload(&rows)?,
+            last.mat_mut(),
+        )?;
+        return Ok(last);
+    }
     Tensor::filled(&[layout.b, d], |mut last| {
         for b in 0..layout.b {
-            let len = layout.segments().len(b, layout.l);
-            let at = (b * layout.l + len)
-                .checked_sub(1)
-                .filter(|_| len > 0)
-                .ok_or_else(|| Error::Argument(format!("row {b} has no positions: nothing to predict from")))?;
-            last.row(b).copy_from_slice(hidden.value().rows().row(at));
+            last.row(b).copy_from_slice(hidden.value().rows().row(last_position(b, layout)?));
         }
         Ok(())
     })
+}
+
+/// Where the last real position of row `b` lies.
+fn last_position(b: usize, layout: &Layout) -> Result<usize> {
+    match layout.segments().len(b, layout.l) {
+        0 => Err(Error::Argument(format!("row {b} has no positions: nothing to predict from"))),
+        len => Ok(b * layout.l + len - 1),
+    }
 }

@@ -1,11 +1,13 @@
 //! Parameters: the numbers that training changes, apart from the structure that uses them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use elapid_kernels::cuda::{Buffer, Gpu};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// Names a parameter of a [`Params`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,22 +18,56 @@ pub struct ParamId(usize);
 pub struct Param {
     /// Its name in a checkpoint.
     pub name: String,
-    /// Its numbers.
+    /// Its numbers; on a GPU the f32 ones that training changes.
     pub value: Tensor,
     /// Whether weight decay applies to it.
     pub decay: bool,
+    /// What operations read where it is not `value`: a copy in the format of activations.
+    compute: Option<Tensor>,
+}
+
+impl Param {
+    /// Whether it is a weight of matrix products: those are read in the format of activations, all others in f32.
+    fn is_matrix(&self) -> bool {
+        self.decay && self.value.shape().len() == 2
+    }
+
+    /// What operations read.
+    pub fn compute(&self) -> &Tensor {
+        self.compute.as_ref().unwrap_or(&self.value)
+    }
 }
 
 /// The parameters of a model, in the order they were made.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     entries: Vec<Param>,
+    flat: Option<Flat>,
+    dtype: DType,
+}
+
+/// Parameters on a GPU that are trained: one after another in one array, so that one launch updates all.
+#[derive(Debug, Clone)]
+pub struct Flat {
+    /// The f32 numbers, each parameter padded to a multiple of [`Flat::CHUNK`].
+    pub values: Arc<Buffer>,
+    /// The same in bf16, if operations read that.
+    pub copy: Option<Arc<Buffer>>,
+    /// Where each parameter starts.
+    pub offsets: Vec<usize>,
+    /// Numbers, with padding.
+    pub len: usize,
+}
+
+impl Flat {
+    /// A parameter starts at a multiple of this.
+    pub const CHUNK: usize = 256;
 }
 
 impl Params {
-    /// The tensor of a parameter.
+    /// The tensor that operations read.
     pub fn value(&self, id: ParamId) -> &Tensor {
-        &self.entries[id.0].value
+        self.entries[id.0].compute()
     }
 
     /// All parameters with their ids.
@@ -59,6 +95,77 @@ impl Params {
         &self.entries[id.0]
     }
 
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.entries.first().map_or(Device::Cpu, |param| param.value.device())
+    }
+
+    /// The format of activations that they are read for.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// How they lie on a GPU; none on the processor, and none without f32 numbers to train.
+    pub fn flat(&self) -> Option<&Flat> {
+        self.flat.as_ref()
+    }
+
+    /// The same parameters on a device, for activations of a format. With `trained`, a GPU keeps f32 numbers to
+    /// change beside the copies that operations read; without, those copies alone.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to(&self, device: Device, dtype: DType, trained: bool) -> Result<Self> {
+        let mut moved = Self { entries: Vec::with_capacity(self.entries.len()), flat: None, dtype };
+        match device {
+            Device::Cpu => {
+                moved.dtype = DType::F32;
+                for param in &self.entries {
+                    let value = param.value.to(Device::Cpu, DType::F32)?;
+                    moved.entries.push(Param { value, compute: None, ..param.clone() });
+                }
+            }
+            Device::Cuda(_) if !trained => {
+                for param in &self.entries {
+                    let dtype = if param.is_matrix() { dtype } else { DType::F32 };
+                    moved.entries.push(Param { value: param.value.to(device, dtype)?, compute: None, ..param.clone() });
+                }
+            }
+            Device::Cuda(gpu) => moved.lay_flat(&self.entries, gpu)?,
+        }
+        Ok(moved)
+    }
+
+    fn lay_flat(&mut self, entries: &[Param], gpu: Gpu) -> Result<()> {
+        let (mut offsets, mut len) = (Vec::with_capacity(entries.len()), 0usize);
+        for param in entries {
+            offsets.push(len);
+            len += param.value.len().next_multiple_of(Flat::CHUNK);
+        }
+        let zeros = |dtype| Tensor::zeros_on(Device::Cuda(gpu), dtype, &[len]);
+        let values = zeros(DType::F32)?.buffer().0.clone();
+        let copy = match self.dtype {
+            DType::F32 => None,
+            DType::Bf16 => Some(zeros(DType::Bf16)?.buffer().0.clone()),
+        };
+        for (param, &offset) in entries.iter().zip(&offsets) {
+            let shape = param.value.shape();
+            gpu.write(&values, offset, &param.value.to_vec()?)?;
+            let value = Tensor::part_of(values.clone(), offset, DType::F32, shape);
+            let compute = match &copy {
+                Some(copy) if param.is_matrix() => {
+                    let mut part = Tensor::part_of(copy.clone(), offset, DType::Bf16, shape);
+                    elapid_kernels::cuda::elementwise::convert(&gpu, value.mat(), part.mat_mut())?;
+                    Some(part)
+                }
+                _ => None,
+            };
+            self.entries.push(Param { value, compute, ..param.clone() });
+        }
+        self.flat = Some(Flat { values, copy, offsets, len });
+        Ok(())
+    }
+
     fn push(&mut self, param: Param) -> ParamId {
         self.entries.push(param);
         ParamId(self.entries.len() - 1)
@@ -68,40 +175,102 @@ impl Params {
 /// Gradients of parameters, summed over backward passes until they are cleared.
 #[derive(Debug, Default)]
 pub struct ParamGrads {
-    sums: BTreeMap<ParamId, Vec<f32>>,
+    sums: BTreeMap<ParamId, Tensor>,
+    /// On a GPU, the memory of all of them, laid out as [`Flat`].
+    flat: Option<Arc<Buffer>>,
 }
 
 impl ParamGrads {
+    /// Zeros for every parameter of a model that is trained on a GPU; on the processor they are made when they come.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn of(params: &Params) -> Result<Self> {
+        let Some(flat) = params.flat() else { return Ok(Self::default()) };
+        let zeros = Tensor::zeros_on(params.device(), DType::F32, &[flat.len])?;
+        let buffer = zeros.buffer().0.clone();
+        let sums = params
+            .iter()
+            .zip(&flat.offsets)
+            .map(|((id, param), &at)| (id, Tensor::part_of(buffer.clone(), at, DType::F32, param.value.shape())))
+            .collect();
+        Ok(Self { sums, flat: Some(buffer) })
+    }
+
     /// The gradient of a parameter; none if nothing depended on it.
-    pub fn get(&self, id: ParamId) -> Option<&[f32]> {
-        self.sums.get(&id).map(Vec::as_slice)
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        self.sums.get(&id)
     }
 
     /// All gradients, by id.
-    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &[f32])> {
-        self.sums.iter().map(|(&id, sum)| (id, sum.as_slice()))
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Tensor)> {
+        self.sums.iter().map(|(&id, sum)| (id, sum))
+    }
+
+    /// All gradients, by id, to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Tensor)> {
+        self.sums.iter_mut().map(|(&id, sum)| (id, sum))
+    }
+
+    /// The memory of all of them on a GPU.
+    pub fn flat(&self) -> Option<&Arc<Buffer>> {
+        self.flat.as_ref()
     }
 
     /// Sets every gradient to 0 and keeps the memory.
-    pub fn zero(&mut self) {
-        self.sums.values_mut().for_each(|sum| sum.fill(0.0));
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn zero(&mut self) -> Result<()> {
+        if let Some(flat) = &self.flat {
+            let len = flat.bytes() / DType::F32.bytes();
+            return Ok(flat.gpu().zero(flat.mat_mut(1, len, DType::F32))?);
+        }
+        for sum in self.sums.values_mut() {
+            match sum.gpu() {
+                Some(gpu) => gpu.zero(sum.mat_mut())?,
+                None => sum.make_mut().fill(0.0),
+            }
+        }
+        Ok(())
     }
 
-    pub(crate) fn take(&mut self, id: ParamId) -> Option<Vec<f32>> {
+    /// The same memory under another name, if it is a GPU's; else nothing yet.
+    pub(crate) fn alias(&self) -> Self {
+        match &self.flat {
+            Some(flat) => Self { sums: self.sums.clone(), flat: Some(flat.clone()) },
+            None => Self::default(),
+        }
+    }
+
+    pub(crate) fn take(&mut self, id: ParamId) -> Option<Tensor> {
         self.sums.remove(&id)
     }
 
-    pub(crate) fn put(&mut self, id: ParamId, sum: Vec<f32>) {
+    pub(crate) fn put(&mut self, id: ParamId, sum: Tensor) {
+        let sum = match self.sums.get(&id) {
+            Some(before) => sum.reshape(before.shape()),
+            None => sum,
+        };
         self.sums.insert(id, sum);
     }
 
-    pub(crate) fn merge(&mut self, other: ParamGrads) {
+    pub(crate) fn merge(&mut self, other: ParamGrads) -> Result<()> {
+        if self.flat.is_some() {
+            // Both names stand for the same memory: it was added there.
+            return Ok(());
+        }
         for (id, more) in other.sums {
-            match self.sums.get_mut(&id) {
-                Some(sum) => sum.iter_mut().zip(more).for_each(|(sum, g)| *sum += g),
-                None => self.put(id, more),
+            let Some(sum) = self.sums.get_mut(&id) else {
+                self.put(id, more);
+                continue;
+            };
+            match more.gpu() {
+                Some(gpu) => elapid_kernels::cuda::elementwise::add(&gpu, more.mat(), sum.mat_mut())?,
+                None => sum.make_mut().iter_mut().zip(more.as_slice()).for_each(|(sum, g)| *sum += g),
             }
         }
+        Ok(())
     }
 }
 
@@ -200,7 +369,7 @@ impl<'a> ParamBuilder<'a> {
         let numbers = (self.source)(Wanted { name: &name, shape, init })?;
         elapid_kernels::use_huge_pages(&numbers);
         let value = Tensor::new(numbers, shape);
-        Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes }))
+        Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes, compute: None }))
     }
 }
 

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::autograd::Var;
 use crate::files;
 use crate::mixer::StateTensor;
-use crate::{Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// The version of saved states; another one is refused.
 const VERSION: &str = "1";
@@ -28,10 +28,64 @@ pub struct State {
 pub(crate) type Spec = std::sync::Arc<[Vec<StateTensor>]>;
 
 impl State {
-    pub(crate) fn zeros(spec: &Spec, b: usize) -> Self {
-        let tensor = |t: &StateTensor| Tensor::zeros(&with_batch(b, &t.shape)).into();
-        let layers = spec.iter().map(|tensors| tensors.iter().map(tensor).collect()).collect();
-        Self { layers, spec: spec.clone(), position: 0 }
+    pub(crate) fn zeros(spec: &Spec, b: usize, device: Device) -> Result<Self> {
+        // Layers share the zeros of a shape: nothing writes to a state in place.
+        let mut made: HashMap<&[usize], Var> = HashMap::new();
+        let mut layers = Vec::with_capacity(spec.len());
+        for tensors in spec.iter() {
+            let mut layer = Vec::with_capacity(tensors.len());
+            for t in tensors {
+                let zeros = match made.get(t.shape.as_slice()) {
+                    Some(zeros) => zeros.clone(),
+                    None => Tensor::zeros_on(device, DType::F32, &with_batch(b, &t.shape))?.into(),
+                };
+                made.insert(&t.shape, zeros.clone());
+                layer.push(zeros);
+            }
+            layers.push(layer);
+        }
+        Ok(Self { layers, spec: spec.clone(), position: 0 })
+    }
+
+    /// The same numbers in memory that nothing else shares.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn own(&self) -> Result<Self> {
+        self.select(&(0..self.rows()).collect::<Vec<_>>())
+    }
+
+    /// Writes the numbers of another state into the memory of this one, on a GPU.
+    ///
+    /// # Errors
+    /// If it has another number of rows, is of another model, or is not on the same device.
+    pub fn write(&mut self, from: &State) -> Result<()> {
+        if !from.fits(&self.spec) || from.rows() != self.rows() {
+            return Err(state_error(format!(
+                "{} rows of this model wanted, got {} of it or another",
+                self.rows(),
+                from.rows()
+            )));
+        }
+        self.write_numbers(from)?;
+        self.position = from.position;
+        Ok(())
+    }
+
+    pub(crate) fn write_numbers(&self, from: &State) -> Result<()> {
+        for ((_, from), (_, to)) in from.tensors().zip(self.tensors()) {
+            let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };
+            gpu.copy(from.to(to.device(), to.dtype())?.mat(), to.clone().mat_mut())?;
+        }
+        Ok(())
+    }
+
+    /// The same state on a device.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to(&self, device: Device) -> Result<Self> {
+        self.map(|x| Ok(x.value().to(device, DType::F32)?.into()))
     }
 
     pub(crate) fn from_layers(spec: &Spec, layers: Vec<Vec<Var>>, position: u64) -> Self {
@@ -59,7 +113,8 @@ impl State {
 
     /// The same numbers as constants: where truncated backpropagation stops.
     pub fn detach(&self) -> Self {
-        self.map(|x| x.detach())
+        let layers = self.layers.iter().map(|layer| layer.iter().map(Var::detach).collect()).collect();
+        Self { layers, ..self.clone() }
     }
 
     /// The sequences `rows`, in that order; one may be named several times.
@@ -70,7 +125,7 @@ impl State {
         if let Some(row) = rows.iter().find(|&&row| row >= self.rows()) {
             return Err(state_error(format!("row {row} was asked for, it has {}", self.rows())));
         }
-        Ok(self.map(|x| x.value().select(rows).into()))
+        self.map(|x| Ok(x.value().select(rows)?.into()))
     }
 
     /// The sequences of several states in one batch.
@@ -84,15 +139,18 @@ impl State {
         }
         let stacked = |i: usize, j: usize| {
             let parts: Vec<&Tensor> = states.iter().map(|state| state.layers[i][j].value()).collect();
-            Var::from(Tensor::concat(&parts))
+            Ok(Var::from(Tensor::concat(&parts)?))
         };
-        let layers = (0..first.layers.len()).map(|i| (0..first.layers[i].len()).map(|j| stacked(i, j)).collect());
+        let layers = (0..first.layers.len())
+            .map(|i| (0..first.layers[i].len()).map(|j| stacked(i, j)).collect())
+            .collect::<Result<_>>()?;
         let position = states.iter().map(|state| state.position).max().unwrap_or(0);
-        Ok(Self { layers: layers.collect(), spec: first.spec.clone(), position })
+        Ok(Self { layers, spec: first.spec.clone(), position })
     }
 
-    fn map(&self, f: impl Fn(&Var) -> Var) -> Self {
-        Self { layers: self.layers.iter().map(|layer| layer.iter().map(&f).collect()).collect(), ..self.clone() }
+    fn map(&self, f: impl Fn(&Var) -> Result<Var>) -> Result<Self> {
+        let layers = self.layers.iter().map(|layer| layer.iter().map(&f).collect()).collect::<Result<_>>()?;
+        Ok(Self { layers, ..self.clone() })
     }
 
     /// Every tensor with its name, `layers.0.ssm`.
@@ -117,9 +175,10 @@ impl State {
         let numbers: Vec<(String, Vec<usize>, Vec<u8>)> = self
             .tensors()
             .map(|(name, x)| {
-                (name, x.shape().to_vec(), x.rows().to_vec().iter().flat_map(|v| v.to_le_bytes()).collect())
+                let bytes = x.to_vec()?.iter().flat_map(|v| v.to_le_bytes()).collect();
+                Ok((name, x.shape().to_vec(), bytes))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let views = numbers
             .iter()
             .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))

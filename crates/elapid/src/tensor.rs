@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::{Rows, RowsMut};
+use elapid_kernels::cuda::{self, Buffer, Gpu, Mat, MatMut};
+use elapid_kernels::{DType, Rows, RowsMut};
+
+use crate::{Error, Result};
 
 /// Where numbers live and operations run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,40 +13,72 @@ pub enum Device {
     /// The processor, with the best vector instructions it has.
     #[default]
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda(Gpu),
+}
+
+impl Device {
+    /// The GPU, if it is one.
+    pub fn gpu(self) -> Option<Gpu> {
+        match self {
+            Device::Cpu => None,
+            Device::Cuda(gpu) => Some(gpu),
+        }
+    }
 }
 
 impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(gpu) => write!(f, "cuda:{}", gpu.ordinal()),
         }
     }
 }
 
 impl std::str::FromStr for Device {
-    type Err = crate::Error;
+    type Err = Error;
 
+    /// `cpu`, `cuda`, `cuda:1`, or `auto`: the first GPU if it can be used, else the processor.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "cpu" | "auto" => Ok(Device::Cpu),
-            other => Err(crate::Error::Device {
-                name: other.to_owned(),
-                reason: "this version runs on `cpu` only (`auto` picks it)".to_owned(),
-            }),
+        let unusable = |reason: String| Error::Device { name: name.to_owned(), reason };
+        let open = |ordinal: usize| match Gpu::open(ordinal) {
+            Ok(gpu) => Ok(Device::Cuda(gpu)),
+            Err(error) => Err(unusable(format!("{error}. `elapid doctor` says what was found"))),
+        };
+        match name.split_once(':') {
+            None if name == "cpu" => Ok(Device::Cpu),
+            None if name == "auto" => Ok(Gpu::open(0).map_or(Device::Cpu, Device::Cuda)),
+            None if name == "cuda" => open(0),
+            Some(("cuda", ordinal)) => match ordinal.parse() {
+                Ok(ordinal) => open(ordinal),
+                Err(_) => Err(unusable(format!("`{ordinal}` is not the number of a GPU; wanted cuda:0, cuda:1, …"))),
+            },
+            _ => Err(unusable("wanted cpu, cuda, cuda:N or auto".to_owned())),
         }
     }
 }
 
-/// f32 numbers with a shape. Cheap to clone: clones share the numbers.
+/// Numbers with a shape. Cheap to clone: clones share the numbers.
 ///
 /// The last dimension is contiguous; all others together are rows, `stride` elements apart, so that a column slice of a
-/// packed projection (`[x z]`, `[dt B C]`) is a tensor without a copy.
+/// packed projection (`[x z]`, `[dt B C]`) is a tensor without a copy. On the processor numbers are f32, on a GPU f32 or
+/// bf16. Operations that say nothing of devices are for the processor, and panic with a tensor of a GPU.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    data: Arc<Vec<f32>>,
+    data: Storage,
+    /// Elements before the first.
     offset: usize,
     stride: usize,
     shape: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    Cpu(Arc<Vec<f32>>),
+    Cuda(Arc<Buffer>, DType),
+    /// No numbers: what remains of an output whose shape alone is needed.
+    Nothing(Device, DType),
 }
 
 impl Tensor {
@@ -53,13 +88,172 @@ impl Tensor {
     /// If the shape's product is not the number of elements.
     pub fn new(data: Vec<f32>, shape: &[usize]) -> Self {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{} elements for shape {shape:?}", data.len());
-        let stride = shape.last().copied().unwrap_or(1);
-        Self { data: Arc::new(data), offset: 0, stride, shape: shape.to_vec() }
+        Self::over(Storage::Cpu(Arc::new(data)), 0, shape)
+    }
+
+    fn over(data: Storage, offset: usize, shape: &[usize]) -> Self {
+        Self { data, offset, stride: shape.last().copied().unwrap_or(1), shape: shape.to_vec() }
     }
 
     /// All zeros.
     pub fn zeros(shape: &[usize]) -> Self {
         Self::new(vec![0.0; shape.iter().product()], shape)
+    }
+
+    /// All zeros, on a device.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn zeros_on(device: Device, dtype: DType, shape: &[usize]) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(Self::zeros(shape)),
+            Device::Cuda(gpu) => {
+                let mut zeros = Self::uninit(gpu, dtype, shape)?;
+                gpu.zero(zeros.mat_mut())?;
+                Ok(zeros)
+            }
+        }
+    }
+
+    /// Memory of a GPU that is not initialised.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn uninit(gpu: Gpu, dtype: DType, shape: &[usize]) -> Result<Self> {
+        let buffer = gpu.alloc(shape.iter().product::<usize>() * dtype.bytes())?;
+        Ok(Self::over(Storage::Cuda(Arc::new(buffer), dtype), 0, shape))
+    }
+
+    /// A part of a GPU's memory, from element `offset`, rows without gaps.
+    ///
+    /// # Panics
+    /// If it does not lie inside the buffer.
+    pub fn part_of(buffer: Arc<Buffer>, offset: usize, dtype: DType, shape: &[usize]) -> Self {
+        let end = (offset + shape.iter().product::<usize>()) * dtype.bytes();
+        assert!(end <= buffer.bytes(), "a tensor outside its buffer");
+        Self::over(Storage::Cuda(buffer, dtype), offset, shape)
+    }
+
+    /// Where the numbers are.
+    pub fn device(&self) -> Device {
+        match &self.data {
+            Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(buffer, _) => Device::Cuda(buffer.gpu()),
+            Storage::Nothing(device, _) => *device,
+        }
+    }
+
+    /// The GPU that the numbers are on.
+    pub fn gpu(&self) -> Option<Gpu> {
+        self.device().gpu()
+    }
+
+    /// Their format.
+    pub fn dtype(&self) -> DType {
+        match &self.data {
+            Storage::Cpu(_) => DType::F32,
+            Storage::Cuda(_, dtype) | Storage::Nothing(_, dtype) => *dtype,
+        }
+    }
+
+    /// The same numbers on a device and in a format; f32 on the processor. No copy where nothing changes.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to(&self, device: Device, dtype: DType) -> Result<Self> {
+        match (self.device(), device) {
+            (Device::Cpu, Device::Cpu) => Ok(self.clone()),
+            (Device::Cuda(from), Device::Cuda(to)) if from == to => {
+                if self.dtype() == dtype {
+                    return Ok(self.clone());
+                }
+                let mut converted = Self::uninit(to, dtype, &self.shape)?;
+                cuda::elementwise::convert(&to, self.mat(), converted.mat_mut())?;
+                Ok(converted)
+            }
+            (_, Device::Cpu) => Ok(Self::new(self.to_vec()?, &self.shape)),
+            (_, Device::Cuda(gpu)) => {
+                let buffer = gpu.upload(&self.to_vec()?)?;
+                Self::over(Storage::Cuda(Arc::new(buffer), DType::F32), 0, &self.shape).to(device, dtype)
+            }
+        }
+    }
+
+    /// The numbers on the processor, row by row. Waits for the device.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        match &self.data {
+            Storage::Cpu(_) => Ok(self.rows().to_vec()),
+            Storage::Cuda(buffer, DType::F32) if self.is_contiguous() => {
+                Ok(buffer.gpu().download(buffer, self.offset, self.len())?)
+            }
+            Storage::Cuda(buffer, _) => {
+                let gpu = buffer.gpu();
+                let mut copy = Self::uninit(gpu, DType::F32, &self.shape)?;
+                cuda::elementwise::convert(&gpu, self.mat(), copy.mat_mut())?;
+                copy.to_vec()
+            }
+            Storage::Nothing(..) => Err(Error::Argument("a tensor without numbers was read".into())),
+        }
+    }
+
+    /// As operations on a GPU take it.
+    ///
+    /// # Panics
+    /// If it is not on a GPU.
+    pub fn mat(&self) -> Mat<'_> {
+        let (buffer, dtype) = self.buffer();
+        Mat::new(buffer, self.offset * dtype.bytes(), (self.row_count(), self.cols()), self.stride, dtype)
+    }
+
+    /// As operations on a GPU write it: clones see what is written.
+    ///
+    /// # Panics
+    /// If it is not on a GPU.
+    pub fn mat_mut(&mut self) -> MatMut<'_> {
+        let (buffer, dtype) = self.buffer();
+        MatMut::new(buffer, self.offset * dtype.bytes(), (self.row_count(), self.cols()), self.stride, dtype)
+    }
+
+    /// As one row: parameters of one dimension, and matrices whose rows do not matter.
+    ///
+    /// # Panics
+    /// If it is not on a GPU, or rows are apart.
+    pub fn flat(&self) -> Mat<'_> {
+        assert!(self.is_contiguous(), "a column slice is no single row");
+        let (buffer, dtype) = self.buffer();
+        Mat::new(buffer, self.offset * dtype.bytes(), (1, self.len()), self.len(), dtype)
+    }
+
+    /// As `rows` rows, whatever the shape.
+    ///
+    /// # Panics
+    /// If it is not on a GPU, rows are apart, or the number of elements does not divide.
+    pub fn flat_rows(&self, rows: usize) -> Mat<'_> {
+        assert!(self.is_contiguous() && self.len().is_multiple_of(rows.max(1)), "{:?} as {rows} rows", self.shape);
+        let (buffer, dtype) = self.buffer();
+        let cols = self.len() / rows.max(1);
+        Mat::new(buffer, self.offset * dtype.bytes(), (rows, cols), cols, dtype)
+    }
+
+    /// The memory and the format.
+    ///
+    /// # Panics
+    /// If it is not on a GPU.
+    pub fn buffer(&self) -> (&Arc<Buffer>, DType) {
+        match &self.data {
+            Storage::Cuda(buffer, dtype) => (buffer, *dtype),
+            _ => panic!("a tensor of {} where one of a GPU is needed", self.device()),
+        }
+    }
+
+    fn cpu(&self) -> &Arc<Vec<f32>> {
+        match &self.data {
+            Storage::Cpu(data) => data,
+            _ => panic!("a tensor of {} where one of the processor is needed", self.device()),
+        }
     }
 
     /// Length of each dimension.
@@ -92,7 +286,7 @@ impl Tensor {
     /// # Panics
     /// Never: the bounds were checked when the tensor was made.
     pub fn rows(&self) -> Rows<'_> {
-        match Rows::strided(&self.data[self.offset..], self.row_count(), self.cols(), self.stride) {
+        match Rows::strided(&self.cpu()[self.offset..], self.row_count(), self.cols(), self.stride) {
             Ok(rows) => rows,
             Err(error) => unreachable!("a tensor outside its storage: {error}"),
         }
@@ -104,23 +298,27 @@ impl Tensor {
     /// If rows are apart; see [`contiguous`](Self::contiguous).
     pub fn as_slice(&self) -> &[f32] {
         assert!(self.is_contiguous(), "a column slice has no single slice");
-        &self.data[self.offset..self.offset + self.len()]
+        &self.cpu()[self.offset..self.offset + self.len()]
     }
 
     /// The numbers to write: in place if no other tensor shares them, else in a copy of their own.
     pub fn make_mut(&mut self) -> &mut [f32] {
-        if !self.is_contiguous() || self.offset != 0 || self.len() != self.data.len() {
+        if !self.is_contiguous() || self.offset != 0 || self.len() != self.cpu().len() {
             *self = self.contiguous_copy();
         }
-        Arc::<Vec<f32>>::make_mut(&mut self.data)
+        match &mut self.data {
+            Storage::Cpu(data) => Arc::<Vec<f32>>::make_mut(data),
+            _ => unreachable!("its numbers were just read"),
+        }
     }
 
     /// The numbers, row by row; moved out if no other tensor shares them.
     pub fn into_vec(self) -> Vec<f32> {
-        if self.is_contiguous() && self.offset == 0 && self.len() == self.data.len() {
-            Arc::unwrap_or_clone(self.data)
-        } else {
-            self.rows().to_vec()
+        match self.data {
+            Storage::Cpu(data) if self.offset == 0 && self.shape.iter().product::<usize>() == data.len() => {
+                Arc::unwrap_or_clone(data)
+            }
+            _ => self.rows().to_vec(),
         }
     }
 
@@ -161,8 +359,7 @@ impl Tensor {
         if let Some(last) = shape.last_mut() {
             *last = cols;
         }
-        let offset = (self.offset + from).min(self.data.len());
-        Self { offset, shape, ..self.clone() }
+        Self { offset: self.inside(self.offset + from), shape, ..self.clone() }
     }
 
     /// Entries `from..from + count` of the first dimension, without a copy.
@@ -176,34 +373,64 @@ impl Tensor {
         let mut shape = self.shape.clone();
         shape[0] = count;
         let stride = if self.shape.len() == 1 { count } else { self.stride };
-        Self { offset: (self.offset + from * step).min(self.data.len()), shape, stride, ..self.clone() }
+        Self { offset: self.inside(self.offset + from * step), shape, stride, ..self.clone() }
+    }
+
+    /// An empty slice at the very end starts no further than the end.
+    fn inside(&self, offset: usize) -> usize {
+        match &self.data {
+            Storage::Cpu(data) => offset.min(data.len()),
+            Storage::Cuda(buffer, dtype) => offset.min(buffer.bytes() / dtype.bytes()),
+            Storage::Nothing(..) => 0,
+        }
     }
 
     /// Entries of the first dimension in the order of `indices`, copied.
     ///
+    /// # Errors
+    /// If the device has too little memory.
+    ///
     /// # Panics
     /// If an index is outside the first dimension.
-    pub fn select(&self, indices: &[usize]) -> Self {
+    pub fn select(&self, indices: &[usize]) -> Result<Self> {
         let parts: Vec<Tensor> = indices.iter().map(|&i| self.narrow(i, 1)).collect();
         let mut shape = self.shape.clone();
         shape[0] = indices.len();
-        Self::new(parts.iter().flat_map(|part| part.rows().to_vec()).collect(), &shape)
+        Self::joined(self.device(), self.dtype(), &shape, &parts.iter().collect::<Vec<_>>())
     }
 
     /// Tensors of equal inner shape, one after another along the first dimension.
     ///
+    /// # Errors
+    /// If the device has too little memory.
+    ///
     /// # Panics
-    /// If there are none, or their inner shapes differ.
-    pub fn concat(parts: &[&Tensor]) -> Self {
+    /// If there are none, or their inner shapes, devices or formats differ.
+    pub fn concat(parts: &[&Tensor]) -> Result<Self> {
         let mut shape = parts[0].shape.clone();
         assert!(parts.iter().all(|part| part.shape[1..] == shape[1..]), "tensors of different inner shapes");
         shape[0] = parts.iter().map(|part| part.shape[0]).sum();
-        Self::new(parts.iter().flat_map(|part| part.rows().to_vec()).collect(), &shape)
+        Self::joined(parts[0].device(), parts[0].dtype(), &shape, parts)
+    }
+
+    fn joined(device: Device, dtype: DType, shape: &[usize], parts: &[&Tensor]) -> Result<Self> {
+        let Device::Cuda(gpu) = device else {
+            return Ok(Self::new(parts.iter().flat_map(|part| part.rows().to_vec()).collect(), shape));
+        };
+        let mut whole = Self::uninit(gpu, dtype, shape)?;
+        let mut at = 0;
+        for part in parts {
+            let rows = part.row_count();
+            gpu.copy(part.mat(), whole.mat_mut().rows_range(at, rows))?;
+            at += rows;
+        }
+        Ok(whole)
     }
 
     /// A tensor of this shape that keeps no numbers alive: only its shape may be asked for.
     pub(crate) fn shape_only(&self) -> Self {
-        Self { data: Arc::default(), offset: 0, stride: self.stride, shape: self.shape.clone() }
+        let data = Storage::Nothing(self.device(), self.dtype());
+        Self { data, offset: 0, stride: self.stride, shape: self.shape.clone() }
     }
 
     /// A new tensor that `write` fills; it starts as zeros.
@@ -237,11 +464,11 @@ mod tests {
     fn entries_of_the_first_dimension() {
         let x = counted(&[4, 2, 3]);
         assert_eq!(x.narrow(1, 2).rows().row(0), [6.0, 7.0, 8.0]);
-        assert_eq!(x.select(&[3, 0]).as_slice()[..3], [18.0, 19.0, 20.0]);
-        assert_eq!(Tensor::concat(&[&x.narrow(0, 1), &x.narrow(1, 3)]).as_slice(), x.as_slice());
-        assert_eq!(x.columns(1, 1).select(&[1]).as_slice(), [7.0, 10.0]);
+        assert_eq!(x.select(&[3, 0]).unwrap().as_slice()[..3], [18.0, 19.0, 20.0]);
+        assert_eq!(Tensor::concat(&[&x.narrow(0, 1), &x.narrow(1, 3)]).unwrap().as_slice(), x.as_slice());
+        assert_eq!(x.columns(1, 1).select(&[1]).unwrap().as_slice(), [7.0, 10.0]);
         assert_eq!(counted(&[5]).narrow(2, 2).as_slice(), [2.0, 3.0]);
-        assert_eq!(counted(&[5]).select(&[4, 4]).as_slice(), [4.0, 4.0]);
+        assert_eq!(counted(&[5]).select(&[4, 4]).unwrap().as_slice(), [4.0, 4.0]);
         assert_eq!(counted(&[0, 3]).narrow(0, 0).len(), 0);
     }
 

@@ -1,11 +1,15 @@
 //! `elapid bench decode`: one token after another from a state.
 
 use anyhow::Result;
+use elapid::decode::Decoder;
 use elapid::lm::Positions;
 use elapid::ops::Layout;
+use elapid::{DType, Device};
+use elapid_kernels::cuda::Gpu;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report};
+use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use crate::model::Place;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -30,12 +34,15 @@ pub(crate) struct Arguments {
     reps: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    if let Device::Cuda(gpu) = place.device {
+        return on_cuda(arguments, gpu, place.dtype, output);
+    }
     let mut subject = arguments.model.subject(output)?;
     let b = arguments.batch;
     let mut tokens = subject.tokens(b);
     let model = &subject.model;
-    let (cx, mut state) = (model.inference(Layout::new(b, 1)), model.zero_state(b));
+    let (cx, mut state) = (model.inference(Layout::new(b, 1)), model.zero_state(b)?);
     let timing = Timing::of(8, arguments.reps, || {
         let (logits, next) = model.logits(&cx, &tokens, &state, Positions::Last)?;
         state = next;
@@ -52,4 +59,25 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     };
     let what = [("decode", format!("batch of {b}, greedy"))];
     report(&subject, &what, json!({ "bench": "decode", "batch": b }), timing, &work, output)
+}
+
+/// The captured step, token after token, nothing read back in between.
+fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Result<()> {
+    let mut subject = arguments.model.subject(output)?;
+    let b = arguments.batch;
+    let tokens = subject.tokens(b);
+    let model = subject.model.to(Device::Cuda(gpu), dtype)?;
+    let mut decoder = Decoder::new(&model, b)?;
+    decoder.start(&tokens)?;
+    let timing = Timing::of_gpu(gpu, 8, arguments.reps, || Ok(decoder.step()?))?;
+    decoder.tokens()?;
+    let cost = model.cost();
+    let work = Work {
+        tokens: b,
+        flops: (b as u64 * cost.flops) as f64,
+        bytes: Some((dtype.bytes() as u64 * cost.params + 8 * b as u64 * cost.state) as f64),
+    };
+    let what = [("decode", format!("batch of {b}, greedy, {dtype}"))];
+    let extra = json!({ "bench": "decode", "batch": b, "launches": decoder.launches() });
+    report_gpu(gpu, dtype, &subject, &what, extra, timing, &work, gpu.memory().reserved, output)
 }

@@ -10,13 +10,15 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Subcommand;
 use clap::builder::RangedU64ValueParser;
+use elapid::DType;
 use elapid::LanguageModel;
 use elapid::config::ModelConfig;
+use elapid_kernels::cuda::{self, Gpu};
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, ceiling};
 use serde_json::{Value, json};
 
-use crate::model::ModelArgument;
+use crate::model::{ModelArgument, Place};
 use crate::output::{Output, bytes, number, pairs, percent, scaled, thousands};
 
 /// What to measure.
@@ -32,12 +34,12 @@ pub(crate) enum Command {
     Train(train::Arguments),
 }
 
-pub(crate) fn run(command: &Command, output: Output) -> Result<()> {
+pub(crate) fn run(command: &Command, place: Place, output: Output) -> Result<()> {
     match command {
-        Command::Scan(arguments) => scan::run(arguments, output),
-        Command::Decode(arguments) => decode::run(arguments, output),
-        Command::Prefill(arguments) => prefill::run(arguments, output),
-        Command::Train(arguments) => train::run(arguments, output),
+        Command::Scan(arguments) => scan::run(arguments, place, output),
+        Command::Decode(arguments) => decode::run(arguments, place, output),
+        Command::Prefill(arguments) => prefill::run(arguments, place, output),
+        Command::Train(arguments) => train::run(arguments, place, output),
     }
 }
 
@@ -134,6 +136,27 @@ impl Timing {
         Ok(Self { median, min, max, reps: seconds.len() })
     }
 
+    /// Times `reps` calls of `f` by events on a GPU, after `warmup` that are not counted.
+    fn of_gpu(gpu: Gpu, warmup: usize, reps: usize, mut f: impl FnMut() -> Result<()>) -> Result<Self> {
+        for _ in 0..warmup {
+            f()?;
+        }
+        let mut failed = None;
+        let times = gpu.time(reps.max(1), || {
+            if let Err(error) = f() {
+                failed = Some(error);
+            }
+            Ok(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut seconds: Vec<f64> = times.into_iter().map(|ms| f64::from(ms) / 1e3).collect();
+        seconds.sort_by(f64::total_cmp);
+        let (min, max) = (seconds[0], seconds[seconds.len() - 1]);
+        Ok(Self { median: seconds[seconds.len() / 2], min, max, reps: seconds.len() })
+    }
+
     fn milliseconds(&self) -> Value {
         json!({ "median": 1e3 * self.median, "min": 1e3 * self.min, "max": 1e3 * self.max, "reps": self.reps })
     }
@@ -207,6 +230,58 @@ fn report(
             lines.push(("memory", against(rate(bytes), "B/s", read_limit, "reading memory")));
         }
         lines.push(("peak memory", rss.map_or("unknown".into(), bytes)));
+        pairs(&lines)
+    })
+}
+
+/// [`report`] for a GPU: against its copy and matrix product, measured in the same run.
+fn report_gpu(
+    gpu: Gpu,
+    dtype: DType,
+    subject: &Subject,
+    what: &[(&'static str, String)],
+    extra: Value,
+    timing: Timing,
+    work: &Work,
+    memory: usize,
+    output: Output,
+) -> Result<()> {
+    let (copy, product) = (cuda::ceiling::copy(gpu)?, cuda::ceiling::matmul(gpu, dtype)?);
+    let rate = |amount: f64| amount / timing.median;
+    let (tokens_per_second, flops) = (rate(work.tokens as f64), rate(work.flops));
+    let mut object = json!({
+        "device": gpu.name(),
+        "dtype": dtype.to_string(),
+        "model": subject.name,
+        "parameters": subject.model.params().count(),
+        "tokens_per_second": tokens_per_second,
+        "ms_per_step": 1e3 * timing.median,
+        "ms": timing.milliseconds(),
+        "tokens_per_step": work.tokens,
+        "tflops": flops / 1e12,
+        "tflops_ceiling": product / 1e12,
+        "percent_of_tflops_ceiling": 100.0 * flops / product,
+        "gb_per_second": work.bytes.map(|bytes| rate(bytes) / 1e9),
+        "gb_per_second_ceiling": copy / 1e9,
+        "percent_of_gb_per_second_ceiling": work.bytes.map(|bytes| 100.0 * rate(bytes) / copy),
+        "device_bytes": memory,
+    });
+    if let (Some(object), Value::Object(extra)) = (object.as_object_mut(), extra) {
+        object.extend(extra);
+    }
+    output.result(&object, || {
+        let mut lines = vec![("device", gpu.name().to_owned()), ("model", subject.describe())];
+        lines.extend(what.iter().cloned());
+        lines.push(("a step", timing.describe()));
+        lines.push(("speed", format!("{} tokens/s", number(tokens_per_second))));
+        lines.push(("arithmetic", against(flops, "FLOP/s", product, "a large matrix product")));
+        if let Some(bytes) = work.bytes {
+            lines.push(("memory", against(rate(bytes), "B/s", copy, "a copy on the device")));
+        }
+        if let Some(launches) = object["launches"].as_u64() {
+            lines.push(("launches", thousands(launches)));
+        }
+        lines.push(("device memory", bytes(memory as u64)));
         pairs(&lines)
     })
 }

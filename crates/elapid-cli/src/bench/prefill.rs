@@ -1,12 +1,14 @@
 //! `elapid bench prefill`: reading a prompt.
 
 use anyhow::Result;
+use elapid::Device;
 use elapid::generate::PREFILL_CHUNK;
 use elapid::lm::Positions;
 use elapid::ops::Layout;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report};
+use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use crate::model::Place;
 use crate::output::{Output, thousands};
 
 const EXAMPLES: &str = "\
@@ -16,6 +18,9 @@ Examples:
   elapid bench prefill --model DIR --json
 
 The prompt is read as `elapid generate` reads it: some positions at a time, logits after the last one only.";
+
+/// Positions of all prompts together that a GPU reads at a time: what bounds the memory.
+const GPU_POSITIONS: usize = 32_768;
 
 /// What to read.
 #[derive(clap::Args)]
@@ -29,37 +34,46 @@ pub(crate) struct Arguments {
     /// Tokens of a prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_1())]
     length: usize,
-    /// Positions to read at a time
-    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK, value_parser = at_least_1())]
-    chunk: usize,
+    /// Positions to read at a time [default: 512; on a GPU 32768 of all prompts together]
+    #[arg(long, value_name = "N", value_parser = at_least_1())]
+    chunk: Option<usize>,
     /// Prompts to time; before them, one more for warming up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_1())]
     reps: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
+    let whole = if place.device.gpu().is_some() { (GPU_POSITIONS / b).max(1) } else { PREFILL_CHUNK };
+    let chunk = arguments.chunk.unwrap_or(whole);
     // Chunks of all rows, `[b chunk]` each.
-    let chunks: Vec<(usize, Vec<u32>)> = (0..l)
-        .step_by(arguments.chunk)
-        .map(|from| (l - from).min(arguments.chunk))
-        .map(|len| (len, subject.tokens(b * len)))
-        .collect();
-    let model = &subject.model;
-    let timing = Timing::of(1, arguments.reps, || {
-        let mut state = model.zero_state(b);
+    let chunks: Vec<(usize, Vec<u32>)> =
+        (0..l).step_by(chunk).map(|from| (l - from).min(chunk)).map(|len| (len, subject.tokens(b * len))).collect();
+    let model = subject.model.to(place.device, place.dtype)?;
+    let read = || {
+        let mut state = model.zero_state(b)?;
         for (len, tokens) in &chunks {
             let cx = model.inference(Layout::new(b, *len));
             (_, state) = model.logits(&cx, tokens, &state, Positions::Last)?;
         }
         Ok(())
-    })?;
+    };
+    let timing = match place.device {
+        Device::Cpu => Timing::of(1, arguments.reps, read)?,
+        Device::Cuda(gpu) => Timing::of_gpu(gpu, 2, arguments.reps, read)?,
+    };
     let (cost, head) = (model.cost(), subject.head_flops());
     let positions = (b * l) as u64;
     let flops = positions * (cost.flops - head) + (b * chunks.len()) as u64 * head;
     let work = Work { tokens: b * l, flops: flops as f64, bytes: None };
-    let what = [("prefill", format!("{b} x {} tokens, {} at a time", thousands(l as u64), arguments.chunk))];
-    let extra = json!({ "bench": "prefill", "batch": b, "length": l, "chunk": arguments.chunk });
-    report(&subject, &what, extra, timing, &work, output)
+    let what = [("prefill", format!("{b} x {} tokens, {} at a time", thousands(l as u64), chunk))];
+    let extra = json!({ "bench": "prefill", "batch": b, "length": l, "chunk": chunk });
+    match place.device {
+        Device::Cpu => report(&subject, &what, extra, timing, &work, output),
+        Device::Cuda(gpu) => {
+            let memory = gpu.memory().reserved;
+            report_gpu(gpu, place.dtype, &subject, &what, extra, timing, &work, memory, output)
+        }
+    }
 }

@@ -8,6 +8,7 @@ use elapid_kernels::{Isa, Rows, RowsMut, Segments, ceiling};
 use serde_json::json;
 
 use super::{Timing, at_least_1, peak_rss};
+use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
 const EXAMPLES: &str = "\
@@ -179,7 +180,10 @@ impl Times {
     }
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    if place.device != elapid::Device::Cpu {
+        output.note("the scan alone is measured on the processor; on a GPU: docs/PERFORMANCE.md has the command");
+    }
     let Arguments { b, l, d, n, rule, reps, .. } = *arguments;
     let dims = Dims { b, l, d, n };
     let inputs = Inputs::new(dims, arguments.seed);

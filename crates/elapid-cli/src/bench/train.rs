@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use elapid::autograd::Tape;
 use elapid::ops::Layout;
 use elapid::params::ParamGrads;
+use elapid::{DType, Device};
+use elapid_kernels::cuda::Gpu;
+use elapid_train::cuda_step::CudaStep;
+use elapid_train::data::Batch;
 use elapid_train::optim::{AdamW, Options};
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report};
+use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use crate::model::Place;
 use crate::output::{Output, thousands};
 
 const EXAMPLES: &str = "\
@@ -40,23 +45,26 @@ pub(crate) struct Arguments {
     reps: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    if let Device::Cuda(gpu) = place.device {
+        return on_cuda(arguments, gpu, place.dtype, output);
+    }
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
     let tokens = subject.tokens(b * l);
     let targets: Vec<i32> = subject.tokens(b * l).into_iter().map(|id| id as i32).collect();
     let layout = Layout::new(b, l);
-    let mut optimiser = AdamW::new(subject.model.params(), Options::default());
-    let mut grads = ParamGrads::default();
+    let mut optimiser = AdamW::new(subject.model.params(), Options::default())?;
+    let mut grads = ParamGrads::of(subject.model.params())?;
     let mut last = f32::NAN;
     let timing = Timing::of(1, arguments.reps, || {
         let model = &mut subject.model;
-        grads.zero();
+        grads.zero()?;
         {
             let tape = Arc::new(Tape::new());
             let cx = model.training(&tape, layout.clone());
-            let (loss, _) = model.loss(&cx, &tokens, &targets, &model.zero_state(b), arguments.recompute)?;
-            last = loss.value();
+            let (loss, _) = model.loss(&cx, &tokens, &targets, &model.zero_state(b)?, arguments.recompute)?;
+            last = loss.value()?;
             tape.backward(&loss.mean, 1.0, &mut grads)?;
         }
         optimiser.step(model.params_mut(), &grads, 1e-4)?;
@@ -69,4 +77,42 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
         "bench": "train", "batch": b, "length": l, "recompute": arguments.recompute, "last_loss": last,
     });
     report(&subject, &what, extra, timing, &work, output)
+}
+
+/// The steps of a training run on a GPU: the recorded graph of forward and backward, and AdamW.
+fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Result<()> {
+    let mut subject = arguments.model.subject(output)?;
+    let (b, l) = (arguments.batch, arguments.length);
+    let batch = Batch {
+        tokens: subject.tokens(b * l),
+        targets: subject.tokens(b * l).into_iter().map(|id| id as i32).collect(),
+        resets: None,
+        b,
+        l,
+        epoch: 0,
+    };
+    let model = subject.model.to_train(Device::Cuda(gpu), dtype)?;
+    let mut optimiser = AdamW::new(model.params(), Options::default())?;
+    let mut grads = ParamGrads::of(model.params())?;
+    let mut step = CudaStep::new(gpu, &model, (b, l), false, false, 1)?;
+    let mut last = f32::NAN;
+    let timing = Timing::of_gpu(gpu, 4, arguments.reps, || {
+        step.begin(&mut grads)?;
+        step.run(&model, &mut grads, &batch, 1.0, arguments.recompute)?;
+        optimiser.enqueue(model.params(), &grads, 1e-4)?;
+        let norm = optimiser.norm().context("an optimiser of no GPU")?;
+        let pending = step.end(norm)?;
+        last = step.results(&pending)?.0;
+        Ok(())
+    })?;
+    let flops = 3.0 * (b * l) as f64 * subject.model.cost().flops as f64;
+    let work = Work { tokens: b * l, flops, bytes: None };
+    let recompute = if arguments.recompute { ", blocks computed again" } else { "" };
+    let what = [("train", format!("{b} x {} tokens, {dtype}, AdamW{recompute}", thousands(l as u64)))];
+    let memory = gpu.memory().reserved + step.graph_memory().reserved;
+    let extra = json!({
+        "bench": "train", "batch": b, "length": l, "recompute": arguments.recompute, "last_loss": last,
+        "launches": step.launches(), "device_bytes": memory,
+    });
+    report_gpu(gpu, dtype, &subject, &what, extra, timing, &work, memory, output)
 }

@@ -1,6 +1,10 @@
 //! `elapid train`.
 
-use crate::{elapid, file};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Run, elapid, file};
 
 /// Arguments of a run of a second, and more.
 fn train(dir: &str, more: &[&str]) -> crate::Run {
@@ -47,4 +51,159 @@ fn settings_that_do_not_fit_exit_with_2() {
     let short = file(&dir, "short.txt", "too short");
     train(&out, &["--data", &short, "--set", "data.cache=none"]).fails(2, &["too short"]);
     assert!(!dir.path().join("run/model.safetensors").exists());
+}
+
+fn losses(dir: &Path) -> Vec<f64> {
+    let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let loss = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+    text.lines().map(loss).collect()
+}
+
+/// Two ranks, and one with two batches a step.
+fn two_ranks_are_one(device: &[&str], tolerance: f64) {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(&dir);
+    let data = ["--data", text.as_str(), "--set", "data.cache=none", "--steps", "8", "--set", "train.log_every=1"];
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let run = |out: &Path, more: &[&str]| train(&out.display().to_string(), &[&data[..], device, more].concat()).json();
+    let alone = run(&one, &["--set", "train.accumulate=2"]);
+    let together = run(&two, &["--gpus", "2"]);
+    assert_eq!((&alone["tokens"], &alone["step"]), (&together["tokens"], &together["step"]));
+    let (want, got) = (losses(&one), losses(&two));
+    assert_eq!((want.len(), got.len()), (8, 8));
+    for (step, (want, got)) in want.iter().zip(&got).enumerate() {
+        assert!((want - got).abs() < tolerance * want, "step {step}: {want} {got}");
+    }
+}
+
+#[test]
+fn two_processes_train_as_one() {
+    two_ranks_are_one(&["--device", "cpu"], 1e-4);
+}
+
+#[test]
+#[ignore = "needs two GPUs and NCCL"]
+fn two_gpus_train_as_one() {
+    two_ranks_are_one(&["--device", "cuda", "--dtype", "f32"], 1e-4);
+    two_ranks_are_one(&["--device", "cuda", "--dtype", "bf16"], 2e-2);
+    let many = ["--set", "train.accumulate=3", "--set", "train.checkpoint_blocks=true"];
+    let dir = tempfile::tempdir().unwrap();
+    let (text, out) = (text(&dir), dir.path().join("run").display().to_string());
+    let data = ["--data", &text, "--set", "data.cache=none", "--steps", "9", "--gpus", "2", "--device", "cuda"];
+    let result = train(&out, &[&data[..], &many].concat()).json();
+    assert_eq!(result["tokens"], 9 * 2 * 3 * 2 * 32);
+}
+
+/// A run that is left to itself; killed if the test fails.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Running {
+    /// As rank `rank` of `size`, or alone if there is no such.
+    fn start(arguments: &[&str], place: Option<(usize, usize, u16)>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some((rank, size, port)) = place {
+            command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+            command.env("WORLD_SIZE", size.to_string()).env("MASTER_ADDR", "127.0.0.1");
+            command.env("MASTER_PORT", port.to_string());
+        }
+        Self(command.spawn().unwrap())
+    }
+
+    fn end(mut self) -> Run {
+        let since = Instant::now();
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(since.elapsed() < Duration::from_secs(60), "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let read = |from: &mut dyn std::io::Read| {
+            let mut text = String::new();
+            from.read_to_string(&mut text).unwrap();
+            text
+        };
+        let (stdout, stderr) = (read(self.0.stdout.as_mut().unwrap()), read(self.0.stderr.as_mut().unwrap()));
+        Run { code: self.0.wait().unwrap().code().unwrap_or(-1), stdout, stderr }
+    }
+}
+
+/// Waits for the first checkpoint of a run and gives its directory.
+fn checkpoint(out: &Path) -> PathBuf {
+    let since = Instant::now();
+    loop {
+        let entries = std::fs::read_dir(out.join("resume")).into_iter().flatten().flatten();
+        if let Some(found) = entries.map(|entry| entry.path()).find(|path| path.extension().is_none()) {
+            return found;
+        }
+        assert!(since.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn endless<'a>(out: &'a str, text: &'a str) -> Vec<&'a str> {
+    let all = "train --batch 2 --length 32 --device cpu --steps 1000000 --quiet --threads 1 --set data.cache=none \
+               --set model.d_model=24 --set model.n_layer=1 --set train.warmup=1 --set train.save_every=2 --set \
+               train.eval_every=0";
+    all.split_whitespace().chain(["--output", out, "--data", text]).collect()
+}
+
+#[test]
+fn a_lost_rank_ends_all_and_names_the_checkpoint() {
+    for lost in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let (text, out) = (text(&dir), dir.path().join("run").display().to_string());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let arguments = endless(&out, &text);
+        let mut ranks = [0, 1].map(|rank| Some(Running::start(&arguments, Some((rank, 2, port)))));
+        checkpoint(Path::new(&out));
+        let mut killed = ranks[lost].take().unwrap();
+        killed.0.kill().unwrap();
+        let left = ranks[1 - lost].take().unwrap().end();
+        let name = format!("rank {lost} of 2 was lost");
+        left.fails(1, &[&name, "ended or was killed", "The checkpoint of step", "resume/step-", "--resume"]);
+        // What is there can be gone on from, by one or by two.
+        let step: u64 = checkpoint(Path::new(&out)).display().to_string().rsplit('-').next().unwrap().parse().unwrap();
+        let (last, more) = ((step + 2).to_string(), ["--resume", "--json", "--gpus", "2", "--steps"]);
+        let mut again: Vec<&str> =
+            arguments.iter().copied().filter(|a| !["--quiet", "--threads", "1"].contains(a)).collect();
+        again.retain(|&argument| argument != "--steps" && argument != "1000000");
+        let on = elapid(&[&again[..], &more, &[&last]].concat()).json();
+        assert_eq!(on["step"], step + 2);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_stops_all_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, out) = (text(&dir), dir.path().join("run").display().to_string());
+    let arguments = [&endless(&out, &text)[..], &["--json", "--gpus", "2"]].concat();
+    let running = Running::start(&arguments, None);
+    checkpoint(Path::new(&out));
+    let id = running.0.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let result = running.end().json();
+    assert_eq!(result["stopped"], "interrupted");
+    assert!(result["step"].as_u64().unwrap() >= 2);
+}
+
+#[test]
+fn ranks_that_cannot_start_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run").display().to_string();
+    // Said once, before any rank is started.
+    train(&out, &["--gpus", "2", "--set", "train.stepz=3"]).fails(2, &["train.stepz"]);
+    train(&out, &["--gpus", "2", "--device", "cuda:1"]).fails(2, &["CUDA_VISIBLE_DEVICES"]);
+    train(&out, &["--gpus", "1000", "--device", "cuda"]).fails(2, &["--gpus 1000"]);
+    // Said by rank 0, or by the rank that it is about.
+    train(&out, &["--gpus", "2", "--device", "cpu", "--data", "absent.txt"]).fails(2, &["absent.txt"]);
+    let mut half = Command::new(env!("CARGO_BIN_EXE_elapid"));
+    half.args(["train", "--output", &out]).env("RANK", "0").env_remove("WORLD_SIZE");
+    Run::from(half.output().unwrap()).fails(2, &["WORLD_SIZE is not set", "--gpus"]);
 }

@@ -6,6 +6,9 @@
 //! With it, what clipping needs: [`norm_sq`] and [`first_non_finite`].
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

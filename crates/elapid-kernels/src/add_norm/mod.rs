@@ -8,6 +8,9 @@
 //! A row's result depends on nothing but the row: not on the number of rows, nor on threads.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

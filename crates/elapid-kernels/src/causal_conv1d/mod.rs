@@ -12,6 +12,9 @@
 //! Backward, derived in `docs/math/causal_conv1d.md`, recomputes what precedes the SiLU.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

@@ -5,22 +5,22 @@ use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, wide
 
 /// Random arguments of one problem.
 #[derive(Debug, Clone)]
-struct Case {
-    dims: Dims,
-    x: Vec<f32>,
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    initial: Vec<f32>,
-    dy: Vec<f32>,
-    dlast: Vec<f32>,
-    lengths: Vec<u32>,
-    resets: Vec<u8>,
+pub(super) struct Case {
+    pub(super) dims: Dims,
+    pub(super) x: Vec<f32>,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+    pub(super) initial: Vec<f32>,
+    pub(super) dy: Vec<f32>,
+    pub(super) dlast: Vec<f32>,
+    pub(super) lengths: Vec<u32>,
+    pub(super) resets: Vec<u8>,
     /// bias, initial, lengths, resets, SiLU, dlast.
-    with: [bool; 6],
+    pub(super) with: [bool; 6],
 }
 
 impl Case {
-    fn new(dims: Dims, with: [bool; 6], resets_in: usize, seed: u64) -> Self {
+    pub(super) fn new(dims: Dims, with: [bool; 6], resets_in: usize, seed: u64) -> Self {
         let Dims { b, l, d, k } = dims;
         let mut random = Random::new(seed);
         Self {
@@ -61,15 +61,15 @@ impl Case {
 
 /// The parameters and inputs of a case in f64.
 #[derive(Clone)]
-struct Wide {
-    x: Vec<f64>,
-    weight: Vec<f64>,
-    bias: Vec<f64>,
-    initial: Vec<f64>,
+pub(super) struct Wide {
+    pub(super) x: Vec<f64>,
+    pub(super) weight: Vec<f64>,
+    pub(super) bias: Vec<f64>,
+    pub(super) initial: Vec<f64>,
 }
 
 impl Wide {
-    fn of(case: &Case) -> Self {
+    pub(super) fn of(case: &Case) -> Self {
         Self { x: wide(&case.x), weight: wide(&case.weight), bias: wide(&case.bias), initial: wide(&case.initial) }
     }
 
@@ -85,14 +85,14 @@ impl Wide {
         }
     }
 
-    fn forward(&self, case: &Case) -> (Vec<f64>, Vec<f64>) {
+    pub(super) fn forward(&self, case: &Case) -> (Vec<f64>, Vec<f64>) {
         let (mut y, mut last) = (vec![0.0; case.x.len()], vec![0.0; case.initial.len()]);
         naive::forward(case.dims, &self.args(case), RowsMut::new(&mut y, case.dims.d), &mut last);
         (y, last)
     }
 
     /// dx, dweight, dbias, dinitial.
-    fn backward(&self, case: &Case) -> [Vec<f64>; 4] {
+    pub(super) fn backward(&self, case: &Case) -> [Vec<f64>; 4] {
         let [mut dx, mut dw, mut db, mut di] =
             [case.x.len(), case.weight.len(), case.bias.len(), case.initial.len()].map(|n| vec![0.0; n]);
         let grads = Grads {

@@ -4,6 +4,9 @@
 //! dz = scale (softmax(z) - onehot(target)), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`).
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;
@@ -49,10 +52,21 @@ pub fn forward(args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) -> Re
         check.shape("dh", grads.dh.shape(), h.shape())?;
         check.shape("dw", grads.dw.shape(), w.shape())?;
     }
-    if let Some(at) = targets.iter().position(|&id| usize::try_from(id).is_ok_and(|id| id >= w.rows())) {
-        let wanted = || format!("targets below {}", w.rows());
-        check.that(false, "targets", wanted, || format!("{} at position {at}", targets[at]))?;
-    }
+    check_targets(targets, w.rows())?;
     cpu::forward(Isa::best(), args, nll, grads);
     Ok(())
+}
+
+/// Checks that every target is below `v`.
+///
+/// # Errors
+/// If one is not; the error has the position and the target.
+pub fn check_targets(targets: &[i32], v: usize) -> Result<()> {
+    match targets.iter().position(|&id| usize::try_from(id).is_ok_and(|id| id >= v)) {
+        None => Ok(()),
+        Some(at) => {
+            let got = || format!("{} at position {at}", targets[at]);
+            Check("cross_entropy").that(false, "targets", || format!("targets below {v}"), got)
+        }
+    }
 }

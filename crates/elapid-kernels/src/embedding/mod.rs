@@ -3,6 +3,9 @@
 //! Backward: dE_i += the sum of dy_r over r with id_r = i, in the order of r whatever the number of threads.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;
@@ -19,7 +22,7 @@ use crate::{Isa, Rows, RowsMut};
 pub fn forward(ids: &[u32], table: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
     let check = Check("embedding");
     check.shape("y", y.shape(), (ids.len(), table.cols()))?;
-    check_ids(check, ids, table.rows())?;
+    check_ids(ids, table.rows())?;
     cpu::forward(ids, table, y);
     Ok(())
 }
@@ -33,12 +36,17 @@ pub fn forward(ids: &[u32], table: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
 pub fn backward(ids: &[u32], dy: Rows<'_>, dtable: RowsMut<'_>) -> Result<()> {
     let check = Check("embedding");
     check.shape("dy", dy.shape(), (ids.len(), dtable.cols()))?;
-    check_ids(check, ids, dtable.rows())?;
+    check_ids(ids, dtable.rows())?;
     cpu::backward(Isa::best(), ids, dy, dtable);
     Ok(())
 }
 
-fn check_ids(check: Check, ids: &[u32], v: usize) -> Result<()> {
+/// Checks that every id is below `v`.
+///
+/// # Errors
+/// If one is not; the error has the position and the id.
+pub fn check_ids(ids: &[u32], v: usize) -> Result<()> {
+    let check = Check("embedding");
     match ids.iter().position(|&id| id as usize >= v) {
         None => Ok(()),
         Some(at) => check.that(false, "ids", || format!("ids below {v}"), || format!("{} at position {at}", ids[at])),

@@ -6,6 +6,9 @@
 //! decoding, bit for bit.
 
 pub(crate) mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub(crate) mod invariant;
 pub mod naive;
 #[cfg(test)]

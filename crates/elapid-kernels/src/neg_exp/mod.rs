@@ -1,6 +1,7 @@
 //! y = -exp(x), element by element: A = -exp(A_log) stays negative (Mamba, section 3.6). dx += y dy.
 
 mod cpu;
+pub mod cuda;
 pub mod naive;
 
 use crate::Isa;

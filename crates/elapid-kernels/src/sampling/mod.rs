@@ -6,6 +6,9 @@
 //! share of the best one's probability). Of equal logits the smaller id comes first everywhere.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

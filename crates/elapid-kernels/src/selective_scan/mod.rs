@@ -16,6 +16,9 @@
 //! [`Saved`]; h is never stored as a whole.
 
 mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

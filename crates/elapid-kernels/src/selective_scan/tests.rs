@@ -5,37 +5,37 @@ use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, with
 
 /// Inputs of one call. `xz` is `[b l (u z)]` and `dbc` is `[b l (delta b c)]`, packed as projections are.
 #[derive(Debug, Clone)]
-struct Case<T> {
-    dims: Dims,
-    xz: Vec<T>,
-    dbc: Vec<T>,
-    a: Vec<T>,
-    delta_bias: Option<Vec<T>>,
-    skip: Option<Vec<T>>,
-    initial: Option<Vec<T>>,
-    gated: bool,
-    softplus: bool,
-    lengths: Option<Vec<u32>>,
-    resets: Option<Vec<u8>>,
-    rule: Discretisation,
-    dy: Vec<T>,
-    dlast: Option<Vec<T>>,
+pub(super) struct Case<T> {
+    pub(super) dims: Dims,
+    pub(super) xz: Vec<T>,
+    pub(super) dbc: Vec<T>,
+    pub(super) a: Vec<T>,
+    pub(super) delta_bias: Option<Vec<T>>,
+    pub(super) skip: Option<Vec<T>>,
+    pub(super) initial: Option<Vec<T>>,
+    pub(super) gated: bool,
+    pub(super) softplus: bool,
+    pub(super) lengths: Option<Vec<u32>>,
+    pub(super) resets: Option<Vec<u8>>,
+    pub(super) rule: Discretisation,
+    pub(super) dy: Vec<T>,
+    pub(super) dlast: Option<Vec<T>>,
 }
 
 /// What may be there or not.
 #[derive(Debug, Clone, Copy)]
-struct Options {
-    bias: bool,
-    skip: bool,
-    gated: bool,
-    softplus: bool,
-    initial: bool,
-    lengths: bool,
-    resets: bool,
-    dlast: bool,
+pub(super) struct Options {
+    pub(super) bias: bool,
+    pub(super) skip: bool,
+    pub(super) gated: bool,
+    pub(super) softplus: bool,
+    pub(super) initial: bool,
+    pub(super) lengths: bool,
+    pub(super) resets: bool,
+    pub(super) dlast: bool,
 }
 
-const EVERYTHING: Options = Options {
+pub(super) const EVERYTHING: Options = Options {
     bias: true,
     skip: true,
     gated: true,
@@ -45,10 +45,10 @@ const EVERYTHING: Options = Options {
     resets: true,
     dlast: true,
 };
-const WHOLE_ROWS: Options = Options { lengths: false, resets: false, ..EVERYTHING };
+pub(super) const WHOLE_ROWS: Options = Options { lengths: false, resets: false, ..EVERYTHING };
 
 impl Case<f32> {
-    fn new(dims: Dims, rule: Discretisation, options: Options, seed: u64) -> Self {
+    pub(super) fn new(dims: Dims, rule: Discretisation, options: Options, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let Dims { b, l, d, n } = dims;
         let mut dbc = random.normal(b * l * (d + 2 * n));
@@ -77,7 +77,7 @@ impl Case<f32> {
         }
     }
 
-    fn wide(&self) -> Case<f64> {
+    pub(super) fn wide(&self) -> Case<f64> {
         let wide = |x: &Vec<f32>| crate::testing::wide(x);
         Case {
             dims: self.dims,
@@ -138,12 +138,12 @@ impl<T: Copy> Case<T> {
 }
 
 /// Outputs by name.
-type Outputs<T> = Vec<(&'static str, Vec<T>)>;
+pub(super) type Outputs<T> = Vec<(&'static str, Vec<T>)>;
 
 /// What sums start from: they are added to.
-const BASE: f32 = 0.25;
+pub(super) const BASE: f32 = 0.25;
 
-fn naive(case: &Case<f64>) -> Outputs<f64> {
+pub(super) fn naive(case: &Case<f64>) -> Outputs<f64> {
     let Dims { b, l, d, n } = case.dims;
     let args = case.args();
     let (mut y, mut last) = (vec![0.0; b * l * d], vec![0.0; b * d * n]);

@@ -66,6 +66,29 @@ pub enum Mode {
     Streams,
 }
 
+/// The format of activations in training; parameters are always kept in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 on a GPU, f32 on the processor.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16, on a GPU only.
+    Bf16,
+}
+
+impl Dtype {
+    /// The format on a device.
+    pub fn on(self, device: elapid::Device) -> elapid::DType {
+        match (self, device) {
+            (Self::F32, _) | (Self::Auto, elapid::Device::Cpu) => elapid::DType::F32,
+            _ => elapid::DType::Bf16,
+        }
+    }
+}
+
 /// `[model]`: what is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -270,6 +293,7 @@ pub struct TrainSettings {
     pub save_every: u64,
     pub log_every: u64,
     pub checkpoint_blocks: bool,
+    pub dtype: Dtype,
 }
 
 impl Default for TrainSettings {
@@ -295,6 +319,7 @@ impl Default for TrainSettings {
             save_every: 200,
             log_every: 10,
             checkpoint_blocks: false,
+            dtype: Dtype::Auto,
         }
     }
 }

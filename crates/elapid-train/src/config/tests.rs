@@ -68,7 +68,11 @@ fn a_saved_config_is_the_same() {
     let path = config.save(dir.path()).unwrap();
     assert_eq!(TrainConfig::load(&path).unwrap(), config);
     let text = fs::read_to_string(path).unwrap();
-    assert!(text.contains("\nlr = 0.001\n") && text.contains("# Rows of a batch.\nbatch = 8\n"), "{text}");
+    assert!(
+        text.contains("\nlr = 0.001\n")
+            && text.contains("# Rows of a batch; on several GPUs, of a batch of each.\nbatch = 8\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,22 +1,50 @@
 //! Gradients on their way back.
 
-use elapid_kernels::RowsMut;
+use elapid_kernels::cuda::{self, MatMut};
+use elapid_kernels::{DType, RowsMut};
 
 use super::Var;
-use crate::params::ParamGrads;
-use crate::{Result, Tensor};
+use crate::params::{ParamGrads, ParamId};
+use crate::{Device, Result, Tensor};
 
 /// The gradients of a tape's variables while [`Tape::backward`](super::Tape::backward) runs.
 pub struct Grads {
-    shapes: Vec<(usize, usize)>,
+    forms: Vec<Form>,
     slots: Vec<Option<Slot>>,
     /// Gradients of parameters that a recomputed part gave; see [`checkpoint`](super::checkpoint).
     pub(super) recomputed: ParamGrads,
 }
 
-/// One gradient. Columns that nobody wrote are 0.
+/// What a gradient looks like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    rows: usize,
+    cols: usize,
+    device: Device,
+    pub(super) dtype: DType,
+    /// The parameter that it is the gradient of.
+    pub(super) param: Option<ParamId>,
+}
+
+impl Form {
+    pub(super) fn of(value: &Tensor) -> Self {
+        let (rows, cols) = (value.row_count(), value.cols());
+        Self { rows, cols, device: value.device(), dtype: value.dtype(), param: None }
+    }
+
+    /// A matrix of `cols` columns: zeros on the processor, whatever the memory held on a GPU.
+    fn matrix(&self, cols: usize) -> Result<Tensor> {
+        let shape = [self.rows, cols];
+        match self.device {
+            Device::Cpu => Ok(Tensor::zeros(&shape)),
+            Device::Cuda(gpu) => Tensor::uninit(gpu, self.dtype, &shape),
+        }
+    }
+}
+
+/// One gradient. Columns that nobody wrote are 0 on the processor, and not there yet on a GPU.
 struct Slot {
-    data: Vec<f32>,
+    data: Tensor,
     /// Disjoint column ranges that hold something.
     written: Vec<(usize, usize)>,
 }
@@ -50,14 +78,16 @@ struct Target {
     slot: Option<usize>,
     from: usize,
     cols: usize,
+    /// Whether the operation adds to what is there.
+    adds: bool,
     /// Memory of their own, to be added to the slot afterwards; otherwise straight into the slot.
-    own: Option<Vec<f32>>,
+    own: Option<Tensor>,
 }
 
 impl Grads {
-    pub(super) fn new(shapes: Vec<(usize, usize)>) -> Self {
-        let slots = shapes.iter().map(|_| None).collect();
-        Self { shapes, slots, recomputed: ParamGrads::default() }
+    pub(super) fn new(forms: Vec<Form>) -> Self {
+        let slots = forms.iter().map(|_| None).collect();
+        Self { forms, slots, recomputed: ParamGrads::default() }
     }
 
     pub(super) fn has(&self, slot: usize) -> bool {
@@ -68,48 +98,80 @@ impl Grads {
         self.slots[slot] = None;
     }
 
-    pub(super) fn put_whole(&mut self, slot: usize, data: Vec<f32>) {
-        let cols = self.shapes[slot].1;
+    pub(super) fn put_whole(&mut self, slot: usize, data: Tensor) {
+        let cols = self.forms[slot].cols;
         self.slots[slot] = Some(Slot { data, written: vec![(0, cols)] });
     }
 
-    pub(super) fn take_whole(&mut self, slot: usize) -> Option<Vec<f32>> {
-        self.slots[slot].take().map(|slot| slot.data)
+    pub(super) fn take_whole(&mut self, slot: usize) -> Result<Option<Tensor>> {
+        let Some(Slot { mut data, mut written }) = self.slots[slot].take() else { return Ok(None) };
+        if let Some(gpu) = data.gpu() {
+            written.sort_unstable();
+            let mut at = 0;
+            for (from, to) in written.into_iter().chain([(self.forms[slot].cols, usize::MAX)]) {
+                if from > at {
+                    gpu.zero(data.mat_mut().columns(at, from - at))?;
+                }
+                at = at.max(to);
+            }
+        }
+        Ok(Some(data))
     }
 
     /// The gradient of an output, moved out; none if no gradient arrived there.
-    pub fn take(&mut self, output: &Var) -> Option<Tensor> {
-        let place = output.place.as_ref()?;
-        let data = self.take_whole(place.slot)?;
-        Some(Tensor::new(data, output.shape()))
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn take(&mut self, output: &Var) -> Result<Option<Tensor>> {
+        let Some(place) = output.place.as_ref() else { return Ok(None) };
+        Ok(self.take_whole(place.slot)?.map(|data| data.reshape(output.shape())))
     }
 
     /// [`take`](Self::take), with zeros where no gradient arrived.
-    pub fn take_or_zeros(&mut self, output: &Var) -> Tensor {
-        self.take(output).unwrap_or_else(|| Tensor::zeros(output.shape()))
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn take_or_zeros(&mut self, output: &Var) -> Result<Tensor> {
+        match self.take(output)? {
+            Some(gradient) => Ok(gradient),
+            None => Tensor::zeros_on(output.value.device(), output.value.dtype(), output.shape()),
+        }
     }
 
     /// Adds `gradient` to that of `var`; nothing for a constant.
-    pub fn add(&mut self, var: &Var, gradient: &Tensor) {
-        let added: Result<()> = self.write([Want::Add(var)], |[mut sum]| {
-            let gradient = gradient.rows();
-            for r in 0..sum.rows() {
-                sum.row(r).iter_mut().zip(gradient.row(r)).for_each(|(sum, g)| *sum += g);
-            }
-            Ok(())
-        });
-        debug_assert!(added.is_ok());
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn add(&mut self, var: &Var, gradient: &Tensor) -> Result<()> {
+        match gradient.gpu() {
+            None => self.write([Want::Add(var)], |[mut sum]| {
+                let gradient = gradient.rows();
+                for r in 0..sum.rows() {
+                    sum.row(r).iter_mut().zip(gradient.row(r)).for_each(|(sum, g)| *sum += g);
+                }
+                Ok(())
+            }),
+            Some(gpu) => self.write_cuda([Want::Add(var)], |[sum]| {
+                sum.map_or(Ok(()), |sum| {
+                    let gradient = gradient.reshape(&[sum.rows, sum.cols]);
+                    cuda::elementwise::add(&gpu, gradient.mat(), sum)
+                })
+            }),
+        }
     }
 
     /// Adds `gradient` to that of `var`, moving it there if it is the first and covers all.
-    pub fn give(&mut self, var: &Var, gradient: Tensor) {
-        let Some(place) = &var.place else { return };
-        let whole = self.shapes[place.slot];
-        if self.slots[place.slot].is_none() && gradient.len() == whole.0 * whole.1 {
-            self.put_whole(place.slot, gradient.into_vec());
-        } else {
-            self.add(var, &gradient);
+    ///
+    /// # Errors
+    /// If a device failed.
+    pub fn give(&mut self, var: &Var, gradient: Tensor) -> Result<()> {
+        let Some(place) = &var.place else { return Ok(()) };
+        let form = self.forms[place.slot];
+        if self.slots[place.slot].is_none() && gradient.len() == form.rows * form.cols {
+            self.put_whole(place.slot, gradient.reshape(&[form.rows, form.cols]));
+            return Ok(());
         }
+        self.add(var, &gradient)
     }
 
     /// Hands out the matrices that an operation writes its inputs' gradients to, and files what it wrote.
@@ -121,97 +183,136 @@ impl Grads {
         wants: [Want<'_>; N],
         write: impl FnOnce([RowsMut<'_>; N]) -> elapid_kernels::Result<()>,
     ) -> Result<()> {
-        let mut targets = wants.map(|want| self.target(want));
-        separate(&mut targets, &self.shapes);
-        let mut opened = self.open(&targets);
-        let matrices = lend(&mut targets, &mut opened, &self.shapes);
+        let mut targets = self.targets(wants)?;
+        let mut opened = self.open(&targets)?;
+        let matrices = lend(&mut targets, &mut opened);
         write(matrices)?;
-        self.close(targets, opened);
-        Ok(())
+        self.close(targets, opened)
     }
 
-    fn target(&mut self, want: Want<'_>) -> Target {
-        let (var, set) = match want {
-            Want::Nothing => return Target { slot: None, from: 0, cols: 0, own: Some(Vec::new()) },
-            Want::Set(var) => (var, true),
-            Want::Add(var) => (var, false),
+    /// [`write`](Self::write) for operations on a GPU; an absent input has no matrix.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn write_cuda<const N: usize>(
+        &mut self,
+        wants: [Want<'_>; N],
+        write: impl FnOnce([Option<MatMut<'_>>; N]) -> cuda::Result<()>,
+    ) -> Result<()> {
+        let mut targets = self.targets(wants)?;
+        let mut opened = self.open(&targets)?;
+        write(lend_cuda(&mut targets, &mut opened))?;
+        self.close(targets, opened)
+    }
+
+    fn targets<const N: usize>(&self, wants: [Want<'_>; N]) -> Result<[Target; N]> {
+        let mut targets = wants.map(|_| Target { slot: None, from: 0, cols: 0, adds: false, own: None });
+        for (target, want) in targets.iter_mut().zip(wants) {
+            *target = self.target(want)?;
+        }
+        self.separate(&mut targets)?;
+        Ok(targets)
+    }
+
+    fn target(&self, want: Want<'_>) -> Result<Target> {
+        let (var, adds) = match want {
+            Want::Nothing => return Ok(Target { slot: None, from: 0, cols: 0, adds: false, own: None }),
+            Want::Set(var) => (var, false),
+            Want::Add(var) => (var, true),
         };
         let Some(place) = &var.place else {
-            let own = Some(vec![0.0; var.value.len()]);
-            return Target { slot: None, from: 0, cols: var.value.cols(), own };
+            let form = Form::of(&var.value);
+            return Ok(Target { slot: None, from: 0, cols: form.cols, adds, own: Some(form.matrix(form.cols)?) });
         };
         // A reshaped variable covers its slot whole; a column slice keeps the slot's rows.
-        let (rows, slot_cols) = self.shapes[place.slot];
-        let cols = if var.value.len() == rows * slot_cols { slot_cols } else { var.value.cols() };
+        let form = self.forms[place.slot];
+        let cols = if var.value.len() == form.rows * form.cols { form.cols } else { var.value.cols() };
         let taken = self.slots[place.slot]
             .as_ref()
             .is_some_and(|slot| slot.written.iter().any(|&(from, to)| from < place.from + cols && place.from < to));
-        let own = (set && taken).then(|| vec![0.0; rows * cols]);
-        Target { slot: Some(place.slot), from: place.from, cols, own }
+        let own = (!adds && taken).then(|| form.matrix(cols)).transpose()?;
+        Ok(Target { slot: Some(place.slot), from: place.from, cols, adds, own })
+    }
+
+    /// An operation may be given the same variable twice: the second then gets memory of its own.
+    fn separate(&self, targets: &mut [Target]) -> Result<()> {
+        for i in 1..targets.len() {
+            let (before, rest) = targets.split_at_mut(i);
+            let target = &mut rest[0];
+            let Some(slot) = target.slot.filter(|_| target.own.is_none()) else { continue };
+            let overlaps = |other: &Target| {
+                other.own.is_none()
+                    && other.slot == Some(slot)
+                    && other.from < target.from + target.cols
+                    && target.from < other.from + other.cols
+            };
+            if before.iter().any(overlaps) {
+                let mut own = self.forms[slot].matrix(target.cols)?;
+                if let Some(gpu) = own.gpu().filter(|_| target.adds) {
+                    gpu.zero(own.mat_mut())?;
+                }
+                target.own = Some(own);
+            }
+        }
+        Ok(())
     }
 
     /// Takes the slots that are written directly out of the table, made if they were not there.
-    fn open(&mut self, targets: &[Target]) -> Vec<(usize, Slot)> {
+    fn open(&mut self, targets: &[Target]) -> Result<Vec<(usize, Slot)>> {
         let mut opened: Vec<(usize, Slot)> = Vec::new();
         for target in targets.iter().filter(|target| target.own.is_none()) {
             let Some(index) = target.slot else { continue };
-            let at = opened.iter().position(|(i, _)| *i == index).unwrap_or_else(|| {
-                let (rows, cols) = self.shapes[index];
-                let fresh = || Slot { data: vec![0.0; rows * cols], written: Vec::new() };
-                opened.push((index, self.slots[index].take().unwrap_or_else(fresh)));
-                opened.len() - 1
-            });
+            let at = match opened.iter().position(|(i, _)| *i == index) {
+                Some(at) => at,
+                None => {
+                    let slot = match self.slots[index].take() {
+                        Some(slot) => slot,
+                        None => Slot { data: self.forms[index].matrix(self.forms[index].cols)?, written: Vec::new() },
+                    };
+                    opened.push((index, slot));
+                    opened.len() - 1
+                }
+            };
             let range = (target.from, target.from + target.cols);
             let slot = &mut opened[at].1;
             if !slot.written.iter().any(|&(from, to)| from <= range.0 && range.1 <= to) {
+                if let Some(gpu) = slot.data.gpu().filter(|_| target.adds) {
+                    gpu.zero(slot.data.mat_mut().columns(target.from, target.cols))?;
+                }
                 slot.written.push(range);
             }
         }
-        opened
+        Ok(opened)
     }
 
-    fn close(&mut self, targets: impl IntoIterator<Item = Target>, opened: Vec<(usize, Slot)>) {
+    fn close(&mut self, targets: impl IntoIterator<Item = Target>, opened: Vec<(usize, Slot)>) -> Result<()> {
         for (index, slot) in opened {
             self.slots[index] = Some(slot);
         }
         for target in targets {
-            if let (Some(index), Some(own)) = (target.slot, target.own)
-                && let Some(slot) = &mut self.slots[index]
-            {
-                let stride = self.shapes[index].1;
-                for (r, part) in own.chunks_exact(target.cols.max(1)).enumerate() {
-                    let sum = &mut slot.data[r * stride + target.from..][..target.cols];
-                    sum.iter_mut().zip(part).for_each(|(sum, g)| *sum += g);
+            let (Some(index), Some(own)) = (target.slot, target.own) else { continue };
+            let Some(slot) = &mut self.slots[index] else { continue };
+            match own.gpu() {
+                Some(gpu) => {
+                    let sum = slot.data.mat_mut().columns(target.from, target.cols);
+                    cuda::elementwise::add(&gpu, own.mat(), sum)?;
+                }
+                None => {
+                    let stride = self.forms[index].cols;
+                    let data = slot.data.make_mut();
+                    for (r, part) in own.as_slice().chunks_exact(target.cols.max(1)).enumerate() {
+                        let sum = &mut data[r * stride + target.from..][..target.cols];
+                        sum.iter_mut().zip(part).for_each(|(sum, g)| *sum += g);
+                    }
                 }
             }
         }
-    }
-}
-
-/// An operation may be given the same variable twice: the second then gets memory of its own.
-fn separate(targets: &mut [Target], shapes: &[(usize, usize)]) {
-    for i in 1..targets.len() {
-        let (before, rest) = targets.split_at_mut(i);
-        let target = &mut rest[0];
-        let Some(slot) = target.slot.filter(|_| target.own.is_none()) else { continue };
-        let overlaps = |other: &&mut Target| {
-            other.own.is_none()
-                && other.slot == Some(slot)
-                && other.from < target.from + target.cols
-                && target.from < other.from + other.cols
-        };
-        if before.iter_mut().any(|other| overlaps(&other)) {
-            target.own = Some(vec![0.0; shapes[slot].0 * target.cols]);
-        }
+        Ok(())
     }
 }
 
 /// One matrix a target: over its own memory, or over its columns of an opened slot.
-fn lend<'a, const N: usize>(
-    targets: &'a mut [Target; N],
-    opened: &'a mut [(usize, Slot)],
-    shapes: &[(usize, usize)],
-) -> [RowsMut<'a>; N] {
+fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usize, Slot)]) -> [RowsMut<'a>; N] {
     let mut lent: [Option<RowsMut<'a>>; N] = [const { None }; N];
     for (index, slot) in opened {
         let mut parts: Vec<(usize, usize, usize)> = targets
@@ -221,7 +322,8 @@ fn lend<'a, const N: usize>(
             .map(|(i, target)| (target.from, target.cols, i))
             .collect();
         parts.sort_unstable();
-        let mut rest = RowsMut::new(&mut slot.data, shapes[*index].1);
+        let cols = slot.data.cols();
+        let mut rest = RowsMut::new(slot.data.make_mut(), cols);
         let mut at = 0;
         for (from, cols, i) in parts {
             let (part, after) = rest.split_columns(from - at).1.split_columns(cols);
@@ -235,8 +337,27 @@ fn lend<'a, const N: usize>(
         let direct = lent[i].take();
         i += 1;
         direct.unwrap_or_else(|| {
-            let cols = target.cols;
-            RowsMut::new(target.own.get_or_insert_default(), cols)
+            let own = target.own.get_or_insert_with(|| Tensor::zeros(&[0, 0]));
+            RowsMut::new(own.make_mut(), target.cols)
         })
+    })
+}
+
+/// [`lend`] on a GPU.
+fn lend_cuda<'a, const N: usize>(
+    targets: &'a mut [Target; N],
+    opened: &'a mut [(usize, Slot)],
+) -> [Option<MatMut<'a>>; N] {
+    // Memory of a device is shared by its views; that they do not overlap was seen to by `separate`.
+    let opened = &*opened;
+    targets.each_mut().map(|target| match (&mut target.own, target.slot) {
+        (Some(own), _) => Some(own.mat_mut()),
+        (None, Some(index)) => opened.iter().find(|(i, _)| *i == index).map(|(_, slot)| {
+            let (buffer, dtype) = slot.data.buffer();
+            let whole = slot.data.mat();
+            let offset = (whole.address() - buffer.address()) as usize + target.from * dtype.bytes();
+            MatMut::new(buffer, offset, (whole.rows, target.cols), whole.stride, dtype)
+        }),
+        (None, None) => None,
     })
 }

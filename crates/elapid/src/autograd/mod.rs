@@ -2,8 +2,8 @@
 //!
 //! An operation computes its output and, if an input wants a gradient, records on the tape a closure that turns the
 //! gradient of the output into gradients of the inputs. [`Tape::backward`] runs the closures from last to first and
-//! forgets each after it ran, with all that it saved. The tape knows nothing of models or devices; an operation is one
-//! file in [`crate::ops`].
+//! forgets each after it ran, with all that it saved. The tape knows nothing of models; an operation is one file in
+//! [`crate::ops`].
 //!
 //! Two rules keep memory traffic low. A column slice ([`Var::columns`]) shares the gradient of what it was cut from, so
 //! the gradients of `x` and `z` are written straight into that of the packed `[x z]`. And the first writer of a gradient
@@ -15,7 +15,10 @@ mod grads;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use elapid_kernels::DType;
+
 pub use checkpoint::checkpoint;
+use grads::Form;
 pub use grads::{Grads, Want};
 
 use crate::params::{ParamGrads, ParamId};
@@ -25,14 +28,16 @@ type Backward = Box<dyn FnOnce(&mut Grads) -> Result<()> + Send>;
 
 #[derive(Default)]
 struct Inner {
-    /// Rows and columns of every gradient.
-    slots: Vec<(usize, usize)>,
+    /// What every gradient looks like.
+    slots: Vec<Form>,
     nodes: Vec<Node>,
     params: HashMap<ParamId, usize>,
 }
 
 struct Node {
     outputs: Vec<usize>,
+    /// Parameters whose gradients it adds to, those of a part that it computes again among them.
+    params: Vec<ParamId>,
     backward: Backward,
 }
 
@@ -40,7 +45,12 @@ struct Node {
 #[derive(Default)]
 pub struct Tape {
     inner: Arc<Mutex<Inner>>,
+    /// Whether it only notes which parameters are used: what it makes of them are constants.
+    notes_only: bool,
 }
+
+/// Called with each parameter whose gradient is complete.
+type Final<'a> = dyn FnMut(ParamId) -> Result<()> + 'a;
 
 fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -123,23 +133,44 @@ impl Tape {
         Self::default()
     }
 
+    /// A tape that records nothing but which parameters are used.
+    fn noting() -> Self {
+        Self { notes_only: true, ..Self::default() }
+    }
+
+    /// Parameters that were asked for since the last [`backward`](Self::backward).
+    fn noted(&self) -> Vec<ParamId> {
+        let mut noted: Vec<ParamId> = lock(&self.inner).params.keys().copied().collect();
+        noted.sort_unstable();
+        noted
+    }
+
+    /// Whether operations on its variables are recorded.
+    pub(crate) fn records(&self) -> bool {
+        !self.notes_only
+    }
+
     /// A variable that wants a gradient and that nothing computed: an input to differentiate by.
     pub fn leaf(&self, value: Tensor) -> Var {
         let slot = lock(&self.inner).new_slot(&value);
         Var { value, place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
     }
 
-    /// The variable of a parameter: the same gradient however often it is asked for.
+    /// The variable of a parameter: the same gradient, in f32, however often it is asked for.
     pub(crate) fn param(&self, id: ParamId, value: &Tensor) -> Var {
         let mut inner = lock(&self.inner);
         let slot = match inner.params.get(&id) {
             Some(&slot) => slot,
             None => {
                 let slot = inner.new_slot(value);
+                (inner.slots[slot].dtype, inner.slots[slot].param) = (DType::F32, Some(id));
                 inner.params.insert(id, slot);
                 slot
             }
         };
+        if self.notes_only {
+            return value.clone().into();
+        }
         Var { value: value.clone(), place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
     }
 
@@ -149,8 +180,25 @@ impl Tape {
     /// # Errors
     /// What an operation's backward says.
     pub fn backward(&self, output: &Var, seed: f32, into: &mut ParamGrads) -> Result<()> {
+        self.backward_with(output, seed, into, &mut |_| Ok(()))
+    }
+
+    /// [`backward`](Self::backward), telling `is_final` of each parameter used since the last call, once, as soon as no
+    /// operation that is left adds to its gradient: parameters of late layers come first. On a GPU the gradient is then
+    /// in `into`, as far as the device has come; on the processor it is there at the end.
+    ///
+    /// # Errors
+    /// What an operation's backward says, or `is_final`.
+    pub fn backward_with(
+        &self,
+        output: &Var,
+        seed: f32,
+        into: &mut ParamGrads,
+        is_final: &mut Final<'_>,
+    ) -> Result<()> {
+        // On the processor, wherever the output is: an operation may read it without waiting for a device.
         let seed = Tensor::new(vec![seed; output.value.len()], output.shape());
-        self.backward_from(&[(output, seed)], into).map(drop)
+        self.differentiate(&[(output, seed)], into, is_final).map(drop)
     }
 
     /// Differentiates Σ ⟨gradient, output⟩ by every parameter, added to `into`, and by every leaf: the returned
@@ -159,28 +207,53 @@ impl Tape {
     /// # Errors
     /// What an operation's backward says.
     pub fn backward_from(&self, outputs: &[(&Var, Tensor)], into: &mut ParamGrads) -> Result<Grads> {
+        self.differentiate(outputs, into, &mut |_| Ok(()))
+    }
+
+    fn differentiate(
+        &self,
+        outputs: &[(&Var, Tensor)],
+        into: &mut ParamGrads,
+        is_final: &mut Final<'_>,
+    ) -> Result<Grads> {
         let Inner { slots, mut nodes, params } = std::mem::take(&mut *lock(&self.inner));
+        // How many operations are left that add to a parameter's gradient.
+        let mut left: HashMap<ParamId, usize> = params.keys().map(|&id| (id, 0)).collect();
+        nodes.iter().flat_map(|node| &node.params).for_each(|&id| *left.entry(id).or_default() += 1);
         let mut grads = Grads::new(slots);
+        grads.recomputed = into.alias();
         for (&id, &slot) in &params {
             if let Some(sum) = into.take(id) {
                 grads.put_whole(slot, sum);
             }
         }
         for (output, gradient) in outputs {
-            grads.add(output, gradient);
+            grads.give(output, gradient.clone())?;
         }
         while let Some(node) = nodes.pop() {
             if node.outputs.iter().any(|&slot| grads.has(slot)) {
                 (node.backward)(&mut grads)?;
             }
             node.outputs.iter().for_each(|&slot| grads.forget(slot));
+            for id in node.params {
+                let uses = left.entry(id).or_default();
+                *uses -= 1;
+                if *uses == 0 {
+                    left.remove(&id);
+                    is_final(id)?;
+                }
+            }
         }
+        // What was asked for and used by nothing.
+        let mut unused: Vec<ParamId> = left.into_keys().collect();
+        unused.sort_unstable();
+        unused.into_iter().try_for_each(is_final)?;
         for (&id, &slot) in &params {
-            if let Some(sum) = grads.take_whole(slot) {
+            if let Some(sum) = grads.take_whole(slot)? {
                 into.put(id, sum);
             }
         }
-        into.merge(std::mem::take(&mut grads.recomputed));
+        into.merge(std::mem::take(&mut grads.recomputed))?;
         Ok(grads)
     }
 }
@@ -191,13 +264,16 @@ impl Inner {
         Var { value, place: Some(Place { tape: Arc::downgrade(tape), slot, from: 0 }) }
     }
 
-    fn push(&mut self, outputs: &[Var], backward: Backward) {
+    fn push(&mut self, inputs: &[&Var], recomputed: Vec<ParamId>, outputs: &[Var], backward: Backward) {
         let outputs = outputs.iter().filter_map(|v| v.place.as_ref()).map(|place| place.slot).collect();
-        self.nodes.push(Node { outputs, backward });
+        let places = inputs.iter().filter_map(|v| v.place.as_ref());
+        let mut params: Vec<ParamId> = places.filter_map(|place| self.slots[place.slot].param).collect();
+        params.extend(recomputed);
+        self.nodes.push(Node { outputs, params, backward });
     }
 
     fn new_slot(&mut self, value: &Tensor) -> usize {
-        self.slots.push((value.row_count(), value.cols()));
+        self.slots.push(Form::of(value));
         self.slots.len() - 1
     }
 }
@@ -216,13 +292,15 @@ pub(crate) fn record<const N: usize>(
     let mut inner = lock(&tape);
     let vars = outputs.map(|value| inner.output(&tape, value));
     let kept = vars.each_ref().map(Var::without_numbers);
-    inner.push(&vars, Box::new(move |grads| backward(grads, &kept)));
+    inner.push(inputs, Vec::new(), &vars, Box::new(move |grads| backward(grads, &kept)));
     vars
 }
 
-/// [`record`] for a number of outputs that is known at run time.
+/// [`record`] for a number of outputs that is known at run time, and a backward that also adds to the gradients of
+/// `recomputed`.
 pub(crate) fn record_many(
     inputs: &[&Var],
+    recomputed: Vec<ParamId>,
     outputs: Vec<Tensor>,
     backward: impl FnOnce(&mut Grads, &[Var]) -> Result<()> + Send + 'static,
 ) -> Vec<Var> {
@@ -230,7 +308,7 @@ pub(crate) fn record_many(
     let mut inner = lock(&tape);
     let vars: Vec<Var> = outputs.into_iter().map(|value| inner.output(&tape, value)).collect();
     let kept: Vec<Var> = vars.iter().map(Var::without_numbers).collect();
-    inner.push(&vars, Box::new(move |grads| backward(grads, &kept)));
+    inner.push(inputs, recomputed, &vars, Box::new(move |grads| backward(grads, &kept)));
     vars
 }
 

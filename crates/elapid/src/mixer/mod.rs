@@ -38,12 +38,17 @@ impl Cx {
 
     /// Whether operations are recorded.
     pub fn records(&self) -> bool {
-        self.tape.is_some()
+        self.tape.as_ref().is_some_and(|tape| tape.records())
+    }
+
+    /// The same pass over positions laid out another way.
+    pub(crate) fn laid_out(&self, layout: Layout) -> Self {
+        Self { layout, ..self.clone() }
     }
 
     /// The same pass on another tape.
-    pub(crate) fn on(&self, tape: Option<&Arc<Tape>>) -> Self {
-        Self { tape: tape.cloned(), ..self.clone() }
+    pub(crate) fn on(&self, tape: &Arc<Tape>) -> Self {
+        Self { tape: Some(tape.clone()), ..self.clone() }
     }
 }
 

@@ -1,15 +1,69 @@
 //! Residual add and RMSNorm in one pass.
 
 use elapid_kernels::add_norm as kernel;
+use elapid_kernels::cuda::Gpu;
 
 use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 /// s = x + r and y = s / rms(s) · w; returns (y, s). Without a residual r, s is x.
 ///
 /// # Errors
 /// If shapes do not fit.
 pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
+    match x.value().gpu() {
+        None => add_norm_cpu(x, residual, weight, eps),
+        Some(gpu) => add_norm_cuda(gpu, x, residual, weight, eps),
+    }
+}
+
+/// On a GPU x and y are of the activations' format, r and s f32.
+fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
+    let mut y = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
+    let mut sum = Tensor::uninit(gpu, DType::F32, x.shape())?;
+    let mut rstd = Tensor::uninit(gpu, DType::F32, &[x.value().row_count()])?;
+    let r = residual.map(|r| r.value().mat());
+    kernel::cuda::forward(
+        &gpu,
+        x.value().mat(),
+        r,
+        weight.value().flat(),
+        eps,
+        y.mat_mut(),
+        sum.mat_mut(),
+        rstd.mat_mut(),
+    )?;
+    let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
+    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
+        let dsum = grads.take(sum)?;
+        let dy = grads.take_or_zeros(y)?;
+        let mut dx = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
+        let mut dresidual = residual.as_ref().map(|r| Tensor::uninit(gpu, DType::F32, r.shape())).transpose()?;
+        grads.write_cuda([Want::Add(&weight)], |[dweight]| {
+            let Some(dweight) = dweight else { return Ok(()) };
+            kernel::cuda::backward(
+                &gpu,
+                kept_sum.mat(),
+                weight.value().flat(),
+                rstd.mat(),
+                dy.mat(),
+                dsum.as_ref().map(Tensor::mat),
+                dx.mat_mut(),
+                dresidual.as_mut().map(Tensor::mat_mut),
+                dweight,
+            )
+        })?;
+        grads.give(&x, dx)?;
+        match (&residual, dresidual) {
+            (Some(residual), Some(dresidual)) => grads.give(residual, dresidual),
+            _ => Ok(()),
+        }
+    });
+    Ok((y, sum))
+}
+
+fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
     let rows = x.value().row_count();
     let mut rstd = vec![0.0; rows];
     let mut sum = Vec::new();
@@ -29,8 +83,8 @@ pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
     let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
-        let dsum = grads.take(sum);
-        let dy = grads.take_or_zeros(y);
+        let dsum = grads.take(sum)?;
+        let dy = grads.take_or_zeros(y)?;
         let mut dx = Tensor::zeros(x.shape());
         grads.write([Want::Add(&weight)], |[dweight]| {
             let dx = elapid_kernels::RowsMut::new(dx.make_mut(), y.value().cols());
@@ -48,12 +102,11 @@ pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
         // x and the residual have the same gradient.
         match &residual {
             Some(residual) => {
-                grads.give(&x, dx.clone());
-                grads.give(residual, dx);
+                grads.give(&x, dx.clone())?;
+                grads.give(residual, dx)
             }
             None => grads.give(&x, dx),
         }
-        Ok(())
     });
     Ok((y, sum))
 }

@@ -1,10 +1,13 @@
 //! The loss of a language model, fused with its output projection.
 
+use std::sync::Arc;
+
 use elapid_kernels::RowsMut;
 use elapid_kernels::cross_entropy as kernel;
+use elapid_kernels::cuda::{self, Buffer, Gpu};
 
 use crate::autograd::{Var, record};
-use crate::{Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 
 /// What a batch of predictions came to.
 #[derive(Debug, Clone)]
@@ -13,14 +16,42 @@ pub struct Loss {
     pub mean: Var,
     /// Negative log-likelihood of every target in nats, 0 where it does not count; shaped as the positions.
     pub nll: Tensor,
-    /// Number of targets that count.
-    pub count: usize,
 }
 
 impl Loss {
-    /// The mean as a number.
-    pub fn value(&self) -> f32 {
-        self.mean.value().as_slice()[0]
+    /// The mean as a number; waits for the device.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn value(&self) -> Result<f32> {
+        Ok(self.mean.value().to_vec()?[0])
+    }
+}
+
+/// What is to be predicted: negative targets do not count.
+#[derive(Debug, Clone)]
+pub enum Targets<'a> {
+    /// Numbers of the host.
+    Host(&'a [i32]),
+    /// i32 in a GPU's memory; who put them there has checked them.
+    Device(Arc<Buffer>),
+}
+
+impl<'a> From<&'a [i32]> for Targets<'a> {
+    fn from(targets: &'a [i32]) -> Self {
+        Self::Host(targets)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [i32; N]> for Targets<'a> {
+    fn from(targets: &'a [i32; N]) -> Self {
+        Self::Host(targets)
+    }
+}
+
+impl<'a> From<&'a Vec<i32>> for Targets<'a> {
+    fn from(targets: &'a Vec<i32>) -> Self {
+        Self::Host(targets)
     }
 }
 
@@ -31,7 +62,41 @@ impl Loss {
 ///
 /// # Errors
 /// If shapes do not fit or a target is not in the vocabulary.
-pub fn cross_entropy(h: &Var, weight: &Var, targets: &[i32]) -> Result<Loss> {
+pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>) -> Result<Loss> {
+    let (loss, saved) = match (h.value().gpu(), targets.into()) {
+        (None, Targets::Host(targets)) => on_cpu(h, weight, targets)?,
+        (None, Targets::Device(_)) => {
+            return Err(Error::Argument("targets on a GPU for a loss on the processor".into()));
+        }
+        (Some(gpu), Targets::Device(targets)) => on_cuda(gpu, h, weight, &targets)?,
+        (Some(gpu), Targets::Host(targets)) => {
+            kernel::check_targets(targets, weight.value().row_count())?;
+            on_cuda(gpu, h, weight, &gpu.upload(targets)?)?
+        }
+    };
+    let Some((mut dh, mut dw)) = saved else { return Ok(loss) };
+    let (kept_h, kept_weight) = (h.clone(), weight.clone());
+    let [mean] = record(&[h, weight], [loss.mean.value().clone()], move |grads, [mean]| {
+        let Some(seed) = grads.take(mean)? else { return Ok(()) };
+        let seed = seed.to_vec()?[0];
+        if seed != 1.0 {
+            for gradient in [&mut dh, &mut dw] {
+                match gradient.gpu() {
+                    None => gradient.make_mut().iter_mut().for_each(|x| *x *= seed),
+                    Some(gpu) => cuda::elementwise::scale(&gpu, gradient.mat_mut(), seed)?,
+                }
+            }
+        }
+        grads.give(&kept_weight, dw)?;
+        grads.give(&kept_h, dh)
+    });
+    Ok(Loss { mean, nll: loss.nll })
+}
+
+/// The loss, and with a tape the gradients of its mean by h and W.
+type Computed = (Loss, Option<(Tensor, Tensor)>);
+
+fn on_cpu(h: &Var, weight: &Var, targets: &[i32]) -> Result<Computed> {
     let count = targets.iter().filter(|&&target| target >= 0).count();
     let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets };
     let mut nll = vec![0.0; targets.len()];
@@ -53,17 +118,19 @@ pub fn cross_entropy(h: &Var, weight: &Var, targets: &[i32]) -> Result<Loss> {
     let mean = nll.iter().map(|&x| f64::from(x)).sum::<f64>() / count.max(1) as f64;
     let mean = Tensor::new(vec![mean as f32], &[1]);
     let nll = Tensor::new(nll, &h.shape()[..h.shape().len() - 1]);
-    let Some((mut dh, mut dw)) = saved else { return Ok(Loss { mean: mean.into(), nll, count }) };
-    let (kept_h, kept_weight) = (h.clone(), weight.clone());
-    let [mean] = record(&[h, weight], [mean], move |grads, [mean]| {
-        let Some(seed) = grads.take(mean) else { return Ok(()) };
-        let seed = seed.as_slice()[0];
-        if seed != 1.0 {
-            dh.make_mut().iter_mut().chain(dw.make_mut()).for_each(|x| *x *= seed);
-        }
-        grads.give(&kept_weight, dw);
-        grads.give(&kept_h, dh);
-        Ok(())
-    });
-    Ok(Loss { mean, nll, count })
+    Ok((Loss { mean: mean.into(), nll }, saved))
+}
+
+fn on_cuda(gpu: Gpu, h: &Var, weight: &Var, targets: &Buffer) -> Result<Computed> {
+    let mut mean = Tensor::uninit(gpu, DType::F32, &[1])?;
+    let mut nll = Tensor::uninit(gpu, DType::F32, &[h.value().row_count()])?;
+    let mut saved = None;
+    if h.wants_grad() || weight.wants_grad() {
+        let dh = Tensor::uninit(gpu, h.value().dtype(), h.shape())?;
+        saved = Some((dh, Tensor::uninit(gpu, DType::F32, weight.shape())?));
+    }
+    let grads = saved.as_mut().map(|(dh, dw)| kernel::cuda::Grads { dh: dh.mat_mut(), dw: dw.mat_mut(), scale: 1.0 });
+    kernel::cuda::forward(&gpu, h.value().mat(), weight.value().mat(), targets, nll.mat_mut(), mean.mat_mut(), grads)?;
+    let nll = nll.reshape(&h.shape()[..h.shape().len() - 1]);
+    Ok((Loss { mean: mean.into(), nll }, saved))
 }

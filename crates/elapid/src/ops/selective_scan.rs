@@ -1,11 +1,12 @@
 //! The selective scan.
 
+use elapid_kernels::cuda::Gpu;
 use elapid_kernels::selective_scan as kernel;
 use kernel::{Args, Dims, Discretisation, Saved};
 
 use super::Layout;
 use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 /// What a selective scan reads; shapes as in Mamba, algorithm 2.
 #[derive(Debug, Clone)]
@@ -43,6 +44,23 @@ impl ScanArgs {
         always.into_iter().chain(maybe.into_iter().filter_map(Option::as_ref)).collect()
     }
 
+    fn as_device_kernel<'a>(&'a self, layout: &'a Layout) -> kernel::cuda::Args<'a> {
+        kernel::cuda::Args {
+            u: self.u.value().mat(),
+            delta: self.delta.value().mat(),
+            delta_bias: self.delta_bias.as_ref().map(|x| x.value().flat()),
+            softplus: true,
+            a: self.a.value().mat(),
+            b: self.b.value().mat(),
+            c: self.c.value().mat(),
+            skip: self.skip.as_ref().map(|x| x.value().flat()),
+            z: self.z.as_ref().map(|x| x.value().mat()),
+            initial: Some(self.initial.value().mat()),
+            segments: layout.device_segments(),
+            rule: self.rule,
+        }
+    }
+
     fn as_kernel<'a>(&'a self, layout: &'a Layout) -> Args<'a> {
         Args {
             u: self.u.value().rows(),
@@ -68,6 +86,51 @@ impl ScanArgs {
 /// # Errors
 /// If shapes do not fit.
 pub fn selective_scan(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
+    match args.u.value().gpu() {
+        None => on_cpu(args, layout),
+        Some(gpu) => on_cuda(gpu, args, layout),
+    }
+}
+
+fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
+    let dims = args.dims(layout);
+    let recorded = args.inputs().iter().any(|x| x.wants_grad());
+    let mut saved = None;
+    let mut y = Tensor::uninit(gpu, args.u.value().dtype(), args.u.shape())?;
+    let mut last = Tensor::uninit(gpu, DType::F32, args.initial.shape())?;
+    let keep = recorded.then_some(&mut saved);
+    kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
+    let Some(saved) = saved else { return Ok((y.into(), last.into())) };
+    let (kept, layout) = (args.clone(), layout.clone());
+    let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
+        let args = kept;
+        let dlast = grads.take(last)?;
+        let dy = grads.take_or_zeros(y)?;
+        let wants = [
+            Want::Set(&args.u),
+            Want::Set(&args.delta),
+            Want::add(args.delta_bias.as_ref()),
+            Want::Add(&args.a),
+            Want::Set(&args.b),
+            Want::Set(&args.c),
+            Want::add(args.skip.as_ref()),
+            Want::set(args.z.as_ref()),
+            Want::set(args.initial.wants_grad().then_some(&args.initial)),
+        ];
+        grads.write_cuda(wants, |wanted| {
+            let [Some(du), Some(ddelta), ddelta_bias, Some(da), Some(db), Some(dc), dskip, dz, dinitial] = wanted
+            else {
+                return Ok(());
+            };
+            let grads = kernel::cuda::Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial };
+            let dlast = dlast.as_ref().map(Tensor::mat);
+            kernel::cuda::backward(&gpu, dims, &args.as_device_kernel(&layout), &saved, dy.mat(), dlast, grads)
+        })
+    });
+    Ok((y, last))
+}
+
+fn on_cpu(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let dims = args.dims(layout);
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = recorded.then(Saved::new);
@@ -80,8 +143,8 @@ pub fn selective_scan(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let (kept, layout) = (args.clone(), layout.clone());
     let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
         let args = kept;
-        let dlast = grads.take(last);
-        let dy = grads.take_or_zeros(y);
+        let dlast = grads.take(last)?;
+        let dy = grads.take_or_zeros(y)?;
         let wants = [
             Want::Set(&args.u),
             Want::Set(&args.delta),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use elapid::Tensor;
 use elapid::autograd::{Tape, Var};
-use elapid::ops::{add_norm, linear, neg_exp};
-use elapid::params::ParamGrads;
+use elapid::ops::{Layout, add_norm, linear, neg_exp};
+use elapid::params::{ParamGrads, ParamId};
+use elapid::{DType, Device, LanguageModel, Tensor};
+use elapid_kernels::selective_scan::Discretisation;
 
-use crate::close;
+use crate::{close, ids, small_model};
 
 fn counted(shape: &[usize], scale: f32) -> Tensor {
     let count: usize = shape.iter().product();
@@ -49,7 +50,7 @@ fn slices_and_repeated_uses_share_a_gradient() {
     let leaf = tape.leaf(x.clone());
     let y = tangled(&leaf);
     let mut grads = tape.backward_from(&[(&y, g.clone())], &mut ParamGrads::default()).unwrap();
-    let got = grads.take(&leaf).unwrap();
+    let got = grads.take(&leaf).unwrap().unwrap();
     let want = differences(&x, &g, tangled);
     let worst = want.iter().zip(got.as_slice()).map(|(w, g)| (w - g).abs()).fold(0.0, f32::max);
     assert!(worst < 2e-3, "{worst}: {want:?} {got:?}");
@@ -62,7 +63,7 @@ fn the_same_variable_twice() {
     let (_, sum) = add_norm(&leaf, Some(&leaf), &Tensor::new(vec![1.0; 3], &[3]).into(), 1e-5).unwrap();
     let ones = Tensor::new(vec![1.0; 6], &[2, 3]);
     let mut grads = tape.backward_from(&[(&sum, ones)], &mut ParamGrads::default()).unwrap();
-    close("d(x + x)", &[2.0; 6], grads.take(&leaf).unwrap().as_slice());
+    close("d(x + x)", &[2.0; 6], grads.take(&leaf).unwrap().unwrap().as_slice());
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn unused_columns_have_gradient_zero() {
     let y = linear(&leaf.columns(1, 2), &Tensor::new(vec![1.0, 1.0], &[1, 2]).into(), None).unwrap();
     let ones = Tensor::new(vec![1.0; 2], &[2, 1]);
     let mut grads = tape.backward_from(&[(&y, ones)], &mut ParamGrads::default()).unwrap();
-    assert_eq!(grads.take(&leaf).unwrap().as_slice(), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(grads.take(&leaf).unwrap().unwrap().as_slice(), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn what_nothing_depends_on_is_not_run() {
     let y = neg_exp(&leaf).unwrap();
     let seed = Tensor::new(vec![1.0, 1.0], &[1, 2]);
     let mut grads = tape.backward_from(&[(&y, seed)], &mut ParamGrads::default()).unwrap();
-    close("d -exp", y.value().as_slice(), grads.take(&leaf).unwrap().as_slice());
+    close("d -exp", y.value().as_slice(), grads.take(&leaf).unwrap().unwrap().as_slice());
 }
 
 #[test]
@@ -92,4 +93,97 @@ fn constants_record_nothing() {
     assert!(!linear(&x, &x, None).unwrap().wants_grad());
     let tape = Tape::new();
     assert!(!tape.leaf(counted(&[1], 1.0)).detach().wants_grad());
+}
+
+/// Names of parameters in the order that their gradients are complete.
+fn finals(model: &LanguageModel, checkpointed: bool) -> (Vec<String>, ParamGrads) {
+    let tape = Arc::new(Tape::new());
+    let mut grads = ParamGrads::of(model.params()).unwrap();
+    let (tokens, targets) = (ids(2 * 9, 37), ids(2 * 9, 37).iter().map(|&id| id as i32).collect::<Vec<_>>());
+    let (cx, state) = (model.training(&tape, Layout::new(2, 9)), model.zero_state(2).unwrap());
+    let (loss, _) = model.loss(&cx, &tokens, &targets, &state, checkpointed).unwrap();
+    let mut names = Vec::new();
+    let mut is_final = |id| {
+        names.push(model.params().get(id).name.clone());
+        Ok(())
+    };
+    tape.backward_with(&loss.mean, 1.0, &mut grads, &mut is_final).unwrap();
+    (names, grads)
+}
+
+#[test]
+fn every_gradient_is_final_once_and_late_layers_come_first() {
+    let tied = small_model(Discretisation::ExpEuler);
+    let mut config = tied.config().clone();
+    config.tie_embeddings = false;
+    let untied = LanguageModel::new(config, 7).unwrap();
+    for (model, checkpointed) in [(&tied, false), (&tied, true), (&untied, false), (&untied, true)] {
+        let (names, grads) = finals(model, checkpointed);
+        let mut sorted = names.clone();
+        sorted.sort();
+        let mut all: Vec<String> = model.params().iter().map(|(_, param)| param.name.clone()).collect();
+        all.sort();
+        assert_eq!(sorted, all, "checkpointed {checkpointed}: each once");
+        assert_eq!(grads.iter().count(), all.len());
+        // The head and the last norm, layers from the last to the first, the embedding.
+        let layer = |name: &String| match name.strip_prefix("backbone.layers.") {
+            Some(rest) => rest.split('.').next().unwrap().parse::<i32>().unwrap(),
+            None if name == "backbone.embeddings.weight" => -1,
+            None => 3,
+        };
+        let order: Vec<i32> = names.iter().map(layer).collect();
+        assert!(order.is_sorted_by(|a, b| a >= b), "checkpointed {checkpointed}: {names:?}");
+        assert_eq!(names.last().unwrap(), "backbone.embeddings.weight");
+    }
+}
+
+#[test]
+fn what_is_asked_for_and_not_used_is_final_too() {
+    let model = small_model(Discretisation::ExpEuler);
+    let tape = Arc::new(Tape::new());
+    let cx = model.training(&tape, Layout::new(1, 1));
+    let ids: Vec<ParamId> = model.params().iter().map(|(id, _)| id).collect();
+    let (_unused, norm) = (cx.param(ids[0]), cx.param(ids[1]));
+    let (y, _) = add_norm(&norm.reshape(&[1, 20]), Some(&norm.reshape(&[1, 20])), &norm, 1e-5).unwrap();
+    let mut order = Vec::new();
+    let mut is_final = |id| {
+        order.push(id);
+        Ok(())
+    };
+    tape.backward_with(&y, 1.0, &mut ParamGrads::default(), &mut is_final).unwrap();
+    assert_eq!(order, [ids[1], ids[0]]);
+    let refuses = &mut |_| Err(elapid::Error::Argument("no".into()));
+    let (y, _) = add_norm(&cx.param(ids[1]), None, &cx.param(ids[1]), 1e-5).unwrap();
+    assert!(tape.backward_with(&y, 1.0, &mut ParamGrads::default(), refuses).is_err());
+}
+
+/// On a GPU a gradient is in its place when it is said to be final, and stays as it is.
+#[test]
+fn final_gradients_do_not_change() {
+    let Some(gpu) = elapid_kernels::testing::gpu() else { return };
+    let model = small_model(Discretisation::ExpEuler).to_train(Device::Cuda(gpu), DType::F32).unwrap();
+    for checkpointed in [false, true] {
+        let tape = Arc::new(Tape::new());
+        let mut grads = ParamGrads::of(model.params()).unwrap();
+        let flat = grads.flat().unwrap().clone();
+        let offsets = &model.params().flat().unwrap().offsets;
+        let read = |id: ParamId| {
+            let index = model.params().iter().position(|(other, _)| other == id).unwrap();
+            gpu.download::<f32>(&flat, offsets[index], model.params().get(id).value.len()).unwrap()
+        };
+        let (tokens, targets) = (ids(2 * 9, 37), ids(2 * 9, 37).iter().map(|&id| id as i32).collect::<Vec<_>>());
+        let (cx, state) = (model.training(&tape, Layout::new(2, 9)), model.zero_state(2).unwrap());
+        let (loss, _) = model.loss(&cx, &tokens, &targets, &state, checkpointed).unwrap();
+        let mut seen = Vec::new();
+        let mut is_final = |id| {
+            seen.push((id, read(id)));
+            Ok(())
+        };
+        tape.backward_with(&loss.mean, 1.0, &mut grads, &mut is_final).unwrap();
+        assert_eq!(seen.len(), model.params().iter().len());
+        for (id, then) in seen {
+            assert!(then == read(id), "checkpointed {checkpointed}: {}", model.params().get(id).name);
+            assert!(then.iter().any(|&x| x != 0.0), "{}", model.params().get(id).name);
+        }
+    }
 }

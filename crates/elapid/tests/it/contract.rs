@@ -12,7 +12,7 @@ use elapid_kernels::selective_scan::Discretisation;
 
 use crate::{close, ids, small_model};
 
-const RULES: [Discretisation; 3] = [Discretisation::ExpEuler, Discretisation::Zoh, Discretisation::Bilinear];
+pub(crate) const RULES: [Discretisation; 3] = [Discretisation::ExpEuler, Discretisation::Zoh, Discretisation::Bilinear];
 
 /// The columns `from..from + l` of ids `[b total]`.
 fn cut<T: Copy>(x: &[T], total: usize, from: usize, l: usize) -> Vec<T> {
@@ -20,16 +20,21 @@ fn cut<T: Copy>(x: &[T], total: usize, from: usize, l: usize) -> Vec<T> {
 }
 
 /// Logits `[total]` positions of each row, computed in pieces, without a tape.
-fn logits_in_pieces(model: &LanguageModel, tokens: &[u32], b: usize, pieces: &[usize]) -> (Vec<Vec<f32>>, State) {
+pub(crate) fn logits_in_pieces(
+    model: &LanguageModel,
+    tokens: &[u32],
+    b: usize,
+    pieces: &[usize],
+) -> (Vec<Vec<f32>>, State) {
     let total = tokens.len() / b;
-    let mut state = model.zero_state(b);
+    let mut state = model.zero_state(b).unwrap();
     let mut rows = vec![Vec::new(); b];
     let mut from = 0;
     for &l in pieces {
         let cx = model.inference(Layout::new(b, l));
         let (logits, next) = model.logits(&cx, &cut(tokens, total, from, l), &state, Positions::All).unwrap();
         let v = logits.value().cols();
-        for (row, part) in rows.iter_mut().zip(logits.value().as_slice().chunks((l * v).max(1))) {
+        for (row, part) in rows.iter_mut().zip(logits.value().to_vec().unwrap().chunks((l * v).max(1))) {
             row.extend_from_slice(part);
         }
         state = next;
@@ -39,8 +44,8 @@ fn logits_in_pieces(model: &LanguageModel, tokens: &[u32], b: usize, pieces: &[u
     (rows, state)
 }
 
-fn numbers(state: &State) -> Vec<f32> {
-    state.tensors().flat_map(|(_, x)| x.as_slice().to_vec()).collect()
+pub(crate) fn numbers(state: &State) -> Vec<f32> {
+    state.tensors().flat_map(|(_, x)| x.to_vec().unwrap()).collect()
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn a_row_alone_is_the_same_bits_as_in_a_batch() {
 }
 
 /// Loss summed over pieces with the state carried and nothing cut off; its gradients.
-fn gradients_in_pieces(
+pub(crate) fn gradients_in_pieces(
     model: &LanguageModel,
     tokens: &[u32],
     b: usize,
@@ -80,7 +85,7 @@ fn gradients_in_pieces(
 ) -> (f64, State, ParamGrads) {
     let total = tokens.len() / b - 1;
     let tape = Arc::new(Tape::new());
-    let mut state = model.zero_state(b);
+    let mut state = model.zero_state(b).unwrap();
     let mut losses = Vec::new();
     let mut from = 0;
     for &l in pieces {
@@ -95,15 +100,19 @@ fn gradients_in_pieces(
     assert_eq!(from, total);
     let seeds: Vec<_> =
         losses.iter().map(|(loss, share)| (&loss.mean, elapid::Tensor::new(vec![*share], &[1]))).collect();
-    let mut grads = ParamGrads::default();
+    let mut grads = ParamGrads::of(model.params()).unwrap();
     tape.backward_from(&seeds, &mut grads).unwrap();
-    let mean = losses.iter().map(|(loss, share)| f64::from(loss.value() * share)).sum();
+    let mean = losses.iter().map(|(loss, share)| f64::from(loss.value().unwrap() * share)).sum();
     (mean, state.detach(), grads)
 }
 
-fn same_gradients(name: &str, model: &LanguageModel, want: &ParamGrads, got: &ParamGrads) {
+fn numbers_of(grads: &ParamGrads, id: elapid::params::ParamId) -> Vec<f32> {
+    grads.get(id).unwrap().to_vec().unwrap()
+}
+
+pub(crate) fn same_gradients(name: &str, model: &LanguageModel, want: &ParamGrads, got: &ParamGrads) {
     for (id, param) in model.params().iter() {
-        close(&format!("{name}: gradient of {}", param.name), want.get(id).unwrap(), got.get(id).unwrap());
+        close(&format!("{name}: gradient of {}", param.name), &numbers_of(want, id), &numbers_of(got, id));
     }
 }
 
@@ -137,13 +146,19 @@ fn checkpointed_blocks_give_the_same_gradients() {
 }
 
 /// Loss of a batch under a layout, with a weight of 1 for every target that counts.
-fn summed(model: &LanguageModel, layout: &Layout, tokens: &[u32], targets: &[i32]) -> (f64, ParamGrads, State) {
+pub(crate) fn summed(
+    model: &LanguageModel,
+    layout: &Layout,
+    tokens: &[u32],
+    targets: &[i32],
+) -> (f64, ParamGrads, State) {
     let tape = Arc::new(Tape::new());
     let cx = model.training(&tape, layout.clone());
-    let (loss, state) = model.loss(&cx, tokens, targets, &model.zero_state(layout.b), false).unwrap();
-    let mut grads = ParamGrads::default();
-    tape.backward(&loss.mean, loss.count as f32, &mut grads).unwrap();
-    (f64::from(loss.value()) * loss.count as f64, grads, state.detach())
+    let (loss, state) = model.loss(&cx, tokens, targets, &model.zero_state(layout.b).unwrap(), false).unwrap();
+    let mut grads = ParamGrads::of(model.params()).unwrap();
+    let count = targets.iter().filter(|&&target| target >= 0).count() as f32;
+    tape.backward(&loss.mean, count, &mut grads).unwrap();
+    (f64::from(loss.value().unwrap() * count), grads, state.detach())
 }
 
 fn next_ids(tokens: &[u32]) -> Vec<i32> {
@@ -164,8 +179,9 @@ fn padding_changes_nothing() {
     close("state of the long row", &numbers(&state_a), &numbers(&state.select(&[0]).unwrap()));
     close("state of the short row", &numbers(&state_b), &numbers(&state.select(&[1]).unwrap()));
     for (id, param) in model.params().iter() {
-        let sum: Vec<f32> = grads_a.get(id).unwrap().iter().zip(grads_b.get(id).unwrap()).map(|(a, b)| a + b).collect();
-        close(&param.name, &sum, grads.get(id).unwrap());
+        let sum: Vec<f32> =
+            numbers_of(&grads_a, id).iter().zip(&numbers_of(&grads_b, id)).map(|(a, b)| a + b).collect();
+        close(&param.name, &sum, &numbers_of(&grads, id));
     }
 }
 
@@ -186,9 +202,9 @@ fn packed_documents_do_not_see_each_other() {
     for (id, param) in model.params().iter() {
         let mut sum = vec![0.0; param.value.len()];
         for (_, grads, _) in &apart {
-            sum.iter_mut().zip(grads.get(id).unwrap()).for_each(|(sum, g)| *sum += g);
+            sum.iter_mut().zip(numbers_of(grads, id)).for_each(|(sum, g)| *sum += g);
         }
-        close(&param.name, &sum, grads.get(id).unwrap());
+        close(&param.name, &sum, &numbers_of(&grads, id));
     }
 }
 
@@ -197,7 +213,7 @@ fn generation_does_not_depend_on_how_the_prompt_is_read() {
     let model = small_model(Discretisation::ExpEuler);
     let prompt = ids(50, 37);
     let run = |chunk: usize, pause: usize| {
-        let mut sequence = Generator::new(&model, Sampling::default(), 3).with_chunk(chunk);
+        let mut sequence = Generator::new(&model, Sampling::default(), 3).unwrap().with_chunk(chunk);
         sequence.read(&prompt[..pause]).unwrap();
         sequence.read(&prompt[pause..]).unwrap();
         (0..40).map(|_| sequence.next_token().unwrap()).collect::<Vec<_>>()
@@ -211,14 +227,14 @@ fn generation_does_not_depend_on_how_the_prompt_is_read() {
 fn mistakes_are_errors() {
     let model = small_model(Discretisation::ExpEuler);
     let cx = model.inference(Layout::new(1, 3));
-    let state = model.zero_state(1);
+    let state = model.zero_state(1).unwrap();
     let failed = |tokens: &[u32], state: &State| {
         model.logits(&cx, tokens, state, Positions::All).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert!(failed(&[1, 2], &state).contains("2 tokens"), "{}", failed(&[1, 2], &state));
     assert!(failed(&[1, 2, 99], &state).contains("99"), "{}", failed(&[1, 2, 99], &state));
-    assert!(failed(&[1, 2, 3], &model.zero_state(2)).contains("rows"));
+    assert!(failed(&[1, 2, 3], &model.zero_state(2).unwrap()).contains("rows"));
     let empty = model.inference(Layout { lengths: Some([0].into()), ..Layout::new(1, 3) });
     assert!(model.logits(&empty, &[1, 2, 3], &state, Positions::Last).is_err());
-    assert!(Generator::new(&model, Sampling::default(), 0).next_token().is_err());
+    assert!(Generator::new(&model, Sampling::default(), 0).unwrap().next_token().is_err());
 }

@@ -2,6 +2,7 @@
 
 mod autograd;
 mod contract;
+mod cuda;
 mod sizes;
 mod states;
 
@@ -24,7 +25,7 @@ fn small_model(rule: Discretisation) -> LanguageModel {
 
 /// Ids below `v` that do not repeat with a short period.
 fn ids(count: usize, v: u32) -> Vec<u32> {
-    (0..count as u32).map(|i| (i * i * 31 + i * 7 + 3) % 1009 % v).collect()
+    (0..count as u64).map(|i| ((i * i * 31 + i * 7 + 3) % 1009) as u32 % v).collect()
 }
 
 fn close(name: &str, want: &[f32], got: &[f32]) {

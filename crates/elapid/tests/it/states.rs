@@ -17,7 +17,7 @@ fn read(model: &LanguageModel, tokens: &[u32], state: &State) -> (Vec<f32>, Stat
 #[test]
 fn a_state_forks() {
     let model = small_model(Discretisation::ExpEuler);
-    let (_, state) = read(&model, &ids(9, 37), &model.zero_state(1));
+    let (_, state) = read(&model, &ids(9, 37), &model.zero_state(1).unwrap());
     let kept = state.clone();
     let (one, _) = read(&model, &[1, 2], &state);
     let (other, _) = read(&model, &[3, 4], &state);
@@ -29,7 +29,7 @@ fn a_state_forks() {
 #[test]
 fn rows_are_selected_and_stacked() {
     let model = small_model(Discretisation::ExpEuler);
-    let (_, both) = read(&model, &ids(2 * 8, 37), &model.zero_state(2));
+    let (_, both) = read(&model, &ids(2 * 8, 37), &model.zero_state(2).unwrap());
     let swapped = both.select(&[1, 0, 1]).unwrap();
     let again = State::stack(&[both.select(&[1]).unwrap(), both]).unwrap();
     let continued = |state: &State| read(&model, &[5, 6, 7], state).0;
@@ -44,8 +44,8 @@ fn a_saved_state_comes_back_and_a_foreign_one_does_not() {
     let model = small_model(Discretisation::ExpEuler);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("prompt.state");
-    let (_, state) = read(&model, &ids(30, 37), &model.zero_state(1));
-    state.save(&path, model.fingerprint(), &[("prompt", "thirty tokens".into())]).unwrap();
+    let (_, state) = read(&model, &ids(30, 37), &model.zero_state(1).unwrap());
+    state.save(&path, model.fingerprint().unwrap(), &[("prompt", "thirty tokens".into())]).unwrap();
     let (loaded, notes) = model.load_state(&path).unwrap();
     assert_eq!(notes["prompt"], "thirty tokens");
     assert_eq!(loaded.position, 30);
@@ -61,7 +61,7 @@ fn damaged_states_are_refused() {
     let model = small_model(Discretisation::ExpEuler);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.state");
-    model.zero_state(1).save(&path, model.fingerprint(), &[]).unwrap();
+    model.zero_state(1).unwrap().save(&path, model.fingerprint().unwrap(), &[]).unwrap();
     let whole = std::fs::read(&path).unwrap();
     for len in (0..whole.len()).step_by(41) {
         std::fs::write(&path, &whole[..len]).unwrap();

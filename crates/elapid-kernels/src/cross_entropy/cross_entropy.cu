@@ -1,0 +1,134 @@
+// From logits to losses and the gradient of the logits. T is the format of logits.
+
+struct Args {
+  Mat<T> logits;       // [rows v], becomes the gradient
+  const i32* targets;  // [m]
+  float* nll;          // [m]
+  float* mean;
+  float* share;  // 1 / (number of targets that count)
+  i64 first;     // position of the first row
+  i64 rows;
+  i64 v;
+  i64 m;
+  float scale;
+  i32 gradient;
+  i32 keeps;  // whether a row of logits fits in shared memory
+};
+
+#define THREADS 1024
+
+template <typename F>
+__device__ __forceinline__ float reduce(float x, float* shared, F f) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane >>= 1) x = f(x, __shfl_xor_sync(0xffffffffu, x, lane));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = shared[threadIdx.x % 32];
+#pragma unroll
+  for (int lane = 16; lane > 0; lane >>= 1) x = f(x, __shfl_xor_sync(0xffffffffu, x, lane));
+  return x;
+}
+
+// One block: how many targets count.
+extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constant__ Args a) {
+  __shared__ float shared[32];
+  i64 mine = 0;
+  for (i64 r = threadIdx.x; r < a.m; r += THREADS) mine += a.targets[r] >= 0;
+  float total = reduce(float(mine), shared, [](float x, float y) { return x + y; });
+  if (threadIdx.x == 0) *a.share = 1.0f / fmaxf(total, 1.0f);
+}
+
+// A block takes a row at a time.
+extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ float shared[32];
+  T* kept = reinterpret_cast<T*>(memory);
+  auto add = [](float x, float y) { return x + y; };
+  for (i64 r = blockIdx.x; r < a.rows; r += gridDim.x) {
+    T* logits = a.logits.row(r);
+    i64 target = a.targets[a.first + r];
+    if (target < 0) {
+      if (threadIdx.x == 0) a.nll[a.first + r] = 0.0f;
+      if (a.gradient) {
+        for (i64 j = threadIdx.x; j < a.v; j += THREADS) logits[j] = from_float<T>(0.0f);
+      }
+      continue;
+    }
+    const T* row = a.keeps ? kept : logits;
+    float max = -3.4e38f;
+    // Vectors of eight where rows are aligned: v is then a multiple of 8.
+#if VECTOR
+    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
+      float x[8];
+      load8(logits + j, x);
+      if (a.keeps) store8(kept + j, x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) max = fmaxf(max, x[i]);
+    }
+#else
+    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+      T x = logits[j];
+      if (a.keeps) kept[j] = x;
+      max = fmaxf(max, to_float(x));
+    }
+#endif
+    max = reduce(max, shared, [](float x, float y) { return fmaxf(x, y); });
+    // Without the target itself: what the loss is made of where the target is nearly certain.
+    float others = 0.0f;
+#if VECTOR
+    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
+      float x[8];
+      load8(row + j, x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) others += j + i == target ? 0.0f : fast_exp2(LOG2_E * (x[i] - max));
+    }
+#else
+    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+      others += j == target ? 0.0f : fast_exp2(LOG2_E * (to_float(row[j]) - max));
+    }
+#endif
+    others = reduce(others, shared, add);
+    bool known = target < a.v;
+    float above = known ? to_float(row[target]) - max : __int_as_float(0x7fc00000);
+    float own = expf(above), sum = own + others;
+    if (threadIdx.x == 0) a.nll[a.first + r] = above == 0.0f ? log1pf(others) : logf(sum) - above;
+    if (!a.gradient) {
+      __syncthreads();
+      continue;
+    }
+    float factor = a.scale * *a.share / sum;
+    // Nobody may overwrite the target's logit before all have read it.
+    __syncthreads();
+#if VECTOR
+    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
+      float x[8];
+      load8(row + j, x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        x[i] = factor * (j + i == target ? -others : fast_exp2(LOG2_E * (x[i] - max)));
+      }
+      store8(logits + j, x);
+    }
+#else
+    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+      float x = to_float(row[j]);
+      logits[j] = from_float<T>(factor * (j == target ? -others : fast_exp2(LOG2_E * (x - max))));
+    }
+#endif
+    __syncthreads();
+  }
+}
+
+// One block: the mean of the losses, in f64 and a fixed order.
+extern "C" __global__ void __launch_bounds__(THREADS) mean(const __grid_constant__ Args a) {
+  __shared__ double sums[THREADS];
+  double sum = 0.0;
+  for (i64 r = threadIdx.x; r < a.m; r += THREADS) sum += a.nll[r];
+  sums[threadIdx.x] = sum;
+  for (int half = THREADS / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) *a.mean = float(sums[0] * double(*a.share));
+}

@@ -1,0 +1,132 @@
+//! On a GPU: logits of a block of rows by a matrix product, one kernel that turns them into losses and their gradient in
+//! place, and two products back.
+
+use crate::DType;
+use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
+use crate::error::Check;
+use crate::linear::cuda::{backward_input, forward as product, matmul};
+
+static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("cross_entropy.cu") };
+const ENTRIES: [&str; 3] = ["count", "rows", "mean"];
+const CHECK: Check = Check("cross_entropy");
+const THREADS: u32 = 1024;
+/// Bytes that the logits of a block of rows may take.
+const LOGITS: usize = 512 << 20;
+/// Shared memory that a row may be kept in; what a block of an H100 can have, less what the kernel needs itself.
+const SHARED: usize = 200 << 10;
+
+/// Gradients of `scale` times the mean loss.
+#[derive(Debug)]
+pub struct Grads<'a> {
+    /// `[m d]`, of the format of h (=).
+    pub dh: MatMut<'a>,
+    /// `[v d]` f32 (=).
+    pub dw: MatMut<'a>,
+    /// What the mean is multiplied by.
+    pub scale: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Args {
+    logits: RawMat,
+    targets: u64,
+    nll: u64,
+    mean: u64,
+    share: u64,
+    first: i64,
+    rows: i64,
+    v: i64,
+    m: i64,
+    scale: f32,
+    gradient: i32,
+    keeps: i32,
+}
+
+/// Losses, and with `grads` the gradients in the same pass.
+///
+/// `h` `[m d]`, `w` `[v d]`, `targets` `[m]` i32 (negative ones do not count); `nll` `[m]` f32 (=), 0 where the target
+/// does not count; `mean` `[1]` f32 (=), over those that do. A target that is not in the vocabulary gives NaN.
+///
+/// # Errors
+/// If shapes or formats differ, or there is too little memory.
+pub fn forward(
+    gpu: &Gpu,
+    h: Mat<'_>,
+    w: Mat<'_>,
+    targets: &Buffer,
+    nll: MatMut<'_>,
+    mean: MatMut<'_>,
+    mut grads: Option<Grads<'_>>,
+) -> Result<()> {
+    let ((m, d), v) = (h.shape(), w.rows);
+    CHECK.shape("w", w.shape(), (v, d))?;
+    CHECK.len("targets", targets.bytes() / 4, m)?;
+    CHECK.len("nll", nll.len(), m)?;
+    CHECK.len("mean", mean.len(), 1)?;
+    if let Some(grads) = &grads {
+        CHECK.shape("dh", grads.dh.shape(), h.shape())?;
+        CHECK.shape("dw", grads.dw.shape(), w.shape())?;
+    }
+    let dtype = h.dtype;
+    let chunks = (m * v * dtype.bytes()).div_ceil(LOGITS).max(1);
+    let chunk = m.div_ceil(chunks).next_multiple_of(128).min(m.max(1));
+    // Rows of logits begin at multiples of 16 bytes, whatever the vocabulary.
+    let stride = v.next_multiple_of(8);
+    let buffer = gpu.alloc(chunk * stride * dtype.bytes())?;
+    let share = gpu.alloc(4)?;
+    let vector = v.is_multiple_of(8);
+    let shared = stride * dtype.bytes();
+    let keeps = shared <= SHARED;
+    let args = Args {
+        logits: RawMat::NULL,
+        targets: targets.address(),
+        nll: nll.address(),
+        mean: mean.address(),
+        share: share.address(),
+        first: 0,
+        rows: 0,
+        v: v as i64,
+        m: m as i64,
+        scale: grads.as_ref().map_or(0.0, |grads| grads.scale),
+        gradient: grads.is_some().into(),
+        keeps: keeps.into(),
+    };
+    let defines = defines(dtype, vector);
+    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    unsafe { gpu.kernel(&SOURCE, "count", &defines)?.launch(Launch::linear(1, THREADS), &args)? };
+    let kernel = gpu.kernel(&SOURCE, "rows", &defines)?;
+    for first in (0..m).step_by(chunk) {
+        let rows = chunk.min(m - first);
+        let logits = Mat::new(&buffer, 0, (rows, v), stride, dtype);
+        let h = h.rows_range(first, rows);
+        product(gpu, h, w, None, logits.into_mut())?;
+        let args = Args { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
+        let launch = Launch {
+            shared: if keeps { shared as u32 } else { 0 },
+            ..Launch::linear(rows.min(2 * gpu.multiprocessors()), THREADS)
+        };
+        // SAFETY: as above.
+        unsafe { kernel.launch(launch, &args)? };
+        if let Some(Grads { dh, dw, .. }) = &mut grads {
+            backward_input(gpu, logits, w, dh.reborrow().rows_range(first, rows))?;
+            matmul(gpu, (logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
+        }
+    }
+    if let Some(grads) = grads.filter(|_| m == 0) {
+        gpu.zero(grads.dw)?;
+    }
+    // SAFETY: as above.
+    unsafe { gpu.kernel(&SOURCE, "mean", &defines)?.launch(Launch::linear(1, THREADS), &args) }
+}
+
+fn defines(dtype: DType, vector: bool) -> Vec<Define> {
+    vec![Define::dtype("T", dtype), Define::new("VECTOR", i32::from(vector))]
+}
+
+/// Every specialisation.
+pub(crate) fn units() -> Vec<Unit> {
+    let forms = [(DType::F32, false), (DType::F32, true), (DType::Bf16, false), (DType::Bf16, true)];
+    let unit = |(dtype, vector)| Unit { source: &SOURCE, entries: &ENTRIES, defines: defines(dtype, vector) };
+    forms.map(unit).to_vec()
+}

@@ -1,0 +1,699 @@
+//! A device and the kernels on it.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
+
+use cudarc::cublaslt::sys::cublasLtHandle_t;
+use cudarc::driver::{result as driver, sys};
+
+use super::compile::{self, Define, Source};
+use super::library::{self, Needed};
+use super::memory::Pool;
+use super::{Buffer, Error, Mat, MatMut, MemoryUse, Pod, Result, blas};
+
+/// A GPU, opened once a process; cheap to copy.
+#[derive(Clone, Copy)]
+pub struct Gpu(&'static Inner);
+
+struct Inner {
+    ordinal: usize,
+    name: String,
+    capability: (u32, u32),
+    multiprocessors: usize,
+    total_memory: usize,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    pool: Mutex<Option<Arc<Pool>>>,
+    /// By source and constants.
+    modules: Mutex<HashMap<String, Module>>,
+    kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
+    caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
+    blas: OnceLock<blas::Blas>,
+    capturing: AtomicBool,
+    /// Which thread captures; others wait until it is done, as there is one stream.
+    captor: Mutex<Option<ThreadId>>,
+    captured: Condvar,
+    launches: AtomicU64,
+}
+
+#[derive(Clone, Copy)]
+struct Module(sys::CUmodule);
+
+// SAFETY: handles of the driver may be used from any thread that makes the context current.
+unsafe impl Send for Inner {}
+// SAFETY: as above; what changes is behind locks.
+unsafe impl Sync for Inner {}
+// SAFETY: a handle.
+unsafe impl Send for Module {}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cuda:{} ({})", self.0.ordinal, self.0.name)
+    }
+}
+
+impl PartialEq for Gpu {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ordinal == other.0.ordinal
+    }
+}
+
+impl Eq for Gpu {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Number of GPUs.
+///
+/// # Errors
+/// If the driver is missing or does not start.
+pub fn count() -> Result<usize> {
+    library::load(Needed::Driver)?;
+    driver::init().map_err(Error::driver("cuInit"))?;
+    let count = driver::device::get_count().map_err(Error::driver("cuDeviceGetCount"))?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+impl Gpu {
+    /// Opens a device, or gives the one already open.
+    ///
+    /// # Errors
+    /// If the driver, NVRTC or cuBLASLt is missing, or there is no such device.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        static OPEN: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
+        let mut open = lock(&OPEN);
+        if let Some(gpu) = open.iter().find(|gpu| gpu.0.ordinal == ordinal) {
+            return Ok(*gpu);
+        }
+        let found = count()?;
+        if ordinal >= found {
+            let found = match found {
+                0 => "this machine has no GPU that the driver can use".to_owned(),
+                1 => "this machine has one GPU, cuda:0".to_owned(),
+                n => format!("this machine has {n} GPUs, cuda:0 to cuda:{}", n - 1),
+            };
+            return Err(Error::NoDevice { ordinal, found });
+        }
+        library::load(Needed::Nvrtc)?;
+        library::load(Needed::CublasLt)?;
+        let gpu = Self(Box::leak(Box::new(Inner::open(ordinal)?)));
+        *lock(&gpu.0.pool) = Some(Pool::new(gpu));
+        open.push(gpu);
+        Ok(gpu)
+    }
+
+    /// Its number.
+    pub fn ordinal(self) -> usize {
+        self.0.ordinal
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Compute capability: (9, 0) for Hopper.
+    pub fn capability(self) -> (u32, u32) {
+        self.0.capability
+    }
+
+    /// Streaming multiprocessors.
+    pub fn multiprocessors(self) -> usize {
+        self.0.multiprocessors
+    }
+
+    /// Memory in bytes.
+    pub fn total_memory(self) -> usize {
+        self.0.total_memory
+    }
+
+    /// Makes the device's context current on this thread.
+    pub(crate) fn bind(self) -> Result<()> {
+        self.wait_for_capture();
+        // SAFETY: the primary context is never released.
+        unsafe { driver::ctx::set_current(self.0.context) }.map_err(Error::driver("cuCtxSetCurrent"))
+    }
+
+    /// The one stream.
+    pub(crate) fn stream(self) -> sys::CUstream {
+        self.0.stream
+    }
+
+    pub(crate) fn pool(self) -> Arc<Pool> {
+        self.wait_for_capture();
+        let mut pool = lock(&self.0.pool);
+        pool.get_or_insert_with(|| Pool::new(self)).clone()
+    }
+
+    /// Uses another pool from here on; returns the one before.
+    pub(crate) fn swap_pool(self, pool: Arc<Pool>) -> Arc<Pool> {
+        let before = lock(&self.0.pool).replace(pool);
+        before.unwrap_or_else(|| Pool::new(self))
+    }
+
+    /// Memory that is not initialised, aligned to 512 bytes; given back when dropped.
+    ///
+    /// # Errors
+    /// If there is too little.
+    pub fn alloc(self, bytes: usize) -> Result<Buffer> {
+        self.pool().alloc(bytes)
+    }
+
+    /// What this process holds.
+    pub fn memory(self) -> MemoryUse {
+        self.pool().memory()
+    }
+
+    /// Gives cached memory that is not in use back to the driver.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn trim(self) -> Result<()> {
+        self.pool().trim()
+    }
+
+    /// Numbers from the host in new memory. Not while a graph is captured.
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn upload<T: Pod>(self, host: &[T]) -> Result<Buffer> {
+        let buffer = self.alloc(size_of_val(host))?;
+        self.write(&buffer, 0, host)?;
+        Ok(buffer)
+    }
+
+    /// Numbers from the host into a buffer, from element `from`.
+    ///
+    /// # Errors
+    /// If a graph is being captured: it would read the host's memory again at every launch.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn write<T: Pod>(self, buffer: &Buffer, from: usize, host: &[T]) -> Result<()> {
+        assert!((from + host.len()) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
+        if host.is_empty() {
+            return Ok(());
+        }
+        if self.is_capturing() {
+            let reason = "numbers of the host were needed while a CUDA graph was captured".to_owned();
+            return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
+        }
+        self.bind()?;
+        let to = buffer.address() + (from * size_of::<T>()) as u64;
+        // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
+        unsafe { driver::memcpy_htod_async(to, host, self.0.stream) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
+    }
+
+    /// All of pinned memory into a buffer, without waiting; who owns it must not change it before the copy is done.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn write_pinned<T: Pod>(self, buffer: &Buffer, host: &super::Pinned<T>) -> Result<()> {
+        assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "numbers outside a buffer");
+        self.bind()?;
+        let host: &[T] = host;
+        // SAFETY: the range is inside the buffer, and pinned memory stays where it is.
+        unsafe { driver::memcpy_htod_async(buffer.address(), host, self.0.stream) }
+            .map_err(Error::driver("cuMemcpyHtoDAsync"))
+    }
+
+    /// `count` numbers of a buffer from element `from`. Waits for all work before.
+    ///
+    /// # Errors
+    /// If the device failed.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    pub fn download<T: Pod>(self, buffer: &Buffer, from: usize, count: usize) -> Result<Vec<T>> {
+        assert!((from + count) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        self.bind()?;
+        let mut host: Vec<T> = Vec::with_capacity(count);
+        let at = buffer.address() + (from * size_of::<T>()) as u64;
+        let bytes = count * size_of::<T>();
+        // SAFETY: the range is inside the buffer, and there is room for `count` numbers.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), at, bytes, self.0.stream) };
+        copied.result().map_err(Error::driver("cuMemcpyDtoHAsync"))?;
+        self.synchronize()?;
+        // SAFETY: the copy has filled them, and every bit pattern is a number.
+        unsafe { host.set_len(count) };
+        Ok(host)
+    }
+
+    /// Copies to pinned memory without waiting; what is there can be read after an [`Event`] recorded next.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Panics
+    /// If the ranges are not inside their memories.
+    pub fn download_later<T: Pod>(self, buffer: &Buffer, to: &super::Pinned<T>, at: usize, count: usize) -> Result<()> {
+        assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "numbers outside a buffer");
+        self.bind()?;
+        let host = to[at..].as_ptr().cast_mut().cast::<c_void>();
+        // SAFETY: both ranges are valid; pinned memory is written by the device, and its owner reads it after an event.
+        let copied =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(host, buffer.address(), count * size_of::<T>(), self.0.stream) };
+        copied.result().map_err(Error::driver("cuMemcpyDtoHAsync"))
+    }
+
+    /// Writes zeros.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn zero(self, m: MatMut<'_>) -> Result<()> {
+        if m.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        let (width, pitch) = (m.cols * m.dtype.bytes(), m.stride * m.dtype.bytes());
+        // SAFETY: the matrix lies inside its buffer.
+        let status = unsafe {
+            if m.is_contiguous() {
+                sys::cuMemsetD8Async(m.address(), 0, m.rows * width, self.0.stream)
+            } else {
+                sys::cuMemsetD2D8Async(m.address(), pitch, 0, width, m.rows, self.0.stream)
+            }
+        };
+        status.result().map_err(Error::driver("cuMemsetD8Async"))
+    }
+
+    /// Copies a matrix to one of the same shape and format.
+    ///
+    /// # Errors
+    /// If shapes or formats differ.
+    pub fn copy(self, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
+        let check = crate::error::Check("copy");
+        check.shape("to", to.shape(), from.shape())?;
+        check.that(to.dtype == from.dtype, "to", || from.dtype.to_string(), || to.dtype.to_string())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        let bytes = from.dtype.bytes();
+        if from.is_contiguous() && to.is_contiguous() {
+            // SAFETY: both lie inside their buffers.
+            return unsafe {
+                driver::memcpy_dtod_async(to.address(), from.address(), from.len() * bytes, self.0.stream)
+            }
+            .map_err(Error::driver("cuMemcpyDtoDAsync"));
+        }
+        let copy = sys::CUDA_MEMCPY2D_st {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
+            srcDevice: from.address(),
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from.stride * bytes,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to.address(),
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to.stride * bytes,
+            WidthInBytes: from.cols * bytes,
+            Height: from.rows,
+        };
+        // SAFETY: both lie inside their buffers.
+        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.0.stream) }.result().map_err(Error::driver("cuMemcpy2DAsync"))
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// If some of it failed.
+    pub fn synchronize(self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { driver::stream::synchronize(self.0.stream) }.map_err(Error::driver("cuStreamSynchronize"))
+    }
+
+    /// A kernel with constants, compiled at its first use.
+    ///
+    /// # Errors
+    /// If it does not compile or load.
+    pub fn kernel(self, source: &'static Source, entry: &'static str, defines: &[Define]) -> Result<Kernel> {
+        let unit = defines.iter().fold(source.name.to_owned(), |unit, define| format!("{unit} {define}"));
+        let key = (unit, entry);
+        if let Some(kernel) = lock(&self.0.kernels).get(&key) {
+            return Ok(*kernel);
+        }
+        self.bind()?;
+        let module = self.module(source, defines, &key.0)?;
+        let name = CString::new(entry).unwrap_or_default();
+        // SAFETY: the module stays loaded.
+        let function = unsafe { driver::module::get_function(module.0, name) }.map_err(|error| Error::Compile {
+            source_name: source.name,
+            options: key.0.clone(),
+            log: format!("no kernel `{entry}` in it: {error:?}"),
+        })?;
+        let kernel = Kernel(Box::leak(Box::new(Function { function, shared: AtomicU32::new(48 << 10), gpu: self })));
+        lock(&self.0.kernels).insert(key, kernel);
+        Ok(kernel)
+    }
+
+    fn module(self, source: &'static Source, defines: &[Define], unit: &str) -> Result<Module> {
+        let mut modules = lock(&self.0.modules);
+        if let Some(module) = modules.get(unit) {
+            return Ok(*module);
+        }
+        let image = compile::cached(source, defines, self.0.capability)?;
+        // SAFETY: the image is what NVRTC gave.
+        let module = unsafe { driver::module::load_data(image.code.as_ptr().cast()) };
+        let module = match module {
+            Ok(module) => module,
+            // Kept by another driver, or not fit for this one: compile it here.
+            Err(_) => {
+                let image = compile::compile(source, defines, self.0.capability)?;
+                // SAFETY: as above.
+                unsafe { driver::module::load_data(image.code.as_ptr().cast()) }
+                    .map_err(Error::driver("cuModuleLoadData"))?
+            }
+        };
+        modules.insert(unit.to_owned(), Module(module));
+        Ok(Module(module))
+    }
+
+    /// What an operation remembers of this device, by its type.
+    pub(crate) fn cache<C: Default + Send + 'static>(self) -> &'static Mutex<C> {
+        let mut caches = lock(&self.0.caches);
+        let cache = *caches
+            .entry(TypeId::of::<Mutex<C>>())
+            .or_insert_with(|| Box::leak(Box::new(Mutex::new(C::default()))) as &'static (dyn Any + Send + Sync));
+        match cache.downcast_ref() {
+            Some(cache) => cache,
+            None => unreachable!("caches are filed by their type"),
+        }
+    }
+
+    fn blas_state(self) -> Result<&'static blas::Blas> {
+        if let Some(blas) = self.0.blas.get() {
+            return Ok(blas);
+        }
+        self.bind()?;
+        let blas = blas::Blas::new(self)?;
+        Ok(self.0.blas.get_or_init(|| blas))
+    }
+
+    /// cuBLASLt's handle and the stream.
+    pub(crate) fn blas(self) -> Result<(cublasLtHandle_t, sys::CUstream)> {
+        self.bind()?;
+        Ok((self.blas_state()?.handle(), self.0.stream))
+    }
+
+    /// Memory for cuBLASLt, shared by all products: they are in order.
+    pub(crate) fn workspace(self) -> Result<&'static Buffer> {
+        Ok(self.blas_state()?.workspace())
+    }
+
+    /// Whether work is being captured into a graph rather than done.
+    pub fn is_capturing(self) -> bool {
+        self.0.capturing.load(Ordering::SeqCst)
+    }
+
+    /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture).
+    pub(crate) fn begin_capture(self) {
+        let mut captor = lock(&self.0.captor);
+        while captor.is_some() {
+            captor = self.0.captured.wait(captor).unwrap_or_else(PoisonError::into_inner);
+        }
+        *captor = Some(std::thread::current().id());
+        self.0.capturing.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn end_capture(self) {
+        self.0.capturing.store(false, Ordering::SeqCst);
+        *lock(&self.0.captor) = None;
+        self.0.captured.notify_all();
+    }
+
+    fn wait_for_capture(self) {
+        if !self.0.capturing.load(Ordering::SeqCst) {
+            return;
+        }
+        let me = std::thread::current().id();
+        let mut captor = lock(&self.0.captor);
+        while captor.is_some_and(|captor| captor != me) {
+            captor = self.0.captured.wait(captor).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Kernels launched and products done so far, or captured.
+    pub fn launches(self) -> u64 {
+        self.0.launches.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_launch(self) {
+        self.0.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An event, to be recorded.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn event(self) -> Result<Event> {
+        self.bind()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        Ok(Event { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu: self })
+    }
+
+    /// Milliseconds of each of `repeats` calls, by events on the device.
+    ///
+    /// # Errors
+    /// What `f` returns.
+    pub fn time(self, repeats: usize, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f32>> {
+        let mut times = Vec::with_capacity(repeats);
+        let (from, to) = (self.event()?, self.event()?);
+        for _ in 0..repeats {
+            from.record()?;
+            f()?;
+            to.record()?;
+            to.wait()?;
+            times.push(from.milliseconds_to(&to)?);
+        }
+        Ok(times)
+    }
+}
+
+impl Inner {
+    fn open(ordinal: usize) -> Result<Self> {
+        let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+        let device = driver::device::get(number).map_err(Error::driver("cuDeviceGet"))?;
+        let name = driver::device::get_name(device).map_err(Error::driver("cuDeviceGetName"))?;
+        let attribute = |attribute| {
+            // SAFETY: the device exists.
+            let value = unsafe { driver::device::get_attribute(device, attribute) };
+            value.map(i32::cast_unsigned).map_err(Error::driver("cuDeviceGetAttribute"))
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < (8, 0) {
+            let (major, minor) = capability;
+            let found = format!("{name} has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed");
+            return Err(Error::NoDevice { ordinal, found });
+        }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        // SAFETY: the device exists.
+        let total_memory = unsafe { driver::device::total_mem(device) }.map_err(Error::driver("cuDeviceTotalMem"))?;
+        // SAFETY: the device exists; the context is never released.
+        let context =
+            unsafe { driver::primary_ctx::retain(device) }.map_err(Error::driver("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: the context was just made.
+        unsafe { driver::ctx::set_current(context) }.map_err(Error::driver("cuCtxSetCurrent"))?;
+        let stream =
+            driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(Error::driver("cuStreamCreate"))?;
+        Ok(Self {
+            ordinal,
+            name,
+            capability,
+            multiprocessors,
+            total_memory,
+            context,
+            stream,
+            pool: Mutex::new(None),
+            modules: Mutex::default(),
+            kernels: Mutex::default(),
+            caches: Mutex::default(),
+            blas: OnceLock::new(),
+            capturing: AtomicBool::new(false),
+            captor: Mutex::new(None),
+            captured: Condvar::new(),
+            launches: AtomicU64::new(0),
+        })
+    }
+}
+
+/// A point in a device's work.
+#[derive(Debug)]
+pub struct Event {
+    event: sys::CUevent,
+    gpu: Gpu,
+}
+
+// SAFETY: a handle.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// Marks what was asked of the device so far.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn record(&self) -> Result<()> {
+        self.gpu.bind()?;
+        // SAFETY: both handles are alive.
+        unsafe { driver::event::record(self.event, self.gpu.stream()) }.map_err(Error::driver("cuEventRecord"))
+    }
+
+    /// Whether the device has come to it.
+    pub fn is_done(&self) -> bool {
+        // SAFETY: the handle is alive.
+        self.gpu.bind().is_ok() && unsafe { driver::event::query(self.event) }.is_ok()
+    }
+
+    /// Waits until the device has come to it.
+    ///
+    /// # Errors
+    /// If work before it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.gpu.bind()?;
+        // SAFETY: the handle is alive.
+        unsafe { driver::event::synchronize(self.event) }.map_err(Error::driver("cuEventSynchronize"))
+    }
+
+    /// Milliseconds from this to a later event; both must be done.
+    ///
+    /// # Errors
+    /// If they are not.
+    pub fn milliseconds_to(&self, later: &Event) -> Result<f32> {
+        // SAFETY: both handles are alive.
+        unsafe { driver::event::elapsed(self.event, later.event) }.map_err(Error::driver("cuEventElapsedTime"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            // SAFETY: it is destroyed once.
+            let _ = unsafe { driver::event::destroy(self.event) };
+        }
+    }
+}
+
+/// A loaded kernel; cheap to copy.
+#[derive(Clone, Copy)]
+pub struct Kernel(&'static Function);
+
+struct Function {
+    function: sys::CUfunction,
+    /// Dynamic shared memory that it may use.
+    shared: AtomicU32,
+    gpu: Gpu,
+}
+
+// SAFETY: a handle.
+unsafe impl Send for Function {}
+// SAFETY: a handle.
+unsafe impl Sync for Function {}
+
+/// How a kernel is spread over the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: (u32, u32, u32),
+    /// Threads of a block.
+    pub block: (u32, u32, u32),
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+    /// Whether it may begin before the launch before has ended: the kernel waits by itself (`wait_for_previous`).
+    pub overlap: bool,
+}
+
+impl Launch {
+    /// `grid` blocks of `block` threads in one dimension.
+    pub fn linear(grid: usize, block: u32) -> Self {
+        let grid = u32::try_from(grid).unwrap_or(u32::MAX);
+        Self { grid: (grid, 1, 1), block: (block, 1, 1), shared: 0, overlap: false }
+    }
+}
+
+impl Kernel {
+    /// Launches it with one argument; nothing for an empty grid.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Safety
+    /// `A` must be laid out as the kernel's argument, the addresses in it valid for what the kernel does with them
+    /// until the stream has come past it.
+    pub unsafe fn launch<A: Copy>(&self, launch: Launch, args: &A) -> Result<()> {
+        let Function { function, shared, gpu } = self.0;
+        let Launch { grid, block, .. } = launch;
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        gpu.bind()?;
+        if launch.shared > shared.load(Ordering::Relaxed) {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
+            let bytes = i32::try_from(launch.shared).unwrap_or(i32::MAX);
+            // SAFETY: the function stays loaded.
+            unsafe { driver::function::set_function_attribute(*function, MAX_SHARED, bytes) }
+                .map_err(Error::driver("cuFuncSetAttribute"))?;
+            shared.store(launch.shared, Ordering::Relaxed);
+        }
+        let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        gpu.count_launch();
+        // SAFETY: an attribute is plain bytes; those not set are 0.
+        let mut overlap: sys::CUlaunchAttribute = unsafe { MaybeUninit::zeroed().assume_init() };
+        overlap.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        overlap.value.programmaticStreamSerializationAllowed = 1;
+        let overlaps = launch.overlap && gpu.capability() >= (9, 0);
+        let config = sys::CUlaunchConfig_st {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: block.0,
+            blockDimY: block.1,
+            blockDimZ: block.2,
+            sharedMemBytes: launch.shared,
+            hStream: gpu.stream(),
+            attrs: &mut overlap,
+            numAttrs: u32::from(overlaps),
+        };
+        // SAFETY: the caller vouches for the argument; configuration and handles are valid.
+        let status =
+            unsafe { sys::cuLaunchKernelEx(&config, *function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
+        status.result().map_err(Error::driver("cuLaunchKernelEx"))
+    }
+
+    /// Blocks of `block` threads with `shared` bytes that fit on one multiprocessor at a time.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn resident_blocks(&self, block: u32, shared: u32) -> Result<usize> {
+        self.0.gpu.bind()?;
+        let block = i32::try_from(block).unwrap_or(i32::MAX);
+        let mut count = 0;
+        // SAFETY: the function stays loaded.
+        let status = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut count, self.0.function, block, shared as usize)
+        };
+        status.result().map_err(Error::driver("cuOccupancyMaxActiveBlocksPerMultiprocessor"))?;
+        Ok(usize::try_from(count).unwrap_or(0))
+    }
+}

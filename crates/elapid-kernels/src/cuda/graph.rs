@@ -1,0 +1,110 @@
+//! Work that is recorded once and launched many times.
+
+use std::sync::Arc;
+
+use cudarc::driver::{result as driver, sys};
+
+use super::memory::Pool;
+use super::{Error, Gpu, MemoryUse, Result};
+
+/// A sequence of launches, copies and fills, launched as one.
+///
+/// It works on the memory that it was captured with, and keeps what it allocated then for itself.
+#[derive(Debug)]
+pub struct Graph {
+    exec: sys::CUgraphExec,
+    gpu: Gpu,
+    pool: Arc<Pool>,
+    launches: u64,
+}
+
+// SAFETY: a handle.
+unsafe impl Send for Graph {}
+
+impl Gpu {
+    /// Records what `f` asks of the device, instead of doing it. `f` must have been run before, so that kernels are
+    /// loaded; it must not wait, nor read or write the host's memory. Buffers that `f` returns belong to the graph's
+    /// memory: every launch writes them anew. Other threads that want something of the device wait meanwhile; they
+    /// should not be in the middle of a call when it begins.
+    ///
+    /// # Errors
+    /// What `f` returns, or the driver if something in `f` cannot be recorded.
+    pub fn capture<R, E: From<Error>>(self, f: impl FnOnce() -> Result<R, E>) -> Result<(Graph, R), E> {
+        // What is cached for the work done so far is not needed twice.
+        self.trim()?;
+        let _capture = Capture::begin(self);
+        let pool = Pool::new(self);
+        let before = self.swap_pool(pool.clone());
+        let launches = self.launches();
+        let recorded = self.record(f);
+        self.swap_pool(before);
+        let (exec, value) = recorded?;
+        Ok((Graph { exec, gpu: self, pool, launches: self.launches() - launches }, value))
+    }
+
+    fn record<R, E: From<Error>>(self, f: impl FnOnce() -> Result<R, E>) -> Result<(sys::CUgraphExec, R), E> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { driver::stream::begin_capture(self.stream(), mode) }.map_err(Error::driver("cuStreamBeginCapture"))?;
+        let value = f();
+        // SAFETY: as above; the capture ends whatever `f` returned.
+        let graph = unsafe { driver::stream::end_capture(self.stream()) };
+        let value = value?;
+        let graph = graph.map_err(Error::driver("cuStreamEndCapture"))?;
+        // SAFETY: the graph was just recorded and is destroyed once.
+        let exec = unsafe {
+            let exec = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = driver::graph::destroy(graph);
+            exec
+        }
+        .map_err(Error::driver("cuGraphInstantiate"))?;
+        Ok((exec, value))
+    }
+}
+
+/// While it is there, the device belongs to this thread.
+struct Capture(Gpu);
+
+impl Capture {
+    fn begin(gpu: Gpu) -> Self {
+        gpu.begin_capture();
+        Self(gpu)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.0.end_capture();
+    }
+}
+
+impl Graph {
+    /// Does the work once more.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn launch(&self) -> Result<()> {
+        self.gpu.bind()?;
+        // SAFETY: both handles are alive.
+        unsafe { driver::graph::launch(self.exec, self.gpu.stream()) }.map_err(Error::driver("cuGraphLaunch"))
+    }
+
+    /// Kernels and products in it.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    /// Memory that it keeps.
+    pub fn memory(&self) -> MemoryUse {
+        self.pool.memory()
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.gpu.synchronize().is_ok() {
+            // SAFETY: it is destroyed once, and the device has finished with it.
+            let _ = unsafe { driver::graph::exec_destroy(self.exec) };
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Device memory: a caching allocator, and memory of the host that a device can reach.
+//!
+//! Memory comes from the driver in segments and is cut into blocks; a freed block joins its free neighbours and is used
+//! again without asking the driver. This is safe without waiting because a device has one stream: whoever gets a block
+//! next writes to it after its last reader.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result as driver;
+
+use super::gpu::Gpu;
+use super::view::{Mat, MatMut, Pod};
+use super::{Error, Result};
+use crate::DType;
+
+/// Addresses are multiples of this.
+const ALIGNMENT: usize = 512;
+/// Segments are multiples of this, and at least [`SEGMENT`].
+const GRANULE: usize = 2 << 20;
+const SEGMENT: usize = 32 << 20;
+
+/// Device memory, given back to its pool when dropped. Not initialised.
+#[derive(Debug)]
+pub struct Buffer {
+    address: u64,
+    bytes: usize,
+    pool: Arc<Pool>,
+}
+
+impl Buffer {
+    /// Address of the first byte, a multiple of 512.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes asked for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The device it is on.
+    pub fn gpu(&self) -> Gpu {
+        self.pool.gpu
+    }
+
+    /// As a matrix without gaps, from the first byte.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub fn mat(&self, rows: usize, cols: usize, dtype: DType) -> Mat<'_> {
+        Mat::new(self, 0, (rows, cols), cols, dtype)
+    }
+
+    /// [`mat`](Self::mat), to write: the stream orders accesses.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub fn mat_mut(&self, rows: usize, cols: usize, dtype: DType) -> MatMut<'_> {
+        MatMut::new(self, 0, (rows, cols), cols, dtype)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.lock().free(self.address);
+    }
+}
+
+/// Segments of the driver's memory and the blocks that they are cut into.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    gpu: Gpu,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Size of every segment by its address.
+    segments: BTreeMap<u64, usize>,
+    blocks: BTreeMap<u64, Block>,
+    /// Free blocks by size, then address.
+    free: BTreeSet<(usize, u64)>,
+    used: usize,
+    peak: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    size: usize,
+    segment: u64,
+    free: bool,
+}
+
+/// Memory that a process holds on a device, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// In use now.
+    pub used: usize,
+    /// The most that was in use.
+    pub peak: usize,
+    /// Taken from the driver, in use or kept for later.
+    pub reserved: usize,
+}
+
+impl Pool {
+    pub(crate) fn new(gpu: Gpu) -> Arc<Self> {
+        Arc::new(Self { gpu, state: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let mut state = self.lock();
+        let address = match state.take(size) {
+            Some(address) => address,
+            None => {
+                let segment = if size < SEGMENT { SEGMENT } else { size.next_multiple_of(GRANULE) };
+                let address = self.segment(&mut state, segment, size)?;
+                state.add_segment(address.0, address.1);
+                state.take(size).unwrap_or(address.0)
+            }
+        };
+        Ok(Buffer { address, bytes, pool: self.clone() })
+    }
+
+    /// Memory of the driver, after giving back what is free if there is too little.
+    fn segment(&self, state: &mut State, preferred: usize, least: usize) -> Result<(u64, usize)> {
+        self.gpu.bind()?;
+        let least = least.next_multiple_of(GRANULE);
+        // SAFETY: the context is current.
+        let ask = |size: usize| unsafe { driver::malloc_sync(size) }.ok().map(|address| (address, size));
+        let given = ask(preferred).or_else(|| {
+            self.release(state);
+            ask(least)
+        });
+        given.ok_or_else(|| {
+            let (free, total) = driver::mem_get_info().unwrap_or_default();
+            Error::Memory { wanted: least, used: state.used, free, total }
+        })
+    }
+
+    /// Gives segments without a used block back to the driver.
+    fn release(&self, state: &mut State) {
+        let whole: Vec<u64> = state
+            .segments
+            .iter()
+            .filter(|(address, size)| state.blocks.get(address).is_some_and(|b| b.free && b.size == **size))
+            .map(|(&address, _)| address)
+            .collect();
+        for address in whole {
+            if let Some(size) = state.segments.remove(&address) {
+                state.blocks.remove(&address);
+                state.free.remove(&(size, address));
+                // SAFETY: the driver gave it, and no block of it is in use; freeing waits for the device.
+                let _ = unsafe { driver::free_sync(address) };
+            }
+        }
+    }
+
+    /// Gives back to the driver what is not in use.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.gpu.synchronize()?;
+        self.release(&mut self.lock());
+        Ok(())
+    }
+
+    pub(crate) fn memory(&self) -> MemoryUse {
+        let state = self.lock();
+        MemoryUse { used: state.used, peak: state.peak, reserved: state.segments.values().sum() }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            for &address in self.lock().segments.keys() {
+                // SAFETY: every buffer of the pool holds it, so none is left; freeing waits for the device.
+                let _ = unsafe { driver::free_sync(address) };
+            }
+        }
+    }
+}
+
+impl State {
+    fn add_segment(&mut self, address: u64, size: usize) {
+        self.segments.insert(address, size);
+        self.blocks.insert(address, Block { size, segment: address, free: true });
+        self.free.insert((size, address));
+    }
+
+    /// The smallest free block that is large enough, cut to `size`.
+    fn take(&mut self, size: usize) -> Option<u64> {
+        let &(found, address) = self.free.range((size, 0)..).next()?;
+        self.free.remove(&(found, address));
+        let block = self.blocks.get_mut(&address)?;
+        (block.size, block.free) = (size, false);
+        let segment = block.segment;
+        if found > size {
+            let rest = address + size as u64;
+            self.blocks.insert(rest, Block { size: found - size, segment, free: true });
+            self.free.insert((found - size, rest));
+        }
+        self.used += size;
+        self.peak = self.peak.max(self.used);
+        Some(address)
+    }
+
+    fn free(&mut self, address: u64) {
+        let Some(mut block) = self.blocks.remove(&address) else { return };
+        self.used -= block.size;
+        let mut start = address;
+        let next = self.blocks.get(&(address + block.size as u64)).copied();
+        if let Some(next) = next.filter(|next| next.free && next.segment == block.segment) {
+            let at = address + block.size as u64;
+            self.blocks.remove(&at);
+            self.free.remove(&(next.size, at));
+            block.size += next.size;
+        }
+        let before = self.blocks.range(..address).next_back().map(|(&at, &before)| (at, before));
+        if let Some((at, before)) = before.filter(|(_, before)| before.free && before.segment == block.segment) {
+            self.free.remove(&(before.size, at));
+            block.size += before.size;
+            start = at;
+        }
+        self.blocks.insert(start, Block { free: true, ..block });
+        self.free.insert((block.size, start));
+    }
+}
+
+/// Memory of the host that the device reads and writes without a copy in between.
+#[derive(Debug)]
+pub struct Pinned<T: Pod> {
+    data: *mut T,
+    len: usize,
+    gpu: Gpu,
+}
+
+// SAFETY: it owns its memory.
+unsafe impl<T: Pod> Send for Pinned<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Pod> Sync for Pinned<T> {}
+
+impl<T: Pod> Pinned<T> {
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// If the host has no such memory.
+    pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
+        gpu.bind()?;
+        let bytes = (len * size_of::<T>()).max(1);
+        // SAFETY: the context is current.
+        let data = unsafe { driver::malloc_host(bytes, 0) }.map_err(Error::driver("cuMemHostAlloc"))?.cast::<T>();
+        // SAFETY: `bytes` bytes are there, and zero bits are a number.
+        unsafe { data.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Self { data, len, gpu })
+    }
+}
+
+impl<T: Pod> std::ops::Deref for Pinned<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` initialised numbers are there as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+}
+
+impl<T: Pod> std::ops::DerefMut for Pinned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+}
+
+impl<T: Pod> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        if self.gpu.synchronize().is_ok() {
+            // SAFETY: the driver gave it, and the device has finished with it.
+            let _ = unsafe { driver::free_host(self.data.cast()) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks taken and freed at random never overlap, and all free memory joins again.
+    #[test]
+    fn blocks_never_overlap_and_join_again() {
+        let mut random = crate::testing::Random::new(7);
+        let mut state = State::default();
+        state.add_segment(1 << 20, 1 << 20);
+        state.add_segment(1 << 22, 1 << 19);
+        let mut taken: Vec<(u64, usize)> = Vec::new();
+        for _ in 0..20_000 {
+            if random.below(2) == 0 || taken.is_empty() {
+                let size = (random.below(40) + 1) * ALIGNMENT;
+                if let Some(address) = state.take(size) {
+                    assert!(taken.iter().all(|&(a, s)| address + size as u64 <= a || a + s as u64 <= address));
+                    taken.push((address, size));
+                }
+            } else {
+                let (address, _) = taken.swap_remove(random.below(taken.len()));
+                state.free(address);
+            }
+            assert_eq!(state.used, taken.iter().map(|t| t.1).sum::<usize>());
+        }
+        taken.drain(..).for_each(|(address, _)| state.free(address));
+        assert_eq!(state.free.iter().copied().collect::<Vec<_>>(), [(1 << 19, 1 << 22), (1 << 20, 1 << 20)]);
+        assert!(state.take((1 << 20) + ALIGNMENT).is_none());
+    }
+}

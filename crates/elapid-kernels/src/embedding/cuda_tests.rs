@@ -1,0 +1,53 @@
+//! On a GPU, against the oracle.
+
+use super::*;
+use crate::DType;
+use crate::testing::{OnDevice, Random, bits, err_ratio, gpu, median, rounded, wide};
+
+#[test]
+fn sizes() {
+    let Some(gpu) = gpu() else { return };
+    for (i, (m, v, d)) in
+        [(1, 1, 1), (7, 3, 5), (300, 11, 64), (5000, 256, 96), (1500, 5000, 40), (700, 2, 2000)].into_iter().enumerate()
+    {
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut random = Random::new(i as u64);
+            let (table, dy) = (rounded(&random.normal(v * d), dtype), rounded(&random.normal(m * d), dtype));
+            let ids: Vec<u32> = (0..m).map(|_| random.below(v) as u32).collect();
+            let gap = i % 3;
+            let (on_table, on_dy) = (OnDevice::of(gpu, &table, d, gap, dtype), OnDevice::of(gpu, &dy, d, gap, dtype));
+            let on_ids = gpu.upload(&ids).unwrap();
+            let y = OnDevice::poisoned(gpu, m, d, gap, dtype);
+            super::cuda::forward(&gpu, &on_ids, on_table.mat(), y.mat_mut()).unwrap();
+            let want: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * d..][..d].to_vec()).collect();
+            assert_eq!(want, y.values());
+
+            let once = || {
+                let dtable = OnDevice::of(gpu, &vec![0.25; v * d], d, gap, DType::F32);
+                super::cuda::backward(&gpu, &on_ids, on_dy.mat(), dtable.mat_mut()).unwrap();
+                dtable.values()
+            };
+            let mut want = vec![0.25; v * d];
+            naive::backward(&ids, Rows::new(&wide(&dy), d), RowsMut::new(&mut want, d));
+            let got = once();
+            let error = err_ratio(&want, &got);
+            assert!(error <= 1e-5, "{m} {v} {d}: {error:e}");
+            assert_eq!(bits(&got), bits(&once()));
+        }
+    }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn bench() {
+    let Some(gpu) = gpu() else { return };
+    for v in [256, 50_280] {
+        let (m, d, mut random) = (16_384, 768, Random::new(1));
+        let dy = OnDevice::of(gpu, &random.normal(m * d), d, 0, DType::Bf16);
+        let ids = gpu.upload(&(0..m).map(|_| random.below(v) as u32).collect::<Vec<_>>()).unwrap();
+        let dtable = OnDevice::of(gpu, &vec![0.0; v * d], d, 0, DType::F32);
+        let backward = || super::cuda::backward(&gpu, &ids, dy.mat(), dtable.mat_mut());
+        backward().unwrap();
+        println!("embedding backward, v {v}: {:.4} ms", median(gpu.time(20, backward).unwrap()));
+    }
+}

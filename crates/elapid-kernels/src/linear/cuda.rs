@@ -1,0 +1,274 @@
+//! On a GPU, by cuBLASLt. Matrices are read in place, whatever their stride, and sums are f32: bf16 products accumulate
+//! in f32, f32 products do not use TF32.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use cudarc::cublaslt::{result as lt, sys};
+
+use crate::DType;
+use crate::cuda::{Define, Error, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
+use crate::error::Check;
+
+static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
+const ENTRIES: [&str; 2] = ["spread", "column_sums"];
+const CHECK: Check = Check("linear");
+
+/// y = x Wᵀ + b.
+///
+/// `x` `[m k]`, `w` `[n k]` of one format, `bias` `[n]` f32, `y` `[m n]` (=) of that format or f32.
+///
+/// # Errors
+/// If shapes or formats differ.
+pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
+    CHECK.shape("w", w.shape(), (w.rows, x.cols))?;
+    CHECK.shape("y", y.shape(), (x.rows, w.rows))?;
+    let Some(bias) = bias else { return matmul(gpu, (x, false), (w, true), y, 0.0) };
+    CHECK.len("bias", bias.len(), w.rows)?;
+    let y = y.as_mat();
+    spread(gpu, bias, &y)?;
+    matmul(gpu, (x, false), (w, true), y.into_mut(), 1.0)
+}
+
+/// dx = dy W: `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=).
+///
+/// # Errors
+/// If shapes or formats differ.
+pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>) -> Result<()> {
+    CHECK.shape("w", w.shape(), (dy.cols, w.cols))?;
+    CHECK.shape("dx", dx.shape(), (dy.rows, w.cols))?;
+    matmul(gpu, (dy, false), (w, false), dx, 0.0)
+}
+
+/// dW += dyᵀ x: `dy` `[m n]`, `x` `[m k]`, `dw` `[n k]` f32 (+=).
+///
+/// # Errors
+/// If shapes or formats differ.
+pub fn backward_weight(gpu: &Gpu, dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result<()> {
+    CHECK.shape("x", x.shape(), (dy.rows, x.cols))?;
+    CHECK.shape("dw", dw.shape(), (dy.cols, x.cols))?;
+    matmul(gpu, (dy, true), (x, false), dw, 1.0)
+}
+
+/// db += Σ rows of dy: `dy` `[m n]`, `db` `[n]` f32 (+=).
+///
+/// # Errors
+/// If shapes differ, or there is too little memory.
+pub fn backward_bias(gpu: &Gpu, dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
+    CHECK.len("db", db.len(), dy.cols)?;
+    if dy.is_empty() {
+        return Ok(());
+    }
+    let parts = dy.rows.div_ceil(64).min(8 * gpu.multiprocessors());
+    let partial = gpu.alloc(parts * dy.cols * 4)?;
+    let partial = partial.mat_mut(parts, dy.cols, DType::F32);
+    let args = Args { y: dy.raw(), bias: 0, partial: partial.raw(), rows: dy.rows as i64, cols: dy.cols as i64 };
+    let launch = Launch { grid: (dy.cols.div_ceil(128) as u32, parts as u32, 1), ..Launch::linear(1, 128) };
+    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    unsafe { gpu.kernel(&SOURCE, "column_sums", &[Define::dtype("T", dy.dtype)])?.launch(launch, &args)? };
+    elementwise::add_rows(gpu, partial.as_mat(), db)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Args {
+    y: RawMat,
+    bias: u64,
+    partial: RawMat,
+    rows: i64,
+    cols: i64,
+}
+
+/// Every row of y becomes the bias.
+fn spread(gpu: &Gpu, bias: Mat<'_>, y: &Mat<'_>) -> Result<()> {
+    if y.is_empty() {
+        return Ok(());
+    }
+    let (rows, cols) = (y.rows as i64, y.cols as i64);
+    let args = Args { y: y.raw(), bias: bias.address(), partial: RawMat::NULL, rows, cols };
+    let down = y.rows.min(8 * gpu.multiprocessors()) as u32;
+    let launch = Launch { grid: (y.cols.div_ceil(128) as u32, down, 1), ..Launch::linear(1, 128) };
+    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    unsafe { gpu.kernel(&SOURCE, "spread", &[Define::dtype("T", y.dtype)])?.launch(launch, &args) }
+}
+
+/// Every specialisation.
+pub(crate) fn units() -> Vec<Unit> {
+    let unit = |dtype| Unit { source: &SOURCE, entries: &ENTRIES, defines: vec![Define::dtype("T", dtype)] };
+    [DType::F32, DType::Bf16].map(unit).to_vec()
+}
+
+/// A product as cuBLASLt tells it apart from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Problem {
+    rows: usize,
+    cols: usize,
+    inner: usize,
+    strides: [usize; 3],
+    transposed: [bool; 2],
+    formats: [DType; 2],
+    alignments: [u32; 3],
+    adds: bool,
+}
+
+/// What is kept of a problem: its descriptors and the algorithm.
+struct Plan {
+    desc: sys::cublasLtMatmulDesc_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    d: sys::cublasLtMatrixLayout_t,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: descriptors are not changed after they were made.
+unsafe impl Send for Plan {}
+
+#[derive(Default)]
+struct Plans(HashMap<Problem, Plan>);
+
+/// d = a b + beta d, each operand transposed if its flag says so; beta is 0 or 1.
+///
+/// # Errors
+/// If shapes or formats differ, or cuBLASLt cannot do it.
+pub fn matmul(
+    gpu: &Gpu,
+    (a, a_transposed): (Mat<'_>, bool),
+    (b, b_transposed): (Mat<'_>, bool),
+    d: MatMut<'_>,
+    beta: f32,
+) -> Result<()> {
+    let shape = |m: &Mat<'_>, transposed: bool| if transposed { (m.cols, m.rows) } else { m.shape() };
+    let ((rows, inner), (b_inner, cols)) = (shape(&a, a_transposed), shape(&b, b_transposed));
+    CHECK.shape("b", (b_inner, cols), (inner, cols))?;
+    CHECK.shape("d", d.shape(), (rows, cols))?;
+    CHECK.that(a.dtype == b.dtype, "b", || a.dtype.to_string(), || b.dtype.to_string())?;
+    let fits = d.dtype == a.dtype || d.dtype == DType::F32;
+    CHECK.that(fits, "d", || format!("{} or f32", a.dtype), || d.dtype.to_string())?;
+    if d.is_empty() {
+        return Ok(());
+    }
+    if inner == 0 {
+        return if beta == 0.0 { gpu.zero(d) } else { Ok(()) };
+    }
+    let alignment = |address: u64, stride: usize, dtype: DType| {
+        let common = address | (stride * dtype.bytes()) as u64;
+        1u32 << common.trailing_zeros().min(8)
+    };
+    let problem = Problem {
+        rows,
+        cols,
+        inner,
+        strides: [stride(&a), stride(&b), stride(&d.as_mat())],
+        transposed: [a_transposed, b_transposed],
+        formats: [a.dtype, d.dtype],
+        alignments: [
+            alignment(a.address(), stride(&a), a.dtype),
+            alignment(b.address(), stride(&b), b.dtype),
+            alignment(d.address(), stride(&d.as_mat()), d.dtype),
+        ],
+        adds: beta != 0.0,
+    };
+    let (handle, stream) = gpu.blas()?;
+    let workspace = gpu.workspace()?;
+    let mut plans = gpu.cache::<Plans>().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let plan = match plans.0.entry(problem) {
+        std::collections::hash_map::Entry::Occupied(plan) => plan.into_mut(),
+        std::collections::hash_map::Entry::Vacant(place) => {
+            let plan = Plan::new(handle, &problem, workspace.bytes()).map_err(|error| Error::Call {
+                call: "cublasLtMatmulAlgoGetHeuristic",
+                reason: format!("{error:?} for {problem:?}"),
+            })?;
+            place.insert(plan)
+        }
+    };
+    gpu.count_launch();
+    let (alpha, address) = (1.0f32, |m: u64| m as usize as *const c_void);
+    // SAFETY: descriptors say how the matrices lie, and those lie inside their buffers. Columns come first for cuBLASLt:
+    // what it computes is dᵀ = bᵀ aᵀ.
+    let done = unsafe {
+        lt::matmul(
+            handle,
+            plan.desc,
+            std::ptr::from_ref(&alpha).cast(),
+            std::ptr::from_ref(&beta).cast(),
+            address(b.address()),
+            plan.a,
+            address(a.address()),
+            plan.b,
+            address(d.address()),
+            plan.d,
+            address(d.address()).cast_mut(),
+            plan.d,
+            &plan.algorithm,
+            address(workspace.address()).cast_mut(),
+            workspace.bytes(),
+            stream.cast(),
+        )
+    };
+    done.map_err(|error| Error::Call { call: "cublasLtMatmul", reason: format!("{error:?} for {problem:?}") })
+}
+
+/// A single row may say any stride; cuBLASLt wants one at least as long as the row.
+fn stride(m: &Mat<'_>) -> usize {
+    m.stride.max(m.cols).max(1)
+}
+
+impl Plan {
+    fn new(handle: sys::cublasLtHandle_t, problem: &Problem, workspace: usize) -> Result<Self, lt::CublasError> {
+        use sys::cublasLtMatmulDescAttributes_t as Desc;
+        use sys::cublasLtMatmulPreferenceAttributes_t as Prefer;
+        let format = |dtype| match dtype {
+            DType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            DType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        let Problem { rows, cols, inner, strides, transposed, formats, alignments, .. } = *problem;
+        let desc =
+            lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F)?;
+        // What is row by row for us is column by column for cuBLASLt, transposed: operands change places.
+        for (attribute, transposed) in
+            [(Desc::CUBLASLT_MATMUL_DESC_TRANSA, transposed[1]), (Desc::CUBLASLT_MATMUL_DESC_TRANSB, transposed[0])]
+        {
+            let operation = i32::from(transposed);
+            // SAFETY: the attribute is an i32.
+            unsafe {
+                lt::set_matmul_desc_attribute(
+                    desc,
+                    attribute,
+                    std::ptr::from_ref(&operation).cast(),
+                    size_of::<i32>(),
+                )?;
+            }
+        }
+        let layout = |dtype, (rows, cols): (usize, usize), stride: usize| {
+            lt::create_matrix_layout(format(dtype), rows as u64, cols as u64, stride as i64)
+        };
+        let stored = |shape: (usize, usize), transposed: bool| if transposed { (shape.1, shape.0) } else { shape };
+        let a = layout(formats[0], stored((cols, inner), transposed[1]), strides[1])?;
+        let b = layout(formats[0], stored((inner, rows), transposed[0]), strides[0])?;
+        let d = layout(formats[1], (cols, rows), strides[2])?;
+        let preference = lt::create_matmul_pref()?;
+        // SAFETY: the attribute is a usize.
+        unsafe {
+            let size = std::ptr::from_ref(&workspace).cast();
+            let attribute = Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            lt::set_matmul_pref_attribute(preference, attribute, size, size_of::<usize>())?;
+        }
+        for (attribute, alignment) in [
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments[1]),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments[0]),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments[2]),
+            (Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments[2]),
+        ] {
+            // SAFETY: the attribute is a u32.
+            unsafe {
+                let value = std::ptr::from_ref(&alignment).cast();
+                lt::set_matmul_pref_attribute(preference, attribute, value, size_of::<u32>())?;
+            }
+        }
+        // SAFETY: all descriptors were just made.
+        let best = unsafe { lt::get_matmul_algo_heuristic(handle, desc, a, b, d, d, preference) };
+        // SAFETY: it is destroyed once.
+        unsafe { lt::destroy_matmul_pref(preference)? };
+        Ok(Self { desc, a, b, d, algorithm: best?.algo })
+    }
+}

@@ -1,0 +1,485 @@
+//! On a GPU: activations and their gradients in one format, states, A and parameters in f32.
+//!
+//! A block owns some channels of one sequence and walks along it with the state in registers. Where there are too few
+//! sequences and channels to fill the device, the length is cut into chunks: what each makes of a state of zeros and what
+//! it multiplies a state by is computed first, then the states between chunks one after another, then all chunks at once
+//! from there. dB and dC are summed over the channels of a block, and over blocks in order by a kernel of their own.
+
+use super::{Dims, Discretisation};
+use crate::DType;
+use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
+use crate::error::Check;
+
+static SOURCE: Source = Source { name: "selective_scan", text: include_str!("selective_scan.cu") };
+const ENTRIES: [&str; 7] =
+    ["forward", "forward_ends", "chain_forward", "chain_backward", "backward_ends", "backward", "join"];
+const CHECK: Check = Check("selective_scan");
+const THREADS: usize = 128;
+/// Chunks begin at multiples of this.
+const TILE: usize = 32;
+
+/// What the scan reads; as [`super::Args`].
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a> {
+    /// `[b l d]`, the input.
+    pub u: Mat<'a>,
+    /// `[b l d]`, Δ before bias and softplus.
+    pub delta: Mat<'a>,
+    /// `[d]` f32.
+    pub delta_bias: Option<Mat<'a>>,
+    /// Whether Δ goes through softplus.
+    pub softplus: bool,
+    /// `[d n]` f32: A itself.
+    pub a: Mat<'a>,
+    /// `[b l n]`.
+    pub b: Mat<'a>,
+    /// `[b l n]`.
+    pub c: Mat<'a>,
+    /// `[d]` f32: D.
+    pub skip: Option<Mat<'a>>,
+    /// `[b l d]`, the gate.
+    pub z: Option<Mat<'a>>,
+    /// `[b d n]` f32: the state before position 0; zeros if absent.
+    pub initial: Option<Mat<'a>>,
+    /// Padding and packed documents.
+    pub segments: Segments<'a>,
+    /// How Ā and B̄ come about.
+    pub rule: Discretisation,
+}
+
+/// What [`forward`] leaves for [`backward`]: the states before every few positions, f32.
+#[derive(Debug)]
+pub struct Saved {
+    states: Buffer,
+    dims: Dims,
+}
+
+/// What the backward writes and adds to; as [`super::Grads`].
+#[derive(Debug)]
+pub struct Grads<'a> {
+    /// `[b l d]` (=).
+    pub du: MatMut<'a>,
+    /// `[b l d]` (=).
+    pub ddelta: MatMut<'a>,
+    /// `[d]` f32 (+=).
+    pub ddelta_bias: Option<MatMut<'a>>,
+    /// `[d n]` f32 (+=).
+    pub da: MatMut<'a>,
+    /// `[b l n]` (=).
+    pub db: MatMut<'a>,
+    /// `[b l n]` (=).
+    pub dc: MatMut<'a>,
+    /// `[d]` f32 (+=).
+    pub dskip: Option<MatMut<'a>>,
+    /// `[b l d]` (=); needs `z`.
+    pub dz: Option<MatMut<'a>>,
+    /// `[b d n]` f32 (=).
+    pub dinitial: Option<MatMut<'a>>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Raw {
+    u: RawMat,
+    delta: RawMat,
+    delta_bias: u64,
+    a: u64,
+    b: RawMat,
+    c: RawMat,
+    skip: u64,
+    z: RawMat,
+    initial: u64,
+    lengths: u64,
+    resets: u64,
+    y: RawMat,
+    last: u64,
+    saved: u64,
+    starts: u64,
+    ends: u64,
+    decays: u64,
+    dy: RawMat,
+    dlast: u64,
+    du: RawMat,
+    ddelta: RawMat,
+    db: RawMat,
+    dc: RawMat,
+    dz: RawMat,
+    dinitial: u64,
+    partial_a: RawMat,
+    partial_d: RawMat,
+    partial_bc: u64,
+    batch: i64,
+    l: i64,
+    d: i64,
+    chunk: i64,
+    chunks: i64,
+    n: i32,
+    softplus: i32,
+}
+
+/// Lanes that share a channel, and states of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Form {
+    lanes: usize,
+    states: usize,
+}
+
+impl Form {
+    const ALL: [Self; 7] = [
+        Self { lanes: 4, states: 1 },
+        Self { lanes: 4, states: 2 },
+        Self { lanes: 4, states: 4 },
+        Self { lanes: 8, states: 4 },
+        Self { lanes: 16, states: 4 },
+        Self { lanes: 32, states: 4 },
+        Self { lanes: 32, states: 8 },
+    ];
+
+    fn of(n: usize) -> Result<Self> {
+        let form = Self::ALL.into_iter().find(|form| form.padded() >= n);
+        Ok(form.ok_or_else(|| crate::Error {
+            op: "selective_scan",
+            argument: "n",
+            wanted: "at most 256 on a GPU".into(),
+            got: n.to_string(),
+        })?)
+    }
+
+    /// States of a channel, with those that only fill up.
+    fn padded(self) -> usize {
+        self.lanes * self.states
+    }
+
+    fn channels(self) -> usize {
+        THREADS / self.lanes
+    }
+
+    /// Positions between saved states: `SAVE` of the source.
+    fn save(self) -> usize {
+        match self.padded() {
+            256.. => 4,
+            128.. => 8,
+            _ => 16,
+        }
+    }
+}
+
+/// How a call is spread over the device.
+struct Plan {
+    dims: Dims,
+    form: Form,
+    groups: usize,
+    chunk: usize,
+    chunks: usize,
+    defines: Vec<Define>,
+}
+
+impl Plan {
+    fn new(gpu: &Gpu, dims: Dims, args: &Args<'_>, others: &[&Mat<'_>]) -> Result<Self> {
+        let form = Form::of(dims.n)?;
+        let groups = dims.d.div_ceil(form.channels());
+        let blocks = dims.b * groups;
+        let mut chunk = dims.l.next_multiple_of(TILE).max(TILE);
+        if blocks < gpu.multiprocessors() {
+            // As many blocks as the device holds at a time, of a length that makes up for what a chunk costs.
+            let wanted = (4 * gpu.multiprocessors()).div_ceil(blocks.max(1));
+            chunk = dims.l.div_ceil(wanted).next_multiple_of(TILE).max(8 * TILE).min(chunk);
+        }
+        let chunks = dims.l.div_ceil(chunk).max(1);
+        let rows = [Some(&args.u), Some(&args.delta), args.z.as_ref()];
+        let aligned = rows.into_iter().flatten().chain(others.iter().copied()).all(Mat::is_aligned);
+        let narrow = |m: &Mat<'_>| {
+            let bytes = 4 * m.dtype.bytes();
+            m.address().is_multiple_of(bytes as u64) && (m.stride * m.dtype.bytes()).is_multiple_of(bytes)
+        };
+        let whole = dims.n == 16 && dims.d.is_multiple_of(8);
+        let vector = whole && aligned && narrow(&args.b) && narrow(&args.c);
+        let defines = defines(args.u.dtype, form, args.rule, vector, args.segments.resets.is_some());
+        Ok(Self { dims, form, groups, chunk, chunks, defines })
+    }
+
+    fn launch(&self) -> Launch {
+        let grid = (self.groups as u32, self.chunks as u32, self.dims.b as u32);
+        Launch { grid, ..Launch::linear(1, THREADS as u32) }
+    }
+
+    /// Bytes of a state for every chunk.
+    fn states(&self) -> usize {
+        self.dims.b * self.chunks * self.dims.d * self.form.padded() * 4
+    }
+
+    /// Runs a kernel.
+    fn run(&self, gpu: &Gpu, entry: &'static str, launch: Launch, raw: &Raw) -> Result<()> {
+        // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
+        unsafe { gpu.kernel(&SOURCE, entry, &self.defines)?.launch(launch, raw) }
+    }
+
+    /// The states before all chunks, or the gradients behind them, by `ends` of each chunk and the `chain` over them.
+    fn starts(&self, gpu: &Gpu, [ends, chain]: [&'static str; 2], raw: &Raw) -> Result<Option<Buffer>> {
+        if self.chunks == 1 {
+            return Ok(None);
+        }
+        let [starts, end, decay] = [gpu.alloc(self.states())?, gpu.alloc(self.states())?, gpu.alloc(self.states())?];
+        let raw = Raw { starts: starts.address(), ends: end.address(), decays: decay.address(), ..*raw };
+        self.run(gpu, ends, self.launch(), &raw)?;
+        let threads = self.dims.b * self.dims.d * self.form.padded();
+        self.run(gpu, chain, Launch::linear(threads.div_ceil(THREADS), THREADS as u32), &raw)?;
+        Ok(Some(starts))
+    }
+}
+
+/// Scans: `y` `[b l d]` (=), `last` `[b d n]` f32 (=). `saved` is for [`backward`].
+///
+/// # Errors
+/// If shapes or formats differ, `n` is 0 or above 256, or there is too little memory.
+pub fn forward(
+    gpu: &Gpu,
+    dims: Dims,
+    args: &Args<'_>,
+    y: MatMut<'_>,
+    last: MatMut<'_>,
+    saved: Option<&mut Option<Saved>>,
+) -> Result<()> {
+    check(dims, args)?;
+    let Dims { b, l, d, n } = dims;
+    activation("y", &y.as_mat(), &args.u, d)?;
+    state("last", &last.as_mat(), b * d * n)?;
+    let plan = Plan::new(gpu, dims, args, &[&y.as_mat()])?;
+    let keep = match &saved {
+        Some(_) => Some(gpu.alloc(b * l.div_ceil(plan.form.save()) * d * plan.form.padded() * 4)?),
+        None => None,
+    };
+    if b * l == 0 {
+        match args.initial {
+            Some(initial) => gpu.copy(initial.flat(), last.as_mat().flat().into_mut())?,
+            None => gpu.zero(last)?,
+        }
+    } else {
+        let raw = Raw {
+            y: y.raw(),
+            last: last.address(),
+            saved: keep.as_ref().map_or(0, Buffer::address),
+            ..Raw::new(&plan, args)
+        };
+        let starts = plan.starts(gpu, ["forward_ends", "chain_forward"], &raw)?;
+        let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
+        plan.run(gpu, "forward", plan.launch(), &raw)?;
+    }
+    if let (Some(saved), Some(states)) = (saved, keep) {
+        *saved = Some(Saved { states, dims });
+    }
+    Ok(())
+}
+
+/// The gradient of [`forward`]: `dy` `[b l d]`; `dlast` `[b d n]` f32 arrives at `last` from a next chunk.
+///
+/// # Errors
+/// If shapes or formats differ, `saved` is of other sizes, or there is too little memory.
+pub fn backward(
+    gpu: &Gpu,
+    dims: Dims,
+    args: &Args<'_>,
+    saved: &Saved,
+    dy: Mat<'_>,
+    dlast: Option<Mat<'_>>,
+    grads: Grads<'_>,
+) -> Result<()> {
+    check(dims, args)?;
+    let Dims { b, l, d, n } = dims;
+    let Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial } = grads;
+    for (name, m) in [("dy", Some(dy)), ("du", Some(du.as_mat())), ("ddelta", Some(ddelta.as_mat()))] {
+        activation(name, &m.unwrap_or(dy), &args.u, d)?;
+    }
+    for (name, m) in [("db", &db), ("dc", &dc)] {
+        activation(name, &m.as_mat(), &args.u, n)?;
+    }
+    if let Some(dz) = &dz {
+        activation("dz", &dz.as_mat(), &args.u, d)?;
+        CHECK.that(args.z.is_some(), "dz", || "z to be given".into(), || "no z".into())?;
+    }
+    state("da", &da.as_mat(), d * n)?;
+    for (name, m) in [("ddelta_bias", &ddelta_bias), ("dskip", &dskip)] {
+        if let Some(m) = m {
+            state(name, &m.as_mat(), d)?;
+        }
+    }
+    for (name, m) in [("dlast", dlast), ("dinitial", dinitial.as_ref().map(MatMut::as_mat))] {
+        if let Some(m) = m {
+            state(name, &m, b * d * n)?;
+        }
+    }
+    let wanted = || format!("states of a forward of {dims:?}");
+    CHECK.that(saved.dims == dims, "saved", wanted, || format!("{:?}", saved.dims))?;
+    if b * l == 0 {
+        return match (dlast, dinitial) {
+            (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.as_mat().flat().into_mut()),
+            (None, Some(dinitial)) => gpu.zero(dinitial),
+            _ => Ok(()),
+        };
+    }
+    let mut others = vec![dy, du.as_mat(), ddelta.as_mat()];
+    others.extend(dz.as_ref().map(MatMut::as_mat));
+    let plan = Plan::new(gpu, dims, args, &others.iter().collect::<Vec<_>>())?;
+    let (parts, padded) = (b * plan.chunks, plan.form.padded());
+    let partial_a = gpu.alloc(parts * d * n * 4)?;
+    let partial_d = gpu.alloc(parts * 2 * d * 4)?;
+    let partial_bc = gpu.alloc(plan.groups * b * l * 2 * padded * 4)?;
+    let partial_a = partial_a.mat(parts, d * n, DType::F32);
+    let partial_d = partial_d.mat(parts, 2 * d, DType::F32);
+    let raw = Raw {
+        saved: saved.states.address(),
+        dy: dy.raw(),
+        dlast: dlast.map_or(0, |m| m.address()),
+        du: du.raw(),
+        ddelta: ddelta.raw(),
+        db: db.raw(),
+        dc: dc.raw(),
+        dz: dz.as_ref().map_or(RawMat::NULL, MatMut::raw),
+        dinitial: dinitial.as_ref().map_or(0, MatMut::address),
+        partial_a: partial_a.raw(),
+        partial_d: partial_d.raw(),
+        partial_bc: partial_bc.address(),
+        ..Raw::new(&plan, args)
+    };
+    let starts = plan.starts(gpu, ["backward_ends", "chain_backward"], &raw)?;
+    let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
+    plan.run(gpu, "backward", plan.launch(), &raw)?;
+    let blocks = (b * l * 2 * padded).div_ceil(THREADS).min(64 * gpu.multiprocessors());
+    plan.run(gpu, "join", Launch::linear(blocks, THREADS as u32), &raw)?;
+    elementwise::add_rows(gpu, partial_a, da)?;
+    if let Some(ddelta_bias) = ddelta_bias {
+        elementwise::add_rows(gpu, partial_d.columns(0, d), ddelta_bias)?;
+    }
+    match dskip {
+        Some(dskip) => elementwise::add_rows(gpu, partial_d.columns(d, d), dskip),
+        None => Ok(()),
+    }
+}
+
+/// One position of every row: `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]`
+/// is moved on in place, `y` `[b d]` (=).
+///
+/// # Errors
+/// As [`forward`], or if `args.initial` is given.
+pub fn step(gpu: &Gpu, dims: Dims, args: &Args<'_>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
+    CHECK.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
+    // Every lane reads its states before it writes them.
+    let args = Args { initial: Some(state.as_mat()), ..*args };
+    forward(gpu, Dims { l: 1, ..dims }, &args, y, state.as_mat().into_mut(), None)
+}
+
+impl Raw {
+    fn new(plan: &Plan, args: &Args<'_>) -> Self {
+        let (null, Dims { b, l, d, n }) = (RawMat::NULL, plan.dims);
+        let address = |m: &Option<Mat<'_>>| m.as_ref().map_or(0, Mat::address);
+        Self {
+            u: args.u.raw(),
+            delta: args.delta.raw(),
+            delta_bias: address(&args.delta_bias),
+            a: args.a.address(),
+            b: args.b.raw(),
+            c: args.c.raw(),
+            skip: address(&args.skip),
+            z: args.z.as_ref().map_or(null, Mat::raw),
+            initial: address(&args.initial),
+            lengths: args.segments.lengths_address(),
+            resets: args.segments.resets_address(),
+            y: null,
+            last: 0,
+            saved: 0,
+            starts: 0,
+            ends: 0,
+            decays: 0,
+            dy: null,
+            dlast: 0,
+            du: null,
+            ddelta: null,
+            db: null,
+            dc: null,
+            dz: null,
+            dinitial: 0,
+            partial_a: null,
+            partial_d: null,
+            partial_bc: 0,
+            batch: b as i64,
+            l: l as i64,
+            d: d as i64,
+            chunk: plan.chunk as i64,
+            chunks: plan.chunks as i64,
+            n: n as i32,
+            softplus: args.softplus.into(),
+        }
+    }
+}
+
+fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
+    let Dims { b, l, d, n } = dims;
+    CHECK.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
+    CHECK.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
+    CHECK.shape("u", args.u.shape(), (b * l, d))?;
+    activation("delta", &args.delta, &args.u, d)?;
+    activation("b", &args.b, &args.u, n)?;
+    activation("c", &args.c, &args.u, n)?;
+    if let Some(z) = &args.z {
+        activation("z", z, &args.u, d)?;
+    }
+    state("a", &args.a, d * n)?;
+    for (name, m, len) in
+        [("delta_bias", args.delta_bias, d), ("skip", args.skip, d), ("initial", args.initial, b * d * n)]
+    {
+        if let Some(m) = m {
+            state(name, &m, len)?;
+        }
+    }
+    Ok(args.segments.check("selective_scan", b, l)?)
+}
+
+fn activation(name: &'static str, m: &Mat<'_>, u: &Mat<'_>, cols: usize) -> Result<()> {
+    CHECK.shape(name, m.shape(), (u.rows, cols))?;
+    CHECK.that(m.dtype == u.dtype, name, || u.dtype.to_string(), || m.dtype.to_string())?;
+    Ok(())
+}
+
+fn state(name: &'static str, m: &Mat<'_>, len: usize) -> Result<()> {
+    CHECK.len(name, m.len(), len)?;
+    CHECK.that(m.dtype == DType::F32, name, || "f32".into(), || m.dtype.to_string())?;
+    CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
+    Ok(())
+}
+
+fn defines(dtype: DType, form: Form, rule: Discretisation, vector: bool, segments: bool) -> Vec<Define> {
+    let rule = match rule {
+        Discretisation::ExpEuler => 0,
+        Discretisation::Zoh => 1,
+        Discretisation::Bilinear => 2,
+    };
+    vec![
+        Define::dtype("T", dtype),
+        Define::new("G", form.lanes),
+        Define::new("S", form.states),
+        Define::new("RULE", rule),
+        Define::new("VECTOR", i32::from(vector)),
+        Define::new("SEGMENTS", i32::from(segments)),
+    ]
+}
+
+/// Specialisations: all of state size 16, and those of other sizes with the rule of released models.
+pub(crate) fn units() -> Vec<Unit> {
+    let mut units = Vec::new();
+    let mut add = |dtype, form, rule, vector, segments| {
+        let defines = defines(dtype, form, rule, vector, segments);
+        units.push(Unit { source: &SOURCE, entries: &ENTRIES, defines });
+    };
+    for dtype in [DType::F32, DType::Bf16] {
+        for form in Form::ALL {
+            add(dtype, form, Discretisation::ExpEuler, false, true);
+        }
+        let form = Form { lanes: 4, states: 4 };
+        add(dtype, form, Discretisation::ExpEuler, false, false);
+        for rule in Discretisation::ALL {
+            add(dtype, form, rule, true, false);
+            add(dtype, form, rule, true, true);
+        }
+    }
+    units
+}

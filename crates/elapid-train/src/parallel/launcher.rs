@@ -1,0 +1,253 @@
+//! Starting the ranks of one host.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::World;
+use crate::{Error, Result};
+
+/// Exit code of a Rust program that panicked.
+const PANIC: i32 = 101;
+/// Bytes of what a rank says that are kept.
+const KEPT: usize = 1 << 14;
+
+/// A program to run once for each rank.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Variables beside those of [`World`].
+    pub variables: Vec<(OsString, OsString)>,
+    /// How many ranks.
+    pub ranks: usize,
+    /// How long ranks may go on after one ended with an error.
+    pub grace: Duration,
+}
+
+/// What the ranks came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The exit code for all of them: that of the rank that failed, or 0.
+    pub code: u8,
+    /// The rank that failed, if one did.
+    pub failed: Option<Failed>,
+}
+
+/// A rank that failed: one that crashed, or else the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// The rank.
+    pub rank: usize,
+    /// How it ended: `exit status: 1`, `signal: 9 (SIGKILL)`.
+    pub how: String,
+    /// Whether it had no chance to say why.
+    pub crashed: bool,
+    /// The last that it said on stderr, if it is not rank 0, which says it to the user itself.
+    pub said: String,
+}
+
+struct Rank {
+    child: Child,
+    /// What ranks but the first say on stderr.
+    said: Option<JoinHandle<String>>,
+    ended: Option<ExitStatus>,
+    /// It had its time to end by itself.
+    killed: bool,
+}
+
+/// Runs every rank of `launch` on this host until all have ended. Rank 0 talks where this process does; the others are
+/// silent.
+///
+/// Each rank's stdin is a line to this process: a byte asks it to stop, and its end says that this process is gone. When
+/// `stop` is set, all are asked. When one ends with an error, the others have some time to end by themselves, and are
+/// then killed.
+///
+/// # Errors
+/// If the program cannot be started.
+pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
+    let failed = |source| Error::Io { doing: "run", path: launch.program.clone(), source };
+    // Free now: so it will be when rank 0 listens there.
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_err(failed)?.port();
+    let mut ranks = Ranks(Vec::with_capacity(launch.ranks));
+    for rank in 0..launch.ranks {
+        ranks.0.push(start(launch, rank, port).map_err(failed)?);
+    }
+    let (mut asked, mut first, mut since) = (false, None, Instant::now());
+    loop {
+        for (i, rank) in ranks.0.iter_mut().enumerate().filter(|(_, rank)| rank.ended.is_none()) {
+            rank.ended = rank.child.try_wait().map_err(failed)?;
+            if first.is_none() && rank.ended.is_some_and(|status| !status.success()) {
+                (first, since) = (Some(i), Instant::now());
+            }
+        }
+        if ranks.0.iter().all(|rank| rank.ended.is_some()) {
+            break;
+        }
+        if stop.load(Ordering::Relaxed) && !asked {
+            asked = true;
+            for rank in &mut ranks.0 {
+                // One that has ended need not be asked.
+                rank.child.stdin.as_mut().map(|stdin| stdin.write_all(b"s")).transpose().ok();
+            }
+        }
+        if first.is_some() && since.elapsed() > launch.grace {
+            ranks.0.iter_mut().for_each(Rank::kill);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let Some(first) = first else { return Ok(Ended { code: 0, failed: None }) };
+    // Others may end of a crash before it is seen here.
+    let failed = ranks.0.iter().position(Rank::crashed).unwrap_or(first);
+    let rank = &mut ranks.0[failed];
+    let how = rank.ended.map_or_else(String::new, |status| status.to_string());
+    let said = rank.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
+    let code = rank.ended.and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
+    let crashed = rank.crashed();
+    let code = code.filter(|&code| code != 0 && !crashed).unwrap_or(1);
+    Ok(Ended { code, failed: Some(Failed { rank: failed, how, crashed, said }) })
+}
+
+fn start(launch: &Launch, rank: usize, port: u16) -> std::io::Result<Rank> {
+    let mut command = Command::new(&launch.program);
+    command.args(&launch.arguments).envs(launch.variables.iter().map(|(name, value)| (name, value)));
+    command.envs(World::variables(rank, launch.ranks, port)).env_remove("TORCHELASTIC_USE_AGENT_STORE");
+    command.stdin(Stdio::piped());
+    if rank > 0 {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+    }
+    // Ctrl-C comes to this process alone, which tells the ranks: once.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn()?;
+    let said = child.stderr.take().map(|stderr| thread::spawn(move || last_of(stderr)));
+    Ok(Rank { child, said, ended: None, killed: false })
+}
+
+/// The last that is said.
+fn last_of(mut stderr: ChildStderr) -> String {
+    let mut last = VecDeque::new();
+    let mut part = [0; 4096];
+    while let Ok(count @ 1..) = stderr.read(&mut part) {
+        last.extend(&part[..count]);
+        last.drain(..last.len().saturating_sub(KEPT));
+    }
+    String::from_utf8_lossy(last.make_contiguous()).into_owned()
+}
+
+impl Rank {
+    fn kill(&mut self) {
+        if self.ended.is_none() {
+            self.killed = true;
+            // It may have ended just now.
+            self.child.kill().ok();
+        }
+    }
+
+    /// Whether it ended by a signal or a panic.
+    fn crashed(&self) -> bool {
+        !self.killed && self.ended.is_some_and(|status| matches!(status.code(), None | Some(PANIC)))
+    }
+}
+
+/// No rank outlives this.
+struct Ranks(Vec<Rank>);
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for rank in &mut self.0 {
+            rank.kill();
+            rank.child.wait().ok();
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn shell(script: &str, dir: &Path, ranks: usize) -> Launch {
+        Launch {
+            program: "sh".into(),
+            arguments: ["-c", script].map(OsString::from).to_vec(),
+            variables: vec![("OUT".into(), dir.into())],
+            ranks,
+            grace: Duration::from_millis(500),
+        }
+    }
+
+    fn read(dir: &Path, file: &str) -> String {
+        std::fs::read_to_string(dir.join(file)).unwrap()
+    }
+
+    #[test]
+    fn ranks_get_their_variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT > $OUT/$RANK; echo noise >&2";
+        // Rank 0 would talk on the test's own stderr.
+        let script = format!("exec 2> $OUT/stderr.$RANK; {script}");
+        let ended = launch(&shell(&script, dir.path(), 3), &AtomicBool::new(false)).unwrap();
+        assert_eq!(ended, Ended { code: 0, failed: None });
+        let all: Vec<String> = (0..3).map(|rank| read(dir.path(), &rank.to_string())).collect();
+        let port = all[0].split_whitespace().last().unwrap().to_owned();
+        for (rank, line) in all.iter().enumerate() {
+            assert_eq!(line.trim(), format!("{rank} {rank} 3 127.0.0.1 {port}"));
+        }
+    }
+
+    #[test]
+    fn one_that_fails_ends_all_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "if [ $RANK = 2 ]; then echo 'error: no luck' >&2; exit 7; fi; exec sleep 100";
+        let since = Instant::now();
+        let ended = launch(&shell(script, dir.path(), 4), &AtomicBool::new(false)).unwrap();
+        let failed = ended.failed.unwrap();
+        assert_eq!((ended.code, failed.rank, failed.said.trim()), (7, 2, "error: no luck"));
+        assert!(failed.how.contains('7') && !failed.crashed, "{failed:?}");
+        assert!(since.elapsed() < Duration::from_secs(20));
+        // The others end of it, perhaps before it is seen that it was killed.
+        let killed = "if [ $RANK = 1 ]; then echo oh >&2; kill -9 $$; fi; sleep 0.01; exit 1";
+        let ended = launch(&shell(killed, dir.path(), 3), &AtomicBool::new(false)).unwrap();
+        let failed = ended.failed.unwrap();
+        assert!(ended.code == 1 && failed.rank == 1 && failed.crashed && failed.how.contains("signal"), "{failed:?}");
+        assert_eq!(failed.said.trim(), "oh");
+    }
+
+    #[test]
+    fn a_stop_is_passed_on_once() {
+        let dir = tempfile::tempdir().unwrap();
+        // Each rank waits for one byte, and says what came.
+        let script = "touch $OUT/ready.$RANK; dd bs=1 count=1 2> $OUT/dd.$RANK > $OUT/$RANK";
+        let script = script.replace("> $OUT/$RANK", "of=$OUT/$RANK");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asked, out) = (stop.clone(), dir.path().to_owned());
+        let asking = thread::spawn(move || {
+            while !(0..2).all(|rank| out.join(format!("ready.{rank}")).exists()) {
+                thread::sleep(Duration::from_millis(5));
+            }
+            asked.store(true, Ordering::Relaxed);
+        });
+        let ended = launch(&shell(&script, dir.path(), 2), &stop).unwrap();
+        asking.join().unwrap();
+        assert_eq!(ended.code, 0);
+        assert_eq!((read(dir.path(), "0"), read(dir.path(), "1")), ("s".to_owned(), "s".to_owned()));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let absent = Launch { program: "/no/such/program".into(), ..shell("", Path::new("/"), 2) };
+        let error = launch(&absent, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("/no/such/program"), "{error}");
+    }
+}

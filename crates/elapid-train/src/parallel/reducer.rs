@@ -1,0 +1,68 @@
+//! Averaging gradients over GPUs while the backward pass still runs.
+
+use std::sync::Arc;
+
+use elapid::params::{ParamId, Params};
+use elapid::{Error, Result};
+use elapid_kernels::cuda::Buffer;
+use elapid_kernels::cuda::nccl::{Communicator, Mark};
+
+use super::buckets::Buckets;
+
+/// Numbers of a bucket: 25 MiB, enough for the full speed of a link, and a small part of a model.
+const BUCKET: usize = 25 << 18;
+
+/// Sums gradients over ranks, bucket by bucket: each on the communicator's stream as soon as the device has come past
+/// its mark in the backward pass.
+pub(crate) struct Reducer {
+    communicator: Arc<Communicator>,
+    buckets: Buckets<ParamId>,
+    /// Where each bucket is complete.
+    marks: Vec<Mark>,
+    /// Where everything is.
+    end: Mark,
+}
+
+impl Reducer {
+    /// For the gradients of parameters that are trained on a GPU.
+    pub(crate) fn new(communicator: Arc<Communicator>, params: &Params) -> Result<Self> {
+        let (Some(flat), Some(gpu)) = (params.flat(), params.device().gpu()) else {
+            return Err(Error::Argument("parameters on a GPU were expected".into()));
+        };
+        let starts: Vec<(ParamId, usize)> = params.iter().map(|(id, _)| id).zip(flat.offsets.iter().copied()).collect();
+        let buckets = Buckets::new(&starts, flat.len, BUCKET);
+        let marks = buckets.ranges().iter().map(|_| Ok(Mark::new(gpu)?)).collect::<Result<_>>()?;
+        Ok(Self { communicator, buckets, marks, end: Mark::new(gpu)? })
+    }
+
+    /// Before a backward pass.
+    pub(crate) fn begin(&mut self) {
+        self.buckets.begin();
+    }
+
+    /// The gradient of a parameter is complete here in the device's work.
+    pub(crate) fn is_final(&mut self, id: ParamId) -> Result<()> {
+        match self.buckets.complete(id) {
+            Some(bucket) => Ok(self.marks[bucket].pass()?),
+            None => Ok(()),
+        }
+    }
+
+    /// After a backward pass: parameters that it did not come to have the gradients that they had.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        Ok(self.buckets.incomplete().try_for_each(|bucket| self.marks[bucket].pass())?)
+    }
+
+    /// Asks for the sums of all gradients and of the loss over ranks, after a backward pass or a graph that has one. What
+    /// is asked of the device next waits for them. The order is the same at every rank, whatever was complete first.
+    pub(crate) fn reduce(&self, grads: &Buffer, loss: &Buffer) -> Result<()> {
+        for (range, mark) in self.buckets.ranges().iter().zip(&self.marks) {
+            self.communicator.after(mark)?;
+            self.communicator.all_reduce(grads, range.start, range.len())?;
+        }
+        self.end.pass()?;
+        self.communicator.after(&self.end)?;
+        self.communicator.all_reduce(loss, 0, 1)?;
+        Ok(self.communicator.join()?)
+    }
+}
