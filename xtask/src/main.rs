@@ -24,7 +24,7 @@ enum Command {
     Ci,
     /// All tests of the workspace, optimised.
     Test,
-    /// Compiles every CUDA kernel, on a machine that needs no GPU; fails if one does not compile, warns or spills.
+    /// Compiles every CUDA kernel, on a machine that needs no GPU; fails if one does not compile, is missing or spills.
     CudaCheck {
         /// Architectures to compile for.
         #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90,sm_100")]
