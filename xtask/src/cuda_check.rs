@@ -20,6 +20,7 @@ use elapid_kernels::cuda::{self, Unit};
 const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     // 168 registers keep three blocks on a multiprocessor.
     ("selective_scan", "backward", 432, 4540),
+    ("selective_scan_tensor", "backward", 164, 64),
     // States above 128 a channel.
     ("selective_scan", "forward", 416, 208),
     // Those of chunked scans, once a channel and chunk, and of the bilinear rule.

@@ -4,13 +4,21 @@
 //! sequences and channels to fill the device, the length is cut into chunks: what each makes of a state of zeros and what
 //! it multiplies a state by is computed first, then the states between chunks one after another, then all chunks at once
 //! from there. dB and dC are summed over the channels of a block, and over blocks in order by a kernel of their own.
+//!
+//! What models use, bf16 with 16 states and Ā = exp(ΔA), has kernels of its own on tensor cores (`tensor.cu`); a single
+//! position has another (`step.cu`).
 
 use super::{Dims, Discretisation};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
 use crate::error::Check;
 
-static SOURCE: Source = Source { name: "selective_scan", text: include_str!("selective_scan.cu") };
+static SOURCE: Source =
+    Source { name: "selective_scan", text: concat!(include_str!("scan.cuh"), include_str!("selective_scan.cu")) };
+static TENSOR: Source =
+    Source { name: "selective_scan_tensor", text: concat!(include_str!("scan.cuh"), include_str!("tensor.cu")) };
+static STEP: Source =
+    Source { name: "selective_scan_step", text: concat!(include_str!("scan.cuh"), include_str!("step.cu")) };
 const ENTRIES: [&str; 7] =
     ["forward", "forward_ends", "chain_forward", "chain_backward", "backward_ends", "backward", "join"];
 const CHECK: Check = Check("selective_scan");
@@ -47,11 +55,23 @@ pub struct Args<'a> {
     pub rule: Discretisation,
 }
 
-/// What [`forward`] leaves for [`backward`]: the states before every few positions, f32.
+/// What [`forward`] leaves for [`backward`]: the states before every few positions; on tensor cores in bf16.
 #[derive(Debug)]
 pub struct Saved {
     states: Buffer,
     dims: Dims,
+    tensor: bool,
+}
+
+/// What [`forward`] wrote, and the gradients that arrive there.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    /// As [`forward`] left it.
+    pub y: Mat<'a>,
+    /// `[b l d]`.
+    pub dy: Mat<'a>,
+    /// `[b d n]` f32: from the chunk that follows.
+    pub dlast: Option<Mat<'a>>,
 }
 
 /// What the backward writes and adds to; as [`super::Grads`].
@@ -108,6 +128,9 @@ struct Raw {
     partial_a: RawMat,
     partial_d: RawMat,
     partial_bc: u64,
+    da: u64,
+    dbias: u64,
+    dskip: u64,
     batch: i64,
     l: i64,
     d: i64,
@@ -134,6 +157,9 @@ impl Form {
         Self { lanes: 32, states: 4 },
         Self { lanes: 32, states: 8 },
     ];
+
+    /// That of `tensor.cu`, as far as sizes go.
+    const TENSOR: Self = Self { lanes: 4, states: 4 };
 
     fn of(n: usize) -> Result<Self> {
         let form = Self::ALL.into_iter().find(|form| form.padded() >= n);
@@ -168,6 +194,8 @@ impl Form {
 struct Plan {
     dims: Dims,
     form: Form,
+    source: &'static Source,
+    tensor: bool,
     groups: usize,
     chunk: usize,
     chunks: usize,
@@ -175,27 +203,40 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, dims: Dims, args: &Args<'_>, others: &[&Mat<'_>]) -> Result<Self> {
-        let form = Form::of(dims.n)?;
+    fn new(gpu: &Gpu, dims: Dims, args: &Args<'_>, others: &[&Mat<'_>], tensor: bool) -> Result<Self> {
+        let form = if tensor { Form::TENSOR } else { Form::of(dims.n)? };
         let groups = dims.d.div_ceil(form.channels());
-        let blocks = dims.b * groups;
-        let mut chunk = dims.l.next_multiple_of(TILE).max(TILE);
-        if blocks < gpu.multiprocessors() {
-            // As many blocks as the device holds at a time, of a length that makes up for what a chunk costs.
-            let wanted = (4 * gpu.multiprocessors()).div_ceil(blocks.max(1));
-            chunk = dims.l.div_ceil(wanted).next_multiple_of(TILE).max(8 * TILE).min(chunk);
-        }
-        let chunks = dims.l.div_ceil(chunk).max(1);
-        let rows = [Some(&args.u), Some(&args.delta), args.z.as_ref()];
-        let aligned = rows.into_iter().flatten().chain(others.iter().copied()).all(Mat::is_aligned);
-        let narrow = |m: &Mat<'_>| {
-            let bytes = 4 * m.dtype.bytes();
-            m.address().is_multiple_of(bytes as u64) && (m.stride * m.dtype.bytes()).is_multiple_of(bytes)
+        let blocks = (dims.b * groups).max(1);
+        // As many blocks as the device holds at a time, of a length that makes up for what a chunk costs.
+        let (wanted, least) = if tensor {
+            (3 * gpu.multiprocessors() / blocks, 256)
+        } else if blocks < gpu.multiprocessors() {
+            ((4 * gpu.multiprocessors()).div_ceil(blocks), 8 * TILE)
+        } else {
+            (1, 0)
         };
-        let whole = dims.n == 16 && dims.d.is_multiple_of(8);
-        let vector = whole && aligned && narrow(&args.b) && narrow(&args.c);
-        let defines = defines(args.u.dtype, form, args.rule, vector, args.segments.resets.is_some());
-        Ok(Self { dims, form, groups, chunk, chunks, defines })
+        let whole = dims.l.next_multiple_of(TILE).max(TILE);
+        let chunk = dims.l.div_ceil(wanted.max(1)).next_multiple_of(TILE).max(least).min(whole);
+        let chunks = dims.l.div_ceil(chunk).max(1);
+        let (source, defines) = if tensor {
+            (&TENSOR, tensor_defines(args.z.is_some(), args.segments.resets.is_some()))
+        } else {
+            let rows = [Some(&args.u), Some(&args.delta), args.z.as_ref()];
+            let aligned = rows.into_iter().flatten().chain(others.iter().copied()).all(Mat::is_aligned);
+            let narrow = |m: &Mat<'_>| {
+                let bytes = 4 * m.dtype.bytes();
+                m.address().is_multiple_of(bytes as u64) && (m.stride * m.dtype.bytes()).is_multiple_of(bytes)
+            };
+            let whole = dims.n == 16 && dims.d.is_multiple_of(8);
+            let vector = whole && aligned && narrow(&args.b) && narrow(&args.c);
+            (&SOURCE, defines(args.u.dtype, form, args.rule, vector, args.segments.resets.is_some()))
+        };
+        Ok(Self { dims, form, source, tensor, groups, chunk, chunks, defines })
+    }
+
+    /// Positions between saved states.
+    fn save(&self) -> usize {
+        if self.tensor { 8 } else { self.form.save() }
     }
 
     fn launch(&self) -> Launch {
@@ -211,7 +252,7 @@ impl Plan {
     /// Runs a kernel.
     fn run(&self, gpu: &Gpu, entry: &'static str, launch: Launch, raw: &Raw) -> Result<()> {
         // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
-        unsafe { gpu.kernel(&SOURCE, entry, &self.defines)?.launch(launch, raw) }
+        unsafe { gpu.kernel(self.source, entry, &self.defines)?.launch(launch, raw) }
     }
 
     /// The states before all chunks, or the gradients behind them, by `ends` of each chunk and the `chain` over them.
@@ -221,7 +262,12 @@ impl Plan {
         }
         let [starts, end, decay] = [gpu.alloc(self.states())?, gpu.alloc(self.states())?, gpu.alloc(self.states())?];
         let raw = Raw { starts: starts.address(), ends: end.address(), decays: decay.address(), ..*raw };
-        self.run(gpu, ends, self.launch(), &raw)?;
+        let mut launch = self.launch();
+        if self.tensor {
+            // What the last chunk makes of a state is not needed, nor what the first makes of a gradient.
+            launch.grid.1 -= 1;
+        }
+        self.run(gpu, ends, launch, &raw)?;
         let threads = self.dims.b * self.dims.d * self.form.padded();
         self.run(gpu, chain, Launch::linear(threads.div_ceil(THREADS), THREADS as u32), &raw)?;
         Ok(Some(starts))
@@ -244,9 +290,16 @@ pub fn forward(
     let Dims { b, l, d, n } = dims;
     activation("y", &y.as_mat(), &args.u, d)?;
     state("last", &last.as_mat(), b * d * n)?;
-    let plan = Plan::new(gpu, dims, args, &[&y.as_mat()])?;
+    if l == 1 && saved.is_none() {
+        return one_position(gpu, dims, args, &y, &last);
+    }
+    let tensor = suits_tensor_cores(dims, args) && is_aligned(args, &[&y.as_mat()]);
+    let plan = Plan::new(gpu, dims, args, &[&y.as_mat()], tensor)?;
     let keep = match &saved {
-        Some(_) => Some(gpu.alloc(b * l.div_ceil(plan.form.save()) * d * plan.form.padded() * 4)?),
+        Some(_) => {
+            let numbers = b * l.div_ceil(plan.save()) * d * plan.form.padded();
+            Some(gpu.alloc(numbers * if tensor { DType::Bf16 } else { DType::F32 }.bytes())?)
+        }
         None => None,
     };
     if b * l == 0 {
@@ -259,19 +312,49 @@ pub fn forward(
             y: y.raw(),
             last: last.address(),
             saved: keep.as_ref().map_or(0, Buffer::address),
-            ..Raw::new(&plan, args)
+            ..Raw::new(dims, (plan.chunk, plan.chunks), args)
         };
         let starts = plan.starts(gpu, ["forward_ends", "chain_forward"], &raw)?;
         let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
         plan.run(gpu, "forward", plan.launch(), &raw)?;
     }
     if let (Some(saved), Some(states)) = (saved, keep) {
-        *saved = Some(Saved { states, dims });
+        *saved = Some(Saved { states, dims, tensor });
     }
     Ok(())
 }
 
-/// The gradient of [`forward`]: `dy` `[b l d]`; `dlast` `[b d n]` f32 arrives at `last` from a next chunk.
+/// Whether `tensor.cu` is for this.
+fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
+    let small = |m: &Mat<'_>| i32::try_from(m.stride).is_ok();
+    let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
+    let sizes = n == 16 && d.is_multiple_of(8) && i32::try_from(l).is_ok() && i32::try_from(d * 8).is_ok();
+    args.u.dtype == DType::Bf16
+        && args.rule == Discretisation::ExpEuler
+        && sizes
+        && all.into_iter().flatten().all(small)
+}
+
+/// Whether all rows can be read and written by 16 bytes, as `tensor.cu` does.
+fn is_aligned(args: &Args<'_>, others: &[&Mat<'_>]) -> bool {
+    let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
+    all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride).is_ok())
+}
+
+/// [`forward`] for a length of 1.
+fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &MatMut<'_>) -> Result<()> {
+    let Dims { b, d, n, .. } = dims;
+    let states = [args.a.address(), last.address(), args.initial.as_ref().map_or(0, Mat::address)];
+    let vector = n.is_multiple_of(4) && states.into_iter().all(|address| address.is_multiple_of(16));
+    let lanes = if n <= 64 { 4 } else { 32 };
+    let defines = step_defines(args.u.dtype, args.rule, lanes, if vector { 4 } else { 1 });
+    let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, (0, 0), args) };
+    let launch = Launch::linear((b * d * lanes).div_ceil(THREADS), THREADS as u32);
+    // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
+    unsafe { gpu.kernel(&STEP, "step", &defines)?.launch(launch, &raw) }
+}
+
+/// The gradient of [`forward`].
 ///
 /// # Errors
 /// If shapes or formats differ, `saved` is of other sizes, or there is too little memory.
@@ -280,15 +363,15 @@ pub fn backward(
     dims: Dims,
     args: &Args<'_>,
     saved: &Saved,
-    dy: Mat<'_>,
-    dlast: Option<Mat<'_>>,
+    outputs: Outputs<'_>,
     grads: Grads<'_>,
 ) -> Result<()> {
     check(dims, args)?;
     let Dims { b, l, d, n } = dims;
+    let Outputs { y, dy, dlast } = outputs;
     let Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial } = grads;
-    for (name, m) in [("dy", Some(dy)), ("du", Some(du.as_mat())), ("ddelta", Some(ddelta.as_mat()))] {
-        activation(name, &m.unwrap_or(dy), &args.u, d)?;
+    for (name, m) in [("y", y), ("dy", dy), ("du", du.as_mat()), ("ddelta", ddelta.as_mat())] {
+        activation(name, &m, &args.u, d)?;
     }
     for (name, m) in [("db", &db), ("dc", &dc)] {
         activation(name, &m.as_mat(), &args.u, n)?;
@@ -308,8 +391,9 @@ pub fn backward(
             state(name, &m, b * d * n)?;
         }
     }
-    let wanted = || format!("states of a forward of {dims:?}");
-    CHECK.that(saved.dims == dims, "saved", wanted, || format!("{:?}", saved.dims))?;
+    let wanted = || format!("states of a forward of {dims:?} with the same arguments");
+    let same = saved.dims == dims && (!saved.tensor || suits_tensor_cores(dims, args) && y.is_aligned());
+    CHECK.that(same, "saved", wanted, || format!("{:?}", saved.dims))?;
     if b * l == 0 {
         return match (dlast, dinitial) {
             (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.as_mat().flat().into_mut()),
@@ -319,31 +403,51 @@ pub fn backward(
     }
     let mut others = vec![dy, du.as_mat(), ddelta.as_mat()];
     others.extend(dz.as_ref().map(MatMut::as_mat));
-    let plan = Plan::new(gpu, dims, args, &others.iter().collect::<Vec<_>>())?;
+    let others: Vec<&Mat<'_>> = others.iter().collect();
+    if saved.tensor && !is_aligned(args, &others) {
+        let grads = Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial };
+        return backward_by_copies(gpu, dims, args, saved, outputs, grads);
+    }
+    let plan = Plan::new(gpu, dims, args, &others, saved.tensor)?;
     let (parts, padded) = (b * plan.chunks, plan.form.padded());
     let partial_a = gpu.alloc(parts * d * n * 4)?;
     let partial_d = gpu.alloc(parts * 2 * d * 4)?;
     let partial_bc = gpu.alloc(plan.groups * b * l * 2 * padded * 4)?;
+    // On tensor cores dz is always written.
+    let unwanted = if plan.tensor && args.z.is_some() && dz.is_none() {
+        Some(gpu.alloc(b * l * d * args.u.dtype.bytes())?)
+    } else {
+        None
+    };
+    let dz_raw = unwanted.as_ref().map(|buffer| buffer.mat(b * l, d, args.u.dtype).raw());
     let partial_a = partial_a.mat(parts, d * n, DType::F32);
     let partial_d = partial_d.mat(parts, 2 * d, DType::F32);
     let raw = Raw {
         saved: saved.states.address(),
+        y: y.raw(),
         dy: dy.raw(),
         dlast: dlast.map_or(0, |m| m.address()),
         du: du.raw(),
         ddelta: ddelta.raw(),
         db: db.raw(),
         dc: dc.raw(),
-        dz: dz.as_ref().map_or(RawMat::NULL, MatMut::raw),
+        dz: dz_raw.or(dz.as_ref().map(MatMut::raw)).unwrap_or(RawMat::NULL),
         dinitial: dinitial.as_ref().map_or(0, MatMut::address),
         partial_a: partial_a.raw(),
         partial_d: partial_d.raw(),
         partial_bc: partial_bc.address(),
-        ..Raw::new(&plan, args)
+        da: da.address(),
+        dbias: ddelta_bias.as_ref().map_or(0, MatMut::address),
+        dskip: dskip.as_ref().map_or(0, MatMut::address),
+        ..Raw::new(dims, (plan.chunk, plan.chunks), args)
     };
     let starts = plan.starts(gpu, ["backward_ends", "chain_backward"], &raw)?;
     let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
     plan.run(gpu, "backward", plan.launch(), &raw)?;
+    if plan.tensor {
+        let blocks = (b * l * 8).div_ceil(THREADS) + (d * (n + 2)).div_ceil(THREADS);
+        return plan.run(gpu, "join", Launch::linear(blocks, THREADS as u32), &raw);
+    }
     let blocks = (b * l * 2 * padded).div_ceil(THREADS).min(64 * gpu.multiprocessors());
     plan.run(gpu, "join", Launch::linear(blocks, THREADS as u32), &raw)?;
     elementwise::add_rows(gpu, partial_a, da)?;
@@ -354,6 +458,57 @@ pub fn backward(
         Some(dskip) => elementwise::add_rows(gpu, partial_d.columns(d, d), dskip),
         None => Ok(()),
     }
+}
+
+/// [`backward`] on tensor cores of matrices that are not aligned: of copies that are.
+fn backward_by_copies(
+    gpu: &Gpu,
+    dims: Dims,
+    args: &Args<'_>,
+    saved: &Saved,
+    outputs: Outputs<'_>,
+    grads: Grads<'_>,
+) -> Result<()> {
+    fn like<'a>(buffer: &'a Buffer, m: &Mat<'_>) -> Mat<'a> {
+        buffer.mat(m.rows, m.cols, m.dtype)
+    }
+    let room = |m: &Mat<'_>| gpu.alloc(m.len() * m.dtype.bytes());
+    let copy = |m: &Mat<'_>| {
+        let buffer = room(m)?;
+        gpu.copy(*m, buffer.mat_mut(m.rows, m.cols, m.dtype))?;
+        Ok::<_, crate::cuda::Error>(buffer)
+    };
+    let (u, delta, b, c, copied_dy) =
+        (copy(&args.u)?, copy(&args.delta)?, copy(&args.b)?, copy(&args.c)?, copy(&outputs.dy)?);
+    let z = args.z.as_ref().map(copy).transpose()?;
+    let aligned = Args {
+        u: like(&u, &args.u),
+        delta: like(&delta, &args.u),
+        b: like(&b, &args.b),
+        c: like(&c, &args.b),
+        z: z.as_ref().map(|z| like(z, &args.u)),
+        ..*args
+    };
+    let (du, ddelta) = (room(&args.u)?, room(&args.u)?);
+    let dz = grads.dz.as_ref().map(|dz| room(&dz.as_mat())).transpose()?;
+    let inner = Grads {
+        du: like(&du, &args.u).into_mut(),
+        ddelta: like(&ddelta, &args.u).into_mut(),
+        dz: dz.as_ref().map(|dz| like(dz, &args.u).into_mut()),
+        ddelta_bias: grads.ddelta_bias,
+        da: grads.da,
+        db: grads.db,
+        dc: grads.dc,
+        dskip: grads.dskip,
+        dinitial: grads.dinitial,
+    };
+    backward(gpu, dims, &aligned, saved, Outputs { dy: like(&copied_dy, &outputs.dy), ..outputs }, inner)?;
+    gpu.copy(like(&du, &args.u), grads.du)?;
+    gpu.copy(like(&ddelta, &args.u), grads.ddelta)?;
+    if let (Some(from), Some(to)) = (&dz, grads.dz) {
+        gpu.copy(like(from, &args.u), to)?;
+    }
+    Ok(())
 }
 
 /// One position of every row: `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]`
@@ -369,8 +524,8 @@ pub fn step(gpu: &Gpu, dims: Dims, args: &Args<'_>, state: MatMut<'_>, y: MatMut
 }
 
 impl Raw {
-    fn new(plan: &Plan, args: &Args<'_>) -> Self {
-        let (null, Dims { b, l, d, n }) = (RawMat::NULL, plan.dims);
+    fn new(dims: Dims, (chunk, chunks): (usize, usize), args: &Args<'_>) -> Self {
+        let (null, Dims { b, l, d, n }) = (RawMat::NULL, dims);
         let address = |m: &Option<Mat<'_>>| m.as_ref().map_or(0, Mat::address);
         Self {
             u: args.u.raw(),
@@ -401,11 +556,14 @@ impl Raw {
             partial_a: null,
             partial_d: null,
             partial_bc: 0,
+            da: 0,
+            dbias: 0,
+            dskip: 0,
             batch: b as i64,
             l: l as i64,
             d: d as i64,
-            chunk: plan.chunk as i64,
-            chunks: plan.chunks as i64,
+            chunk: chunk as i64,
+            chunks: chunks as i64,
             n: n as i32,
             softplus: args.softplus.into(),
         }
@@ -448,19 +606,37 @@ fn state(name: &'static str, m: &Mat<'_>, len: usize) -> Result<()> {
 }
 
 fn defines(dtype: DType, form: Form, rule: Discretisation, vector: bool, segments: bool) -> Vec<Define> {
-    let rule = match rule {
-        Discretisation::ExpEuler => 0,
-        Discretisation::Zoh => 1,
-        Discretisation::Bilinear => 2,
-    };
     vec![
         Define::dtype("T", dtype),
         Define::new("G", form.lanes),
         Define::new("S", form.states),
-        Define::new("RULE", rule),
+        Define::new("RULE", number(rule)),
         Define::new("VECTOR", i32::from(vector)),
         Define::new("SEGMENTS", i32::from(segments)),
     ]
+}
+
+fn tensor_defines(gated: bool, segments: bool) -> Vec<Define> {
+    vec![
+        Define::dtype("T", DType::Bf16),
+        Define::new("RULE", 0),
+        Define::new("GATED", i32::from(gated)),
+        Define::new("SEGMENTS", i32::from(segments)),
+    ]
+}
+
+fn step_defines(dtype: DType, rule: Discretisation, lanes: usize, vector: usize) -> Vec<Define> {
+    let (lanes, vector) = (Define::new("LANES", lanes), Define::new("VEC", vector));
+    vec![Define::dtype("T", dtype), Define::new("RULE", number(rule)), lanes, vector]
+}
+
+/// `RULE` of the sources.
+fn number(rule: Discretisation) -> u32 {
+    match rule {
+        Discretisation::ExpEuler => 0,
+        Discretisation::Zoh => 1,
+        Discretisation::Bilinear => 2,
+    }
 }
 
 /// Specialisations: all of state size 16, and those of other sizes with the rule of released models.
@@ -479,6 +655,17 @@ pub(crate) fn units() -> Vec<Unit> {
         for rule in Discretisation::ALL {
             add(dtype, form, rule, true, false);
             add(dtype, form, rule, true, true);
+        }
+    }
+    for (gated, segments) in [(false, false), (false, true), (true, false), (true, true)] {
+        units.push(Unit { source: &TENSOR, entries: &ENTRIES, defines: tensor_defines(gated, segments) });
+    }
+    for dtype in [DType::F32, DType::Bf16] {
+        for rule in Discretisation::ALL {
+            for (lanes, vector) in [(4, 1), (4, 4), (32, 1), (32, 4)] {
+                let defines = step_defines(dtype, rule, lanes, vector);
+                units.push(Unit { source: &STEP, entries: &["step"], defines });
+            }
         }
     }
     units

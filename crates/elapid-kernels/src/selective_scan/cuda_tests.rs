@@ -14,8 +14,10 @@ fn round(case: &Case<f32>, dtype: DType) -> Case<f32> {
     Case { xz: round(&case.xz), dbc: round(&case.dbc), dy: round(&case.dy), ..case.clone() }
 }
 
-/// `gap`: columns of other things between rows of packed matrices; 0 keeps rows aligned if the sizes are.
-fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) -> Outputs<f32> {
+/// `gaps`: columns of other things between rows of the packed matrices and of y, and of the gradients; 0 keeps rows
+/// aligned if the sizes are.
+fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> Outputs<f32> {
+    let (gap, grad_gap) = gaps;
     let Dims { b, l, d, n } = case.dims;
     let f32s = |x: &[f32]| OnDevice::of(gpu, x, x.len(), 0, DType::F32);
     let xz = OnDevice::of(gpu, &case.xz, 2 * d, gap, dtype);
@@ -43,7 +45,7 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) -> Outputs<f3
     let mut saved = None;
     super::cuda::forward(&gpu, case.dims, &args, y.mat_mut(), last.mat_mut(), Some(&mut saved)).unwrap();
 
-    let [du, ddelta, dz] = [(); 3].map(|()| OnDevice::poisoned(gpu, b * l, d, gap, dtype));
+    let [du, ddelta, dz] = [(); 3].map(|()| OnDevice::poisoned(gpu, b * l, d, grad_gap, dtype));
     let [db, dc] = [(); 2].map(|()| OnDevice::poisoned(gpu, b * l, n, 3, dtype));
     let [dbias, dskip] = [(); 2].map(|()| OnDevice::of(gpu, &vec![BASE; d], d, 4, DType::F32));
     let da = OnDevice::of(gpu, &vec![BASE; d * n], d * n, 4, DType::F32);
@@ -51,7 +53,7 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) -> Outputs<f3
     if !case.gated && b * l > 0 {
         cuda::elementwise::fill(&gpu, dz.mat_mut(), 0.0).unwrap();
     }
-    let dy = OnDevice::of(gpu, &case.dy, d, gap, dtype);
+    let dy = OnDevice::of(gpu, &case.dy, d, grad_gap, dtype);
     let dlast = case.dlast.as_deref().map(f32s);
     let grads = super::cuda::Grads {
         du: du.mat_mut(),
@@ -65,7 +67,8 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) -> Outputs<f3
         dinitial: Some(dinitial.mat_mut()),
     };
     let dlast = dlast.as_ref().map(OnDevice::mat);
-    super::cuda::backward(&gpu, case.dims, &args, saved.as_ref().unwrap(), dy.mat(), dlast, grads).unwrap();
+    let outputs = super::cuda::Outputs { y: y.mat(), dy: dy.mat(), dlast };
+    super::cuda::backward(&gpu, case.dims, &args, saved.as_ref().unwrap(), outputs, grads).unwrap();
     vec![
         ("y", y.values()),
         ("last", last.values()),
@@ -82,12 +85,16 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) -> Outputs<f3
 }
 
 fn agrees(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) {
+    agrees_with_gaps(gpu, case, dtype, (gap, gap));
+}
+
+fn agrees_with_gaps(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) {
     let case = round(case, dtype);
     let tolerance = if dtype == DType::F32 { 1e-5 } else { BF16 };
-    let got = on_device(gpu, &case, dtype, gap);
+    let got = on_device(gpu, &case, dtype, gaps);
     for ((name, want), (_, got)) in naive(&case.wide()).iter().zip(&got) {
         let error = err_ratio(want, got);
-        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {:?} {} gap {gap}", case.dims, case.rule);
+        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {:?} {} gaps {gaps:?}", case.dims, case.rule);
     }
 }
 
@@ -124,6 +131,16 @@ fn vectors_of_aligned_rows() {
 }
 
 #[test]
+fn gradients_need_not_be_aligned_as_inputs_are() {
+    let Some(gpu) = gpu() else { return };
+    for options in [EVERYTHING, WHOLE_ROWS, Options { gated: false, ..WHOLE_ROWS }] {
+        let case = Case::new(Dims { b: 2, l: 50, d: 40, n: 16 }, Discretisation::ExpEuler, options, 6);
+        agrees_with_gaps(gpu, &case, DType::Bf16, (0, 3));
+        agrees_with_gaps(gpu, &case, DType::Bf16, (3, 0));
+    }
+}
+
+#[test]
 fn large_states() {
     let Some(gpu) = gpu() else { return };
     for n in [20, 32, 33, 64, 100, 128, 129, 256] {
@@ -156,7 +173,7 @@ fn twice_is_the_same_bits() {
     let Some(gpu) = gpu() else { return };
     for dims in [Dims { b: 3, l: 200, d: 96, n: 16 }, Dims { b: 1, l: 4000, d: 32, n: 16 }] {
         let case = Case::new(dims, Discretisation::ExpEuler, EVERYTHING, 8);
-        let run = || on_device(gpu, &case, DType::Bf16, 0).iter().map(|(_, x)| bits(x)).collect::<Vec<_>>();
+        let run = || on_device(gpu, &case, DType::Bf16, (0, 0)).iter().map(|(_, x)| bits(x)).collect::<Vec<_>>();
         assert!(run() == run());
     }
 }
@@ -253,7 +270,8 @@ fn bench() {
                 dinitial: None,
             };
             let saved = saved.as_ref().expect("states were asked for");
-            super::cuda::backward(&gpu, dims, &args, saved, dy.mat(), None, grads)
+            let outputs = super::cuda::Outputs { y: y.mat(), dy: dy.mat(), dlast: None };
+            super::cuda::backward(&gpu, dims, &args, saved, outputs, grads)
         };
         gpu.time(3, both).unwrap();
         let (forward, both) = (median(gpu.time(20, only).unwrap()), median(gpu.time(20, both).unwrap()));

@@ -101,7 +101,7 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let keep = recorded.then_some(&mut saved);
     kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
-    let (kept, layout) = (args.clone(), layout.clone());
+    let (kept, layout, output) = (args.clone(), layout.clone(), y.clone());
     let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
         let args = kept;
         let dlast = grads.take(last)?;
@@ -123,8 +123,9 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
                 return Ok(());
             };
             let grads = kernel::cuda::Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial };
-            let dlast = dlast.as_ref().map(Tensor::mat);
-            kernel::cuda::backward(&gpu, dims, &args.as_device_kernel(&layout), &saved, dy.mat(), dlast, grads)
+            let outputs =
+                kernel::cuda::Outputs { y: output.mat(), dy: dy.mat(), dlast: dlast.as_ref().map(Tensor::mat) };
+            kernel::cuda::backward(&gpu, dims, &args.as_device_kernel(&layout), &saved, outputs, grads)
         })
     });
     Ok((y, last))
