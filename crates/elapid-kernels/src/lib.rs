@@ -21,6 +21,7 @@ pub mod error;
 mod float;
 mod isa;
 pub mod linear;
+pub mod mamba1_step;
 mod math;
 mod memory;
 pub mod neg_exp;

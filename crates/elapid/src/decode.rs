@@ -1,12 +1,13 @@
 //! Decoding on a GPU: one position of every row at a time, the likeliest token each, without the host.
 //!
 //! A step reads tokens that lie on the device, moves the state on in place and leaves the next tokens where the next step
-//! reads them; it is captured once as a graph.
+//! reads them. A Mamba-1 model in bf16 does so in one launch, if rows are few ([`mamba1_step`]); otherwise the operations
+//! are captured once as a graph.
 
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{Buffer, Gpu, Graph};
-use elapid_kernels::sampling;
+use elapid_kernels::{mamba1_step, sampling};
 
 use crate::lm::{LanguageModel, Positions};
 use crate::ops::{Ids, Layout};
@@ -23,6 +24,7 @@ pub struct Decoder<'m> {
     rows: usize,
     ids: Arc<Buffer>,
     state: State,
+    fused: Option<mamba1_step::cuda::Step>,
     graph: Option<(Graph, Tensor)>,
     logits: Option<Tensor>,
     runs: u32,
@@ -34,6 +36,17 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// If the model is on the processor, or the device has too little memory.
     pub fn new(model: &'m LanguageModel, rows: usize) -> Result<Self> {
+        let mut decoder = Self::by_operations(model, rows)?;
+        decoder.fused = model.fused_step(&decoder.state, &decoder.ids)?;
+        Ok(decoder)
+    }
+
+    /// [`new`](Self::new), but that steps are the model's operations one after another, whatever the model: what a step in
+    /// one launch is compared with.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn by_operations(model: &'m LanguageModel, rows: usize) -> Result<Self> {
         let Device::Cuda(gpu) = model.device() else {
             return Err(Error::Argument(
                 "a decoder is for a model on a GPU: move it there by `LanguageModel::to`".into(),
@@ -41,7 +54,7 @@ impl<'m> Decoder<'m> {
         };
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let state = model.zero_state(rows)?.own()?;
-        Ok(Self { model, gpu, rows, ids, state, graph: None, logits: None, runs: 0 })
+        Ok(Self { model, gpu, rows, ids, state, fused: None, graph: None, logits: None, runs: 0 })
     }
 
     /// Goes on from a state.
@@ -79,6 +92,10 @@ impl<'m> Decoder<'m> {
     /// If the device fails, or has too little memory.
     pub fn step(&mut self) -> Result<()> {
         self.state.position += 1;
+        if let Some(step) = &self.fused {
+            self.runs += 1;
+            return Ok(step.launch()?);
+        }
         if let Some((graph, _)) = &self.graph {
             return Ok(graph.launch()?);
         }
@@ -119,12 +136,19 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// If the device failed.
     pub fn logits(&self) -> Result<Option<Vec<f32>>> {
+        if let Some(step) = &self.fused {
+            let numbers = self.rows * self.model.config().padded_vocab_size();
+            return Ok(if self.runs > 0 { Some(self.gpu.download(step.logits(), 0, numbers)?) } else { None });
+        }
         let logits = self.graph.as_ref().map(|(_, logits)| logits).or(self.logits.as_ref());
         logits.map(Tensor::to_vec).transpose()
     }
 
-    /// Launches of a step; 0 before one was captured.
+    /// Launches of a step; 0 before one was captured, where that is done.
     pub fn launches(&self) -> u64 {
-        self.graph.as_ref().map_or(0, |(graph, _)| graph.launches())
+        match &self.fused {
+            Some(_) => 1,
+            None => self.graph.as_ref().map_or(0, |(graph, _)| graph.launches()),
+        }
     }
 }

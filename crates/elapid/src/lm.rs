@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use elapid_kernels::cuda::Buffer;
+use elapid_kernels::mamba1_step::cuda as step;
+
 use crate::autograd::{Tape, Var};
 use crate::block::{Block, Stream};
 use crate::checkpoint::{Checkpoint, SaveOptions};
 use crate::config::ModelConfig;
-use crate::mixer::{self, Cost, Cx, Mixer};
+use crate::mixer::{self, Cost, Cx, Mamba1, Mixer};
 use crate::ops::{Ids, Layout, Loss, Targets, add_norm, cross_entropy, embedding, linear};
 use crate::params::{Decay, Init, ParamBuilder, ParamId, Params, Source};
 use crate::state::{Spec, State};
@@ -327,6 +330,33 @@ impl LanguageModel {
     ) -> Result<(Loss, State)> {
         let (hidden, state) = self.hidden(cx, tokens, state, checkpoint_blocks)?;
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets)?, state))
+    }
+
+    /// One position in one launch: of a Mamba-1 model in bf16 on a GPU whose sizes suit. It moves on `state` in place, and
+    /// replaces the tokens `ids`.
+    pub(crate) fn fused_step(&self, state: &State, ids: &Arc<Buffer>) -> Result<Option<step::Step>> {
+        let mixers: Option<Vec<&Mamba1>> = self.blocks.iter().map(|block| block.mixer.as_mamba1()).collect();
+        let (Device::Cuda(gpu), DType::Bf16, Some(mixers)) = (self.device(), self.dtype(), mixers) else {
+            return Ok(None);
+        };
+        let (b, v) = (state.rows(), self.config.padded_vocab_size());
+        let mut sizes = None;
+        let mut layers = Vec::with_capacity(mixers.len());
+        for (i, (mixer, block)) in mixers.iter().zip(&self.blocks).enumerate() {
+            let Some((own, layer)) = mixer.on_device(&self.params, block.norm, state.layer(i)) else { return Ok(None) };
+            sizes = Some(step::Dims { b, v, ..own });
+            layers.push(layer);
+        }
+        let Some(dims) = sizes.filter(|&dims| step::suits(&gpu, dims)) else { return Ok(None) };
+        let value = |id| self.params.value(id);
+        let model = step::Model {
+            layers,
+            embedding: value(self.embedding).mat(),
+            norm: value(self.norm_f).flat(),
+            head: value(self.head).mat(),
+            eps: self.config.norm_eps,
+        };
+        Ok(Some(step::Step::new(gpu, dims, &model, ids)?))
     }
 }
 

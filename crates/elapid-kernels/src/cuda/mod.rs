@@ -33,6 +33,7 @@ pub fn units() -> Vec<Unit> {
         crate::cross_entropy::cuda::units(),
         crate::embedding::cuda::units(),
         crate::linear::cuda::units(),
+        crate::mamba1_step::cuda::units(),
         crate::neg_exp::cuda::units(),
         crate::sampling::cuda::units(),
         crate::selective_scan::cuda::units(),

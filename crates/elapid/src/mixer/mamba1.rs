@@ -1,5 +1,6 @@
 //! Mamba (Gu and Dao 2023): the selective state space model S6 in a gated block, figure 3 and algorithm 2.
 
+use elapid_kernels::mamba1_step::cuda as step;
 use elapid_kernels::selective_scan::Discretisation;
 
 use super::{Cost, Cx, Mixer, StateTensor};
@@ -7,7 +8,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::config::{DtInit, Mamba1Config, ModelConfig};
 use crate::ops::{ScanArgs, causal_conv1d, linear, neg_exp, selective_scan};
-use crate::params::{Decay, Init, ParamBuilder, ParamId};
+use crate::params::{Decay, Init, ParamBuilder, ParamId, Params};
 
 /// The parameters and sizes of one Mamba mixer.
 #[derive(Debug)]
@@ -92,6 +93,37 @@ impl Mamba1 {
             out_proj,
         })
     }
+
+    /// What a step in one launch needs of this layer, if it does all that this one does; the sizes are all but the batch and
+    /// the vocabulary.
+    pub(crate) fn on_device<'a>(
+        &self,
+        params: &'a Params,
+        norm: ParamId,
+        state: &'a [Var],
+    ) -> Option<(step::Dims, step::Layer<'a>)> {
+        if self.rule != Discretisation::ExpEuler || self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
+            return None;
+        }
+        let (ed, n, r, k) = (self.d_inner, self.d_state, self.dt_rank, self.d_conv);
+        let matrix = |id: ParamId| params.value(id).mat();
+        let vector = |id: ParamId| params.value(id).flat();
+        let layer = step::Layer {
+            norm: vector(norm),
+            in_proj: matrix(self.in_proj.weight),
+            conv: vector(self.conv1d.weight),
+            conv_bias: self.conv1d.bias.map(vector),
+            x_proj: matrix(self.x_proj),
+            dt_proj: matrix(self.dt_proj),
+            dt_bias: vector(self.dt_bias),
+            a_log: vector(self.a_log),
+            skip: vector(self.d),
+            out_proj: matrix(self.out_proj.weight),
+            conv_state: state[0].value().flat(),
+            ssm_state: state[1].value().flat(),
+        };
+        Some((step::Dims { b: 0, d: self.d_model, ed, n, r, k, v: 0 }, layer))
+    }
 }
 
 impl Mixer for Mamba1 {
@@ -121,6 +153,10 @@ impl Mixer for Mamba1 {
             &cx.layout,
         )?;
         Ok((self.out_proj.forward(cx, &y)?, vec![conv, ssm]))
+    }
+
+    fn as_mamba1(&self) -> Option<&Mamba1> {
+        Some(self)
     }
 
     fn state(&self) -> Vec<StateTensor> {

@@ -101,6 +101,11 @@ pub trait Mixer: std::fmt::Debug + Send + Sync {
 
     /// What a position costs.
     fn cost(&self) -> Cost;
+
+    /// Mamba-1 has a step of the whole model in one launch on a GPU.
+    fn as_mamba1(&self) -> Option<&Mamba1> {
+        None
+    }
 }
 
 /// The registry: the mixer that a configuration asks for, its parameters' names starting with `prefix`.

@@ -152,6 +152,30 @@ fn a_decoder_draws_what_a_generator_draws() {
 }
 
 #[test]
+fn a_step_in_one_launch_is_the_operations() {
+    let Some(gpu) = gpu() else { return };
+    let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
+    for rows in [1, 5, 20] {
+        let start: Vec<u32> = (0..rows as u32).map(|row| u32::from(b'a') + row).collect();
+        let mut fused = elapid::decode::Decoder::new(&model, rows).unwrap();
+        let mut plain = elapid::decode::Decoder::by_operations(&model, rows).unwrap();
+        assert_eq!(fused.launches(), 1);
+        for position in 0..40 {
+            // Both read the same tokens, whatever they would choose.
+            let tokens = if position == 0 { start.clone() } else { plain.tokens().unwrap() };
+            fused.start(&tokens).unwrap();
+            plain.start(&tokens).unwrap();
+            fused.step().unwrap();
+            plain.step().unwrap();
+            let (got, want) = (fused.logits().unwrap().unwrap(), plain.logits().unwrap().unwrap());
+            let error = got.iter().zip(&want).map(|(a, b)| f64::from((a - b).powi(2))).sum::<f64>();
+            let size = want.iter().map(|x| f64::from(x.powi(2))).sum::<f64>();
+            assert!((error / size).sqrt() < 2e-2, "{rows} rows at {position}: {}", (error / size).sqrt());
+        }
+    }
+}
+
+#[test]
 fn a_sequence_suspended_on_a_gpu_goes_on_as_it_would() {
     let Some(gpu) = gpu() else { return };
     let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::F32).unwrap();
