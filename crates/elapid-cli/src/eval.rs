@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::failure::wrong;
 use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, pairs, thousands};
+use crate::score;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,8 @@ Examples:
       its last tenth, in windows of 1024 tokens, each beginning with an empty memory
   elapid eval --model DIR --tokens lists.json --per-token --json
       lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each
+  elapid eval --task induction-heads --model DIR --lengths 64..1048576
+      right answers to a synthetic task at every doubled length; memory does not grow with the length
 
 The loss is the mean negative log-likelihood of a token, in nats. Bits per byte are over all bytes
 of the text; its first token is given, not predicted.";
@@ -55,10 +58,34 @@ pub(crate) struct Arguments {
     /// Sequences to read together; changes no result [default: what fits into bounded memory]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch: Option<usize>,
-    /// Positions to read at a time, the state carried on; changes no result
-    #[arg(long, value_name = "N", default_value_t = evaluate::CHUNK,
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    chunk: usize,
+    /// Positions to read at a time, the state carried on; changes no result [default: 512; 4096 of a task]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    chunk: Option<usize>,
+    /// Answers to a synthetic task instead of text: copying, selective-copying or induction-heads. Its sizes are those
+    /// that the model was trained with
+    #[arg(long, value_name = "NAME",
+          conflicts_with_all = ["tokens", "per_token", "data", "val_fraction", "length", "batch"])]
+    task: Option<String>,
+    /// Lengths: FROM..TO, doubled each time, or a list 64,100 [default: that of training]
+    #[arg(long, value_name = "LENGTHS", requires = "task", value_parser = parse_lengths)]
+    lengths: Option<Lengths>,
+    /// Sequences of each length
+    #[arg(long, value_name = "N", requires = "task", default_value_t = 64,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    sequences: u64,
+    /// What the sequences follow from
+    #[arg(long, value_name = "N", requires = "task", default_value_t = 1)]
+    seed: u64,
+    /// Write the results there as Markdown, with pictures beside it
+    #[arg(long, value_name = "FILE", requires = "task")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+struct Lengths(Vec<usize>);
+
+fn parse_lengths(text: &str) -> Result<Lengths, String> {
+    score::lengths(text).map(Lengths)
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -68,6 +95,18 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let loaded = arguments.model.load_on(place, output)?;
+    if let Some(task) = &arguments.task {
+        let request = score::Request {
+            task,
+            lengths: arguments.lengths.as_ref().map(|lengths| lengths.0.as_slice()),
+            sequences: arguments.sequences,
+            seed: arguments.seed,
+            chunk: arguments.chunk,
+            dir: arguments.model.model.as_deref(),
+            report: arguments.report.as_deref(),
+        };
+        return score::run(&request, &loaded, output);
+    }
     match &arguments.tokens {
         Some(path) => lists(arguments, &loaded, path, output),
         None => text(arguments, &loaded, output),
@@ -83,7 +122,7 @@ struct Done {
 
 impl Arguments {
     fn evaluate<R: AsRef<[u32]>>(&self, loaded: &Loaded, rows: &[R], output: Output) -> Result<Done> {
-        let mut reader = Reader::new(self.chunk);
+        let mut reader = Reader::new(self.chunk.unwrap_or(evaluate::CHUNK));
         reader.batch = self.batch.unwrap_or(reader.batch);
         let total: usize = rows.iter().map(|row| row.as_ref().len().saturating_sub(1)).sum();
         let bar = output.bar("evaluating", total as u64);

@@ -12,6 +12,7 @@ mod inspect;
 mod model;
 mod output;
 mod ranks;
+mod score;
 mod train;
 
 use std::process::ExitCode;
@@ -74,8 +75,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Train a language model on text
     Train(Box<train::Arguments>),
-    /// Measure how well a model predicts a text, or lists of tokens
-    Eval(eval::Arguments),
+    /// Measure how well a model predicts a text or lists of tokens, or answers a synthetic task
+    Eval(Box<eval::Arguments>),
     /// Show what a model is made of: configuration, tensors, cost of a token, size of its state
     Inspect(inspect::Arguments),
     /// Show what this machine has and how fast it is, and check that elapid works here

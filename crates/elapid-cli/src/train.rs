@@ -1,4 +1,4 @@
-//! `elapid train`: trains a language model on text.
+//! `elapid train`: trains a language model on text, or on a synthetic task.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use elapid_train::config::{Dtype, TrainConfig};
 use elapid_train::data;
 use elapid_train::parallel::{Group, World};
 use elapid_train::progress::Progress;
+use elapid_train::tasks::Kind;
 use elapid_train::{Outcome, Stopped, Trainer};
 use serde_json::json;
 
@@ -28,6 +29,9 @@ Examples:
       on files of your own (*.txt and *.md of a directory, at any depth); the last tenth is held out
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
       settings from a file, some of them overridden; configs/default.toml explains every one
+  elapid train --task induction-heads
+      on a synthetic task, with the paper's settings: copying, selective-copying or induction-heads; --set and the rest
+      change single ones. Sequences are made on the fly; right answers are counted on fresh ones
   elapid train --resume --output runs/out/books
       goes on where that run stopped, bit for bit; Ctrl-C stops a run so that it can
   elapid train --gpus 8 --config configs/books.toml
@@ -47,6 +51,10 @@ pub(crate) struct Arguments {
     /// Settings; what it does not say is as in configs/default.toml [default: those, or the run's own with --resume]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying or
+    /// induction-heads
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["data", "val"])]
+    task: Option<String>,
     /// Text to train on: a file, a directory, or `tinyshakespeare`; may be repeated
     #[arg(long, value_name = "PATH")]
     data: Vec<String>,
@@ -91,14 +99,19 @@ impl Arguments {
 
     /// The settings, later ones over earlier ones: defaults, file, short options, `--set`.
     fn settings(&self) -> Result<TrainConfig> {
+        let kind = self.task.as_deref().map(Kind::find).transpose()?;
+        let defaults = kind.map_or(Ok(TrainConfig::default()), |kind| TrainConfig::parse(kind.settings, kind.name))?;
         let own = || {
-            let dir = self.output.clone().unwrap_or_else(|| TrainConfig::default().output.dir);
+            let dir = self.output.clone().unwrap_or_else(|| defaults.output.dir.clone());
             Some(dir.join("config.toml")).filter(|file| self.resume && file.is_file())
         };
         let mut config = match self.config.clone().or_else(own) {
             Some(file) => TrainConfig::load(&file)?,
-            None => TrainConfig::default(),
+            None => defaults,
         };
+        if let Some(kind) = kind {
+            config.task.name = kind.name.into();
+        }
         if !self.data.is_empty() {
             config.data.train = self.data.clone();
         }
@@ -179,7 +192,10 @@ fn train(
         }
     }
 
-    let sample = sample(&LanguageModel::open(&outcome.dir)?, trainer.tokenizer())?;
+    let sample = match trainer.tokenizer() {
+        Some(tokenizer) => Some(sample(&LanguageModel::open(&outcome.dir)?, tokenizer)?),
+        None => None,
+    };
     let object = json!({
         "stopped": stopped(outcome.stopped),
         "step": outcome.step,
@@ -188,10 +204,11 @@ fn train(
         "loss": finite(outcome.loss),
         "val_loss": outcome.val_loss,
         "bits_per_byte": outcome.bits_per_byte,
+        "accuracy": outcome.accuracy,
         "output": outcome.dir,
         "sample": sample,
     });
-    output.result(&object, || summary(&outcome, &sample))
+    output.result(&object, || summary(&outcome, sample.as_deref()))
 }
 
 fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
@@ -203,15 +220,20 @@ fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
         thousands(trainer.model().params().count() as u64),
         crate::output::scaled(cost.flops as f64, "FLOP"),
     );
-    let text = format!(
-        "{} tokens, {} held out; {}",
-        thousands(trainer.train_tokens()),
-        thousands(trainer.held_out_tokens()),
-        trainer.config().data.train.join(", ")
-    );
+    let settings = trainer.config();
+    let text = || {
+        format!(
+            "{} tokens, {} held out; {}",
+            thousands(trainer.train_tokens()),
+            thousands(trainer.held_out_tokens()),
+            settings.data.train.join(", ")
+        )
+    };
+    let task = || format!("{}, length {}, made on the fly", settings.task.name, thousands(settings.data.length as u64));
+    let data = if settings.task.is_text() { ("text", text()) } else { ("task", task()) };
     let mut lines = vec![
         ("model", model),
-        ("text", text),
+        data,
         ("output", trainer.config().output.dir.display().to_string()),
         ("state", bytes(4 * cost.state)),
     ];
@@ -229,6 +251,7 @@ fn stopped(stopped: Stopped) -> &'static str {
     match stopped {
         Stopped::Finished => "finished",
         Stopped::Patience => "patience",
+        Stopped::Accuracy => "accuracy",
         Stopped::Interrupted => "interrupted",
     }
 }
@@ -237,7 +260,7 @@ fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
 
-fn summary(outcome: &Outcome, sample: &str) -> String {
+fn summary(outcome: &Outcome, sample: Option<&str>) -> String {
     let mut lines = vec![
         ("steps", format!("{} ({})", thousands(outcome.step), stopped(outcome.stopped))),
         ("tokens", thousands(outcome.tokens)),
@@ -245,9 +268,11 @@ fn summary(outcome: &Outcome, sample: &str) -> String {
     ];
     lines.extend(outcome.val_loss.map(|loss| ("held-out loss", format!("{loss:.4} nats a token"))));
     lines.extend(outcome.bits_per_byte.map(|bits| ("bits per byte", number(bits))));
+    lines.extend(outcome.accuracy.map(|share| ("right answers", format!("{:.2} %", 100.0 * share))));
     lines.push(("model", outcome.dir.display().to_string()));
     lines.push(("picture", outcome.dir.join("loss.png").display().to_string()));
-    format!("{sample}\n\n{}", pairs(&lines))
+    let sample = sample.map_or(String::new(), |sample| format!("{sample}\n\n"));
+    format!("{sample}{}", pairs(&lines))
 }
 
 /// What the model writes after an empty line.

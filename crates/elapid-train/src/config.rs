@@ -15,7 +15,9 @@ use elapid::files::atomic_write;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-pub use sections::{DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TrainSettings};
+pub use sections::{
+    DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TaskConfig, TrainSettings,
+};
 
 use crate::{Error, Result};
 
@@ -50,6 +52,8 @@ pub struct TrainConfig {
     pub model: ModelConfig,
     /// On what.
     pub data: DataConfig,
+    /// On which task instead of text.
+    pub task: TaskConfig,
     /// How.
     pub train: TrainSettings,
     /// Where the results go.

@@ -15,6 +15,7 @@ pub mod plot;
 pub mod progress;
 mod resume;
 pub mod schedule;
+pub mod tasks;
 mod trainer;
 
 pub use error::{Error, Result};

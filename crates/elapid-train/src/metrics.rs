@@ -34,6 +34,9 @@ pub struct Record {
     /// The same in bits a byte of text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
+    /// Share of right answers to held-out sequences of a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
 }
 
 /// JSON has no NaN and no infinity: they are written as `null`.

@@ -142,12 +142,26 @@ pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
     line_chart(&series, &options)
 }
 
-/// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`.
+/// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`; of a task, `accuracy.*` as well.
 ///
 /// # Errors
 /// If the metrics cannot be read, have no finite loss, or a picture cannot be written.
 pub fn plot_run(dir: &Path, title: &str) -> Result<()> {
-    loss_curve(&metrics::read(&dir.join("metrics.jsonl"))?, title)?.save(dir, "loss")
+    let records = metrics::read(&dir.join("metrics.jsonl"))?;
+    loss_curve(&records, title)?.save(dir, "loss")?;
+    let points: Vec<(f64, f64)> =
+        records.iter().filter_map(|record| Some((record.step as f64, 100.0 * record.accuracy?))).collect();
+    if points.is_empty() {
+        return Ok(());
+    }
+    let options = Options {
+        title: title.to_owned(),
+        x_label: "step".into(),
+        y_label: "right answers, %".into(),
+        ..Options::default()
+    };
+    let series = Series { name: "held out".into(), points, last_value: true, ..Series::default() };
+    line_chart(&[series], &options)?.save(dir, "accuracy")
 }
 
 /// The mean around each point, over a thirtieth of all; less at the beginning, where losses fall fast.

@@ -14,6 +14,8 @@ pub struct Status {
     pub loss: f64,
     /// Loss on held-out text, if it was just measured.
     pub val_loss: Option<f64>,
+    /// Share of right answers of a task, if it was just measured.
+    pub accuracy: Option<f64>,
     /// Tokens a second.
     pub tokens_per_second: f64,
 }
@@ -53,7 +55,8 @@ impl Progress {
                 bar.set_position(status.step);
                 bar.set_message(figures(status, self.left(status.step)));
                 if let Some(val) = status.val_loss {
-                    bar.println(format!("step {}: validation loss {val:.4}", status.step));
+                    let accuracy = accuracy(status);
+                    bar.println(format!("step {}: validation loss {val:.4}{accuracy}", status.step));
                 }
             }
             Form::Lines if log || status.val_loss.is_some() => {
@@ -106,13 +109,17 @@ fn bar(steps: u64) -> ProgressBar {
 fn figures(status: &Status, left: Option<Duration>) -> String {
     let mut text = format!("loss {:.4}", status.loss);
     if let Some(val) = status.val_loss {
-        text += &format!("  validation {val:.4}");
+        text += &format!("  validation {val:.4}{}", accuracy(status));
     }
     text += &format!("  {} tokens/s", thousands(status.tokens_per_second));
     if let Some(left) = left.filter(|left| !left.is_zero()) {
         text += &format!("  {} left", FormattedDuration(left));
     }
     text
+}
+
+fn accuracy(status: &Status) -> String {
+    status.accuracy.map_or(String::new(), |share| format!("  accuracy {:.2} %", 100.0 * share))
 }
 
 /// 1234567 as 1,234,567.
@@ -141,9 +148,12 @@ mod tests {
 
     #[test]
     fn figures_of_a_line() {
-        let status = Status { step: 10, loss: 2.345_67, val_loss: Some(2.5), tokens_per_second: 12_345.0 };
+        let status =
+            Status { step: 10, loss: 2.345_67, val_loss: Some(2.5), accuracy: None, tokens_per_second: 12_345.0 };
         let text = figures(&status, Some(Duration::from_secs(90)));
         assert_eq!(text, "loss 2.3457  validation 2.5000  12,345 tokens/s  00:01:30 left");
+        let status = Status { accuracy: Some(0.5), ..status };
+        assert_eq!(figures(&status, None), "loss 2.3457  validation 2.5000  accuracy 50.00 %  12,345 tokens/s");
         assert_eq!(figures(&Status::default(), None), "loss 0.0000  0 tokens/s");
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Position {
     pub(crate) best: Option<f64>,
     /// Validations since then.
     pub(crate) stale: u64,
+    /// Validations up to the last one, in a row, that reached `train.stop_at_accuracy`.
+    pub(crate) accurate: u64,
 }
 
 /// Where `step` is kept.
@@ -119,6 +121,7 @@ fn metadata(position: &Position) -> HashMap<String, String> {
         ("tokens", position.tokens.to_string()),
         ("seconds", position.seconds.to_string()),
         ("stale", position.stale.to_string()),
+        ("accurate", position.accurate.to_string()),
     ];
     fields.extend(position.best.map(|best| ("best", best.to_string())));
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -139,6 +142,8 @@ fn position(metadata: &HashMap<String, String>) -> std::result::Result<Position,
         tokens: field(metadata, "tokens")?,
         seconds: field(metadata, "seconds")?,
         stale: field(metadata, "stale")?,
+        // Runs that were begun before there were tasks have none.
+        accurate: field(metadata, "accurate").unwrap_or(0),
         best: metadata.contains_key("best").then(|| field(metadata, "best")).transpose()?,
     })
 }

@@ -24,6 +24,7 @@ use crate::plot;
 use crate::progress::{Progress, Status};
 use crate::resume::{self, Position};
 use crate::schedule::Schedule;
+use crate::tasks::{self, Reader, Sequences, Split, Task};
 use crate::{Error, Result};
 
 /// Positions of held-out text that are read at a time: what bounds the memory of a validation.
@@ -35,7 +36,8 @@ const POSITIONS: usize = 4096;
 /// layout, `metrics.jsonl`, `loss.svg`, `loss.png`, and `resume/`.
 pub struct Trainer {
     config: TrainConfig,
-    tokenizer: Tokenizer,
+    /// The tokenizer of the text; a task has none.
+    tokenizer: Option<Tokenizer>,
     schedule: Schedule,
     feed: Feed,
     train_tokens: u64,
@@ -61,23 +63,48 @@ pub struct Trainer {
 enum Feed {
     Windows(Windows),
     Streams(Streams),
+    /// Made on the fly, this many rows a batch.
+    Task(Sequences, usize),
 }
 
 impl Feed {
     fn batch(&self, index: u64) -> Batch {
         match self {
+            Feed::Task(sequences, b) => sequences.batch(index, *b),
             Feed::Windows(windows) => windows.batch(index),
             Feed::Streams(streams) => streams.batch(index),
         }
     }
 }
 
-/// The text that training never sees.
-struct HeldOut {
-    batches: Sequential,
-    /// Whether the state goes on from batch to batch.
-    carries: bool,
-    bytes_per_token: f64,
+/// What training never sees.
+enum HeldOut {
+    Text {
+        batches: Sequential,
+        /// Whether the state goes on from batch to batch.
+        carries: bool,
+        bytes_per_token: f64,
+    },
+    /// Fresh sequences at every validation, this many.
+    Task(Sequences, u64),
+}
+
+/// What a validation came to.
+#[derive(Debug, Clone, Copy)]
+struct Validation {
+    loss: f64,
+    bits_per_byte: Option<f64>,
+    accuracy: Option<f64>,
+}
+
+/// What is trained on and what is held out.
+struct Data {
+    tokenizer: Option<Tokenizer>,
+    feed: Feed,
+    /// 0 of a task, which has no end.
+    train_tokens: u64,
+    held_out: Option<HeldOut>,
+    notices: Vec<String>,
 }
 
 /// Why a run ended.
@@ -87,6 +114,8 @@ pub enum Stopped {
     Finished,
     /// The validation loss stopped falling; see `train.patience`.
     Patience,
+    /// Enough validations reached `train.stop_at_accuracy`.
+    Accuracy,
     /// It was asked to; it can be resumed.
     Interrupted,
 }
@@ -108,6 +137,8 @@ pub struct Outcome {
     pub val_loss: Option<f64>,
     /// The same in bits a byte of text.
     pub bits_per_byte: Option<f64>,
+    /// Share of right answers of a task at the last validation of this session.
+    pub accuracy: Option<f64>,
     /// The directory.
     pub dir: PathBuf,
 }
@@ -148,6 +179,7 @@ struct Log {
     tokens: u64,
     wrote: bool,
     loss: f64,
+    accuracy: Option<f64>,
 }
 
 impl Trainer {
@@ -201,33 +233,23 @@ impl Trainer {
             ranks.keeps_in(dir.clone());
         }
         let from = if first { prepare_directory(&dir, &config, resume)? } else { None };
-        let tokenizer = config.data.open_tokenizer()?;
-        let mut prepare = || {
-            let options = data::Options {
-                cache: config.data.cache_dir(),
-                separator: config.data.separator,
-                progress: Some(&mut *tokenising),
-            };
-            Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
+        let task = tasks::open(&config.task)?;
+        let Data { tokenizer, feed, train_tokens, held_out, notices } = match &task {
+            None => text(&config, ranks.as_deref(), tokenising)?,
+            Some(task) => made(task, &config)?,
         };
-        let corpus = match &ranks {
-            None => prepare()?,
-            Some(ranks) => start::in_turn(ranks, prepare)?,
-        };
+        let held_out = held_out.filter(|_| first);
         let (train, data) = (&config.train, &config.data);
-        let train_tokens = corpus.train.len();
-        let feed = match data.mode {
-            Mode::Windows => {
-                Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?)
-            }
-            Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
-        };
-        let held_out = corpus.val.filter(|_| first).map(|val| held_out(&val, &config, &tokenizer)).transpose()?;
 
         let (model, from) = match from {
             Some(from) => (LanguageModel::open(&from)?, Some(from)),
             None => {
-                let resolved = config.model.resolve(&tokenizer).map_err(elapid::Error::from)?;
+                let resolved = match (&tokenizer, &task) {
+                    (Some(tokenizer), _) => config.model.resolve(tokenizer),
+                    (None, Some(task)) => config.model.resolve_for(task.vocab_size()),
+                    (None, None) => unreachable!("text has a tokenizer"),
+                };
+                let resolved = resolved.map_err(elapid::Error::from)?;
                 (LanguageModel::new(resolved, train.seed)?, None)
             }
         };
@@ -244,7 +266,7 @@ impl Trainer {
             clip: train.clip as f32,
         };
         let mut optimiser = AdamW::new(model.params(), options)?;
-        let start = Position { step: 0, tokens: 0, seconds: 0.0, best: None, stale: 0 };
+        let start = Position { step: 0, tokens: 0, seconds: 0.0, best: None, stale: 0, accurate: 0 };
         let (mut position, carried) = match &from {
             Some(from) => resume::load(from, &model, &mut optimiser)?,
             None => (start, None),
@@ -259,7 +281,8 @@ impl Trainer {
         let carries = matches!(feed, Feed::Streams(_));
         let mut cuda = None;
         if let Some(gpu) = device.gpu() {
-            let (shape, parts) = ((train.batch, data.length), train.accumulate.max(1));
+            let length = if let Feed::Task(sequences, _) = &feed { sequences.positions() } else { data.length };
+            let (shape, parts) = ((train.batch, length), train.accumulate.max(1));
             let mut step = CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?;
             if let Some(state) = &carried {
                 step.set_state(state)?;
@@ -275,7 +298,6 @@ impl Trainer {
             metrics = Some(metrics::Writer::open(&dir.join("metrics.jsonl"), position.step)?);
         }
         let schedule = train.lr_schedule()?;
-        let notices = corpus.notices;
         Ok(Self {
             config,
             tokenizer,
@@ -301,9 +323,9 @@ impl Trainer {
         &self.model
     }
 
-    /// The tokenizer of the text.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+    /// The tokenizer of the text; none of a task.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
     }
 
     /// Every setting of the run.
@@ -316,14 +338,17 @@ impl Trainer {
         self.position.step
     }
 
-    /// Tokens of training text.
+    /// Tokens of training text; 0 of a task, which has no end.
     pub fn train_tokens(&self) -> u64 {
         self.train_tokens
     }
 
     /// Tokens of held-out text.
     pub fn held_out_tokens(&self) -> u64 {
-        self.held_out.as_ref().map_or(0, |held_out| held_out.batches.tokens())
+        match &self.held_out {
+            Some(HeldOut::Text { batches, .. }) => batches.tokens(),
+            _ => 0,
+        }
     }
 
     /// What the user should know of the text.
@@ -351,7 +376,7 @@ impl Trainer {
     fn run_steps(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         let settings = self.config.train.clone();
         let mut stopped = Stopped::Finished;
-        let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN };
+        let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN, accuracy: None };
         let mut asked: VecDeque<Asked> = VecDeque::new();
         while self.position.step < settings.steps {
             if self.stops(stop.load(Ordering::Relaxed))? || self.position.step >= last {
@@ -377,6 +402,11 @@ impl Trainer {
                 stopped = Stopped::Patience;
                 break;
             }
+            let reached = settings.stop_at_accuracy > 0.0 && self.position.accurate >= settings.stop_after;
+            if self.agreed(eval && settings.stop_at_accuracy > 0.0, reached)? {
+                stopped = Stopped::Accuracy;
+                break;
+            }
             if save {
                 self.save()?;
             }
@@ -388,7 +418,7 @@ impl Trainer {
         if log.wrote && self.metrics.is_some() {
             self.draw()?;
         }
-        let bits = self.position.best.and_then(|best| self.held_out.as_ref().map(|h| h.bits_per_byte(best)));
+        let bits = self.position.best.and_then(|best| self.held_out.as_ref()?.bits_per_byte(best));
         Ok(Outcome {
             stopped,
             step: self.position.step,
@@ -397,6 +427,7 @@ impl Trainer {
             loss: log.loss,
             val_loss: self.position.best,
             bits_per_byte: bits,
+            accuracy: log.accuracy,
             dir: self.config.output.dir.clone(),
         })
     }
@@ -414,8 +445,10 @@ impl Trainer {
         let writes = n.is_multiple_of(settings.log_every.max(1)) || end || n == 1;
         let rate = log.tokens as f64 / (now - log.since).as_secs_f64().max(1e-9);
         let validated = if validates { self.validate()? } else { None };
-        let val_loss = validated.map(|(loss, _)| loss);
-        progress.report(&Status { step: n, loss: step.loss, val_loss, tokens_per_second: rate }, writes);
+        let val_loss = validated.map(|validation| validation.loss);
+        let accuracy = validated.and_then(|validation| validation.accuracy);
+        log.accuracy = accuracy.or(log.accuracy);
+        progress.report(&Status { step: n, loss: step.loss, val_loss, accuracy, tokens_per_second: rate }, writes);
         if writes || validated.is_some() {
             let record = Record {
                 step: n,
@@ -426,7 +459,8 @@ impl Trainer {
                 grad_norm: step.grad_norm,
                 tokens_per_second: rate,
                 val_loss,
-                bits_per_byte: validated.map(|(_, bits)| bits),
+                bits_per_byte: validated.and_then(|validation| validation.bits_per_byte),
+                accuracy,
             };
             self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))?;
             (log.since, log.tokens, log.wrote) = (Instant::now(), 0, true);
@@ -562,12 +596,39 @@ impl Trainer {
         Error::Diverged { step, what, kept }
     }
 
-    /// Loss in nats a token and bits a byte on held-out text; a new best model is kept in the run's directory.
-    fn validate(&mut self) -> Result<Option<(f64, f64)>> {
-        let Some(held_out) = &self.held_out else { return Ok(None) };
+    /// The loss on what is held out, in nats; a new best model is kept in the run's directory.
+    fn validate(&mut self) -> Result<Option<Validation>> {
+        let validation = match &self.held_out {
+            None => return Ok(None),
+            Some(held_out @ HeldOut::Text { batches, carries, .. }) => {
+                let loss = self.loss_of(batches, *carries)?;
+                Validation { loss, bits_per_byte: held_out.bits_per_byte(loss), accuracy: None }
+            }
+            Some(HeldOut::Task(sequences, count)) => {
+                let first = self.position.step.wrapping_mul(*count);
+                let numbers = first..first.saturating_add(*count);
+                let score = Reader::on(self.model.device()).score(&self.model, sequences, numbers, |_| ())?;
+                Validation { loss: score.loss(), bits_per_byte: None, accuracy: Some(score.accuracy()) }
+            }
+        };
+        if let Some(accuracy) = validation.accuracy {
+            let reached = accuracy >= self.config.train.stop_at_accuracy;
+            self.position.accurate = if reached { self.position.accurate + 1 } else { 0 };
+        }
+        if self.position.best.is_none_or(|best| validation.loss < best) {
+            (self.position.best, self.position.stale) = (Some(validation.loss), 0);
+            self.save_model()?;
+        } else {
+            self.position.stale += 1;
+        }
+        Ok(Some(validation))
+    }
+
+    /// Nats a token of held-out text.
+    fn loss_of(&self, batches: &Sequential, carries: bool) -> Result<f64> {
         let mut summary = Summary::default();
         let mut carried: Option<State> = None;
-        for batch in (0..held_out.batches.len()).filter_map(|i| held_out.batches.batch(i)) {
+        for batch in (0..batches.len()).filter_map(|i| batches.batch(i)) {
             summary.tokens += batch.predictions();
             let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
             let state = match carried.take() {
@@ -577,24 +638,16 @@ impl Trainer {
             let cx = self.model.inference(layout);
             let (loss, next) = self.model.loss(&cx, &batch.tokens, &batch.targets, &state, false)?;
             summary.nats += loss.nll.to_vec()?.iter().map(|&nll| f64::from(nll)).sum::<f64>();
-            carried = held_out.carries.then_some(next);
+            carried = carries.then_some(next);
         }
-        let loss = summary.loss();
-        let bits = held_out.bits_per_byte(loss);
-        if self.position.best.is_none_or(|best| loss < best) {
-            (self.position.best, self.position.stale) = (Some(loss), 0);
-            self.save_model()?;
-        } else {
-            self.position.stale += 1;
-        }
-        Ok(Some((loss, bits)))
+        Ok(summary.loss())
     }
 
-    /// Writes the model for use, with its tokenizer.
+    /// Writes the model for use, with its tokenizer if it has one.
     fn save_model(&self) -> Result<()> {
         let dir = &self.config.output.dir;
         self.model.save(dir, &SaveOptions::default())?;
-        Ok(self.tokenizer.save(dir)?)
+        Ok(self.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.save(dir))?)
     }
 
     /// Writes what it takes to go on; without held-out text, the model for use as well.
@@ -619,8 +672,9 @@ impl Trainer {
 }
 
 impl HeldOut {
-    fn bits_per_byte(&self, nats_per_token: f64) -> f64 {
-        nats_per_token / self.bytes_per_token / std::f64::consts::LN_2
+    fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
+        let Self::Text { bytes_per_token, .. } = self else { return None };
+        Some(nats_per_token / bytes_per_token / std::f64::consts::LN_2)
     }
 }
 
@@ -646,6 +700,40 @@ fn blamed(ranks: Option<&Group>, error: Error) -> Error {
     }
 }
 
+/// Text, tokenised at its first use.
+fn text(config: &TrainConfig, ranks: Option<&Group>, tokenising: &mut dyn FnMut(data::Progress)) -> Result<Data> {
+    let tokenizer = config.data.open_tokenizer()?;
+    let mut prepare = || {
+        let options = data::Options {
+            cache: config.data.cache_dir(),
+            separator: config.data.separator,
+            progress: Some(&mut *tokenising),
+        };
+        Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
+    };
+    let corpus = match ranks {
+        None => prepare()?,
+        Some(ranks) => start::in_turn(ranks, prepare)?,
+    };
+    let (train, data) = (&config.train, &config.data);
+    let train_tokens = corpus.train.len();
+    let feed = match data.mode {
+        Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
+        Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
+    };
+    let held_out = corpus.val.map(|val| held_out(&val, config, &tokenizer)).transpose()?;
+    Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, notices: corpus.notices })
+}
+
+/// The sequences of a task.
+fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
+    let train = &config.train;
+    let sequences = |split| Sequences::new(task.clone(), config.data.length, train.seed, split);
+    let feed = Feed::Task(sequences(Split::Train)?, train.batch);
+    let held_out = HeldOut::Task(sequences(Split::HeldOut)?, train.eval_batches * train.batch as u64);
+    Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
+}
+
 /// What validation reads: windows as training has them, or in order with the state carried; packed as training is.
 fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> Result<HeldOut> {
     let (b, l) = (config.train.batch, config.data.length);
@@ -657,7 +745,7 @@ fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> R
     let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;
     let carries = config.data.mode == Mode::Streams;
     let (b, l) = if carries { (1, l.min(evaluate::CHUNK)) } else { ((POSITIONS / l).max(1), l) };
-    Ok(HeldOut { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
+    Ok(HeldOut::Text { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
 }
 
 /// Makes sure that the directory is free, or holds a run of these settings to go on with; where that is then.
@@ -675,11 +763,14 @@ fn prepare_directory(dir: &Path, config: &TrainConfig, resume: bool) -> Result<O
         (true, Some((_, path))) => {
             let file = dir.join("config.toml");
             let old = TrainConfig::load(&file)?;
-            if (&old.model, &old.data) != (&config.model, &config.data) || old.train.seed != config.train.seed {
+            let what = |config: &TrainConfig| {
+                (config.model.clone(), config.data.clone(), config.task.clone(), config.train.seed)
+            };
+            if what(&old) != what(config) {
                 let file = file.display();
                 return Err(refused(format!(
-                    "its [model], [data] or train.seed differ from {file}; go on with that file's settings (only \
-                     [train] may change), or choose another directory by --output"
+                    "its [model], [data], [task] or train.seed differ from {file}; go on with that file's settings \
+                     (only [train] may change), or choose another directory by --output"
                 )));
             }
             Ok(Some(path))

@@ -316,3 +316,47 @@ fn ranks_that_train_something_else_are_refused() {
         assert!(error.unwrap_err().to_string().contains("windows"));
     }
 }
+
+/// Copying two tokens from a few positions: learned in seconds.
+const SMALL_TASK: [&str; 11] = [
+    "task.name=copying",
+    "task.tokens=2",
+    "task.vocab=5",
+    "data.length=4",
+    "train.batch=16",
+    "train.lr=1e-2",
+    "train.schedule=constant",
+    "train.weight_decay=0.0",
+    "train.eval_batches=4",
+    "train.steps=2000",
+    "train.eval_every=20",
+];
+
+#[test]
+fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [&SMALL_TASK[..], &["train.stop_at_accuracy=1.0", "train.stop_after=2"]].concat();
+    let outcome = train(config(dir.path(), &settings), false).unwrap();
+    assert_eq!((outcome.stopped, outcome.accuracy), (Stopped::Accuracy, Some(1.0)), "{outcome:?}");
+    assert_eq!(outcome.tokens, outcome.step * 16 * 8, "a row has the tokens, as many markers, and four places more");
+    assert!(!dir.path().join("tokenizer.json").exists());
+    assert_eq!(LanguageModel::open(dir.path()).unwrap().config().vocab_size, 5);
+    assert!(!bytes(dir.path(), "accuracy.png").is_empty());
+    let records = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
+    let accuracies: Vec<f64> = records.iter().filter_map(|record| record.accuracy).collect();
+    assert_eq!(accuracies.len() as u64, outcome.step / 20);
+    assert!(accuracies[0] < 1.0 && accuracies.ends_with(&[1.0, 1.0]), "{accuracies:?}");
+}
+
+#[test]
+fn a_resumed_task_is_the_same_bits() {
+    let settings = [&SMALL_TASK[..], &["train.steps=12", "train.eval_every=4", "train.accumulate=2"]].concat();
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    train(config(whole.path(), &settings), false).unwrap();
+    interrupted(parts.path(), &settings, 7);
+    for file in ["model.safetensors", "resume/step-00000012/model.safetensors"] {
+        assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{file}");
+    }
+    let error = train(config(parts.path(), &[&settings[..], &["task.tokens=3"]].concat()), true).unwrap_err();
+    assert!(error.to_string().contains("[task]"), "{error}");
+}

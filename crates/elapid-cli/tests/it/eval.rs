@@ -84,3 +84,32 @@ fn texts_that_are_wrong() {
     elapid(&["eval", "--model", &tiny(), "--data", &file(&dir, "two.txt", "ab")]).fails(2, &["tokenizer.json"]);
     elapid(&["eval", "--val-fraction", "2"]).fails(2, &["--val-fraction"]);
 }
+
+#[test]
+fn answers_to_a_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny();
+    let report = dir.path().join("results/answers.md").display().to_string();
+    let run = |more: &[&str]| {
+        let common = ["eval", "--task", "induction-heads", "--model", &model, "--sequences", "3", "--lengths", "8..64"];
+        elapid(&[&common[..], &["--json"], more].concat()).json()
+    };
+    let counts = |value: &Value| -> Vec<(u64, u64, u64)> {
+        let number = |line: &Value, key: &str| line[key].as_u64().unwrap();
+        let lines = value["lengths"].as_array().unwrap().iter();
+        lines.map(|line| (number(line, "length"), number(line, "answers"), number(line, "right"))).collect()
+    };
+    let whole = run(&["--report", &report]);
+    assert_eq!(
+        counts(&whole).iter().map(|line| (line.0, line.1)).collect::<Vec<_>>(),
+        [(8, 3), (16, 3), (32, 3), (64, 3)]
+    );
+    assert_eq!(counts(&run(&["--chunk", "5"])), counts(&whole));
+    let text = std::fs::read_to_string(&report).unwrap();
+    assert!(text.contains("table 11") && text.contains("answers-lengths.svg"), "{text}");
+    assert!(dir.path().join("results/answers-lengths.svg").is_file());
+    elapid(&["eval", "--task", "sorting"]).fails(2, &["`sorting`", "induction-heads"]);
+    elapid(&["eval", "--task", "induction-heads", "--lengths", "2"]).fails(2, &["--lengths", "4 to"]);
+    elapid(&["eval", "--lengths", "64"]).fails(2, &["--task"]);
+    elapid(&["eval", "--task", "copying", "--lengths", "9..8"]).fails(2, &["FROM..TO"]);
+}

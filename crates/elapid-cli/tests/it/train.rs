@@ -207,3 +207,18 @@ fn ranks_that_cannot_start_say_why() {
     half.args(["train", "--output", &out]).env("RANK", "0").env_remove("WORLD_SIZE");
     Run::from(half.output().unwrap()).fails(2, &["WORLD_SIZE is not set", "--gpus"]);
 }
+
+#[test]
+fn a_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run").display().to_string();
+    let small = ["--steps", "2", "--length", "8", "--set", "train.eval_batches=1", "--set", "model.d_model=16"];
+    let train = [&["train", "--task", "selective-copying", "--batch", "2", "--output", &output][..], &small].concat();
+    let run = elapid(&[&train[..], &["--json"]].concat()).json();
+    assert_eq!((run["step"].as_u64(), run["tokens"].as_u64()), (Some(2), Some(2 * 2 * (8 + 32))));
+    assert!((0.0..=1.0).contains(&run["accuracy"].as_f64().unwrap()) && run["sample"].is_null(), "{run}");
+    let own = elapid(&["eval", "--task", "selective-copying", "--model", &output, "--sequences", "2", "--json"]).json();
+    assert_eq!((own["lengths"][0]["length"].as_u64(), own["lengths"][0]["answers"].as_u64()), (Some(8), Some(32)));
+    elapid(&["train", "--task", "sorting"]).fails(2, &["`sorting`", "selective-copying"]);
+    elapid(&["train", "--task", "copying", "--data", "x"]).fails(2, &["--data"]);
+}

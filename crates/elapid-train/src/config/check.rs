@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 
-use super::{ConfigError, TrainConfig};
+use super::{ConfigError, Mode, TrainConfig};
+use crate::tasks;
 
 impl TrainConfig {
     /// Checks every value; `file` is the name that errors give.
@@ -51,6 +52,28 @@ impl TrainConfig {
             "0, as train.eval_every is 0",
             &train.patience,
         )?;
+        let accuracy = train.stop_at_accuracy;
+        check((0.0..=1.0).contains(&accuracy), "train.stop_at_accuracy", "0 to 1", &accuracy)?;
+        check(train.stop_after >= 1, "train.stop_after", "1 or more", &train.stop_after)?;
+        match tasks::open(&self.task).map_err(|error| ConfigError { file: file.to_owned(), ..error })? {
+            None => {
+                let wanted = "0, as there are answers to a task only";
+                check(accuracy == 0.0, "train.stop_at_accuracy", wanted, &accuracy)?;
+            }
+            Some(task) => {
+                task.positions(data.length).map_err(|unfit| ConfigError {
+                    file: file.to_owned(),
+                    line: None,
+                    field: unfit.setting.into(),
+                    what: format!("wanted {}, got {}", unfit.wanted, unfit.got),
+                    fix: "correct it in the file, or by --length N".into(),
+                })?;
+                check(data.mode == Mode::Windows, "data.mode", "\"windows\", as there is a task", &"\"streams\"")?;
+                check(!data.pack, "data.pack", "false, as there is a task", &data.pack)?;
+                let wanted = "1 or more, as a task has no end";
+                check(train.eval_batches >= 1, "train.eval_batches", wanted, &train.eval_batches)?;
+            }
+        }
         check(!self.output.dir.as_os_str().is_empty(), "output.dir", "a directory", &"an empty text")
     }
 }

@@ -160,6 +160,16 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// The library's form with a vocabulary that has no special tokens.
+    ///
+    /// # Errors
+    /// If such a model cannot be.
+    pub fn resolve_for(&self, vocab_size: usize) -> Result<model::ModelConfig, model::ConfigError> {
+        let config = model::ModelConfig { vocab_size, ..self.with_any_vocabulary() };
+        config.validate()?;
+        Ok(config)
+    }
+
     /// The library's form with a vocabulary of 256.
     pub(super) fn with_any_vocabulary(&self) -> model::ModelConfig {
         let Family::Mamba1 = self.family;
@@ -268,6 +278,29 @@ impl DataConfig {
     }
 }
 
+/// `[task]`: what is trained on instead of text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
+pub struct TaskConfig {
+    pub name: String,
+    pub vocab: usize,
+    pub tokens: usize,
+}
+
+impl Default for TaskConfig {
+    fn default() -> Self {
+        Self { name: "none".into(), vocab: 16, tokens: 16 }
+    }
+}
+
+impl TaskConfig {
+    /// Whether there is no task: text is trained on.
+    pub fn is_text(&self) -> bool {
+        self.name == "none"
+    }
+}
+
 /// `[train]`: how it is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -290,6 +323,8 @@ pub struct TrainSettings {
     pub eval_every: u64,
     pub eval_batches: u64,
     pub patience: u64,
+    pub stop_at_accuracy: f64,
+    pub stop_after: u64,
     pub save_every: u64,
     pub log_every: u64,
     pub checkpoint_blocks: bool,
@@ -316,6 +351,8 @@ impl Default for TrainSettings {
             eval_every: 100,
             eval_batches: 0,
             patience: 0,
+            stop_at_accuracy: 0.0,
+            stop_after: 3,
             save_every: 200,
             log_every: 10,
             checkpoint_blocks: false,

@@ -148,6 +148,11 @@ fn values_that_cannot_be() {
         ("train.beta2=1.0", "train.beta2"),
         ("train.clip=-1.0", "train.clip"),
         ("train.eval_every=0", ""),
+        ("train.stop_at_accuracy=2.0", "train.stop_at_accuracy"),
+        ("train.stop_at_accuracy=0.5", "train.stop_at_accuracy"),
+        ("train.stop_after=0", "train.stop_after"),
+        ("task.name=sorting", "task.name"),
+        ("task.name=copying", "train.eval_batches"),
         ("output.dir=\"\"", "output.dir"),
     ] {
         match set(assignment).unwrap().validate("a.toml") {

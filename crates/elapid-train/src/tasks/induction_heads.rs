@@ -1,0 +1,75 @@
+//! Induction heads: what came after this token the last time?
+//!
+//! Random tokens, one special token among them and again at the end; the answer there is the token that came after the
+//! first (Mamba, section 4.1.2 and appendix E.1, after Olsson et al. 2022). The first special token lies anywhere from the
+//! beginning to four positions before the end, each place as likely, as in `generate_induction_head` of the H3
+//! repository. Ids: A - 1 is the special token, all below are ordinary.
+
+use std::sync::Arc;
+
+use rand::RngExt;
+
+use super::{Kind, Random, Sequence, Task, Unfit};
+use crate::config::TaskConfig;
+use crate::data::IGNORE;
+
+pub(super) static KIND: Kind = Kind {
+    name: "induction-heads",
+    settings: include_str!("../../../../configs/induction-heads.toml"),
+    paper: "Mamba, table 11: 100 % at every power of two from 64 to 1,048,576.",
+    make: |config| Ok(Arc::new(InductionHeads::new(config)?)),
+};
+
+/// The induction heads task.
+#[derive(Debug, Clone)]
+pub struct InductionHeads {
+    /// A, the special token among them.
+    vocab: usize,
+}
+
+impl InductionHeads {
+    fn new(config: &TaskConfig) -> Result<Self, Unfit> {
+        let vocab = config.vocab;
+        Unfit::check((2..=1 << 24).contains(&vocab), "task.vocab", "2 (a token, the special one) to 16777216", vocab)?;
+        Ok(Self { vocab })
+    }
+
+    fn special(&self) -> u32 {
+        self.vocab as u32 - 1
+    }
+}
+
+impl Task for InductionHeads {
+    fn vocab_size(&self) -> usize {
+        self.vocab
+    }
+
+    fn positions(&self, length: usize) -> Result<usize, Unfit> {
+        let possible = (4..=u32::MAX as usize).contains(&length);
+        Unfit::check(possible, "data.length", format!("4 to {}", u32::MAX), length)?;
+        Ok(length)
+    }
+
+    fn sequence(&self, length: usize, mut random: Random) -> Sequence {
+        let special = self.special();
+        let first = random.random_range(0..length - 3);
+        let mut answer = 0;
+        Box::new((0..length).map(move |at| {
+            if at == first {
+                return (special, IGNORE);
+            }
+            if at == length - 1 {
+                return (special, answer as i32);
+            }
+            let token = random.random_range(0..special);
+            if at == first + 1 {
+                answer = token;
+            }
+            (token, IGNORE)
+        }))
+    }
+
+    fn is_data(&self, token: u32) -> bool {
+        token == self.special()
+    }
+}

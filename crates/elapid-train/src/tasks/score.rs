@@ -1,0 +1,145 @@
+//! How many answers of a model are right.
+
+use std::ops::Range;
+
+use elapid::lm::Positions;
+use elapid::ops::Layout;
+use elapid::{Device, LanguageModel};
+
+use super::{Sequence, Sequences, fill};
+use crate::Result;
+use crate::data::IGNORE;
+
+/// What a model answered.
+///
+/// Accuracy is over answers, each an argmax over all token ids: for selective copying every copied token counts for
+/// itself, for induction heads there is one answer a sequence (Mamba, tables 1 and 2).
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Score {
+    /// Positions that asked.
+    pub answers: u64,
+    /// Answers that were right.
+    pub right: u64,
+    /// Sequences all of whose answers were right.
+    pub sequences_right: u64,
+    /// Sequences.
+    pub sequences: u64,
+    /// Negative log-likelihood of all right answers together, in nats.
+    pub nats: f64,
+}
+
+impl Score {
+    /// Share of right answers; NaN without any.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.answers as f64
+    }
+
+    /// Mean negative log-likelihood of an answer, in nats; NaN without any.
+    pub fn loss(&self) -> f64 {
+        self.nats / self.answers as f64
+    }
+}
+
+/// How sequences are read: some rows together, some positions at a time with the state carried, so that memory depends
+/// neither on the length nor on the number of sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// Positions of a row that are read at a time, at least 1.
+    pub chunk: usize,
+    /// Positions that are read at a time, all rows together, at least 1.
+    pub positions: usize,
+}
+
+impl Reader {
+    /// Positions that are read at a time unless another number is asked for.
+    pub const CHUNK: usize = 4096;
+
+    /// What is good on a device: a GPU takes more to be busy.
+    pub fn on(device: Device) -> Self {
+        let rows = if device == Device::Cpu { 1 } else { 16 };
+        Self { chunk: Self::CHUNK, positions: rows * Self::CHUNK }
+    }
+
+    /// Sequences that are read together.
+    fn rows(&self, sequences: &Sequences) -> u64 {
+        (self.positions / self.chunk.max(1).min(sequences.positions().max(1))).max(1) as u64
+    }
+
+    /// What a model answers to the sequences of these numbers. `progress` hears how many more positions were read.
+    ///
+    /// # Errors
+    /// If the model's vocabulary is smaller than the task's, or a device fails.
+    pub fn score(
+        &self,
+        model: &LanguageModel,
+        sequences: &Sequences,
+        numbers: Range<u64>,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Score> {
+        let wanted = sequences.task().vocab_size();
+        if model.config().padded_vocab_size() < wanted {
+            return Err(crate::Error::Argument {
+                argument: "the model's vocabulary",
+                wanted: format!("{wanted} ids or more, as the task has"),
+                got: model.config().padded_vocab_size().to_string(),
+            });
+        }
+        let mut score = Score::default();
+        let mut from = numbers.start;
+        while from < numbers.end {
+            let to = numbers.end.min(from.saturating_add(self.rows(sequences)));
+            self.score_rows(model, sequences, from..to, &mut score, &mut progress)?;
+            from = to;
+        }
+        Ok(score)
+    }
+
+    fn score_rows(
+        &self,
+        model: &LanguageModel,
+        sequences: &Sequences,
+        numbers: Range<u64>,
+        score: &mut Score,
+        progress: &mut impl FnMut(usize),
+    ) -> Result<()> {
+        let mut rows: Vec<Sequence> = numbers.map(|number| sequences.sequence(number)).collect();
+        let b = rows.len();
+        let mut all_right = vec![true; b];
+        let mut state = model.zero_state(b)?;
+        let mut read = 0;
+        while read < sequences.positions() {
+            let l = self.chunk.max(1).min(sequences.positions() - read);
+            let (mut tokens, mut targets) = (vec![0; b * l], vec![IGNORE; b * l]);
+            for (r, row) in rows.iter_mut().enumerate() {
+                fill(row, &mut tokens[r * l..][..l], &mut targets[r * l..][..l]);
+            }
+            let cx = model.inference(Layout::new(b, l));
+            if targets.iter().all(|&target| target == IGNORE) {
+                state = model.hidden(&cx, &tokens, &state, false)?.1;
+            } else {
+                let (logits, next) = model.logits(&cx, &tokens, &state, Positions::All)?;
+                state = next;
+                let (v, logits) = (logits.value().cols(), logits.value().to_vec()?);
+                for (at, &target) in targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
+                    let (answer, nll) = answer(&logits[at * v..][..v], target as usize);
+                    score.answers += 1;
+                    score.nats += nll;
+                    if answer == target as usize { score.right += 1 } else { all_right[at / l] = false }
+                }
+            }
+            read += l;
+            progress(b * l);
+        }
+        score.sequences += b as u64;
+        score.sequences_right += all_right.iter().filter(|&&right| right).count() as u64;
+        Ok(())
+    }
+}
+
+/// The likeliest token, and -log p of the target in nats.
+fn answer(logits: &[f32], target: usize) -> (usize, f64) {
+    let likeliest = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+    let most = f64::from(logits[likeliest]);
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - most).exp()).sum();
+    (likeliest, most + sum.ln() - f64::from(logits[target]))
+}
