@@ -3,6 +3,7 @@
 mod decode;
 mod prefill;
 mod scan;
+mod scan_cuda;
 mod train;
 
 use std::time::Instant;

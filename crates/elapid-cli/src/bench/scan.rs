@@ -7,7 +7,7 @@ use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, Rows, RowsMut, Segments, ceiling};
 use serde_json::json;
 
-use super::{Timing, at_least_1, peak_rss};
+use super::{Timing, at_least_1, peak_rss, scan_cuda};
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
@@ -18,6 +18,7 @@ Examples:
   elapid bench scan --l 512 --d 256 --compare naive
       beside the recurrence written as a loop, in the same run
   elapid bench scan --b 1 --l 65536 --d 64 --rule zoh --json
+  elapid bench scan --b 8 --l 2048 --d 1536 --device cuda --dtype bf16
 
 An element is one channel at one position. Its forward takes n + 2 exponentials: one a state number,
 one of the softplus, one of the gate. The share is that of the exponentials a second that this
@@ -181,11 +182,14 @@ impl Times {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
-    if place.device != elapid::Device::Cpu {
-        output.note("the scan alone is measured on the processor; on a GPU: docs/PERFORMANCE.md has the command");
-    }
     let Arguments { b, l, d, n, rule, reps, .. } = *arguments;
     let dims = Dims { b, l, d, n };
+    if let Some(gpu) = place.device.gpu() {
+        if arguments.compare.is_some() {
+            output.note("--compare is for the processor: give --device cpu with it");
+        }
+        return scan_cuda::run(gpu, place.dtype, dims, rule, reps, arguments.seed, output);
+    }
     let inputs = Inputs::new(dims, arguments.seed);
     let args = inputs.args(dims, rule);
     let mut outputs = Outputs::new(dims);
