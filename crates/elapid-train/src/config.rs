@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use sections::{
-    DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TaskConfig, TrainSettings,
+    AInit, DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TaskConfig, TrainSettings,
 };
 
 use crate::{Error, Result};

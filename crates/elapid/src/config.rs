@@ -63,8 +63,16 @@ pub struct Mamba1Config {
     pub expand: usize,
     /// Number of channels where it is not `expand * d_model`.
     pub d_inner: Option<usize>,
-    /// Rank of the projection that makes the step sizes.
+    /// Rank of the projection that makes the step sizes; 0 is none: they are constants, as without
+    /// [`Selective::delta`].
     pub dt_rank: usize,
+    /// What depends on the input.
+    pub selective: Selective,
+    /// How A begins.
+    pub a_init: AInit,
+    /// Whether the output of the scan is multiplied by silu(z), z a projection of the input: the Mamba block. Without,
+    /// the block is projection, convolution, scan, projection.
+    pub gate: bool,
     /// Whether the convolution has a bias.
     pub conv_bias: bool,
     /// Whether the input and output projections have one.
@@ -81,6 +89,73 @@ pub struct Mamba1Config {
     pub dt_init: DtInit,
     /// How the continuous system becomes a recurrence.
     pub rule: Discretisation,
+}
+
+/// Which of Δ, B and C are functions of the input; the others are parameters (Mamba, table 7; none: an LTI system).
+///
+/// A constant B or C is one vector `[n]` for all channels, as a selective one is at every position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Selective {
+    /// Δ, the step sizes.
+    pub delta: bool,
+    /// B, what enters the state.
+    pub b: bool,
+    /// C, what is read from it.
+    pub c: bool,
+}
+
+impl Default for Selective {
+    fn default() -> Self {
+        Self { delta: true, b: true, c: true }
+    }
+}
+
+impl Selective {
+    /// The names of those that depend on the input, in the order Δ, B, C.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [("delta", self.delta), ("B", self.b), ("C", self.c)];
+        all.into_iter().filter(|(_, selective)| *selective).map(|(name, _)| name).collect()
+    }
+
+    /// What [`names`](Self::names) gives; none if a name is not one of `delta`, `B` and `C`.
+    pub fn from_names<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Option<Self> {
+        let mut selective = Self { delta: false, b: false, c: false };
+        for name in names {
+            match name.as_ref() {
+                "delta" => selective.delta = true,
+                "B" => selective.b = true,
+                "C" => selective.c = true,
+                _ => return None,
+            }
+        }
+        Some(selective)
+    }
+}
+
+/// How A begins, the same in every channel but for the last (Mamba, table 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AInit {
+    /// A_n = -(n + 1), as S4D-real.
+    #[default]
+    Arange,
+    /// A_n = -1/2.
+    Half,
+    /// A_n = -exp(x), x normal.
+    ExpNormal,
+}
+
+impl AInit {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Arange, Self::Half, Self::ExpNormal];
+
+    /// Its name in a config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Arange => "arange",
+            Self::Half => "half",
+            Self::ExpNormal => "exp-normal",
+        }
+    }
 }
 
 /// How the weights of the step-size projection begin.
@@ -188,6 +263,9 @@ impl Mamba1Config {
             expand: 2,
             d_inner: None,
             dt_rank: d_model.div_ceil(16),
+            selective: Selective::default(),
+            a_init: AInit::Arange,
+            gate: true,
             conv_bias: true,
             proj_bias: false,
             dt_min: 1e-3,
@@ -202,6 +280,11 @@ impl Mamba1Config {
     /// Number of channels.
     pub fn d_inner(&self, d_model: usize) -> usize {
         self.d_inner.unwrap_or_else(|| self.expand.saturating_mul(d_model))
+    }
+
+    /// Rank of the projection that makes the step sizes; 0 if they are constants.
+    pub fn delta_rank(&self) -> usize {
+        if self.selective.delta { self.dt_rank } else { 0 }
     }
 }
 
@@ -321,15 +404,19 @@ impl MixerConfig {
         match self {
             MixerConfig::Mamba1(c) => {
                 let inner = c.d_inner(d_model) as u64;
-                let (d, n, k, r) = (d_model as u64, c.d_state as u64, c.d_conv as u64, c.dt_rank as u64);
-                // Per channel: in_proj's two rows and out_proj's column, convolution, x_proj's column, dt_proj's row
+                let (d, n, k, r) = (d_model as u64, c.d_state as u64, c.d_conv as u64, c.delta_rank() as u64);
+                // Per channel: in_proj's rows and out_proj's column, convolution, x_proj's column, dt_proj's row
                 // with its bias, A_log, D, and the biases there may be.
-                let states = n.checked_mul(3)?;
-                let biases = if c.proj_bias { 2 } else { 0 } + u64::from(c.conv_bias) + 2;
+                let selective = u64::from(c.selective.b) + u64::from(c.selective.c);
+                let constants = n.checked_mul(2 - selective)?;
+                let states = n.checked_mul(1 + selective)?;
+                let rows = 1 + u64::from(c.gate);
+                let biases = if c.proj_bias { rows } else { 0 } + u64::from(c.conv_bias) + 2;
                 let channel = [states, k, r.checked_mul(2)?, biases]
                     .into_iter()
-                    .try_fold(d.checked_mul(3)?, |sum, part| sum.checked_add(part))?;
-                inner.checked_mul(channel)?.checked_add(if c.proj_bias { d } else { 0 })
+                    .try_fold(d.checked_mul(1 + rows)?, |sum, part| sum.checked_add(part))?;
+                let out_bias = if c.proj_bias { d } else { 0 };
+                inner.checked_mul(channel)?.checked_add(out_bias)?.checked_add(constants)
             }
         }
     }
@@ -341,7 +428,6 @@ impl Mamba1Config {
         check.size("d_state", self.d_state)?;
         check.size("d_conv", self.d_conv)?;
         check.size("expand", self.expand)?;
-        check.size("dt_rank", self.dt_rank)?;
         if let Some(d_inner) = self.d_inner {
             check.size("d_inner", d_inner)?;
         }

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use elapid::config as model;
+
 use super::{ConfigError, Mode, TrainConfig};
 use crate::tasks;
 
@@ -19,6 +21,9 @@ impl TrainConfig {
             let fix = format!("set it to {wanted}, in the file or by --set {field}=VALUE");
             Err(ConfigError { file: file.to_owned(), line: None, field: field.to_owned(), what, fix })
         };
+        let names = &self.model.selective;
+        let known = model::Selective::from_names(names).is_some();
+        check(known, "model.selective", "a list of some of \"delta\", \"B\", \"C\"", &format!("{names:?}"))?;
         let model = self.model.with_any_vocabulary().validate();
         model.map_err(|error| ConfigError { file: file.to_owned(), ..error.into() })?;
 

@@ -32,6 +32,19 @@ pub enum Init {
     Constant,
 }
 
+/// How A begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AInit {
+    /// -(n + 1).
+    #[default]
+    Arange,
+    /// -1/2.
+    Half,
+    /// -exp of normal.
+    ExpNormal,
+}
+
 /// How the continuous system becomes a recurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -101,6 +114,9 @@ pub struct ModelConfig {
     pub d_conv: usize,
     pub expand: usize,
     pub dt_rank: DtRank,
+    pub selective: Vec<String>,
+    pub a_init: AInit,
+    pub gate: bool,
     pub conv_bias: bool,
     pub proj_bias: bool,
     pub tie_embeddings: bool,
@@ -126,6 +142,9 @@ impl Default for ModelConfig {
             d_conv: 4,
             expand: 2,
             dt_rank: DtRank::Auto,
+            selective: vec!["delta".into(), "B".into(), "C".into()],
+            a_init: AInit::Arange,
+            gate: true,
             conv_bias: true,
             proj_bias: false,
             tie_embeddings: true,
@@ -182,6 +201,14 @@ impl ModelConfig {
                 DtRank::Auto => self.d_model.div_ceil(16),
                 DtRank::Rank(rank) => rank,
             },
+            // Names are checked by `TrainConfig::validate`.
+            selective: model::Selective::from_names(&self.selective).unwrap_or_default(),
+            a_init: match self.a_init {
+                AInit::Arange => model::AInit::Arange,
+                AInit::Half => model::AInit::Half,
+                AInit::ExpNormal => model::AInit::ExpNormal,
+            },
+            gate: self.gate,
             conv_bias: self.conv_bias,
             proj_bias: self.proj_bias,
             dt_min: self.dt_min as f32,
@@ -401,7 +428,7 @@ impl<'de> Deserialize<'de> for DtRank {
             type Value = DtRank;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a positive integer or \"auto\"")
+                f.write_str("an integer, not negative, or \"auto\"")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<DtRank, E> {

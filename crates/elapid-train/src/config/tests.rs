@@ -61,6 +61,9 @@ fn a_saved_config_is_the_same() {
         "train.clip=1",
         "data.mode=streams",
         "model.discretisation=zoh",
+        "model.selective=[\"C\"]",
+        "model.a_init=exp-normal",
+        "model.gate=false",
         "output.dir=C:\\runs \"1\"",
     ] {
         config.apply_override(assignment).unwrap();
@@ -150,6 +153,7 @@ fn values_that_cannot_be() {
         ("train.eval_every=0", ""),
         ("train.stop_at_accuracy=2.0", "train.stop_at_accuracy"),
         ("train.stop_at_accuracy=0.5", "train.stop_at_accuracy"),
+        ("model.selective=[\"D\"]", "model.selective"),
         ("train.stop_after=0", "train.stop_after"),
         ("task.name=sorting", "task.name"),
         ("task.name=copying", "train.eval_batches"),

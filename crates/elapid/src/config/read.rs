@@ -3,7 +3,7 @@
 use elapid_kernels::selective_scan::Discretisation;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, DtInit, Mamba1Config, MixerConfig, ModelConfig, NEOX_VOCAB};
+use super::{AInit, ConfigError, DtInit, Mamba1Config, MixerConfig, ModelConfig, NEOX_VOCAB, Selective};
 
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
@@ -133,6 +133,9 @@ fn hugging_face(fields: &mut Fields) -> Result<ModelConfig> {
         expand,
         d_inner: None,
         dt_rank: fields.size_or_auto("time_step_rank", d_model.div_ceil(16))?,
+        selective: Selective::default(),
+        a_init: AInit::default(),
+        gate: true,
         conv_bias: fields.flag("use_conv_bias", true)?,
         proj_bias: fields.flag("use_bias", false)?,
         dt_min: fields.real("time_step_min", 1e-3)?,
@@ -224,6 +227,19 @@ fn own(fields: &mut Fields, config: &mut ModelConfig) -> Result<()> {
                 let fix = "give one of these; this file may be from a newer elapid";
                 mixer.rule = known.ok_or_else(|| inner.error("rule", &wanted, rule, fix))?;
             }
+            if let Some(names) = inner.get("selective") {
+                let list = names.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+                let wanted = "a list of some of \"delta\", \"B\", \"C\"";
+                let error = || inner.error("selective", wanted, names, "give those that depend on the input");
+                mixer.selective = list.and_then(Selective::from_names).ok_or_else(error)?;
+            }
+            if let Some(name) = inner.get("a_init") {
+                let known = AInit::ALL.into_iter().find(|known| name == known.name());
+                let wanted = AInit::ALL.map(AInit::name).join(", ");
+                let fix = "give one of these; this file may be from a newer elapid";
+                mixer.a_init = known.ok_or_else(|| inner.error("a_init", &wanted, name, fix))?;
+            }
+            mixer.gate = inner.flag("gate", true)?;
         }
     }
     inner.no_unknown("this file may be from a newer elapid: update, or remove the key")?;
@@ -263,6 +279,9 @@ fn original(fields: &mut Fields) -> Result<ModelConfig> {
         expand: ssm.size("expand", 2)?,
         d_inner: None,
         dt_rank: ssm.size_or_auto("dt_rank", d_model.div_ceil(16))?,
+        selective: Selective::default(),
+        a_init: AInit::default(),
+        gate: true,
         conv_bias: ssm.flag("conv_bias", true)?,
         proj_bias: ssm.flag("bias", false)?,
         dt_min: ssm.real("dt_min", 1e-3)?,

@@ -212,7 +212,6 @@ fn errors() {
         ("state_size", json!(0)),
         ("conv_kernel", json!(0)),
         ("intermediate_size", json!(0)),
-        ("time_step_rank", json!(0)),
         ("time_step_rank", json!("automatic")),
         ("time_step_min", json!(0.2)),
         ("time_step_max", json!(null)),
@@ -264,6 +263,18 @@ fn nesting_is_bounded() {
 }
 
 #[test]
+fn ablations_that_are_wrong_are_named() {
+    for (key, value) in
+        [("selective", json!(["D"])), ("selective", json!("delta")), ("a_init", json!("ones")), ("gate", json!(1))]
+    {
+        let mut config = ModelConfig::default().to_hf_json();
+        config["elapid"] = json!({ key: value });
+        let error = ModelConfig::parse(&config.to_string(), "f").unwrap_err().to_string();
+        assert!(error.contains(&format!("`elapid.{key}`")), "{error}");
+    }
+}
+
+#[test]
 fn validate_finds_overflow() {
     let huge = usize::MAX / 2;
     let break_it: [fn(&mut ModelConfig, usize); 7] = [
@@ -283,7 +294,8 @@ fn validate_finds_overflow() {
         }
         let mut config = ModelConfig::default();
         change(&mut config, 0);
-        config.validate().unwrap_err();
+        // No rank is no step-size projection.
+        assert_eq!(config.validate().is_ok(), mamba1_mut(&mut config).dt_rank == 0);
     }
 }
 
@@ -291,7 +303,8 @@ proptest! {
     #[test]
     fn round_trips_of_any(
         (vocab, multiple, d_model, n_layer) in (1..70_000_usize, 1..300_usize, 1..5000_usize, 1..200_usize),
-        (d_state, d_conv, expand, dt_rank) in (1..300_usize, 1..20_usize, 1..9_usize, 1..300_usize),
+        (d_state, d_conv, expand, dt_rank) in (1..300_usize, 1..20_usize, 1..9_usize, 0..300_usize),
+        (selective, a_init, gate) in (any::<[bool; 3]>(), 0..3_usize, any::<bool>()),
         d_inner in proptest::option::of(1..9000_usize),
         bits in any::<[bool; 6]>(),
         reals in any::<[u32; 4]>(),
@@ -302,7 +315,9 @@ proptest! {
             if x.is_finite() && x > 0.0 { x } else { or }
         };
         let mixer = Mamba1Config {
-            d_state, d_conv, expand, d_inner, dt_rank,
+            d_state, d_conv, expand, d_inner, dt_rank, gate,
+            selective: Selective { delta: selective[0], b: selective[1], c: selective[2] },
+            a_init: AInit::ALL[a_init],
             conv_bias: bits[0],
             proj_bias: bits[1],
             dt_min: real(0, 1e-3).min(real(1, 0.1)),

@@ -3,7 +3,7 @@
 use elapid_kernels::selective_scan::Discretisation;
 use serde_json::{Map, Number, Value, json};
 
-use super::{DtInit, Mamba1Config, MixerConfig, ModelConfig};
+use super::{AInit, DtInit, Mamba1Config, MixerConfig, ModelConfig, Selective};
 
 pub(super) fn to_hf_json(config: &ModelConfig) -> Value {
     match &config.mixer {
@@ -31,6 +31,15 @@ fn mamba1(config: &ModelConfig, mixer: &Mamba1Config) -> Value {
     }
     if mixer.rule != Discretisation::default() {
         extra.insert("rule".into(), json!(mixer.rule.name()));
+    }
+    if mixer.selective != Selective::default() {
+        extra.insert("selective".into(), json!(mixer.selective.names()));
+    }
+    if mixer.a_init != AInit::default() {
+        extra.insert("a_init".into(), json!(mixer.a_init.name()));
+    }
+    if !mixer.gate {
+        extra.insert("gate".into(), json!(false));
     }
 
     let mut json = json!({

@@ -7,6 +7,7 @@ mod cross_entropy;
 mod embedding;
 mod linear;
 mod neg_exp;
+mod repeat;
 mod selective_scan;
 
 pub use add_norm::add_norm;
@@ -15,6 +16,7 @@ pub use cross_entropy::{Loss, Targets, cross_entropy};
 pub use embedding::{Ids, embedding};
 pub use linear::linear;
 pub use neg_exp::neg_exp;
+pub use repeat::repeat;
 pub use selective_scan::{ScanArgs, selective_scan};
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Tests of the library through its public interface.
 
+mod ablations;
 mod autograd;
 mod contract;
 mod cuda;
