@@ -57,6 +57,26 @@ impl std::fmt::Display for Arch {
     }
 }
 
+/// Compiles all for one architecture into the folder where elapid looks for compiled kernels (`ELAPID_CACHE`): a machine
+/// that is given this folder, and has an NVRTC of the same version, compiles none.
+pub(crate) fn fill(arch: Arch) -> Result<()> {
+    if let Err(missing) = library::load(Needed::Nvrtc) {
+        return with_wheel(&missing);
+    }
+    let folder = compile::folder().context("no folder for compiled kernels: set ELAPID_CACHE")?;
+    let units = cuda::units();
+    let failed: Vec<String> = on_all_cores(&units, |unit| {
+        let image = compile::cached(unit.source, &unit.defines, (arch.0, arch.1));
+        image.err().map(|error| format!("{} for {arch}: {error}", name(unit)))
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    println!("{} units for {arch} in {}", units.len(), folder.display());
+    Ok(())
+}
+
 /// Compiles all; says what each kernel takes if `verbose`.
 pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
     if let Err(missing) = library::load(Needed::Nvrtc) {
@@ -68,7 +88,8 @@ pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
     let kept = Kept::new(&beside_the_build("cuda-check")?, version)?;
     let mut kernels = Vec::new();
     let (mut faults, mut warnings) = (Vec::new(), BTreeMap::<_, usize>::new());
-    for ((unit, arch), compiled) in jobs.iter().zip(compile_all(&jobs, &kept)) {
+    let said = on_all_cores(&jobs, |&(unit, arch)| kept.or(unit, arch, || compile(unit, arch)));
+    for ((unit, arch), compiled) in jobs.iter().zip(said) {
         match compiled {
             Ok(log) => {
                 kernels.extend(check(unit, *arch, &log, &mut faults));
@@ -96,27 +117,27 @@ pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// What the assembler said of each of `jobs`, or why there is no such thing; by all cores.
-fn compile_all(jobs: &[(&Unit, Arch)], kept: &Kept) -> Vec<Result<String, String>> {
+/// What `work` makes of each job, in their order; by all cores.
+fn on_all_cores<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
-    let work = || {
+    let worker = || {
         let mut done = Vec::new();
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(unit, arch)) = jobs.get(i) else { return done };
-            done.push((i, kept.or(unit, arch, || compile(unit, arch))));
+            let Some(job) = jobs.get(i) else { return done };
+            done.push((i, work(job)));
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let mut done = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
         let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         threads.into_iter().flat_map(join).collect::<Vec<_>>()
     });
     done.sort_unstable_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, log)| log).collect()
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 fn compile(unit: &Unit, arch: Arch) -> Result<String, String> {

@@ -32,6 +32,9 @@ enum Command {
         /// Registers, spills, stack and shared memory of each.
         #[arg(long)]
         verbose: bool,
+        /// Instead compile for this architecture into ELAPID_CACHE, so that a machine with that folder compiles none.
+        #[arg(long, value_name = "ARCH", conflicts_with_all = ["arch", "verbose"])]
+        fill: Option<cuda_check::Arch>,
     },
     /// Puts the model of a training run into the binary, as bf16.
     Embed {
@@ -59,7 +62,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
-        Command::CudaCheck { arch, verbose } => cuda_check::run(&arch, verbose),
+        Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
+        Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),
         Command::Golden { folders, tolerance, device, dtype } => golden::run(&folders, tolerance, device, dtype),
     };

@@ -81,8 +81,12 @@ pub fn compile(source: &Source, defines: &[Define], capability: (u32, u32)) -> R
     build(source, defines, &options)
 }
 
-/// [`compile`], from the folder of compiled kernels if it is there.
-pub(crate) fn cached(source: &Source, defines: &[Define], capability: (u32, u32)) -> Result<Image> {
+/// [`compile`], from the [`folder`] of compiled kernels if it is there, and kept there if not; what comes from the folder
+/// has no log.
+///
+/// # Errors
+/// As [`compile`].
+pub fn cached(source: &Source, defines: &[Define], capability: (u32, u32)) -> Result<Image> {
     let options = options(capability)?;
     let Some(path) = folder().map(|folder| folder.join(format!("{}.cubin", key(source, defines, &options)))) else {
         return build(source, defines, &options);

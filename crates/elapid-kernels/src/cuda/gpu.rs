@@ -29,8 +29,8 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     pool: Mutex<Option<Arc<Pool>>>,
-    /// By source and constants.
-    modules: Mutex<HashMap<String, Module>>,
+    /// By source and constants; each has a lock of its own, so that different ones are compiled at the same time.
+    modules: Mutex<HashMap<String, Arc<Mutex<Option<Module>>>>>,
     kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
     caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
     blas: OnceLock<blas::Blas>,
@@ -366,9 +366,10 @@ impl Gpu {
     }
 
     fn module(self, source: &'static Source, defines: &[Define], unit: &str) -> Result<Module> {
-        let mut modules = lock(&self.0.modules);
-        if let Some(module) = modules.get(unit) {
-            return Ok(*module);
+        let place = lock(&self.0.modules).entry(unit.to_owned()).or_default().clone();
+        let mut place = lock(&place);
+        if let Some(module) = *place {
+            return Ok(module);
         }
         let image = compile::cached(source, defines, self.0.capability)?;
         // SAFETY: the image is what NVRTC gave.
@@ -383,8 +384,7 @@ impl Gpu {
                     .map_err(Error::driver("cuModuleLoadData"))?
             }
         };
-        modules.insert(unit.to_owned(), Module(module));
-        Ok(Module(module))
+        Ok(*place.insert(Module(module)))
     }
 
     /// What an operation remembers of this device, by its type.
