@@ -184,6 +184,35 @@ extern "C" __global__ void __launch_bounds__(128) window(const __grid_constant__
   a.last[at] = x;
 }
 
+// Both of one position. A thread reads all of its window before it writes: `last` may be `initial`.
+extern "C" __global__ void __launch_bounds__(128) step(const __grid_constant__ Args a) {
+  const u32 across = u32((a.d / CH + 127) / 128);
+  const i64 c = i64(blockIdx.x % across * 128 + threadIdx.x) * CH, row = blockIdx.x / across;
+  if (c >= a.d) return;
+  float w[K][CH], bias[CH], window[K][CH], y[CH];
+#pragma unroll
+  for (int j = 0; j < K; ++j) input(a, row, j - K + 1, c, window[j]);
+  constants(a, c, w, bias);
+  const bool inside = length(a, row) > 0, reset = resets_at(a, row, 0);
+#pragma unroll
+  for (int i = 0; i < CH; ++i) {
+    float sum = bias[i];
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      if (inside && reset && j + 1 < K) window[j][i] = 0.0f;
+      sum += w[j][i] * window[j][i];
+    }
+    y[i] = !inside ? 0.0f : a.silu ? silu(sum) : sum;
+  }
+  store(a.y.row(row) + c, y);
+#pragma unroll
+  for (int j = 0; j + 1 < K; ++j) {
+    float* to = a.last + (row * (K - 1) + j) * a.d + c;
+#pragma unroll
+    for (int i = 0; i < CH; ++i) to[i] = inside ? window[j + 1][i] : window[j][i];
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(128, 3) backward(const __grid_constant__ Args a) {
   i64 c = (i64(blockIdx.x) * LANES + threadIdx.x) * CH;
   i64 stretches = (a.l + a.stretch - 1) / a.stretch;

@@ -8,7 +8,7 @@ use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, So
 use crate::error::Check;
 
 static SOURCE: Source = Source { name: "causal_conv1d", text: include_str!("causal_conv1d.cu") };
-const ENTRIES: [&str; 3] = ["forward", "window", "backward"];
+const ENTRIES: [&str; 4] = ["forward", "window", "step", "backward"];
 const CHECK: Check = Check("causal_conv1d");
 /// Threads of a block: 32 across the channels, 4 stretches.
 const BLOCK: (u32, u32, u32) = (32, 4, 1);
@@ -66,7 +66,8 @@ struct Raw {
     silu: i32,
 }
 
-/// Convolves: `y` `[b l d]` (=), `last` `[b k-1 d]` f32 (=), the last raw inputs of each row, oldest first.
+/// Convolves: `y` `[b l d]` (=), `last` `[b k-1 d]` f32 (=), the last raw inputs of each row, oldest first. At a length of 1
+/// `last` may be the memory of `initial`.
 ///
 /// # Errors
 /// If shapes or formats differ, or `k` is 0.
@@ -80,6 +81,11 @@ pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatM
     let (channels, stretch) = (channels(d, &[&args.x, &y.as_mat()]), 32);
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args, stretch) };
     let defines = defines(args.x.dtype, k, channels, args.segments.resets.is_some());
+    if l == 1 && b * d > 0 {
+        let launch = Launch::linear((d / channels).div_ceil(128) * b, 128);
+        // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
+        return unsafe { gpu.kernel(&SOURCE, "step", &defines)?.launch(launch, &raw) };
+    }
     if windows.0 * d > 0 {
         let launch = Launch::linear((windows.0 * d).div_ceil(128), 128);
         // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.

@@ -8,12 +8,17 @@ use crate::error::Check;
 
 static SOURCE: Source = Source { name: "mamba1_step", text: include_str!("mamba1_step.cu") };
 const CHECK: Check = Check("mamba1_step");
-const THREADS: u32 = 512;
+/// Warps that compute; one more fetches weights.
 const WARPS: usize = 16;
+const THREADS: u32 = 32 * (WARPS as u32 + 1);
 /// Outputs that tensor cores make at a time.
 const GROUP: usize = 16;
 /// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
 const SHARED: usize = 163 << 10;
+/// Of that, what says which pieces have come.
+const BARRIERS: usize = 2 * 32 * 8;
+/// The largest piece of weights: three of these at least are on their way.
+const PIECE: usize = GROUP * (2 * 32 * WARPS + 64);
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,13 +45,20 @@ impl Dims {
         self.b.next_power_of_two().max(8)
     }
 
-    /// As `block_of` in the source.
+    /// Shared memory but for the ring, in bytes: as `Block` of the source.
     fn shared(&self, blocks: usize) -> usize {
-        let rows = self.v.div_ceil(blocks).max((2 * self.ed).div_ceil(blocks));
-        let sums = rows.div_ceil(GROUP).max(WARPS) * GROUP;
+        let rows = self.rows();
+        let parts = if rows > 16 { 1 } else { 2 } * WARPS * GROUP;
+        let own = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks)).iter().sum::<usize>();
+        let numbers = (WARPS + 2 * self.n + parts) * rows + own * self.b;
         let stride = self.d.max(self.ed).max(self.r.next_multiple_of(32)).next_multiple_of(64) + 32;
-        self.rows() * ((WARPS + 2 * self.n + sums) * 4 + stride * 2)
+        (BARRIERS + 4 * numbers).next_multiple_of(128) + (self.b * stride * 2).next_multiple_of(128)
     }
+}
+
+/// Shared memory of a block, in bytes: as much as the device has, so that weights come far ahead.
+fn room(gpu: &Gpu) -> usize {
+    if gpu.capability() >= (9, 0) { SHARED + (64 << 10) } else { SHARED }
 }
 
 /// The parameters and the state of one layer. Matrices of products are bf16, everything else f32.
@@ -148,6 +160,7 @@ struct Args {
     r: i32,
     k: i32,
     v: i32,
+    shared: i32,
 }
 
 /// Whether a model of these sizes can be stepped so: up to 32 rows that fit into shared memory, sizes that tensor cores
@@ -157,8 +170,7 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
     let small = [2 * ed * d, v * d, v * b, b * ed * n].iter().all(|&size| i32::try_from(size).is_ok());
-    let room = if gpu.capability() >= (9, 0) { SHARED + (64 << 10) } else { SHARED };
-    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) <= room
+    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 3 * PIECE <= room(gpu)
 }
 
 impl Step {
@@ -210,6 +222,7 @@ impl Step {
             r: int(r),
             k: int(k),
             v: int(v),
+            shared: int(room(&gpu)),
         };
         let scratch = vec![table, residual, dbc, u, z, y, best, arrived];
         Ok(Self { gpu, dims, args, logits, _ids: ids.clone(), _scratch: scratch })
@@ -222,7 +235,7 @@ impl Step {
     /// If the driver refuses.
     pub fn launch(&self) -> Result<()> {
         let blocks = self.gpu.multiprocessors();
-        let shared = u32::try_from(self.dims.shared(blocks)).unwrap_or(u32::MAX);
+        let shared = u32::try_from(room(&self.gpu)).unwrap_or(u32::MAX);
         let kernel = self.gpu.kernel(&SOURCE, "step", &defines(self.dims.rows()))?;
         // SAFETY: `Args` and the table are laid out as in the source; sizes were checked when they were made.
         unsafe { kernel.launch(Launch { shared, ..Launch::linear(blocks, THREADS) }, &self.args) }

@@ -2,19 +2,27 @@
 //
 // One block a multiprocessor, all resident; every layer has four stages, after each of which all blocks wait for each
 // other: norm, in_proj and convolution; x_proj; dt_proj and scan; out_proj and the residual sum. A block makes the same
-// outputs of a stage in every launch, so that states and sums stay with it. While it works on one stage it asks the L2 for
-// the weights of the next.
+// outputs of a stage in every launch, so that states and sums stay with it.
+//
+// What bounds a step is the memory that the weights come from, so it must never wait for the blocks: a warp of its own
+// copies the block's weights to a ring of shared memory in the order in which the stages use them, as far ahead as there is
+// room, while the others wait for each other. (Before sm_90 there are no such copies: weights are loaded when needed.)
 //
 // Products are of bf16 and sum in f32 on tensor cores: 16 outputs by 8 rows an instruction, the inner dimension divided
-// among warps where a block has few outputs, and added up in order. ROWS: 8, 16 or 32, at least `batch`.
+// among warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
-#define THREADS 512
-#define WARPS (THREADS / 32)
+#define WARPS 16                // that compute
+#define CONSUMERS (WARPS * 32)
+#define THREADS (CONSUMERS + 32)
 #define TILES (ROWS / 8)
-#define GROUP 16          // outputs of a product of tensor cores
-#define PREFETCH 0x18000  // bytes a block asks for ahead
+#define GROUP 16                // outputs of a product of tensor cores
+#define COLS (WARPS * 32)       // of a piece: a group of outputs, by as many columns as all warps take at once
+#define PAD 64                  // bytes between rows of a piece: what a warp reads at once lies in different banks
+#define PIECES 32               // on the way at most
+#define PARTS (ROWS > 16 ? 1 : 2)
+#define RING (__CUDA_ARCH__ >= 900)
 
 struct Layer {
   const float* norm;        // [d]
@@ -54,6 +62,7 @@ struct Args {
   i32 r;
   i32 k;
   i32 v;
+  i32 shared;             // bytes of shared memory
 };
 
 // Outputs of a stage that a block makes.
@@ -66,12 +75,39 @@ struct Part {
   }
 };
 
+// Shared memory.
 struct Block {
-  bf16* x;            // [ROWS, stride]: the right factor
-  float* sums;        // [slices, rows of whole groups, ROWS]
-  float* scratch;     // [WARPS + 2 * states, ROWS]
-  int stride;
+  u64* full;       // [PIECES]: whether the copy of a piece has come
+  u64* empty;      // [PIECES]: whether all warps have read it
+  float* scratch;  // [WARPS + 2 n, ROWS]
+  float* parts;    // [PARTS, WARPS, GROUP, ROWS]: sums of a product, by warp
+  float* conv;     // [outputs of in_proj, batch]: what earlier positions add to the convolution
+  float* dt;       // [outputs of dt_proj, batch]: Δ before bias and softplus
+  float* residual; // [outputs of out_proj, batch]: this block's part of the residual stream
+  bf16* x;         // [batch, stride]: the right factor
+  char* ring;
+  int stride, room;
+  __device__ __forceinline__ Block(const Args& a, char* shared);
 };
+
+__device__ __forceinline__ int most(int outputs) { return (outputs + int(gridDim.x) - 1) / int(gridDim.x); }
+
+__device__ __forceinline__ Block::Block(const Args& a, char* shared) {
+  full = reinterpret_cast<u64*>(shared);
+  empty = full + PIECES;
+  scratch = reinterpret_cast<float*>(empty + PIECES);
+  parts = scratch + (WARPS + 2 * a.n) * ROWS;
+  conv = parts + PARTS * WARPS * GROUP * ROWS;
+  dt = conv + most(2 * a.ed) * a.batch;
+  residual = dt + most(a.ed) * a.batch;
+  char* end = reinterpret_cast<char*>(residual + most(a.d) * a.batch);
+  x = reinterpret_cast<bf16*>(shared + (end - shared + 127) / 128 * 128);
+  const int widest = max(max(a.d, a.ed), (a.r + 31) / 32 * 32);
+  // 64 bytes off a multiple of 128, as rows of a piece.
+  stride = (widest + 63) / 64 * 64 + 32;
+  ring = reinterpret_cast<char*>(x) + (a.batch * stride * 2 + 127) / 128 * 128;
+  room = int(shared + a.shared - ring) / 128 * 128;
+}
 
 __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -79,198 +115,352 @@ __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u3
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ u32 arrived(const u32* counter) {
-  u32 count;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-  return count;
-}
+// Of the warps that compute.
+__device__ __forceinline__ void sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
 // What another block may have written.
 __device__ __forceinline__ float load(const bf16* at) {
   return to_float(bf16{__ldcg(reinterpret_cast<const u16*>(at))});
 }
 
-// Until all blocks have come here `times` times.
-__device__ __forceinline__ void all_blocks(u32* counter, u32 times) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(counter, 1u);
-    while (arrived(counter) < times * gridDim.x) {
+// All blocks: `arrive` when what others need is written, `wait` before what others wrote is read.
+struct Blocks {
+  u32* counter;
+  u32 times = 0;
+  __device__ __forceinline__ void arrive() {
+    sync();
+    ++times;
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(counter, 1u);
     }
   }
-  __syncthreads();
-}
-
-// Asks the L2 for this block's part of a matrix of `outputs` rows of `k`.
-__device__ __forceinline__ void prefetch(const bf16* w, int outputs, int k) {
-#if __CUDA_ARCH__ >= 900
-  Part part(outputs);
-  u32 bytes = u32(min(i64(part.rows) * k * 2, i64(PREFETCH))) & ~15u;
-  if (threadIdx.x == 0 && bytes > 0) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(w + i64(part.first) * k), "r"(bytes) : "memory");
+  __device__ __forceinline__ void wait() const {
+    if (threadIdx.x == 0) {
+      u32 count;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+      } while (count < times * gridDim.x);
+    }
+    sync();
   }
-#endif
+};
+
+// A row of a piece, and bytes from one to the next.
+__device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
+
+// Where pieces lie in the ring: one after another, from the start again where one would not fit.
+struct Places {
+  int at = 0;
+  u32 bytes = 0;  // so far, with what was left out at the end of the ring
+  __device__ __forceinline__ int next(int size, int room) {
+    int here = at;
+    if (here + size > room) bytes += u32(room - here), here = 0;
+    at = here + size;
+    bytes += u32(size);
+    return here;
+  }
+};
+
+#if RING
+__device__ __forceinline__ u32 address(const void* shared) { return u32(__cvta_generic_to_shared(shared)); }
+__device__ __forceinline__ void wait_for(const u64* barrier, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
+      ::"r"(address(barrier)), "r"(parity) : "memory");
 }
 
-// How the inner dimension of a product is divided among warps.
-__device__ __forceinline__ int slices(int rows) { return max(1, WARPS * GROUP / max(GROUP, (rows + GROUP - 1) / GROUP * GROUP)); }
-
-// This block's outputs of W x, to `sums`; k is a multiple of 8, and x filled up with zeros to one of 32.
-__device__ __forceinline__ void product(const Block& s, const bf16* w, Part part, int k) {
-  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int groups = (part.rows + GROUP - 1) / GROUP, parts = slices(part.rows), chunks = (k + 31) / 32;
-  for (int item = threadIdx.x / 32; item < groups * parts; item += WARPS) {
-    const int group = item / parts, slice = item % parts;
-    const int row = group * GROUP + g;
-    const bool low = row < part.rows, high = row + 8 < part.rows;
-    const bf16* at = w + i64(part.first + row) * k + 8 * q;
-    const bf16* x = s.x + g * s.stride + 8 * q;
-    float sum[TILES][4] = {};
-    const int end = (slice + 1) * chunks / parts;
-#pragma unroll 4
-    for (int c = slice * chunks / parts; c < end; ++c) {
-      const bool inside = c * 32 + 8 * q < k;
-      uint4 a = make_uint4(0, 0, 0, 0), b = make_uint4(0, 0, 0, 0);
-      if (low && inside) a = __ldg(reinterpret_cast<const uint4*>(at + c * 32));
-      if (high && inside) b = __ldg(reinterpret_cast<const uint4*>(at + i64(8) * k + c * 32));
-#pragma unroll
-      for (int t = 0; t < TILES; ++t) {
-        // Which of its numbers a thread has does not matter, as long as both factors have the same.
-        uint4 f = *reinterpret_cast<const uint4*>(x + t * 8 * s.stride + c * 32);
-        mma(sum[t], a.x, b.x, a.y, b.y, f.x, f.y);
-        mma(sum[t], a.z, b.z, a.w, b.w, f.z, f.w);
+// The block's weights from first to last: for each matrix, for each group of outputs, its columns in pieces.
+struct Walk {
+  int matrix = 0, row = 0, col = 0;
+  int first, all, k;  // outputs of the block, and their columns
+  __device__ __forceinline__ explicit Walk(const Args& a) { open(a); }
+  __device__ __forceinline__ bool open(const Args& a) {
+    for (; matrix <= 4 * a.count; ++matrix) {
+      int outputs = a.v;
+      k = a.d;
+      if (matrix < 4 * a.count) {
+        switch (matrix % 4) {
+          case 0: outputs = 2 * a.ed; break;
+          case 1: outputs = a.r + 2 * a.n, k = a.ed; break;
+          case 2: outputs = a.ed, k = a.r; break;
+          default: outputs = a.d, k = a.ed;
+        }
       }
+      Part part(outputs);
+      first = part.first, all = part.rows, row = col = 0;
+      if (all > 0) return true;
     }
-    float* to = s.sums + (slice * groups * GROUP + row) * ROWS + 2 * q;
+    return false;
+  }
+  __device__ __forceinline__ int rows() const { return min(GROUP, all - row); }
+  __device__ __forceinline__ int cols() const { return min(COLS, k - col); }
+  __device__ __forceinline__ int size() const { return rows() * pitch(cols()); }
+  __device__ __forceinline__ bool next(const Args& a) {
+    col += COLS;
+    if (col < k) return true;
+    col = 0, row += GROUP;
+    if (row < all) return true;
+    ++matrix;
+    return open(a);
+  }
+  __device__ __forceinline__ const bf16* weights(const Args& a) const {
+    if (matrix == 4 * a.count) return a.head;
+    const Layer& layer = a.layers[matrix / 4];
+    switch (matrix % 4) {
+      case 0: return layer.in_proj;
+      case 1: return layer.x_proj;
+      case 2: return layer.dt_proj;
+      default: return layer.out_proj;
+    }
+  }
+};
+
+// What the last warp does: copies pieces to the ring as soon as there is room.
+__device__ __forceinline__ void fetch(const Args& a, const Block& s) {
+  const int lane = threadIdx.x % 32;
+  u64 once;  // weights are read once a step: what is read again shall stay in the L2
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  Walk ahead(a), behind(a);
+  Places places, released;
+  int matrix = -1;
+  const bf16* weights = nullptr;
+  u32 issued = 0, freed = 0;
+  bool more = ahead.matrix <= 4 * a.count;
+  while (more) {
+    const int rows = ahead.rows(), cols = ahead.cols(), at = places.next(ahead.size(), s.room);
+    // `released.bytes`: where the oldest piece that is still there begins, or would.
+    while (places.bytes - released.bytes > u32(s.room) || issued - freed >= PIECES) {
+      wait_for(s.empty + freed % PIECES, freed / PIECES % 2);
+      released.next(behind.size(), s.room);
+      behind.next(a);
+      ++freed;
+    }
+    if (ahead.matrix != matrix) matrix = ahead.matrix, weights = ahead.weights(a);
+    const u32 barrier = address(s.full + issued % PIECES);
+    if (lane == 0) {
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
+                   : "memory");
+    }
+    __syncwarp();
+    if (lane < rows) {
+      const bf16* from = weights + i64(ahead.first + ahead.row + lane) * ahead.k + ahead.col;
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+          ::"r"(address(s.ring + at + lane * pitch(cols))), "l"(from), "r"(cols * 2), "r"(barrier), "l"(once)
+          : "memory");
+    }
+    ++issued;
+    more = ahead.next(a);
+  }
+}
+#endif
+
+// The pieces, as the warps that compute see them.
+struct Pieces {
+  Places places;
+  u32 count = 0;
+};
+
+// This block's outputs of W x, each handed to `use(row, m, sum)`; x is filled up with zeros to a multiple of 32.
+template <typename Use>
+__device__ __forceinline__ void product(
+    const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
+) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do
+  for (int row0 = 0; row0 < part.rows; row0 += GROUP) {
+    const int rows = min(GROUP, part.rows - row0);
+    float sum[TILES][4] = {};
+    for (int col0 = 0; col0 < k; col0 += COLS) {
+      const int cols = min(COLS, k - col0), col = warp * 32 + 8 * q;
+#if RING
+      const char* piece = s.ring + pieces.places.next(rows * pitch(cols), s.room);
+      wait_for(s.full + pieces.count % PIECES, pieces.count / PIECES % 2);
+      const char* at = piece + g * pitch(cols) + col * 2;
+      const i64 eight = 8 * pitch(cols);
+#else
+      const char* at = reinterpret_cast<const char*>(w + i64(part.first + row0 + g) * k + col0 + col);
+      const i64 eight = i64(16) * k;
+#endif
+      if (warp * 32 < cols) {
+        uint4 low = make_uint4(0, 0, 0, 0), high = low;
+        if (g < rows && col < cols) low = *reinterpret_cast<const uint4*>(at);
+        if (g + 8 < rows && col < cols) high = *reinterpret_cast<const uint4*>(at + eight);
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+          // Columns of rows that are not there come to nothing that is read. Which of its numbers a thread has does not
+          // matter, as long as both factors have the same.
+          const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + col;
+          uint4 f = *reinterpret_cast<const uint4*>(x);
+          mma(sum[t], low.x, high.x, low.y, high.y, f.x, f.y);
+          mma(sum[t], low.z, high.z, low.w, high.w, f.z, f.w);
+        }
+      }
+#if RING
+      __syncwarp();
+      if (lane == 0) {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + pieces.count % PIECES))
+                     : "memory");
+      }
+      ++pieces.count;
+#endif
+    }
+    float* parts = s.parts + row0 / GROUP % PARTS * (WARPS * GROUP * ROWS);
+    float* to = parts + (warp * GROUP + g) * ROWS + 2 * q;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
       *reinterpret_cast<float2*>(to + t * 8) = make_float2(sum[t][0], sum[t][1]);
       *reinterpret_cast<float2*>(to + t * 8 + 8 * ROWS) = make_float2(sum[t][2], sum[t][3]);
     }
-  }
-  __syncthreads();
-}
-
-// Output `row` of the block for row `m` of the batch.
-__device__ __forceinline__ float output(const Block& s, Part part, int row, int m) {
-  const int padded = (part.rows + GROUP - 1) / GROUP * GROUP, parts = slices(part.rows);
-  float sum = 0.0f;
-  for (int slice = 0; slice < parts; ++slice) sum += s.sums[(slice * padded + row) * ROWS + m];
-  return sum;
-}
-
-// x = the residual stream times `weight`; its root mean square divides the outputs (`scale`). Reads the embedding first.
-__device__ __forceinline__ void normed(const Args& a, const Block& s, const float* weight, bool first) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int each = WARPS;  // warps a row
-  while (each > 1 && each * a.batch > WARPS) each /= 2;
-  for (int m = warp / each; m < a.batch; m += WARPS / each) {
-    float squares = 0.0f;
-    const bf16* token = first ? a.embedding + i64(min(a.ids[m], u32(a.v - 1))) * a.d : nullptr;
+    sync();
+    const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
+    if (row < rows && m < a.batch) {
+      float all = 0.0f;
 #pragma unroll 4
-    for (int i = (warp % each * 32 + lane) * 4; i < a.d; i += each * 128) {
-      float4 h;
-      if (first) {
-        uint2 p = *reinterpret_cast<const uint2*>(token + i);
-        h = make_float4(low_bf16(p.x), high_bf16(p.x), low_bf16(p.y), high_bf16(p.y));
-      } else {
-        h = __ldcg(reinterpret_cast<const float4*>(a.residual + i64(m) * a.d + i));
-      }
-      float4 w = __ldg(reinterpret_cast<const float4*>(weight + i));
-      squares += h.x * h.x + h.y * h.y + h.z * h.z + h.w * h.w;
-      uint2 x = make_uint2(pack_bf16(h.x * w.x, h.y * w.y), pack_bf16(h.z * w.z, h.w * w.w));
-      *reinterpret_cast<uint2*>(s.x + m * s.stride + i) = x;
+      for (int i = 0; i < warps; ++i) all += parts[i * GROUP * ROWS + threadIdx.x];
+      use(row0 + row, m, all);
     }
-    squares = warp_sum(squares);
-    if (lane == 0) s.scratch[warp % each * ROWS + m] = squares;
+    if (PARTS == 1) sync();
   }
-  __syncthreads();
-  // In order, by everyone who needs it.
-  for (int m = threadIdx.x; m < a.batch; m += THREADS) {
+}
+
+// x = the residual stream times `weight`; what divides the outputs is found by `scale`. Reads the embedding first.
+struct Norm {
+  int each = WARPS;  // warps a row
+  __device__ __forceinline__ Norm(const Args& a, const Block& s, const float* weight, bool first) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    while (each > 1 && each * a.batch > WARPS) each /= 2;
+    for (int m = warp / each; m < a.batch; m += WARPS / each) {
+      float squares = 0.0f;
+      const bf16* token = first ? a.embedding + i64(min(a.ids[m], u32(a.v - 1))) * a.d : nullptr;
+#pragma unroll 4
+      for (int i = (warp % each * 32 + lane) * 4; i < a.d; i += each * 128) {
+        float4 h;
+        if (first) {
+          uint2 p = *reinterpret_cast<const uint2*>(token + i);
+          h = make_float4(low_bf16(p.x), high_bf16(p.x), low_bf16(p.y), high_bf16(p.y));
+        } else {
+          h = __ldcg(reinterpret_cast<const float4*>(a.residual + i64(m) * a.d + i));
+        }
+        float4 w = __ldg(reinterpret_cast<const float4*>(weight + i));
+        squares += h.x * h.x + h.y * h.y + h.z * h.z + h.w * h.w;
+        uint2 x = make_uint2(pack_bf16(h.x * w.x, h.y * w.y), pack_bf16(h.z * w.z, h.w * w.w));
+        *reinterpret_cast<uint2*>(s.x + m * s.stride + i) = x;
+      }
+      squares = warp_sum(squares);
+      if (lane == 0) s.scratch[warp % each * ROWS + m] = squares;
+    }
+    sync();
+  }
+  __device__ __forceinline__ float scale(const Args& a, const Block& s, int m) const {
     float sum = 0.0f;
     for (int j = 0; j < each; ++j) sum += s.scratch[j * ROWS + m];
-    s.scratch[m] = rsqrtf(sum / float(a.d) + a.eps);
+    return rsqrtf(sum / float(a.d) + a.eps);
   }
-  __syncthreads();
-}
+};
 
 // x = `from`, of `k` numbers a row, a multiple of 32.
 __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* from, int k) {
 #pragma unroll 4
-  for (int i = threadIdx.x * 8; i < a.batch * k; i += THREADS * 8) {
+  for (int i = threadIdx.x * 8; i < a.batch * k; i += CONSUMERS * 8) {
     *reinterpret_cast<uint4*>(s.x + i / k * s.stride + i % k) = __ldcg(reinterpret_cast<const uint4*>(from + i));
   }
-  __syncthreads();
+  sync();
+}
+
+// What earlier positions add to the convolution; their window moves on, but for its last place. Nobody else has a part in
+// it, so it need not wait for other blocks.
+__device__ __forceinline__ void convolve(const Args& a, const Block& s, int index) {
+  const Layer& layer = a.layers[index];
+  const Part part(2 * a.ed);
+  const int channels = min(part.rows, a.ed - part.first);
+  for (int i = threadIdx.x; i < channels * a.batch; i += CONSUMERS) {
+    const int row = i % channels, m = i / channels, c = part.first + row;
+    float sum = layer.conv_bias != nullptr ? __ldg(layer.conv_bias + c) : 0.0f;
+    float* window = layer.conv_state + i64(m) * (a.k - 1) * a.ed + c;
+    const float* w = layer.conv + i64(c) * a.k;
+#pragma unroll 4
+    for (int j = 0; j + 1 < a.k; ++j) {
+      float x = window[i64(j) * a.ed];
+      sum += __ldg(w + j) * x;
+      if (j > 0) window[i64(j - 1) * a.ed] = x;
+    }
+    s.conv[row * a.batch + m] = sum;
+  }
 }
 
 // [x z] = in_proj(norm(residual)); u = silu(conv(x)).
-__device__ __forceinline__ void project_in(const Args& a, const Block& s, int index) {
+__device__ __forceinline__ void project_in(const Args& a, const Block& s, Pieces& pieces, int index) {
   const Layer& layer = a.layers[index];
-  prefetch(layer.x_proj, a.r + 2 * a.n, a.ed);
-  prefetch(layer.dt_proj, a.ed, a.r);
-  prefetch(layer.out_proj, a.d, a.ed);
-  normed(a, s, layer.norm, index == 0);
+  const Norm norm(a, s, layer.norm, index == 0);
   const Part part(2 * a.ed);
-  product(s, layer.in_proj, part, a.d);
-  for (int i = threadIdx.x; i < part.rows * a.batch; i += THREADS) {
-    const int row = i % part.rows, m = i / part.rows, c = part.first + row;
-    const bf16 xz = from_float<bf16>(s.scratch[m] * output(s, part, row, m));
+  product(a, s, pieces, layer.in_proj, part, a.d, [&](int row, int m, float sum) {
+    const int c = part.first + row;
+    const bf16 xz = from_float<bf16>(norm.scale(a, s, m) * sum);
     if (c >= a.ed) {
       a.z[i64(m) * a.ed + c - a.ed] = xz;
-      continue;
+      return;
     }
-    float now = to_float(xz), sum = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0.0f;
-    float* window = layer.conv_state + i64(m) * (a.k - 1) * a.ed + c;
-    const float* w = layer.conv + i64(c) * a.k;
-    for (int j = 0; j + 1 < a.k; ++j) {
-      sum += w[j] * window[i64(j) * a.ed];
-      window[i64(j) * a.ed] = j + 2 < a.k ? window[i64(j + 1) * a.ed] : now;
-    }
-    a.u[i64(m) * a.ed + c] = from_float<bf16>(silu(sum + w[a.k - 1] * now));
-  }
+    const float now = to_float(xz);
+    if (a.k > 1) layer.conv_state[(i64(m) * (a.k - 1) + a.k - 2) * a.ed + c] = now;
+    float sum_now = s.conv[row * a.batch + m] + __ldg(layer.conv + i64(c) * a.k + a.k - 1) * now;
+    a.u[i64(m) * a.ed + c] = from_float<bf16>(silu(sum_now));
+  });
 }
 
 // [Δ B C] = x_proj(u).
-__device__ __forceinline__ void project_x(const Args& a, const Block& s, int index) {
-  const Layer& layer = a.layers[index];
-  if (index + 1 < a.count) prefetch(a.layers[index + 1].in_proj, 2 * a.ed, a.d);
-  else prefetch(a.head, a.v, a.d);
+__device__ __forceinline__ void project_x(const Args& a, const Block& s, Pieces& pieces, int index) {
   const int columns = a.r + 2 * a.n;
   const Part part(columns);
   if (part.rows == 0) return;
   fill(a, s, a.u, a.ed);
-  product(s, layer.x_proj, part, a.ed);
-  for (int i = threadIdx.x; i < part.rows * a.batch; i += THREADS) {
-    const int row = i % part.rows, m = i / part.rows;
-    a.dbc[i64(m) * columns + part.first + row] = to_float(from_float<bf16>(output(s, part, row, m)));
+  product(a, s, pieces, a.layers[index].x_proj, part, a.ed, [&](int row, int m, float sum) {
+    a.dbc[i64(m) * columns + part.first + row] = to_float(from_float<bf16>(sum));
+  });
+}
+
+// Asks the L2 for what the scan reads of this block's own.
+__device__ __forceinline__ void ask_for_states(const Args& a, int index) {
+  const Layer& layer = a.layers[index];
+  const Part part(a.ed);
+  const int lines = (part.rows * a.n + 31) / 32;
+  for (int i = threadIdx.x; i < lines * (a.batch + 1); i += CONSUMERS) {
+    const int m = i / lines;
+    const i64 at = i64(part.first) * a.n + min(i % lines * 32, part.rows * a.n - 1);
+    const float* line = m < a.batch ? layer.ssm_state + i64(m) * a.ed * a.n + at : layer.a_log + at;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
   }
 }
 
 // h = exp(Δ A) h + Δ B u, y = (C h + D u) silu(z), with Δ = softplus(dt_proj + bias); four threads a channel.
-__device__ __forceinline__ void scan(const Args& a, const Block& s, int index) {
+__device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& pieces, int index) {
   const Layer& layer = a.layers[index];
-  const int columns = a.r + 2 * a.n;
+  const int columns = a.r + 2 * a.n, padded = (a.r + 31) / 32 * 32, width = padded + 2 * a.n;
   const Part part(a.ed);
+  if (part.rows == 0) return;
   float* bc = s.scratch;  // [batch, 2 n]
-  for (int i = threadIdx.x; i < a.batch * ((a.r + 31) / 32 * 32 + 2 * a.n); i += THREADS) {
-    const int padded = (a.r + 31) / 32 * 32, width = padded + 2 * a.n, m = i / width, j = i % width;
+  for (int i = threadIdx.x; i < a.batch * width; i += CONSUMERS) {
+    const int m = i / width, j = i % width;
     if (j < padded) {
       s.x[m * s.stride + j] = from_float<bf16>(j < a.r ? __ldcg(a.dbc + i64(m) * columns + j) : 0.0f);
     } else {
       bc[m * 2 * a.n + j - padded] = __ldcg(a.dbc + i64(m) * columns + a.r + j - padded);
     }
   }
-  __syncthreads();
-  product(s, layer.dt_proj, part, a.r);
+  sync();
+  product(a, s, pieces, layer.dt_proj, part, a.r, [&](int row, int m, float sum) {
+    s.dt[row * a.batch + m] = to_float(from_float<bf16>(sum)) + __ldg(layer.dt_bias + part.first + row);
+  });
+  sync();
   const int lane = threadIdx.x % 4;
-  for (int i0 = 0; i0 < part.rows * a.batch; i0 += THREADS / 4) {
+  for (int i0 = 0; i0 < part.rows * a.batch; i0 += CONSUMERS / 4) {
     const int i = i0 + threadIdx.x / 4;
     const bool live = i < part.rows * a.batch;
     const int row = live ? i % part.rows : 0, m = live ? i / part.rows : 0, c = part.first + row;
     const i64 at = i64(m) * a.ed + c;
-    const float dt = softplus(to_float(from_float<bf16>(output(s, part, row, m))) + layer.dt_bias[c]);
-    const float u = load(a.u + at);
+    const float u = load(a.u + at), gate = silu(load(a.z + at));
+    const float dt = softplus(s.dt[row * a.batch + m]);
     float y = 0.0f;
     for (int n = lane * 4; live && n < a.n; n += 16) {
       float4 log = *reinterpret_cast<const float4*>(layer.a_log + i64(c) * a.n + n);
@@ -287,28 +477,21 @@ __device__ __forceinline__ void scan(const Args& a, const Block& s, int index) {
     }
     y += __shfl_xor_sync(0xffffffffu, y, 1);
     y += __shfl_xor_sync(0xffffffffu, y, 2);
-    if (live && lane == 0) a.y[at] = from_float<bf16>((y + layer.skip[c] * u) * silu(load(a.z + at)));
+    if (live && lane == 0) a.y[at] = from_float<bf16>((y + __ldg(layer.skip + c) * u) * gate);
   }
 }
 
-// residual += out_proj(y).
-__device__ __forceinline__ void project_out(const Args& a, const Block& s, int index) {
-  const Layer& layer = a.layers[index];
+// residual += out_proj(y). A block's own part of the residual stream is in shared memory too.
+__device__ __forceinline__ void project_out(const Args& a, const Block& s, Pieces& pieces, int index) {
   const Part part(a.d);
   if (part.rows == 0) return;
   fill(a, s, a.y, a.ed);
-  product(s, layer.out_proj, part, a.ed);
-  for (int i = threadIdx.x; i < part.rows * a.batch; i += THREADS) {
-    const int row = i % part.rows, m = i / part.rows;
-    const i64 at = i64(m) * a.d + part.first + row;
-    float before;
-    if (index == 0) {
-      before = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + part.first + row]);
-    } else {
-      before = __ldcg(a.residual + at);
-    }
-    a.residual[at] = before + to_float(from_float<bf16>(output(s, part, row, m)));
-  }
+  product(a, s, pieces, a.layers[index].out_proj, part, a.ed, [&](int row, int m, float sum) {
+    float& residual = s.residual[row * a.batch + m];
+    if (index == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + part.first + row]);
+    residual += to_float(from_float<bf16>(sum));
+    a.residual[i64(m) * a.d + part.first + row] = residual;
+  });
 }
 
 // The larger logit, the smaller id of equals.
@@ -325,24 +508,27 @@ __device__ __forceinline__ void best_of_warp(float& x, u32& id) {
 }
 
 // Logits, and the best of each row among this block's.
-__device__ __forceinline__ void logits(const Args& a, const Block& s) {
-  normed(a, s, a.norm, a.count == 0);
+__device__ __forceinline__ void logits(const Args& a, const Block& s, Pieces& pieces) {
+  const Norm norm(a, s, a.norm, a.count == 0);
   const Part part(a.v);
-  product(s, a.head, part, a.d);
-  for (int i = threadIdx.x; i < part.rows * a.batch; i += THREADS) {
-    const int row = i % part.rows, m = i / part.rows;
-    float logit = s.scratch[m] * output(s, part, row, m);
+  // Of the logits that this thread sees, which are all of one row: m = threadIdx.x % ROWS.
+  float x = -__int_as_float(0x7f800000);
+  u32 id = 0xffffffffu;
+  product(a, s, pieces, a.head, part, a.d, [&](int row, int m, float sum) {
+    const float logit = norm.scale(a, s, m) * sum;
     a.logits[i64(m) * a.v + part.first + row] = logit;
-    // Nobody else reads this sum.
-    s.sums[row * ROWS + m] = logit;
-  }
-  __syncthreads();
-  for (int m = threadIdx.x / 32; m < a.batch; m += WARPS) {
-    float x = -__int_as_float(0x7f800000);
-    u32 id = 0xffffffffu;
-    for (int row = threadIdx.x % 32; row < part.rows; row += 32) better(x, id, s.sums[row * ROWS + m], part.first + row);
-    best_of_warp(x, id);
-    if (threadIdx.x % 32 == 0) a.best[i64(m) * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
+    better(x, id, logit, u32(part.first + row));
+  });
+  sync();
+  float2* all = reinterpret_cast<float2*>(s.parts);  // [GROUP, ROWS]
+  if (threadIdx.x < GROUP * ROWS) all[threadIdx.x] = make_float2(x, __uint_as_float(id));
+  sync();
+  if (threadIdx.x < a.batch) {
+    for (int row = 1; row < GROUP; ++row) {
+      float2 one = all[row * ROWS + threadIdx.x];
+      better(x, id, one.x, __float_as_uint(one.y));
+    }
+    a.best[i64(threadIdx.x) * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
   }
 }
 
@@ -361,34 +547,51 @@ __device__ __forceinline__ void choose(const Args& a) {
   }
 }
 
-__device__ __forceinline__ Block block_of(const Args& a, char* shared) {
-  Block s;
-  const int widest = max(max(a.d, a.ed), (a.r + 31) / 32 * 32);
-  // 64 bytes off a multiple of 128: what a warp reads at once lies in different banks.
-  s.stride = (widest + 63) / 64 * 64 + 32;
-  s.scratch = reinterpret_cast<float*>(shared);
-  s.sums = s.scratch + (WARPS + 2 * a.n) * ROWS;
-  const int rows = max((a.v + int(gridDim.x) - 1) / int(gridDim.x), (2 * a.ed + int(gridDim.x) - 1) / int(gridDim.x));
-  s.x = reinterpret_cast<bf16*>(s.sums + max((rows + GROUP - 1) / GROUP, WARPS) * GROUP * ROWS);
-  return s;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) char shared[];
-  const Block s = block_of(a, shared);
-  u32 times = 0;
-  for (int layer = 0; layer < a.count; ++layer) {
-    project_in(a, s, layer);
-    all_blocks(a.arrived, ++times);
-    project_x(a, s, layer);
-    all_blocks(a.arrived, ++times);
-    scan(a, s, layer);
-    all_blocks(a.arrived, ++times);
-    project_out(a, s, layer);
-    all_blocks(a.arrived, ++times);
+  extern __shared__ __align__(128) char shared[];
+  const Block s(a, shared);
+#if RING
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < PIECES; ++i) {
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(s.full + i)) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(WARPS) : "memory");
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
-  logits(a, s);
-  all_blocks(a.arrived, ++times);
-  if (blockIdx.x == 0) choose(a);
+  __syncthreads();
+  if (threadIdx.x >= CONSUMERS) {
+    fetch(a, s);
+    return;
+  }
+#else
+  if (threadIdx.x >= CONSUMERS) return;
+#endif
+  Blocks blocks{a.arrived};
+  Pieces pieces;
+  for (int layer = 0; layer < a.count; ++layer) {
+    convolve(a, s, layer);
+    blocks.wait();
+    project_in(a, s, pieces, layer);
+    blocks.arrive();
+    blocks.wait();
+    project_x(a, s, pieces, layer);
+    blocks.arrive();
+    ask_for_states(a, layer);
+    blocks.wait();
+    scan(a, s, pieces, layer);
+    blocks.arrive();
+    blocks.wait();
+    project_out(a, s, pieces, layer);
+    blocks.arrive();
+  }
+  blocks.wait();
+  logits(a, s, pieces);
+  blocks.arrive();
+  if (blockIdx.x == 0) {
+    blocks.wait();
+    choose(a);
+  }
+  // The last of all sets the counters back: by then nobody looks at them.
   if (threadIdx.x == 0 && atomicAdd(a.arrived + 1, 1u) == gridDim.x - 1) a.arrived[0] = a.arrived[1] = 0;
 }

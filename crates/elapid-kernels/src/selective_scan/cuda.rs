@@ -23,6 +23,8 @@ const ENTRIES: [&str; 7] =
     ["forward", "forward_ends", "chain_forward", "chain_backward", "backward_ends", "backward", "join"];
 const CHECK: Check = Check("selective_scan");
 const THREADS: usize = 128;
+/// Rows of a thread where there is one position: `BATCH` of `step.cu`.
+const STEP_ROWS: usize = 4;
 /// Chunks begin at multiples of this.
 const TILE: usize = 32;
 
@@ -274,7 +276,8 @@ impl Plan {
     }
 }
 
-/// Scans: `y` `[b l d]` (=), `last` `[b d n]` f32 (=). `saved` is for [`backward`].
+/// Scans: `y` `[b l d]` (=), `last` `[b d n]` f32 (=). `saved` is for [`backward`]. At a length of 1 and without `saved`,
+/// `last` may be the memory of `initial`.
 ///
 /// # Errors
 /// If shapes or formats differ, `n` is 0 or above 256, or there is too little memory.
@@ -349,7 +352,8 @@ fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &M
     let lanes = if n <= 64 { 4 } else { 32 };
     let defines = step_defines(args.u.dtype, args.rule, lanes, if vector { 4 } else { 1 });
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, (0, 0), args) };
-    let launch = Launch::linear((b * d * lanes).div_ceil(THREADS), THREADS as u32);
+    let blocks = (d * lanes).div_ceil(THREADS) * b.div_ceil(STEP_ROWS);
+    let launch = Launch::linear(blocks, THREADS as u32);
     // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
     unsafe { gpu.kernel(&STEP, "step", &defines)?.launch(launch, &raw) }
 }
@@ -518,7 +522,7 @@ fn backward_by_copies(
 /// As [`forward`], or if `args.initial` is given.
 pub fn step(gpu: &Gpu, dims: Dims, args: &Args<'_>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
     CHECK.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
-    // Every lane reads its states before it writes them.
+    // Every thread reads its states before it writes them.
     let args = Args { initial: Some(state.as_mat()), ..*args };
     forward(gpu, Dims { l: 1, ..dims }, &args, y, state.as_mat().into_mut(), None)
 }
