@@ -127,14 +127,15 @@ impl<'m> Generator<'m> {
     }
 
     fn draw_on_device(&mut self) -> Result<u32> {
+        // A step of the decoder reads it.
+        let read = self.pending.take();
+        self.remember(read.as_slice());
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             none => none.insert(Decoder::new(self.model, 1)?.with_sampling(self.sampling, self.seed)?),
         };
         if self.decoding {
             decoder.step()?;
-            let read = self.pending.take();
-            self.remember(read.as_slice());
         } else {
             let logits = self.logits.take().ok_or_else(nothing_read)?;
             decoder.set_state(&self.state)?;
@@ -142,8 +143,7 @@ impl<'m> Generator<'m> {
             decoder.start_from(&logits)?;
             self.decoding = true;
         }
-        let drawn = self.decoder.as_ref().map_or(Ok(Vec::new()), Decoder::tokens)?;
-        drawn.first().copied().ok_or_else(nothing_read)
+        Ok(decoder.tokens()?[0])
     }
 
     /// The state after all that was read and drawn.

@@ -92,7 +92,8 @@ pub(super) fn lines(position: u64, recent: &[&[u32]]) -> Vec<u32> {
     lines
 }
 
-/// As [`super::greedy`] for every row: `logits` `[b v]`, `ids` `[b]` u32 (=). A row without a number gets the largest u32.
+/// As [`super::greedy`] for every row: `logits` `[b v]`, `ids` `[b]` u32 (=). A row with a logit
+/// that is not finite gets the largest u32.
 ///
 /// # Errors
 /// If `ids` is too small, or there are no logits.

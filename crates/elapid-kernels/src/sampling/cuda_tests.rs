@@ -22,6 +22,11 @@ fn greedy_is_the_processors() {
             assert_eq!(want, gpu.download::<u32>(&ids, 0, b).unwrap());
         }
     }
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let (on, ids) = (OnDevice::of(gpu, &[0.0, bad, 2.0], 3, 0, DType::F32), gpu.alloc(4).unwrap());
+        super::cuda::greedy(&gpu, on.mat(), &ids).unwrap();
+        assert_eq!(gpu.download::<u32>(&ids, 0, 1).unwrap(), [u32::MAX]);
+    }
 }
 
 /// Rows that are sampled from several times, as decoding does but that the logits stay.

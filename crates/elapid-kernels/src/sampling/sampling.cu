@@ -70,15 +70,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) greedy(const __grid_consta
   __shared__ u32 who[WARPS];
   const T* row = a.logits.row(blockIdx.x);
   float x = -__int_as_float(0x7f800000);
-  u32 id = 0xffffffffu;
-  for (i64 j = threadIdx.x; j < a.v; j += THREADS) better(x, id, to_float(row[j]), u32(j));
+  u32 id = ALL;
+  bool finite = true;
+  for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+    float y = to_float(row[j]);
+    better(x, id, y, u32(j));
+    finite &= fabsf(y) <= MAX_FLOAT;
+  }
   best_of_warp(x, id);
   if (threadIdx.x % 32 == 0) best[threadIdx.x / 32] = x, who[threadIdx.x / 32] = id;
-  __syncthreads();
+  finite = __syncthreads_and(finite);
   if (threadIdx.x != 0) return;
   for (int w = 1; w < WARPS; ++w) better(x, id, best[w], who[w]);
-  // Without a finite logit there is no likeliest token: an id that no vocabulary has.
-  a.ids[blockIdx.x] = id;
+  // A logit that is not finite leaves no likeliest token: an id that no vocabulary has.
+  a.ids[blockIdx.x] = finite ? id : ALL;
 }
 
 // 64 bits of Philox4x32-10 (Salmon et al. 2011), counter (position, row), key seed.
