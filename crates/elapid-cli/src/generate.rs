@@ -95,7 +95,7 @@ struct SamplingArguments {
     /// Above 1 discourages tokens that were seen lately
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_0)]
     repetition_penalty: f32,
-    /// The same seed draws the same tokens
+    /// The same seed draws the same tokens; on a GPU other ones than on a CPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }

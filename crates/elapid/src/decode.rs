@@ -1,18 +1,20 @@
-//! Decoding on a GPU: one position of every row at a time, the likeliest token each, without the host.
+//! Decoding on a GPU: one position of every row at a time, without the host.
 //!
 //! A step reads tokens that lie on the device, moves the state on in place and leaves the next tokens where the next step
-//! reads them. A Mamba-1 model in bf16 does so in one launch, if rows are few ([`mamba1_step`]); otherwise the operations
-//! are captured once as a graph.
+//! reads them: the likeliest ones, or such as are drawn there. A Mamba-1 model in bf16 moves on in one launch, if rows are
+//! few ([`mamba1_step`]), and draws in another; otherwise the operations are captured once as a graph.
 
 use std::sync::Arc;
 
-use elapid_kernels::cuda::{Buffer, Gpu, Graph};
+use elapid_kernels::cuda::{Buffer, Gpu, Graph, Mat};
+use elapid_kernels::sampling::cuda::History;
 use elapid_kernels::{mamba1_step, sampling};
 
+use crate::generate::Sampling;
 use crate::lm::{LanguageModel, Positions};
 use crate::ops::{Ids, Layout};
 use crate::state::State;
-use crate::{Device, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Calls that run as they are before one is captured: kernels are compiled in them.
 const WARM_UP: u32 = 2;
@@ -25,9 +27,17 @@ pub struct Decoder<'m> {
     ids: Arc<Buffer>,
     state: State,
     fused: Option<mamba1_step::cuda::Step>,
+    draw: Option<Draw>,
     graph: Option<(Graph, Tensor)>,
     logits: Option<Tensor>,
     runs: u32,
+}
+
+/// How tokens are drawn that are not the likeliest.
+struct Draw {
+    sampling: Sampling,
+    seed: u64,
+    history: History,
 }
 
 impl<'m> Decoder<'m> {
@@ -54,15 +64,47 @@ impl<'m> Decoder<'m> {
         };
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let state = model.zero_state(rows)?.own()?;
-        Ok(Self { model, gpu, rows, ids, state, fused: None, graph: None, logits: None, runs: 0 })
+        Ok(Self { model, gpu, rows, ids, state, fused: None, draw: None, graph: None, logits: None, runs: 0 })
     }
 
-    /// Goes on from a state.
+    /// Draws tokens; without it, or at temperature 0 and without a penalty, they are the likeliest ones.
+    ///
+    /// The random number of a token depends on the seed, the row and how many tokens were read (the state's position): rows
+    /// that go on from a state have the numbers that they would have had without the stop.
+    ///
+    /// # Errors
+    /// If a parameter is out of its range, or the device has too little memory.
+    pub fn with_sampling(mut self, sampling: Sampling, seed: u64) -> Result<Self> {
+        sampling::check_params(&sampling)?;
+        let greedy = sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0;
+        let draw = |history| Draw { sampling, seed, history };
+        self.draw = if greedy { None } else { Some(draw(History::new(self.gpu, self.rows)?)) };
+        (self.graph, self.runs) = (None, 0);
+        self.set_recent(&vec![&[][..]; self.rows])?;
+        Ok(self)
+    }
+
+    /// Goes on from a state; which tokens were read before it is not known ([`set_recent`](Self::set_recent)).
     ///
     /// # Errors
     /// If it has another number of rows, or is of another model.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
-        self.state.write(state)
+        self.state.write(state)?;
+        self.set_recent(&vec![&[][..]; self.rows])
+    }
+
+    /// Says what every row has read last, oldest first: the repetition penalty looks back at it.
+    ///
+    /// # Errors
+    /// If there are not as many rows, or an id is not in the vocabulary.
+    pub fn set_recent(&mut self, rows: &[&[u32]]) -> Result<()> {
+        for row in rows {
+            elapid_kernels::embedding::check_ids(row, self.model.config().padded_vocab_size())?;
+        }
+        let Some(draw) = &self.draw else { return Ok(()) };
+        draw.history.set(self.state.position, rows)?;
+        // A step reads a token before it draws.
+        Ok(draw.history.set_position(self.state.position + 1)?)
     }
 
     /// The state after all that was read.
@@ -83,10 +125,30 @@ impl<'m> Decoder<'m> {
             return Err(Error::Argument(format!("{} tokens for {} rows", tokens.len(), self.rows)));
         }
         elapid_kernels::embedding::check_ids(tokens, v)?;
+        if let Some(draw) = &self.draw {
+            draw.history.set_tokens(self.state.position, tokens)?;
+        }
         Ok(self.gpu.write(&self.ids, 0, tokens)?)
     }
 
-    /// Reads one token of every row and chooses the likeliest next; does not wait.
+    /// Chooses the tokens that are read next from logits `[b v]`: those that the model gave when it read what the state
+    /// has read, instead of tokens to [`start`](Self::start) with.
+    ///
+    /// # Errors
+    /// If the logits do not fit, or the device fails.
+    pub fn start_from(&mut self, logits: &Tensor) -> Result<()> {
+        let shape = (self.rows, self.model.config().padded_vocab_size());
+        if logits.gpu() != Some(self.gpu) || (logits.row_count(), logits.cols()) != shape {
+            let shape = logits.shape();
+            return Err(Error::Argument(format!("logits {shape:?} of {} for {} rows", logits.device(), self.rows)));
+        }
+        if let Some(draw) = &self.draw {
+            draw.history.set_position(self.state.position)?;
+        }
+        self.choose(logits.mat())
+    }
+
+    /// Reads one token of every row and chooses the next; does not wait.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
@@ -94,7 +156,10 @@ impl<'m> Decoder<'m> {
         self.state.position += 1;
         if let Some(step) = &self.fused {
             self.runs += 1;
-            return Ok(step.launch()?);
+            step.launch()?;
+            // The step has chosen the likeliest.
+            let v = self.model.config().padded_vocab_size();
+            return if self.draw.is_some() { self.choose(step.logits().mat(self.rows, v, DType::F32)) } else { Ok(()) };
         }
         if let Some((graph, _)) = &self.graph {
             return Ok(graph.launch()?);
@@ -115,8 +180,24 @@ impl<'m> Decoder<'m> {
         let cx = self.model.inference(Layout::new(self.rows, 1));
         let (logits, next) = self.model.logits(&cx, Ids::Device(self.ids.clone()), &self.state, Positions::Last)?;
         self.state.write_numbers(&next)?;
-        sampling::cuda::greedy(&self.gpu, logits.value().mat(), &self.ids)?;
+        self.choose(logits.value().mat())?;
         Ok(logits.value().clone())
+    }
+
+    /// From logits `[b v]` to ids.
+    fn choose(&self, logits: Mat<'_>) -> Result<()> {
+        match &self.draw {
+            None => sampling::cuda::greedy(&self.gpu, logits, &self.ids)?,
+            Some(Draw { sampling, seed, history }) => {
+                sampling::cuda::sample(&self.gpu, sampling, *seed, logits, history, &self.ids)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`state`](Self::state), without a copy.
+    pub(crate) fn into_state(self) -> State {
+        self.state
     }
 
     /// The tokens that were chosen last, one a row; waits for the device.
@@ -147,7 +228,7 @@ impl<'m> Decoder<'m> {
     /// Launches of a step; 0 before one was captured, where that is done.
     pub fn launches(&self) -> u64 {
         match &self.fused {
-            Some(_) => 1,
+            Some(_) => 1 + u64::from(self.draw.is_some()),
             None => self.graph.as_ref().map_or(0, |(graph, _)| graph.launches()),
         }
     }

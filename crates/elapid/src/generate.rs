@@ -6,20 +6,21 @@ use elapid_kernels::sampling;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::decode::Decoder;
 use crate::lm::{LanguageModel, Positions};
 use crate::ops::Layout;
 use crate::state::State;
-use crate::{Error, Result};
+use crate::{Device, Error, Result, Tensor};
 
 pub use elapid_kernels::sampling::Params as Sampling;
 
 /// Positions that are read at a time: memory does not grow with the prompt.
 pub const PREFILL_CHUNK: usize = 512;
 
-/// Tokens that the repetition penalty looks back at.
-const RECENT: usize = 256;
-
 /// One sequence in the making: a model, a state, and the logits of the next token.
+///
+/// On a GPU prompts are read by the model and tokens are drawn by a [`Decoder`], so that of a step nothing but the token
+/// comes back. Random numbers are other ones there: a seed draws the same tokens again on the same kind of device only.
 ///
 /// ```
 /// # use elapid::{embedded, generate::{Generator, Sampling}};
@@ -35,9 +36,16 @@ const RECENT: usize = 256;
 pub struct Generator<'m> {
     model: &'m LanguageModel,
     state: State,
-    logits: Vec<f32>,
+    /// Of the next token, `[1 v]`, where nothing was drawn since tokens were read.
+    logits: Option<Tensor>,
+    numbers: Vec<f32>,
     sampling: Sampling,
+    seed: u64,
     rng: ChaCha8Rng,
+    /// On a GPU, from the first token that is drawn.
+    decoder: Option<Decoder<'m>>,
+    /// Whether the state is the decoder's.
+    decoding: bool,
     recent: VecDeque<u32>,
     scratch: sampling::Scratch,
     pending: Option<u32>,
@@ -56,9 +64,21 @@ impl<'m> Generator<'m> {
     /// A sequence that goes on from a state of one row. At least one token must be read before the next is drawn.
     pub fn from_state(model: &'m LanguageModel, state: State, sampling: Sampling, seed: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        let (logits, recent) = (Vec::new(), VecDeque::new());
-        let scratch = sampling::Scratch::default();
-        Self { model, state, logits, sampling, rng, recent, scratch, pending: None, chunk: PREFILL_CHUNK }
+        Self {
+            model,
+            state,
+            logits: None,
+            numbers: Vec::new(),
+            sampling,
+            seed,
+            rng,
+            decoder: None,
+            decoding: false,
+            recent: VecDeque::new(),
+            scratch: sampling::Scratch::default(),
+            pending: None,
+            chunk: PREFILL_CHUNK,
+        }
     }
 
     /// Reads a prompt `chunk` tokens at a time; the default is [`PREFILL_CHUNK`]. The result is the same.
@@ -90,15 +110,40 @@ impl<'m> Generator<'m> {
     /// # Errors
     /// If nothing was read yet, or the logits are not finite.
     pub fn next_token(&mut self) -> Result<u32> {
-        self.catch_up()?;
-        if self.logits.is_empty() {
-            return Err(Error::Argument("nothing to go on from: give at least one token of prompt".into()));
-        }
-        let recent = self.recent.make_contiguous();
-        let uniform = self.rng.random::<f64>();
-        let id = sampling::sample(&self.sampling, &self.logits, recent, uniform, &mut self.scratch)?;
+        let id = match self.model.device() {
+            Device::Cpu => self.draw_here()?,
+            Device::Cuda(_) => self.draw_on_device()?,
+        };
         self.pending = Some(id);
         Ok(id)
+    }
+
+    fn draw_here(&mut self) -> Result<u32> {
+        self.catch_up()?;
+        let logits = self.logits.as_ref().ok_or_else(nothing_read)?;
+        let recent = self.recent.make_contiguous();
+        let uniform = self.rng.random::<f64>();
+        Ok(sampling::sample(&self.sampling, logits.as_slice(), recent, uniform, &mut self.scratch)?)
+    }
+
+    fn draw_on_device(&mut self) -> Result<u32> {
+        // A step of the decoder reads it.
+        let read = self.pending.take();
+        self.remember(read.as_slice());
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(Decoder::new(self.model, 1)?.with_sampling(self.sampling, self.seed)?),
+        };
+        if self.decoding {
+            decoder.step()?;
+        } else {
+            let logits = self.logits.take().ok_or_else(nothing_read)?;
+            decoder.set_state(&self.state)?;
+            decoder.set_recent(&[self.recent.make_contiguous()])?;
+            decoder.start_from(&logits)?;
+            self.decoding = true;
+        }
+        Ok(decoder.tokens()?[0])
     }
 
     /// The state after all that was read and drawn.
@@ -113,7 +158,11 @@ impl<'m> Generator<'m> {
     /// Lays the sequence aside: the state without the token that was drawn last, and that token. A sequence from this
     /// state that reads the token goes on as this one would.
     pub fn suspend(self) -> Suspended {
-        Suspended { state: self.state, recent: self.recent.into(), pending: self.pending }
+        let state = match self.decoder {
+            Some(decoder) if self.decoding => decoder.into_state(),
+            _ => self.state,
+        };
+        Suspended { state, recent: self.recent.into(), pending: self.pending }
     }
 
     /// Logits of the next token, `[v]`; empty before anything was read.
@@ -122,27 +171,36 @@ impl<'m> Generator<'m> {
     /// As [`read`](Self::read).
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.catch_up()?;
-        Ok(&self.logits)
+        self.numbers = self.logits.as_ref().map_or(Ok(Vec::new()), Tensor::to_vec)?;
+        Ok(&self.numbers)
     }
 
     /// The last drawn token is read only when something depends on it.
     fn catch_up(&mut self) -> Result<()> {
+        if let Some(decoder) = self.decoder.as_ref().filter(|_| self.decoding) {
+            self.state = decoder.state()?;
+            self.decoding = false;
+        }
         self.pending.take().map_or(Ok(()), |id| self.advance(&[id]))
     }
 
     fn advance(&mut self, tokens: &[u32]) -> Result<()> {
         let cx = self.model.inference(Layout::new(1, tokens.len()));
         let (logits, state) = self.model.logits(&cx, tokens, &self.state, Positions::Last)?;
-        self.logits = logits.value().to_vec()?;
+        self.logits = Some(logits.value().clone());
         self.state = state;
         self.remember(tokens);
         Ok(())
     }
 
     fn remember(&mut self, tokens: &[u32]) {
-        self.recent.extend(&tokens[tokens.len().saturating_sub(RECENT)..]);
-        self.recent.drain(..self.recent.len().saturating_sub(RECENT));
+        self.recent.extend(&tokens[tokens.len().saturating_sub(sampling::RECENT)..]);
+        self.recent.drain(..self.recent.len().saturating_sub(sampling::RECENT));
     }
+}
+
+fn nothing_read() -> Error {
+    Error::Argument("nothing to go on from: give at least one token of prompt".into())
 }
 
 /// A sequence laid aside: see [`Generator::suspend`].

@@ -10,10 +10,14 @@ pub mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
+pub mod philox;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Check, Result};
+
+/// Tokens that the repetition penalty looks back at in generation.
+pub const RECENT: usize = 256;
 
 /// How to choose. The default is the model's own distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,19 +66,28 @@ pub fn greedy(logits: &[f32]) -> Result<u32> {
 /// `uniform` is out of its range.
 pub fn sample(params: &Params, logits: &[f32], recent: &[u32], uniform: f64, scratch: &mut Scratch) -> Result<u32> {
     let check = Check("sampling");
-    let Params { temperature, top_p, min_p, repetition_penalty, .. } = *params;
-    let finite = |x: f32| x.is_finite() && x >= 0.0;
-    check.that(finite(temperature), "temperature", || "at least 0".into(), || temperature.to_string())?;
-    check.that(top_p > 0.0 && top_p <= 1.0, "top_p", || "in (0, 1]".into(), || top_p.to_string())?;
-    check.that((0.0..=1.0).contains(&min_p), "min_p", || "in [0, 1]".into(), || min_p.to_string())?;
-    let penalty = repetition_penalty;
-    check.that(finite(penalty) && penalty > 0.0, "repetition_penalty", || "above 0".into(), || penalty.to_string())?;
+    check_params(params)?;
     check.that((0.0..1.0).contains(&uniform), "uniform", || "in [0, 1)".into(), || uniform.to_string())?;
     check_logits(logits)?;
     if let Some(id) = recent.iter().find(|&&id| id as usize >= logits.len()) {
         check.that(false, "recent", || format!("ids below {}", logits.len()), || id.to_string())?;
     }
     Ok(cpu::sample(params, logits, recent, uniform, scratch))
+}
+
+/// Whether every parameter is in its range.
+///
+/// # Errors
+/// If one is not.
+pub fn check_params(params: &Params) -> Result<()> {
+    let check = Check("sampling");
+    let Params { temperature, top_p, min_p, repetition_penalty, .. } = *params;
+    let finite = |x: f32| x.is_finite() && x >= 0.0;
+    check.that(finite(temperature), "temperature", || "at least 0".into(), || temperature.to_string())?;
+    check.that(top_p > 0.0 && top_p <= 1.0, "top_p", || "in (0, 1]".into(), || top_p.to_string())?;
+    check.that((0.0..=1.0).contains(&min_p), "min_p", || "in [0, 1]".into(), || min_p.to_string())?;
+    let penalty = repetition_penalty;
+    check.that(finite(penalty) && penalty > 0.0, "repetition_penalty", || "above 0".into(), || penalty.to_string())
 }
 
 fn check_logits(logits: &[f32]) -> Result<()> {

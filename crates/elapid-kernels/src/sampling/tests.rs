@@ -88,3 +88,31 @@ fn extreme_logits_are_safe() {
     let sharp = Params { temperature: 1e-30, repetition_penalty: 1e-30, ..Params::default() };
     assert_eq!(sample(&sharp, &[f32::MAX, f32::MIN, 0.0], &[0, 1], 0.5, &mut scratch).unwrap(), 0);
 }
+
+#[test]
+fn philox_has_the_published_numbers() {
+    use philox::philox4x32_10;
+    // Random123's known answers.
+    assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    let ones = u32::MAX;
+    assert_eq!(philox4x32_10([ones; 4], [ones; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+    let got = philox4x32_10(pi, [0xa409_3822, 0x299f_31d0]);
+    assert_eq!(got, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    let mean = (0..10_000).map(|position| philox::uniform(9, 2, position)).sum::<f64>() / 1e4;
+    assert!((mean - 0.5).abs() < 0.01, "{mean}");
+    assert_ne!(philox::uniform(9, 2, 1), philox::uniform(9, 3, 1));
+    assert_ne!(philox::uniform(9, 2, 1), philox::uniform(9 + (1 << 32), 2, 1));
+    assert_ne!(philox::uniform(9, 2, 1), philox::uniform(9, 2, 1 + (1 << 32)));
+}
+
+#[test]
+fn a_history_has_a_token_where_its_position_says() {
+    let lines = cuda::lines(RECENT as u64 + 2, &[&[7, 8, 9], &[]]);
+    let row = |row: usize| lines.iter().skip(row).step_by(2).copied().collect::<Vec<_>>();
+    assert_eq!((row(0)[RECENT - 1], row(0)[0], row(0)[1], row(0)[2]), (7, 8, 9, u32::MAX));
+    assert!(row(1).iter().all(|&id| id == u32::MAX));
+    let long: Vec<u32> = (0..300).collect();
+    let full = cuda::lines(300, &[&long]);
+    assert_eq!((full[299 % RECENT], full[300 % RECENT]), (299, 44));
+}

@@ -152,6 +152,107 @@ fn a_decoder_draws_what_a_generator_draws() {
 }
 
 #[test]
+fn sampled_decoding_is_a_function_of_the_seed() {
+    let Some(gpu) = gpu() else { return };
+    let model = elapid::embedded::model().unwrap();
+    let sampling = Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::default() };
+    for dtype in [DType::F32, DType::Bf16] {
+        let model = model.to(Device::Cuda(gpu), dtype).unwrap();
+        let draw = |seed: u64, rows: usize| -> Vec<Vec<u32>> {
+            let decoder = elapid::decode::Decoder::new(&model, rows).unwrap();
+            let mut decoder = decoder.with_sampling(sampling, seed).unwrap();
+            decoder.start(&vec![u32::from(b'\n'); rows]).unwrap();
+            let step = |_| {
+                decoder.step().unwrap();
+                decoder.tokens().unwrap()
+            };
+            (0..40).map(step).collect()
+        };
+        let first = draw(1, 3);
+        assert_eq!(first, draw(1, 3));
+        assert_ne!(first, draw(2, 3));
+        // Rows have their own numbers.
+        assert!(first.iter().any(|tokens| tokens[0] != tokens[1]));
+    }
+    let decoder = elapid::decode::Decoder::new(&model, 1);
+    assert!(decoder.is_err(), "the model is on the processor");
+}
+
+#[test]
+fn a_decoder_draws_from_its_logits() {
+    use elapid_kernels::sampling::{Scratch, philox, sample};
+    let Some(gpu) = gpu() else { return };
+    let model = elapid::embedded::model().unwrap();
+    let sampling = Sampling { temperature: 0.9, top_k: 50, repetition_penalty: 1.3, ..Sampling::default() };
+    for dtype in [DType::F32, DType::Bf16] {
+        let model = model.to(Device::Cuda(gpu), dtype).unwrap();
+        let decoder = elapid::decode::Decoder::new(&model, 2).unwrap();
+        let mut decoder = decoder.with_sampling(sampling, 7).unwrap();
+        let mut read = [vec![u32::from(b'a')], vec![u32::from(b'b')]];
+        decoder.start(&[read[0][0], read[1][0]]).unwrap();
+        let mut others = 0;
+        for position in 1..=300u64 {
+            decoder.step().unwrap();
+            let logits = decoder.logits().unwrap().unwrap();
+            let tokens = decoder.tokens().unwrap();
+            for (row, logits) in logits.chunks(logits.len() / 2).enumerate() {
+                let recent = &read[row][read[row].len().saturating_sub(256)..];
+                let uniform = philox::uniform(7, row as u32, position);
+                let want = sample(&sampling, logits, recent, uniform, &mut Scratch::default()).unwrap();
+                others += u32::from(want != tokens[row]);
+                read[row].push(tokens[row]);
+            }
+        }
+        // A number can lie at the border between two tokens.
+        assert!(others <= 1, "{others} of 600 tokens in {dtype}");
+    }
+}
+
+#[test]
+fn a_generator_on_a_gpu_draws_from_its_logits() {
+    use elapid_kernels::sampling::{Scratch, philox, sample};
+    let Some(gpu) = gpu() else { return };
+    let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::F32).unwrap();
+    let sampling = Sampling { temperature: 0.8, top_p: 0.9, repetition_penalty: 1.2, ..Sampling::default() };
+    let prompt: Vec<u32> = b"ROMEO:\n".map(u32::from).to_vec();
+    let mut sequence = Generator::new(&model, sampling, 3).unwrap();
+    sequence.read(&prompt).unwrap();
+    let drawn: Vec<u32> = (0..30).map(|_| sequence.next_token().unwrap()).collect();
+    // Another that reads those tokens has the logits that they were drawn from.
+    let mut reader = Generator::new(&model, sampling, 3).unwrap();
+    let mut read = prompt;
+    reader.read(&read).unwrap();
+    for &id in &drawn {
+        let uniform = philox::uniform(3, 0, read.len() as u64);
+        let want = sample(&sampling, reader.logits().unwrap(), &read, uniform, &mut Scratch::default()).unwrap();
+        assert_eq!(want, id, "after {} tokens", read.len());
+        reader.read(&[id]).unwrap();
+        read.push(id);
+    }
+    // Asking for logits or reading more in between changes no token.
+    assert!(!sequence.logits().unwrap().is_empty());
+    let (one, other) = (sequence.next_token().unwrap(), reader.next_token().unwrap());
+    assert_eq!(one, other);
+    for sequence in [&mut sequence, &mut reader] {
+        sequence.read(&[u32::from(b'\n')]).unwrap();
+    }
+    assert_eq!(sequence.next_token().unwrap(), reader.next_token().unwrap());
+    let (one, other) = (sequence.suspend(), reader.suspend());
+    assert_eq!((one.pending, &one.recent), (other.pending, &other.recent));
+    assert_eq!(one.state.position, other.state.position);
+    close("the state", &numbers(&one.state), &numbers(&other.state));
+    // What goes on from the state goes on as it would.
+    let draw = |suspended: elapid::generate::Suspended| {
+        let mut sequence = Generator::from_state(&model, suspended.state, sampling, 3).with_recent(&suspended.recent);
+        sequence.read(suspended.pending.as_slice()).unwrap();
+        (0..10).map(|_| sequence.next_token().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(one), draw(other));
+    let mut nothing = Generator::new(&model, sampling, 0).unwrap();
+    assert!(nothing.next_token().is_err());
+}
+
+#[test]
 fn a_step_in_one_launch_is_the_operations() {
     let Some(gpu) = gpu() else { return };
     let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
