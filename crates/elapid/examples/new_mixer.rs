@@ -56,6 +56,7 @@ impl Mixer for Decaying {
                 z: Some(xz.columns(d, d)),
                 initial: state[0].clone(),
                 rule: Discretisation::ExpEuler,
+                in_place: cx.in_place(),
             },
             &cx.layout,
         )?;

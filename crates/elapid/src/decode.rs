@@ -12,6 +12,7 @@ use elapid_kernels::{mamba1_step, sampling};
 
 use crate::generate::Sampling;
 use crate::lm::{LanguageModel, Positions};
+use crate::mixer::Steps;
 use crate::ops::{Ids, Layout};
 use crate::state::State;
 use crate::{DType, Device, Error, Result, Tensor};
@@ -27,6 +28,7 @@ pub struct Decoder<'m> {
     ids: Arc<Buffer>,
     state: State,
     fused: Option<mamba1_step::cuda::Step>,
+    steps: Arc<Steps>,
     draw: Option<Draw>,
     graph: Option<(Graph, Tensor)>,
     logits: Option<Tensor>,
@@ -64,7 +66,8 @@ impl<'m> Decoder<'m> {
         };
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let state = model.zero_state(rows)?.own()?;
-        Ok(Self { model, gpu, rows, ids, state, fused: None, draw: None, graph: None, logits: None, runs: 0 })
+        let steps = Arc::default();
+        Ok(Self { model, gpu, rows, ids, state, fused: None, steps, draw: None, graph: None, logits: None, runs: 0 })
     }
 
     /// Draws tokens; without it, or at temperature 0 and without a penalty, they are the likeliest ones.
@@ -177,7 +180,7 @@ impl<'m> Decoder<'m> {
     }
 
     fn advance(&self) -> Result<Tensor> {
-        let cx = self.model.inference(Layout::new(self.rows, 1));
+        let cx = self.model.inference(Layout::new(self.rows, 1)).stepping(&self.steps);
         let (logits, next) = self.model.logits(&cx, Ids::Device(self.ids.clone()), &self.state, Positions::Last)?;
         self.state.write_numbers(&next)?;
         self.choose(logits.value().mat())?;

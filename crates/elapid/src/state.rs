@@ -75,7 +75,11 @@ impl State {
     pub(crate) fn write_numbers(&self, from: &State) -> Result<()> {
         for ((_, from), (_, to)) in from.tensors().zip(self.tensors()) {
             let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };
-            gpu.copy(from.to(to.device(), to.dtype())?.mat(), to.clone().mat_mut())?;
+            let from = from.to(to.device(), to.dtype())?;
+            // What was moved on in place is there already.
+            if from.mat().address() != to.mat().address() {
+                gpu.copy(from.mat(), to.clone().mat_mut())?;
+            }
         }
         Ok(())
     }

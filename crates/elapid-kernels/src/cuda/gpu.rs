@@ -35,10 +35,32 @@ struct Inner {
     caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
     blas: OnceLock<blas::Blas>,
     capturing: AtomicBool,
-    /// Which thread captures; others wait until it is done, as there is one stream.
-    captor: Mutex<Option<ThreadId>>,
-    captured: Condvar,
+    calls: Mutex<Calls>,
+    /// Told when a capture ends, and when no call is under way.
+    quiet: Condvar,
     launches: AtomicU64,
+}
+
+/// There is one stream, and what any thread asks of it while it is captured lands in the graph: a capture begins between
+/// calls, and calls of other threads wait for its end.
+#[derive(Debug, Default)]
+struct Calls {
+    captor: Option<ThreadId>,
+    under_way: usize,
+}
+
+/// A call of the driver under way, with the device's context current on this thread.
+#[must_use = "a capture may begin as soon as it is dropped"]
+pub(crate) struct Bound(Gpu);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let mut calls = lock(&self.0.0.calls);
+        calls.under_way -= 1;
+        if calls.under_way == 0 {
+            self.0.0.quiet.notify_all();
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -133,11 +155,13 @@ impl Gpu {
         self.0.total_memory
     }
 
-    /// Makes the device's context current on this thread.
-    pub(crate) fn bind(self) -> Result<()> {
-        self.wait_for_capture();
+    /// Makes the device's context current on this thread, and keeps captures of others away while the result lives.
+    pub(crate) fn bind(self) -> Result<Bound> {
+        self.wait_for_capture().under_way += 1;
+        let bound = Bound(self);
         // SAFETY: the primary context is never released.
-        unsafe { driver::ctx::set_current(self.0.context) }.map_err(Error::driver("cuCtxSetCurrent"))
+        unsafe { driver::ctx::set_current(self.0.context) }.map_err(Error::driver("cuCtxSetCurrent"))?;
+        Ok(bound)
     }
 
     /// The one stream.
@@ -146,7 +170,7 @@ impl Gpu {
     }
 
     pub(crate) fn pool(self) -> Arc<Pool> {
-        self.wait_for_capture();
+        drop(self.wait_for_capture());
         let mut pool = lock(&self.0.pool);
         pool.get_or_insert_with(|| Pool::new(self)).clone()
     }
@@ -204,7 +228,7 @@ impl Gpu {
             let reason = "numbers of the host were needed while a CUDA graph was captured".to_owned();
             return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let to = buffer.address() + (from * size_of::<T>()) as u64;
         // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
         unsafe { driver::memcpy_htod_async(to, host, self.0.stream) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
@@ -219,7 +243,7 @@ impl Gpu {
     /// If it does not fit.
     pub fn write_pinned<T: Pod>(self, buffer: &Buffer, host: &super::Pinned<T>) -> Result<()> {
         assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "numbers outside a buffer");
-        self.bind()?;
+        let _bound = self.bind()?;
         let host: &[T] = host;
         // SAFETY: the range is inside the buffer, and pinned memory stays where it is.
         unsafe { driver::memcpy_htod_async(buffer.address(), host, self.0.stream) }
@@ -238,7 +262,7 @@ impl Gpu {
         if count == 0 {
             return Ok(Vec::new());
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let mut host: Vec<T> = Vec::with_capacity(count);
         let at = buffer.address() + (from * size_of::<T>()) as u64;
         let bytes = count * size_of::<T>();
@@ -260,7 +284,7 @@ impl Gpu {
     /// If the ranges are not inside their memories.
     pub fn download_later<T: Pod>(self, buffer: &Buffer, to: &super::Pinned<T>, at: usize, count: usize) -> Result<()> {
         assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "numbers outside a buffer");
-        self.bind()?;
+        let _bound = self.bind()?;
         let host = to[at..].as_ptr().cast_mut().cast::<c_void>();
         // SAFETY: both ranges are valid; pinned memory is written by the device, and its owner reads it after an event.
         let copied =
@@ -276,7 +300,7 @@ impl Gpu {
         if m.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let (width, pitch) = (m.cols * m.dtype.bytes(), m.stride * m.dtype.bytes());
         // SAFETY: the matrix lies inside its buffer.
         let status = unsafe {
@@ -300,7 +324,7 @@ impl Gpu {
         if from.is_empty() {
             return Ok(());
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let bytes = from.dtype.bytes();
         if from.is_contiguous() && to.is_contiguous() {
             // SAFETY: both lie inside their buffers.
@@ -336,7 +360,7 @@ impl Gpu {
     /// # Errors
     /// If some of it failed.
     pub fn synchronize(self) -> Result<()> {
-        self.bind()?;
+        let _bound = self.bind()?;
         // SAFETY: the stream lives as long as the process.
         unsafe { driver::stream::synchronize(self.0.stream) }.map_err(Error::driver("cuStreamSynchronize"))
     }
@@ -351,7 +375,7 @@ impl Gpu {
         if let Some(kernel) = lock(&self.0.kernels).get(&key) {
             return Ok(*kernel);
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let module = self.module(source, defines, &key.0)?;
         let name = CString::new(entry).unwrap_or_default();
         // SAFETY: the module stays loaded.
@@ -403,15 +427,15 @@ impl Gpu {
         if let Some(blas) = self.0.blas.get() {
             return Ok(blas);
         }
-        self.bind()?;
+        let _bound = self.bind()?;
         let blas = blas::Blas::new(self)?;
         Ok(self.0.blas.get_or_init(|| blas))
     }
 
     /// cuBLASLt's handle and the stream.
-    pub(crate) fn blas(self) -> Result<(cublasLtHandle_t, sys::CUstream)> {
-        self.bind()?;
-        Ok((self.blas_state()?.handle(), self.0.stream))
+    pub(crate) fn blas(self) -> Result<(Bound, cublasLtHandle_t, sys::CUstream)> {
+        let bound = self.bind()?;
+        Ok((bound, self.blas_state()?.handle(), self.0.stream))
     }
 
     /// Memory for cuBLASLt, shared by all products: they are in order.
@@ -419,36 +443,38 @@ impl Gpu {
         Ok(self.blas_state()?.workspace())
     }
 
-    /// Whether work is being captured into a graph rather than done.
+    /// Whether what this thread asks for is captured into a graph rather than done.
     pub fn is_capturing(self) -> bool {
         self.0.capturing.load(Ordering::SeqCst)
+            && lock(&self.0.calls).captor.is_some_and(|captor| captor == std::thread::current().id())
     }
 
-    /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture).
+    /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture); waits
+    /// itself for calls under way.
     pub(crate) fn begin_capture(self) {
-        let mut captor = lock(&self.0.captor);
-        while captor.is_some() {
-            captor = self.0.captured.wait(captor).unwrap_or_else(PoisonError::into_inner);
+        let mut calls = lock(&self.0.calls);
+        while calls.captor.is_some() || calls.under_way > 0 {
+            calls = self.0.quiet.wait(calls).unwrap_or_else(PoisonError::into_inner);
         }
-        *captor = Some(std::thread::current().id());
+        calls.captor = Some(std::thread::current().id());
         self.0.capturing.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn end_capture(self) {
         self.0.capturing.store(false, Ordering::SeqCst);
-        *lock(&self.0.captor) = None;
-        self.0.captured.notify_all();
+        lock(&self.0.calls).captor = None;
+        self.0.quiet.notify_all();
     }
 
-    fn wait_for_capture(self) {
-        if !self.0.capturing.load(Ordering::SeqCst) {
-            return;
+    fn wait_for_capture(&self) -> MutexGuard<'_, Calls> {
+        let mut calls = lock(&self.0.calls);
+        if calls.captor.is_some() {
+            let me = std::thread::current().id();
+            while calls.captor.is_some_and(|captor| captor != me) {
+                calls = self.0.quiet.wait(calls).unwrap_or_else(PoisonError::into_inner);
+            }
         }
-        let me = std::thread::current().id();
-        let mut captor = lock(&self.0.captor);
-        while captor.is_some_and(|captor| captor != me) {
-            captor = self.0.captured.wait(captor).unwrap_or_else(PoisonError::into_inner);
-        }
+        calls
     }
 
     /// Kernels launched and products done so far, or captured.
@@ -465,7 +491,7 @@ impl Gpu {
     /// # Errors
     /// If the driver refuses.
     pub fn event(self) -> Result<Event> {
-        self.bind()?;
+        let _bound = self.bind()?;
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
         Ok(Event { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu: self })
     }
@@ -532,8 +558,8 @@ impl Inner {
             caches: Mutex::default(),
             blas: OnceLock::new(),
             capturing: AtomicBool::new(false),
-            captor: Mutex::new(None),
-            captured: Condvar::new(),
+            calls: Mutex::default(),
+            quiet: Condvar::new(),
             launches: AtomicU64::new(0),
         })
     }
@@ -555,7 +581,7 @@ impl Event {
     /// # Errors
     /// If the driver refuses.
     pub fn record(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         // SAFETY: both handles are alive.
         unsafe { driver::event::record(self.event, self.gpu.stream()) }.map_err(Error::driver("cuEventRecord"))
     }
@@ -563,7 +589,7 @@ impl Event {
     /// Whether the device has come to it.
     pub fn is_done(&self) -> bool {
         // SAFETY: the handle is alive.
-        self.gpu.bind().is_ok() && unsafe { driver::event::query(self.event) }.is_ok()
+        self.gpu.bind().is_ok_and(|_bound| unsafe { driver::event::query(self.event) }.is_ok())
     }
 
     /// Waits until the device has come to it.
@@ -571,7 +597,7 @@ impl Event {
     /// # Errors
     /// If work before it failed.
     pub fn wait(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         // SAFETY: the handle is alive.
         unsafe { driver::event::synchronize(self.event) }.map_err(Error::driver("cuEventSynchronize"))
     }
@@ -588,7 +614,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_bound) = self.gpu.bind() {
             // SAFETY: it is destroyed once.
             let _ = unsafe { driver::event::destroy(self.event) };
         }
@@ -647,7 +673,7 @@ impl Kernel {
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
-        gpu.bind()?;
+        let _bound = gpu.bind()?;
         if launch.shared > shared.load(Ordering::Relaxed) {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
             let bytes = i32::try_from(launch.shared).unwrap_or(i32::MAX);
@@ -686,7 +712,7 @@ impl Kernel {
     /// # Errors
     /// If the driver refuses.
     pub fn resident_blocks(&self, block: u32, shared: u32) -> Result<usize> {
-        self.0.gpu.bind()?;
+        let _bound = self.0.gpu.bind()?;
         let block = i32::try_from(block).unwrap_or(i32::MAX);
         let mut count = 0;
         // SAFETY: the function stays loaded.

@@ -24,8 +24,7 @@ unsafe impl Send for Graph {}
 impl Gpu {
     /// Records what `f` asks of the device, instead of doing it. `f` must have been run before, so that kernels are
     /// loaded; it must not wait, nor read or write the host's memory. Buffers that `f` returns belong to the graph's
-    /// memory: every launch writes them anew. Other threads that want something of the device wait meanwhile; they
-    /// should not be in the middle of a call when it begins.
+    /// memory: every launch writes them anew. Other threads that want something of the device wait meanwhile.
     ///
     /// # Errors
     /// What `f` returns, or the driver if something in `f` cannot be recorded.
@@ -84,7 +83,7 @@ impl Graph {
     /// # Errors
     /// If the driver refuses.
     pub fn launch(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         // SAFETY: both handles are alive.
         unsafe { driver::graph::launch(self.exec, self.gpu.stream()) }.map_err(Error::driver("cuGraphLaunch"))
     }

@@ -129,7 +129,7 @@ impl Pool {
 
     /// Memory of the driver, after giving back what is free if there is too little.
     fn segment(&self, state: &mut State, preferred: usize, least: usize) -> Result<(u64, usize)> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         let least = least.next_multiple_of(GRANULE);
         // SAFETY: the context is current.
         let ask = |size: usize| unsafe { driver::malloc_sync(size) }.ok().map(|address| (address, size));
@@ -176,7 +176,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_bound) = self.gpu.bind() {
             for &address in self.lock().segments.keys() {
                 // SAFETY: every buffer of the pool holds it, so none is left; freeing waits for the device.
                 let _ = unsafe { driver::free_sync(address) };
@@ -250,7 +250,7 @@ impl<T: Pod> Pinned<T> {
     /// # Errors
     /// If the host has no such memory.
     pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
-        gpu.bind()?;
+        let _bound = gpu.bind()?;
         let bytes = (len * size_of::<T>()).max(1);
         // SAFETY: the context is current.
         let data = unsafe { driver::malloc_host(bytes, 0) }.map_err(Error::driver("cuMemHostAlloc"))?.cast::<T>();

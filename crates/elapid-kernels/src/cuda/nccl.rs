@@ -166,7 +166,7 @@ unsafe impl Sync for Side {}
 
 impl Side {
     fn new(gpu: Gpu) -> Result<Self> {
-        gpu.bind()?;
+        let _bound = gpu.bind()?;
         // What it does is little, and others wait for it: it goes before what is computed.
         let (mut least, mut greatest) = (0, 0);
         // SAFETY: it writes two numbers.
@@ -180,12 +180,12 @@ impl Side {
     }
 
     fn after(&self, mark: &Mark) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         wait(self.stream, mark)
     }
 
     fn join(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         // SAFETY: both handles are alive.
         unsafe { driver::event::record(self.done.event, self.stream) }.map_err(Error::driver("cuEventRecord"))?;
         wait(self.gpu.stream(), &self.done)
@@ -193,7 +193,7 @@ impl Side {
 
     /// To be called once, with nothing left to do.
     fn end(&self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_bound) = self.gpu.bind() {
             // SAFETY: it is destroyed once; work still on it is done before.
             let _ = unsafe { driver::stream::destroy(self.stream) };
         }
@@ -264,7 +264,7 @@ impl Communicator {
             let reason = "sums over GPUs are not captured into graphs".to_owned();
             return Err(Error::Call { call: name, reason });
         }
-        gpu.bind()?;
+        let _bound = gpu.bind()?;
         let comm = lock(&self.comm);
         if comm.0.is_null() {
             return Err(Error::Call { call: name, reason: "the communicator was ended".to_owned() });
@@ -310,7 +310,9 @@ impl Communicator {
             }
         };
         let comm = std::mem::replace(&mut comm.0, std::ptr::null_mut());
-        if !comm.is_null() && self.side.gpu.bind().is_ok() {
+        if !comm.is_null()
+            && let Ok(_bound) = self.side.gpu.bind()
+        {
             // SAFETY: it was taken out of the lock, so that nobody uses it after.
             unsafe { (self.nccl.comm_abort)(comm) };
         }
@@ -345,7 +347,7 @@ impl Mark {
     /// # Errors
     /// If the driver refuses.
     pub fn new(gpu: Gpu) -> Result<Self> {
-        gpu.bind()?;
+        let _bound = gpu.bind()?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         Ok(Self { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu })
     }
@@ -355,7 +357,7 @@ impl Mark {
     /// # Errors
     /// If the driver refuses.
     pub fn pass(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _bound = self.gpu.bind()?;
         let flags = match self.gpu.is_capturing() {
             // A node of its own, that others can wait for after each launch; without it only the capture would know.
             true => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL,
@@ -370,7 +372,7 @@ impl Mark {
 
 impl Drop for Mark {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_bound) = self.gpu.bind() {
             // SAFETY: it is destroyed once; the driver keeps what still waits for it.
             let _ = unsafe { driver::event::destroy(self.event) };
         }

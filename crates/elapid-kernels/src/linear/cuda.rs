@@ -168,7 +168,7 @@ pub fn matmul(
         ],
         adds: beta != 0.0,
     };
-    let (handle, stream) = gpu.blas()?;
+    let (_bound, handle, stream) = gpu.blas()?;
     let workspace = gpu.workspace()?;
     let mut plans = gpu.cache::<Plans>().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let plan = match plans.0.entry(problem) {

@@ -165,7 +165,7 @@ impl Mixer for Mamba1 {
         let (x, z) = (xz.columns(0, ed), self.gate.then(|| xz.columns(ed, ed)));
 
         let conv_bias = self.conv1d.bias.map(|id| cx.param(id));
-        let (x, conv) = causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], &cx.layout)?;
+        let (x, conv) = causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], cx.in_place(), &cx.layout)?;
 
         // [b l r+2n], less by what is constant
         let dbc = self.x_proj.map(|weight| linear(&x, &cx.param(weight), None)).transpose()?;
@@ -188,13 +188,14 @@ impl Mixer for Mamba1 {
                 u: x,
                 delta,
                 delta_bias: Some(cx.param(self.dt_bias)),
-                a: neg_exp(&cx.param(self.a_log))?, // [ed n]
+                a: cx.derived(self.a_log, neg_exp)?, // [ed n]
                 b,
                 c,
                 skip: Some(cx.param(self.d)),
                 z,
                 initial: state[1].clone(),
                 rule: self.rule,
+                in_place: cx.in_place(),
             },
             &cx.layout,
         )?;

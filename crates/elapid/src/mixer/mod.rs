@@ -5,7 +5,8 @@
 
 mod mamba1;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use mamba1::Mamba1;
 
@@ -20,6 +21,7 @@ use crate::params::{ParamBuilder, ParamId, Params};
 pub struct Cx {
     params: Arc<Params>,
     tape: Option<Arc<Tape>>,
+    steps: Option<Arc<Steps>>,
     /// Rows, positions, padding and document borders.
     pub layout: Layout,
 }
@@ -27,7 +29,31 @@ pub struct Cx {
 impl Cx {
     /// A pass over positions laid out as `layout`; operations are recorded if there is a tape.
     pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
-        Self { params, tape, layout }
+        Self { params, tape, steps: None, layout }
+    }
+
+    /// A pass that is one of many over the same parameters, each from the state that the last one left: on a GPU a single
+    /// position may leave its state in the memory of the one before, and what is made of parameters alone is kept.
+    pub(crate) fn stepping(self, steps: &Arc<Steps>) -> Self {
+        Self { steps: Some(steps.clone()), ..self }
+    }
+
+    /// Whether the state may be moved on where it lies.
+    pub fn in_place(&self) -> bool {
+        self.steps.is_some()
+    }
+
+    /// What `of` makes of a parameter.
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub fn derived(&self, id: ParamId, of: impl FnOnce(&Var) -> Result<Var>) -> Result<Var> {
+        let Some(steps) = &self.steps else { return of(&self.param(id)) };
+        let mut kept = steps.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = kept.get(&id) {
+            return Ok(known.clone());
+        }
+        Ok(kept.entry(id).insert_entry(of(&self.param(id))?).get().clone())
     }
 
     /// The variable of a parameter.
@@ -50,6 +76,12 @@ impl Cx {
     pub(crate) fn on(&self, tape: &Arc<Tape>) -> Self {
         Self { tape: Some(tape.clone()), ..self.clone() }
     }
+}
+
+/// What passes over the same parameters keep for each other.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    derived: Mutex<HashMap<ParamId, Var>>,
 }
 
 /// One tensor of a mixer's state, of a single sequence.

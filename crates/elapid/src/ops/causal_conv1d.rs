@@ -11,15 +11,23 @@ use crate::{DType, Result, Tensor};
 /// y = silu(conv(x) + bias), each channel by itself, over the current and the k-1 earlier inputs.
 ///
 /// x `[b l d]`, weight `[d 1 k]` (its last tap multiplies the current input), `window` `[b k-1 d]`: the inputs before the
-/// first position. Returns y and the window after the last position.
+/// first position. Returns y and the window after the last position; a GPU may move `window` on where it lies if `in_place`
+/// says so, at a length of 1 and without gradients.
 ///
 /// # Errors
 /// If shapes do not fit.
-pub fn causal_conv1d(x: &Var, weight: &Var, bias: Option<&Var>, window: &Var, layout: &Layout) -> Result<(Var, Var)> {
+pub fn causal_conv1d(
+    x: &Var,
+    weight: &Var,
+    bias: Option<&Var>,
+    window: &Var,
+    in_place: bool,
+    layout: &Layout,
+) -> Result<(Var, Var)> {
     let dims = Dims { b: layout.b, l: layout.l, d: x.value().cols(), k: weight.value().cols() };
     match x.value().gpu() {
         None => on_cpu(dims, x, weight, bias, window, layout),
-        Some(gpu) => on_cuda(gpu, dims, x, weight, bias, window, layout),
+        Some(gpu) => on_cuda(gpu, dims, x, weight, bias, window, in_place, layout),
     }
 }
 
@@ -30,12 +38,17 @@ fn on_cuda(
     weight: &Var,
     bias: Option<&Var>,
     window: &Var,
+    in_place: bool,
     layout: &Layout,
 ) -> Result<(Var, Var)> {
-    let mut y = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
-    let mut last = Tensor::uninit(gpu, DType::F32, window.shape())?;
-    kernel::cuda::forward(&gpu, dims, &device_args(x, weight, bias, window, layout), y.mat_mut(), last.mat_mut())?;
     let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();
+    let recorded = inputs.iter().any(|x| x.wants_grad());
+    let mut y = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
+    let mut last = match in_place && dims.l == 1 && !recorded {
+        true => window.value().clone(),
+        false => Tensor::uninit(gpu, DType::F32, window.shape())?,
+    };
+    kernel::cuda::forward(&gpu, dims, &device_args(x, weight, bias, window, layout), y.mat_mut(), last.mat_mut())?;
     let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
     let (window, layout) = (window.clone(), layout.clone());
     let [y, last] = record(&inputs, [y, last], move |grads, [y, last]| {

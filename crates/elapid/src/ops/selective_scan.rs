@@ -31,6 +31,8 @@ pub struct ScanArgs {
     pub initial: Var,
     /// From continuous to discrete.
     pub rule: Discretisation,
+    /// Whether a GPU may move `initial` on where it lies, at a length of 1 and without gradients.
+    pub in_place: bool,
 }
 
 impl ScanArgs {
@@ -97,7 +99,10 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = None;
     let mut y = Tensor::uninit(gpu, args.u.value().dtype(), args.u.shape())?;
-    let mut last = Tensor::uninit(gpu, DType::F32, args.initial.shape())?;
+    let mut last = match args.in_place && dims.l == 1 && !recorded {
+        true => args.initial.value().clone(),
+        false => Tensor::uninit(gpu, DType::F32, args.initial.shape())?,
+    };
     let keep = recorded.then_some(&mut saved);
     kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
