@@ -8,17 +8,19 @@ use crate::error::Check;
 
 static SOURCE: Source = Source { name: "mamba1_step", text: include_str!("mamba1_step.cu") };
 const CHECK: Check = Check("mamba1_step");
-/// Warps that compute; one more fetches weights.
+/// Warps that compute; two more fetch weights, and ask for what is small.
 const WARPS: usize = 16;
-const THREADS: u32 = 32 * (WARPS as u32 + 1);
+const THREADS: u32 = 32 * (WARPS as u32 + 2);
 /// Outputs that tensor cores make at a time.
 const GROUP: usize = 16;
 /// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
 const SHARED: usize = 163 << 10;
 /// Of that, what says which pieces have come.
 const BARRIERS: usize = 2 * 32 * 8;
-/// The largest piece of weights: three of these at least are on their way.
-const PIECE: usize = GROUP * (2 * 32 * WARPS + 64);
+/// Of that, which outputs are the block's.
+const PARTS: usize = 6 * 8;
+/// The largest piece of weights: two of these at least are on their way.
+const PIECE: usize = GROUP * 2 * 1024;
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +42,24 @@ pub struct Dims {
 }
 
 impl Dims {
-    /// Rows of the right factor: 8 for each tile of a product.
+    /// `ROWS` of the source.
     fn rows(&self) -> usize {
-        self.b.next_power_of_two().max(8)
+        self.b.next_power_of_two()
     }
 
     /// Shared memory but for the ring, in bytes: as `Block` of the source.
     fn shared(&self, blocks: usize) -> usize {
         let rows = self.rows();
-        let parts = if rows > 16 { 1 } else { 2 } * WARPS * GROUP;
-        let own = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks)).iter().sum::<usize>();
-        let numbers = (WARPS + 2 * self.n + parts) * rows + own * self.b;
+        let sums = match rows {
+            0..8 => 2 * WARPS * rows,
+            8..=16 => 2 * WARPS * GROUP * rows,
+            _ => WARPS * GROUP * rows,
+        };
+        let [ins, scanned, outs] = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks));
+        let own = (ins + scanned + outs) * self.b + ins + 2 * scanned;
+        let numbers = (WARPS + 2 * self.n) * rows.max(4) + sums + self.d + own;
         let stride = self.d.max(self.ed).max(self.r.next_multiple_of(32)).next_multiple_of(64) + 32;
-        (BARRIERS + 4 * numbers).next_multiple_of(128) + (self.b * stride * 2).next_multiple_of(128)
+        (BARRIERS + PARTS + 2 * size_of::<RawLayer>() + 4 * numbers).next_multiple_of(128) + (self.b * stride * 2).next_multiple_of(128)
     }
 }
 
@@ -169,8 +176,8 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let Dims { b, d, ed, n, r, k, v } = dims;
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
-    let small = [2 * ed * d, v * d, v * b, b * ed * n].iter().all(|&size| i32::try_from(size).is_ok());
-    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 3 * PIECE <= room(gpu)
+    let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
+    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 2 * PIECE <= room(gpu)
 }
 
 impl Step {
@@ -303,5 +310,5 @@ fn defines(rows: usize) -> Vec<Define> {
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    [8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
+    [1, 2, 4, 8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
 }

@@ -7,19 +7,25 @@
 // What bounds a step is the memory that the weights come from, so it must never wait for the blocks: a warp of its own
 // copies the block's weights to a ring of shared memory in the order in which the stages use them, as far ahead as there is
 // room, while the others wait for each other. (Before sm_90 there are no such copies: weights are loaded when needed.)
+// What is left is latency. A load from memory queues behind all these copies: small parameters and states are asked for a
+// layer ahead, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a stage
+// needs twice is kept in shared memory.
 //
-// Products are of bf16 and sum in f32 on tensor cores: 16 outputs by 8 rows an instruction, the inner dimension divided
-// among warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
+// Products are of bf16 and sum in f32. ROWS, at least `batch`: 1, 2 and 4 take an output a warp, whose lanes divide the inner
+// dimension; 8, 16 and 32 take tensor cores, 16 outputs by 8 rows an instruction, the inner dimension divided among warps.
+// Sums are added up in order.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
 #define WARPS 16                // that compute
 #define CONSUMERS (WARPS * 32)
-#define THREADS (CONSUMERS + 32)
+#define THREADS (CONSUMERS + 64)
+#define TENSOR (ROWS >= 8)
 #define TILES (ROWS / 8)
-#define GROUP 16                // outputs of a product of tensor cores
-#define COLS (WARPS * 32)       // of a piece: a group of outputs, by as many columns as all warps take at once
-#define PAD 64                  // bytes between rows of a piece: what a warp reads at once lies in different banks
+#define GROUP 16                // outputs of a product at a time
+#define COLS (TENSOR ? WARPS * 32 : 1024)  // of a piece: a group of outputs, by at most as many columns
+// Bytes between rows of a piece: what a warp reads at once lies in different banks.
+#define PAD (TENSOR ? 64 : 0)
 #define PIECES 32               // on the way at most
 #define PARTS (ROWS > 16 ? 1 : 2)
 #define RING (__CUDA_ARCH__ >= 900)
@@ -68,21 +74,42 @@ struct Args {
 // Outputs of a stage that a block makes.
 struct Part {
   int first, rows;
-  __device__ __forceinline__ explicit Part(int outputs) {
-    int most = (outputs + int(gridDim.x) - 1) / int(gridDim.x);
-    first = min(int(blockIdx.x) * most, outputs);
-    rows = min(most, outputs - first);
-  }
 };
+__device__ __forceinline__ int most(int outputs) { return (outputs + int(gridDim.x) - 1) / int(gridDim.x); }
+__device__ __forceinline__ Part part_of(int outputs) {
+  int each = most(outputs), first = min(int(blockIdx.x) * each, outputs);
+  return Part{first, min(each, outputs - first)};
+}
+
+// Matrices of a layer, in the order of its stages, and that of the vocabulary.
+enum Matrix { IN, X, DT, OUT, HEAD, MATRICES };
+__device__ __forceinline__ int outputs_of(const Args& a, int matrix) {
+  switch (matrix) {
+    case IN: return 2 * a.ed;
+    case X: return a.r + 2 * a.n;
+    case DT: return a.ed;
+    case OUT: return a.d;
+    default: return a.v;
+  }
+}
+__device__ __forceinline__ int columns_of(const Args& a, int matrix) {
+  return matrix == X || matrix == OUT ? a.ed : matrix == DT ? a.r : a.d;
+}
 
 // Shared memory.
 struct Block {
   u64* full;       // [PIECES]: whether the copy of a piece has come
   u64* empty;      // [PIECES]: whether all warps have read it
   float* scratch;  // [WARPS + 2 n, ROWS]
-  float* parts;    // [PARTS, WARPS, GROUP, ROWS]: sums of a product, by warp
+  float* sums;     // [PARTS, WARPS, GROUP, ROWS]: of a product on tensor cores, by warp; else [2 WARPS, ROWS]
+  Part* parts;     // [MATRICES + 1]: this block's outputs
+  Layer* layers;   // [2]: this layer's addresses and the next one's
+  float* norm;     // [d]: weights of the next norm
   float* conv;     // [outputs of in_proj, batch]: what earlier positions add to the convolution
-  float* dt;       // [outputs of dt_proj, batch]: Δ before bias and softplus
+  float* tap;      // [outputs of in_proj]: what multiplies the current position
+  float* dt;       // [outputs of dt_proj, batch]: Δ before softplus
+  float* dt_bias;  // [outputs of dt_proj]
+  float* skip;     // [outputs of dt_proj]
   float* residual; // [outputs of out_proj, batch]: this block's part of the residual stream
   bf16* x;         // [batch, stride]: the right factor
   char* ring;
@@ -90,16 +117,20 @@ struct Block {
   __device__ __forceinline__ Block(const Args& a, char* shared);
 };
 
-__device__ __forceinline__ int most(int outputs) { return (outputs + int(gridDim.x) - 1) / int(gridDim.x); }
-
 __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   full = reinterpret_cast<u64*>(shared);
   empty = full + PIECES;
-  scratch = reinterpret_cast<float*>(empty + PIECES);
-  parts = scratch + (WARPS + 2 * a.n) * ROWS;
-  conv = parts + PARTS * WARPS * GROUP * ROWS;
-  dt = conv + most(2 * a.ed) * a.batch;
-  residual = dt + most(a.ed) * a.batch;
+  parts = reinterpret_cast<Part*>(empty + PIECES);
+  layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
+  scratch = reinterpret_cast<float*>(layers + 2);
+  sums = scratch + (WARPS + 2 * a.n) * max(ROWS, 4);
+  norm = sums + (TENSOR ? PARTS * WARPS * GROUP * ROWS : 2 * WARPS * ROWS);
+  conv = norm + a.d;
+  tap = conv + most(2 * a.ed) * a.batch;
+  dt = tap + most(2 * a.ed);
+  dt_bias = dt + most(a.ed) * a.batch;
+  skip = dt_bias + most(a.ed);
+  residual = skip + most(a.ed);
   char* end = reinterpret_cast<char*>(residual + most(a.d) * a.batch);
   x = reinterpret_cast<bf16*>(shared + (end - shared + 127) / 128 * 128);
   const int widest = max(max(a.d, a.ed), (a.r + 31) / 32 * 32);
@@ -131,8 +162,7 @@ struct Blocks {
     sync();
     ++times;
     if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(counter, 1u);
+      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
     }
   }
   __device__ __forceinline__ void wait() const {
@@ -145,6 +175,10 @@ struct Blocks {
     sync();
   }
 };
+
+// Threads that have something to do between arriving and waiting: not those of the warp that waits.
+#define OTHERS (CONSUMERS - 32)
+__device__ __forceinline__ int other() { return int(threadIdx.x) - 32; }
 
 // A row of a piece, and bytes from one to the next.
 __device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
@@ -172,71 +206,66 @@ __device__ __forceinline__ void wait_for(const u64* barrier, u32 parity) {
 
 // The block's weights from first to last: for each matrix, for each group of outputs, its columns in pieces.
 struct Walk {
-  int matrix = 0, row = 0, col = 0;
-  int first, all, k;  // outputs of the block, and their columns
-  __device__ __forceinline__ explicit Walk(const Args& a) { open(a); }
-  __device__ __forceinline__ bool open(const Args& a) {
-    for (; matrix <= 4 * a.count; ++matrix) {
-      int outputs = a.v;
-      k = a.d;
-      if (matrix < 4 * a.count) {
-        switch (matrix % 4) {
-          case 0: outputs = 2 * a.ed; break;
-          case 1: outputs = a.r + 2 * a.n, k = a.ed; break;
-          case 2: outputs = a.ed, k = a.r; break;
-          default: outputs = a.d, k = a.ed;
-        }
-      }
-      Part part(outputs);
-      first = part.first, all = part.rows, row = col = 0;
-      if (all > 0) return true;
-    }
-    return false;
+  int layer = 0, matrix, row, col, all, k;  // `all` outputs of the block, of `k` columns
+  __device__ __forceinline__ Walk(const Args& a, const Block& s) {
+    matrix = a.count > 0 ? IN : HEAD;
+    open(a, s);
   }
+  __device__ __forceinline__ void open(const Args& a, const Block& s) {
+    row = col = 0, all = s.parts[matrix].rows, k = columns_of(a, matrix);
+    if (all == 0) skip(a, s);
+  }
+  __device__ __forceinline__ void skip(const Args& a, const Block& s) {
+    do {
+      if (matrix == OUT && ++layer < a.count) {
+        matrix = IN;
+      } else {
+        matrix = matrix == OUT ? HEAD : matrix + 1;
+      }
+      if (matrix == MATRICES) return;
+      row = col = 0, all = s.parts[matrix].rows, k = columns_of(a, matrix);
+    } while (all == 0);
+  }
+  __device__ __forceinline__ bool done() const { return matrix == MATRICES; }
   __device__ __forceinline__ int rows() const { return min(GROUP, all - row); }
   __device__ __forceinline__ int cols() const { return min(COLS, k - col); }
   __device__ __forceinline__ int size() const { return rows() * pitch(cols()); }
-  __device__ __forceinline__ bool next(const Args& a) {
+  __device__ __forceinline__ void next(const Args& a, const Block& s) {
     col += COLS;
-    if (col < k) return true;
+    if (col < k) return;
     col = 0, row += GROUP;
-    if (row < all) return true;
-    ++matrix;
-    return open(a);
+    if (row >= all) skip(a, s);
   }
   __device__ __forceinline__ const bf16* weights(const Args& a) const {
-    if (matrix == 4 * a.count) return a.head;
-    const Layer& layer = a.layers[matrix / 4];
-    switch (matrix % 4) {
-      case 0: return layer.in_proj;
-      case 1: return layer.x_proj;
-      case 2: return layer.dt_proj;
-      default: return layer.out_proj;
-    }
+    if (matrix == HEAD) return a.head;
+    const Layer& of = a.layers[layer];
+    return matrix == IN ? of.in_proj : matrix == X ? of.x_proj : matrix == DT ? of.dt_proj : of.out_proj;
   }
 };
 
-// What the last warp does: copies pieces to the ring as soon as there is room.
+// What the warp after those that compute does: copies pieces to the ring as soon as there is room.
 __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
   const int lane = threadIdx.x % 32;
   u64 once;  // weights are read once a step: what is read again shall stay in the L2
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-  Walk ahead(a), behind(a);
+  Walk ahead(a, s), behind(a, s);
   Places places, released;
   int matrix = -1;
   const bf16* weights = nullptr;
   u32 issued = 0, freed = 0;
-  bool more = ahead.matrix <= 4 * a.count;
-  while (more) {
-    const int rows = ahead.rows(), cols = ahead.cols(), at = places.next(ahead.size(), s.room);
+  while (!ahead.done()) {
+    const int rows = ahead.rows(), cols = ahead.cols(), at = places.next(rows * pitch(cols), s.room);
     // `released.bytes`: where the oldest piece that is still there begins, or would.
     while (places.bytes - released.bytes > u32(s.room) || issued - freed >= PIECES) {
       wait_for(s.empty + freed % PIECES, freed / PIECES % 2);
       released.next(behind.size(), s.room);
-      behind.next(a);
+      behind.next(a, s);
       ++freed;
     }
-    if (ahead.matrix != matrix) matrix = ahead.matrix, weights = ahead.weights(a);
+    if (ahead.matrix != matrix) {
+      matrix = ahead.matrix;
+      weights = ahead.weights(a) + i64(s.parts[matrix].first) * ahead.k;
+    }
     const u32 barrier = address(s.full + issued % PIECES);
     if (lane == 0) {
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
@@ -244,14 +273,14 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
     }
     __syncwarp();
     if (lane < rows) {
-      const bf16* from = weights + i64(ahead.first + ahead.row + lane) * ahead.k + ahead.col;
+      const bf16* from = weights + i64(ahead.row + lane) * ahead.k + ahead.col;
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
           ::"r"(address(s.ring + at + lane * pitch(cols))), "l"(from), "r"(cols * 2), "r"(barrier), "l"(once)
           : "memory");
     }
     ++issued;
-    more = ahead.next(a);
+    ahead.next(a, s);
   }
 }
 #endif
@@ -262,39 +291,58 @@ struct Pieces {
   u32 count = 0;
 };
 
-// This block's outputs of W x, each handed to `use(row, m, sum)`; x is filled up with zeros to a multiple of 32.
+// This block's outputs of W x, each handed to `use(row, m, sum)` with m = threadIdx.x % ROWS; x is filled up with zeros to a
+// multiple of 32.
 template <typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
 ) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do
+  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do on tensor cores
   for (int row0 = 0; row0 < part.rows; row0 += GROUP) {
     const int rows = min(GROUP, part.rows - row0);
-    float sum[TILES][4] = {};
+    float sum[TENSOR ? TILES * 4 : ROWS] = {};
     for (int col0 = 0; col0 < k; col0 += COLS) {
-      const int cols = min(COLS, k - col0), col = warp * 32 + 8 * q;
+      const int cols = min(COLS, k - col0);
 #if RING
       const char* piece = s.ring + pieces.places.next(rows * pitch(cols), s.room);
+      const int step = pitch(cols);
       wait_for(s.full + pieces.count % PIECES, pieces.count / PIECES % 2);
-      const char* at = piece + g * pitch(cols) + col * 2;
-      const i64 eight = 8 * pitch(cols);
 #else
-      const char* at = reinterpret_cast<const char*>(w + i64(part.first + row0 + g) * k + col0 + col);
-      const i64 eight = i64(16) * k;
+      const char* piece = reinterpret_cast<const char*>(w + i64(part.first + row0) * k + col0);
+      const i64 step = k * 2;
 #endif
-      if (warp * 32 < cols) {
-        uint4 low = make_uint4(0, 0, 0, 0), high = low;
-        if (g < rows && col < cols) low = *reinterpret_cast<const uint4*>(at);
-        if (g + 8 < rows && col < cols) high = *reinterpret_cast<const uint4*>(at + eight);
+      if constexpr (TENSOR) {
+        const int col = warp * 32 + 8 * q;
+        if (warp * 32 < cols) {
+          const char* at = piece + g * step + col * 2;
+          uint4 low = make_uint4(0, 0, 0, 0), high = low;
+          if (g < rows && col < cols) low = *reinterpret_cast<const uint4*>(at);
+          if (g + 8 < rows && col < cols) high = *reinterpret_cast<const uint4*>(at + 8 * step);
 #pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-          // Columns of rows that are not there come to nothing that is read. Which of its numbers a thread has does not
-          // matter, as long as both factors have the same.
-          const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + col;
-          uint4 f = *reinterpret_cast<const uint4*>(x);
-          mma(sum[t], low.x, high.x, low.y, high.y, f.x, f.y);
-          mma(sum[t], low.z, high.z, low.w, high.w, f.z, f.w);
+          for (int t = 0; t < TILES; ++t) {
+            // Columns of rows that are not there come to nothing that is read. Which of its numbers a thread has does not
+            // matter, as long as both factors have the same.
+            const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + col;
+            uint4 f = *reinterpret_cast<const uint4*>(x);
+            mma(sum + 4 * t, low.x, high.x, low.y, high.y, f.x, f.y);
+            mma(sum + 4 * t, low.z, high.z, low.w, high.w, f.z, f.w);
+          }
+        }
+      } else if (warp < rows) {
+        const char* at = piece + warp * step;
+#pragma unroll
+        for (int i = 0; i < COLS / 256; ++i) {
+          const int col = i * 256 + lane * 8;
+          if (col >= cols) break;
+          float f[8], x[8];
+          load8(reinterpret_cast<const bf16*>(at) + col, f);
+#pragma unroll
+          for (int m = 0; m < ROWS; ++m) {
+            load8(s.x + min(m, a.batch - 1) * s.stride + col0 + col, x);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum[m] += f[j] * x[j];
+          }
         }
       }
 #if RING
@@ -306,31 +354,48 @@ __device__ __forceinline__ void product(
       ++pieces.count;
 #endif
     }
-    float* parts = s.parts + row0 / GROUP % PARTS * (WARPS * GROUP * ROWS);
-    float* to = parts + (warp * GROUP + g) * ROWS + 2 * q;
+    if constexpr (TENSOR) {
+      float* sums = s.sums + row0 / GROUP % PARTS * (WARPS * GROUP * ROWS);
+      float* to = sums + (warp * GROUP + g) * ROWS + 2 * q;
 #pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-      *reinterpret_cast<float2*>(to + t * 8) = make_float2(sum[t][0], sum[t][1]);
-      *reinterpret_cast<float2*>(to + t * 8 + 8 * ROWS) = make_float2(sum[t][2], sum[t][3]);
-    }
-    sync();
-    const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
-    if (row < rows && m < a.batch) {
-      float all = 0.0f;
+      for (int t = 0; t < TILES; ++t) {
+        *reinterpret_cast<float2*>(to + t * 8) = make_float2(sum[4 * t], sum[4 * t + 1]);
+        *reinterpret_cast<float2*>(to + t * 8 + 8 * ROWS) = make_float2(sum[4 * t + 2], sum[4 * t + 3]);
+      }
+      sync();
+      const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
+      if (row < rows && m < a.batch) {
+        float all = 0.0f;
 #pragma unroll 4
-      for (int i = 0; i < warps; ++i) all += parts[i * GROUP * ROWS + threadIdx.x];
-      use(row0 + row, m, all);
+        for (int i = 0; i < warps; ++i) all += sums[i * GROUP * ROWS + threadIdx.x];
+        use(row0 + row, m, all);
+      }
+      if (PARTS == 1) sync();
+    } else if (warp < rows) {
+      float mine = 0.0f;
+#pragma unroll
+      for (int m = 0; m < ROWS; ++m) {
+        float all = warp_sum(sum[m]);
+        if (lane == m) mine = all;
+      }
+      if (lane < a.batch) use(row0 + warp, lane, mine);
     }
-    if (PARTS == 1) sync();
   }
 }
 
-// x = the residual stream times `weight`; what divides the outputs is found by `scale`. Reads the embedding first.
+// Warps that share a row of the batch.
+__device__ __forceinline__ int warps_a_row(int batch) {
+  int each = WARPS;
+  while (each > 1 && each * batch > WARPS) each /= 2;
+  return each;
+}
+
+// x = the residual stream times the weights in `s.norm`; `scale` is what the outputs of row threadIdx.x % ROWS are
+// multiplied by. Reads the embedding first.
 struct Norm {
-  int each = WARPS;  // warps a row
-  __device__ __forceinline__ Norm(const Args& a, const Block& s, const float* weight, bool first) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    while (each > 1 && each * a.batch > WARPS) each /= 2;
+  float scale = 0.0f;
+  __device__ __forceinline__ Norm(const Args& a, const Block& s, bool first) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, each = warps_a_row(a.batch);
     for (int m = warp / each; m < a.batch; m += WARPS / each) {
       float squares = 0.0f;
       const bf16* token = first ? a.embedding + i64(min(a.ids[m], u32(a.v - 1))) * a.d : nullptr;
@@ -343,7 +408,7 @@ struct Norm {
         } else {
           h = __ldcg(reinterpret_cast<const float4*>(a.residual + i64(m) * a.d + i));
         }
-        float4 w = __ldg(reinterpret_cast<const float4*>(weight + i));
+        float4 w = *reinterpret_cast<const float4*>(s.norm + i);
         squares += h.x * h.x + h.y * h.y + h.z * h.z + h.w * h.w;
         uint2 x = make_uint2(pack_bf16(h.x * w.x, h.y * w.y), pack_bf16(h.z * w.z, h.w * w.w));
         *reinterpret_cast<uint2*>(s.x + m * s.stride + i) = x;
@@ -352,120 +417,166 @@ struct Norm {
       if (lane == 0) s.scratch[warp % each * ROWS + m] = squares;
     }
     sync();
-  }
-  __device__ __forceinline__ float scale(const Args& a, const Block& s, int m) const {
+    const int m = threadIdx.x % ROWS;
+    if (m >= a.batch) return;
     float sum = 0.0f;
-    for (int j = 0; j < each; ++j) sum += s.scratch[j * ROWS + m];
-    return rsqrtf(sum / float(a.d) + a.eps);
+#pragma unroll
+    for (int j = 0; j < WARPS; ++j) {
+      if (j < each) sum += s.scratch[j * ROWS + m];
+    }
+    scale = rsqrtf(sum / float(a.d) + a.eps);
   }
 };
 
 // x = `from`, of `k` numbers a row, a multiple of 32.
 __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* from, int k) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, each = warps_a_row(a.batch);
+  for (int m = warp / each; m < a.batch; m += WARPS / each) {
 #pragma unroll 4
-  for (int i = threadIdx.x * 8; i < a.batch * k; i += CONSUMERS * 8) {
-    *reinterpret_cast<uint4*>(s.x + i / k * s.stride + i % k) = __ldcg(reinterpret_cast<const uint4*>(from + i));
+    for (int i = (warp % each * 32 + lane) * 8; i < k; i += each * 256) {
+      const uint4* at = reinterpret_cast<const uint4*>(from + i64(m) * k + i);
+      *reinterpret_cast<uint4*>(s.x + m * s.stride + i) = __ldcg(at);
+    }
   }
   sync();
 }
 
+// Asks the L2 for numbers in memory; one warp.
+__device__ __forceinline__ void ask(const float* from, int count) {
+  if (count <= 0) return;
+  for (int i = threadIdx.x % 32 * 32; i < count + 31; i += 1024) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + min(i, count - 1)));
+  }
+}
+
+// Asks for what this block needs of a layer, but for the weights of products.
+__device__ __forceinline__ void ask_for(const Args& a, const Block& s, const Layer& layer) {
+  const Part in = s.parts[IN], part = s.parts[DT];
+  const int channels = min(in.rows, a.ed - in.first);
+  if (i64(blockIdx.x) * 32 < a.d) ask(layer.norm + blockIdx.x * 32, min(32, a.d - int(blockIdx.x) * 32));
+  ask(layer.conv + i64(in.first) * a.k, channels * a.k);
+  if (layer.conv_bias != nullptr) ask(layer.conv_bias + in.first, channels);
+  ask(layer.dt_bias + part.first, part.rows);
+  ask(layer.skip + part.first, part.rows);
+  ask(layer.a_log + i64(part.first) * a.n, part.rows * a.n);
+  for (int m = 0; m < a.batch; ++m) {
+    for (int j = 0; j + 1 < a.k; ++j) ask(layer.conv_state + (i64(m) * (a.k - 1) + j) * a.ed + in.first, channels);
+    ask(layer.ssm_state + (i64(m) * a.ed + part.first) * a.n, part.rows * a.n);
+  }
+}
+
 // What earlier positions add to the convolution; their window moves on, but for its last place. Nobody else has a part in
 // it, so it need not wait for other blocks.
-__device__ __forceinline__ void convolve(const Args& a, const Block& s, int index) {
-  const Layer& layer = a.layers[index];
-  const Part part(2 * a.ed);
+__device__ __forceinline__ void convolve(const Args& a, const Block& s, const Layer& layer) {
+  const Part part = s.parts[IN];
   const int channels = min(part.rows, a.ed - part.first);
-  for (int i = threadIdx.x; i < channels * a.batch; i += CONSUMERS) {
-    const int row = i % channels, m = i / channels, c = part.first + row;
-    float sum = layer.conv_bias != nullptr ? __ldg(layer.conv_bias + c) : 0.0f;
-    float* window = layer.conv_state + i64(m) * (a.k - 1) * a.ed + c;
-    const float* w = layer.conv + i64(c) * a.k;
+  for (int i = other(); i >= 0 && i < channels * a.batch; i += OTHERS) {
+    const int row = a.batch == 1 ? i : i % channels, m = a.batch == 1 ? 0 : i / channels, c = part.first + row;
+    float* window = layer.conv_state + m * (a.k - 1) * a.ed + c;
+    const float* w = layer.conv + c * a.k;
+    float sum = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0.0f;
 #pragma unroll 4
     for (int j = 0; j + 1 < a.k; ++j) {
-      float x = window[i64(j) * a.ed];
-      sum += __ldg(w + j) * x;
-      if (j > 0) window[i64(j - 1) * a.ed] = x;
+      float x = window[j * a.ed];
+      sum += w[j] * x;
+      if (j > 0) window[(j - 1) * a.ed] = x;
     }
     s.conv[row * a.batch + m] = sum;
+    if (m == 0) s.tap[row] = w[a.k - 1];
+  }
+}
+
+// The weights of the next norm, which no block waits for.
+__device__ __forceinline__ void norm_ahead(const Args& a, const Block& s, const float* weight) {
+  for (int i = other() * 4; i >= 0 && i < a.d; i += OTHERS * 4) {
+    *reinterpret_cast<float4*>(s.norm + i) = *reinterpret_cast<const float4*>(weight + i);
   }
 }
 
 // [x z] = in_proj(norm(residual)); u = silu(conv(x)).
 __device__ __forceinline__ void project_in(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const Layer& layer = a.layers[index];
-  const Norm norm(a, s, layer.norm, index == 0);
-  const Part part(2 * a.ed);
+  const Layer& layer = s.layers[index % 2];
+  const Norm norm(a, s, index == 0);
+  const Part part = s.parts[IN];
   product(a, s, pieces, layer.in_proj, part, a.d, [&](int row, int m, float sum) {
     const int c = part.first + row;
-    const bf16 xz = from_float<bf16>(norm.scale(a, s, m) * sum);
+    const bf16 xz = from_float<bf16>(norm.scale * sum);
     if (c >= a.ed) {
-      a.z[i64(m) * a.ed + c - a.ed] = xz;
+      a.z[m * a.ed + c - a.ed] = xz;
       return;
     }
     const float now = to_float(xz);
-    if (a.k > 1) layer.conv_state[(i64(m) * (a.k - 1) + a.k - 2) * a.ed + c] = now;
-    float sum_now = s.conv[row * a.batch + m] + __ldg(layer.conv + i64(c) * a.k + a.k - 1) * now;
-    a.u[i64(m) * a.ed + c] = from_float<bf16>(silu(sum_now));
+    a.u[m * a.ed + c] = from_float<bf16>(silu(s.conv[row * a.batch + m] + s.tap[row] * now));
+    if (a.k > 1) layer.conv_state[(m * (a.k - 1) + a.k - 2) * a.ed + c] = now;
   });
 }
 
 // [Δ B C] = x_proj(u).
 __device__ __forceinline__ void project_x(const Args& a, const Block& s, Pieces& pieces, int index) {
   const int columns = a.r + 2 * a.n;
-  const Part part(columns);
+  const Part part = s.parts[X];
   if (part.rows == 0) return;
   fill(a, s, a.u, a.ed);
-  product(a, s, pieces, a.layers[index].x_proj, part, a.ed, [&](int row, int m, float sum) {
-    a.dbc[i64(m) * columns + part.first + row] = to_float(from_float<bf16>(sum));
+  product(a, s, pieces, s.layers[index % 2].x_proj, part, a.ed, [&](int row, int m, float sum) {
+    a.dbc[m * columns + part.first + row] = to_float(from_float<bf16>(sum));
   });
 }
 
-// Asks the L2 for what the scan reads of this block's own.
-__device__ __forceinline__ void ask_for_states(const Args& a, int index) {
-  const Layer& layer = a.layers[index];
-  const Part part(a.ed);
-  const int lines = (part.rows * a.n + 31) / 32;
-  for (int i = threadIdx.x; i < lines * (a.batch + 1); i += CONSUMERS) {
-    const int m = i / lines;
-    const i64 at = i64(part.first) * a.n + min(i % lines * 32, part.rows * a.n - 1);
-    const float* line = m < a.batch ? layer.ssm_state + i64(m) * a.ed * a.n + at : layer.a_log + at;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+// What the scan reads that no other block writes.
+struct Ahead {
+  float4 log, h;  // of the first states that this thread has
+  __device__ __forceinline__ Ahead(const Args& a, const Block& s, const Layer& layer) {
+    const Part part = s.parts[DT];
+    for (int i = other(); i >= 0 && i < part.rows; i += OTHERS) {
+      s.dt_bias[i] = layer.dt_bias[part.first + i], s.skip[i] = layer.skip[part.first + i];
+    }
+    log = h = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const int i = threadIdx.x / 4, n = threadIdx.x % 4 * 4;
+    if (i >= part.rows * a.batch || n >= a.n) return;
+    const int row = a.batch == 1 ? i : i % part.rows, c = part.first + row, m = a.batch == 1 ? 0 : i / part.rows;
+    log = *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
+    h = *reinterpret_cast<const float4*>(layer.ssm_state + (m * a.ed + c) * a.n + n);
   }
-}
+};
 
 // h = exp(Δ A) h + Δ B u, y = (C h + D u) silu(z), with Δ = softplus(dt_proj + bias); four threads a channel.
-__device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const Layer& layer = a.layers[index];
+__device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& pieces, int index, const Ahead& ahead) {
+  const Layer& layer = s.layers[index % 2];
   const int columns = a.r + 2 * a.n, padded = (a.r + 31) / 32 * 32, width = padded + 2 * a.n;
-  const Part part(a.ed);
+  const Part part = s.parts[DT];
   if (part.rows == 0) return;
   float* bc = s.scratch;  // [batch, 2 n]
+  // Of the first round, while the product is computed.
+  const int lane = threadIdx.x % 4, own = min(int(threadIdx.x) / 4, part.rows * a.batch - 1);
+  const int own_at = a.batch == 1 ? part.first + own : own / part.rows * a.ed + part.first + own % part.rows;
+  const float own_u = load(a.u + own_at), own_z = load(a.z + own_at);
   for (int i = threadIdx.x; i < a.batch * width; i += CONSUMERS) {
-    const int m = i / width, j = i % width;
+    const int m = a.batch == 1 ? 0 : i / width, j = i - m * width;
     if (j < padded) {
-      s.x[m * s.stride + j] = from_float<bf16>(j < a.r ? __ldcg(a.dbc + i64(m) * columns + j) : 0.0f);
+      s.x[m * s.stride + j] = from_float<bf16>(j < a.r ? __ldcg(a.dbc + m * columns + j) : 0.0f);
     } else {
-      bc[m * 2 * a.n + j - padded] = __ldcg(a.dbc + i64(m) * columns + a.r + j - padded);
+      bc[m * 2 * a.n + j - padded] = __ldcg(a.dbc + m * columns + a.r + j - padded);
     }
   }
   sync();
   product(a, s, pieces, layer.dt_proj, part, a.r, [&](int row, int m, float sum) {
-    s.dt[row * a.batch + m] = to_float(from_float<bf16>(sum)) + __ldg(layer.dt_bias + part.first + row);
+    s.dt[row * a.batch + m] = to_float(from_float<bf16>(sum)) + s.dt_bias[row];
   });
   sync();
-  const int lane = threadIdx.x % 4;
   for (int i0 = 0; i0 < part.rows * a.batch; i0 += CONSUMERS / 4) {
     const int i = i0 + threadIdx.x / 4;
     const bool live = i < part.rows * a.batch;
-    const int row = live ? i % part.rows : 0, m = live ? i / part.rows : 0, c = part.first + row;
-    const i64 at = i64(m) * a.ed + c;
-    const float u = load(a.u + at), gate = silu(load(a.z + at));
+    const int m = live && a.batch > 1 ? i / part.rows : 0, row = live ? i - m * part.rows : 0, c = part.first + row;
+    const int at = m * a.ed + c;
+    const float u = i0 == 0 ? own_u : load(a.u + at), z = i0 == 0 ? own_z : load(a.z + at);
     const float dt = softplus(s.dt[row * a.batch + m]);
     float y = 0.0f;
     for (int n = lane * 4; live && n < a.n; n += 16) {
-      float4 log = *reinterpret_cast<const float4*>(layer.a_log + i64(c) * a.n + n);
+      const bool known = i0 == 0 && n == lane * 4;
       float4* to = reinterpret_cast<float4*>(layer.ssm_state + at * a.n + n);
-      float h[4] = {to->x, to->y, to->z, to->w}, of[4] = {log.x, log.y, log.z, log.w};
+      float4 log = known ? ahead.log : *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
+      float4 before = known ? ahead.h : *to;
+      float h[4] = {before.x, before.y, before.z, before.w}, of[4] = {log.x, log.y, log.z, log.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         // A = -exp(A_log)
@@ -477,20 +588,20 @@ __device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& piec
     }
     y += __shfl_xor_sync(0xffffffffu, y, 1);
     y += __shfl_xor_sync(0xffffffffu, y, 2);
-    if (live && lane == 0) a.y[at] = from_float<bf16>((y + __ldg(layer.skip + c) * u) * gate);
+    if (live && lane == 0) a.y[at] = from_float<bf16>((y + s.skip[row] * u) * silu(z));
   }
 }
 
 // residual += out_proj(y). A block's own part of the residual stream is in shared memory too.
 __device__ __forceinline__ void project_out(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const Part part(a.d);
+  const Part part = s.parts[OUT];
   if (part.rows == 0) return;
   fill(a, s, a.y, a.ed);
-  product(a, s, pieces, a.layers[index].out_proj, part, a.ed, [&](int row, int m, float sum) {
+  product(a, s, pieces, s.layers[index % 2].out_proj, part, a.ed, [&](int row, int m, float sum) {
     float& residual = s.residual[row * a.batch + m];
     if (index == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + part.first + row]);
     residual += to_float(from_float<bf16>(sum));
-    a.residual[i64(m) * a.d + part.first + row] = residual;
+    a.residual[m * a.d + part.first + row] = residual;
   });
 }
 
@@ -509,19 +620,20 @@ __device__ __forceinline__ void best_of_warp(float& x, u32& id) {
 
 // Logits, and the best of each row among this block's.
 __device__ __forceinline__ void logits(const Args& a, const Block& s, Pieces& pieces) {
-  const Norm norm(a, s, a.norm, a.count == 0);
-  const Part part(a.v);
+  const Norm norm(a, s, a.count == 0);
+  const Part part = s.parts[HEAD];
   // Of the logits that this thread sees, which are all of one row: m = threadIdx.x % ROWS.
   float x = -__int_as_float(0x7f800000);
   u32 id = 0xffffffffu;
   product(a, s, pieces, a.head, part, a.d, [&](int row, int m, float sum) {
-    const float logit = norm.scale(a, s, m) * sum;
-    a.logits[i64(m) * a.v + part.first + row] = logit;
+    const float logit = norm.scale * sum;
+    a.logits[m * a.v + part.first + row] = logit;
     better(x, id, logit, u32(part.first + row));
   });
   sync();
-  float2* all = reinterpret_cast<float2*>(s.parts);  // [GROUP, ROWS]
-  if (threadIdx.x < GROUP * ROWS) all[threadIdx.x] = make_float2(x, __uint_as_float(id));
+  float2* all = reinterpret_cast<float2*>(s.sums);  // [16, ROWS]: by group on tensor cores, by warp else
+  const int at = TENSOR ? int(threadIdx.x) : threadIdx.x % 32 < ROWS ? int(threadIdx.x / 32 * ROWS + threadIdx.x % 32) : 1 << 30;
+  if (at < GROUP * ROWS) all[at] = make_float2(x, __uint_as_float(id));
   sync();
   if (threadIdx.x < a.batch) {
     for (int row = 1; row < GROUP; ++row) {
@@ -550,6 +662,7 @@ __device__ __forceinline__ void choose(const Args& a) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) char shared[];
   const Block s(a, shared);
+  if (threadIdx.x < MATRICES) s.parts[threadIdx.x] = part_of(outputs_of(a, threadIdx.x));
 #if RING
   if (threadIdx.x == 0) {
     for (int i = 0; i < PIECES; ++i) {
@@ -559,32 +672,52 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
+#endif
   __syncthreads();
-  if (threadIdx.x >= CONSUMERS) {
-    fetch(a, s);
+  if (threadIdx.x >= CONSUMERS + 32) {
+    // Asks for a layer's small parameters and states while the one before is computed.
+    for (int layer = 0; layer < a.count; ++layer) {
+      if (layer > 0) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+      ask_for(a, s, a.layers[layer]);
+    }
     return;
   }
-#else
-  if (threadIdx.x >= CONSUMERS) return;
+  if (threadIdx.x >= CONSUMERS) {
+#if RING
+    fetch(a, s);
 #endif
+    return;
+  }
   Blocks blocks{a.arrived};
   Pieces pieces;
+  // This layer's addresses are there before it begins, the next one's soon after.
+  auto addresses = [&](int layer) {
+    if (threadIdx.x < sizeof(Layer) / 8 && layer < a.count) {
+      reinterpret_cast<u64*>(s.layers + layer % 2)[threadIdx.x] = reinterpret_cast<const u64*>(a.layers + layer)[threadIdx.x];
+    }
+  };
+  addresses(0);
+  sync();
   for (int layer = 0; layer < a.count; ++layer) {
-    convolve(a, s, layer);
+    convolve(a, s, s.layers[layer % 2]);
+    norm_ahead(a, s, s.layers[layer % 2].norm);
+    addresses(layer + 1);
     blocks.wait();
     project_in(a, s, pieces, layer);
     blocks.arrive();
+    if (layer + 1 < a.count) asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
     blocks.wait();
     project_x(a, s, pieces, layer);
     blocks.arrive();
-    ask_for_states(a, layer);
+    const Ahead ahead(a, s, s.layers[layer % 2]);
     blocks.wait();
-    scan(a, s, pieces, layer);
+    scan(a, s, pieces, layer, ahead);
     blocks.arrive();
     blocks.wait();
     project_out(a, s, pieces, layer);
     blocks.arrive();
   }
+  norm_ahead(a, s, a.norm);
   blocks.wait();
   logits(a, s, pieces);
   blocks.arrive();
