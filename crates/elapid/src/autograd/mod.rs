@@ -7,7 +7,8 @@
 //!
 //! Two rules keep memory traffic low. A column slice ([`Var::columns`]) shares the gradient of what it was cut from, so
 //! the gradients of `x` and `z` are written straight into that of the packed `[x z]`. And the first writer of a gradient
-//! stores (`=`); only further ones add.
+//! stores (`=`); only further ones add: in place where the operation can ([`Grads::accumulate`]), else from memory of their
+//! own.
 
 mod checkpoint;
 mod grads;

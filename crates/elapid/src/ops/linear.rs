@@ -36,7 +36,7 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let Some(gpu) = dy.gpu() else {
             if x.wants_grad() {
-                grads.write([Want::Set(&x)], |[dx]| kernel::backward_input(dy.rows(), weight.value().rows(), dx))?;
+                grads.accumulate(&x, |dx, adds| kernel::backward_input(dy.rows(), weight.value().rows(), dx, adds))?;
             }
             if weight.wants_grad() {
                 grads.write([Want::Add(&weight)], |[dw]| kernel::backward_weight(dy.rows(), x.value().rows(), dw))?;
@@ -47,8 +47,8 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
             return Ok(());
         };
         if x.wants_grad() {
-            grads.write_cuda([Want::Set(&x)], |[dx]| {
-                dx.map_or(Ok(()), |dx| kernel::cuda::backward_input(&gpu, dy.mat(), weight.value().mat(), dx))
+            grads.accumulate_cuda(&x, |dx, adds| {
+                kernel::cuda::backward_input(&gpu, dy.mat(), weight.value().mat(), dx, adds)
             })?;
         }
         if weight.wants_grad() {

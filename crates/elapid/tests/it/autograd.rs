@@ -76,6 +76,36 @@ fn unused_columns_have_gradient_zero() {
     assert_eq!(grads.take(&leaf).unwrap().unwrap().as_slice(), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
 }
 
+/// Products of all of x and of two of its columns: the second to go back adds to what is there of x's gradient, which may
+/// be a part.
+pub(crate) fn products_add_to_what_is_there(device: Device) {
+    let on = |x: Tensor| x.to(device, DType::F32).unwrap();
+    let (whole, part) = (counted(&[2, 4], 0.1), counted(&[2, 2], 0.3));
+    // The gradient of each is the sum of the rows of its matrix.
+    let rows = |w: &Tensor, j: usize| w.as_slice()[j] + w.as_slice()[w.cols() + j];
+    let want: Vec<f32> = (0..12)
+        .map(|i| rows(&whole, i % 4) + if (1..3).contains(&(i % 4)) { rows(&part, i % 4 - 1) } else { 0.0 })
+        .collect();
+    let (whole, part): (Var, Var) = (on(whole).into(), on(part).into());
+    for whole_last in [true, false] {
+        let tape = Tape::new();
+        let leaf = tape.leaf(on(counted(&[3, 4], 0.15)));
+        let mut products = [(leaf.clone(), &whole), (leaf.columns(1, 2), &part)];
+        if whole_last {
+            products.reverse();
+        }
+        let products = products.map(|(x, weight)| linear(&x, weight, None).unwrap());
+        let seeds = products.each_ref().map(|y| (y, on(Tensor::new(vec![1.0; 6], &[3, 2]))));
+        let mut grads = tape.backward_from(&seeds, &mut ParamGrads::default()).unwrap();
+        close("dx", &want, &grads.take(&leaf).unwrap().unwrap().to_vec().unwrap());
+    }
+}
+
+#[test]
+fn a_product_adds_to_a_gradient_that_is_there_in_part() {
+    products_add_to_what_is_there(Device::Cpu);
+}
+
 #[test]
 fn what_nothing_depends_on_is_not_run() {
     let tape = Arc::new(Tape::new());

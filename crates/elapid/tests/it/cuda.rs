@@ -94,6 +94,12 @@ fn gradients_are_the_processors_with_lengths_and_resets() {
 }
 
 #[test]
+fn a_product_adds_to_a_gradient_that_is_there_in_part() {
+    let Some(gpu) = gpu() else { return };
+    crate::autograd::products_add_to_what_is_there(Device::Cuda(gpu));
+}
+
+#[test]
 fn greedy_tokens_are_the_processors() {
     let Some(gpu) = gpu() else { return };
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
