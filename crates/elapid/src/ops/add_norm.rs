@@ -34,7 +34,8 @@ fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f
         rstd.mat_mut(),
     )?;
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
-    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let (x, residual, weight) = (x.without_numbers(), residual.map(Var::without_numbers), weight.clone());
+    let kept_sum = sum.clone();
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;
@@ -81,7 +82,8 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
     })?;
     let sum = Tensor::new(sum, x.shape());
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
-    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let (x, residual, weight) = (x.without_numbers(), residual.map(Var::without_numbers), weight.clone());
+    let kept_sum = sum.clone();
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;

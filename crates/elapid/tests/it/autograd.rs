@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use elapid::autograd::{Tape, Var};
-use elapid::ops::{Layout, add_norm, linear, neg_exp};
+use elapid::ops::{Layout, ScanArgs, add_norm, linear, linear_recomputed, neg_exp, selective_scan};
 use elapid::params::{ParamGrads, ParamId};
-use elapid::{DType, Device, LanguageModel, Tensor};
+use elapid::{DType, Device, LanguageModel, Result, Tensor};
 use elapid_kernels::selective_scan::Discretisation;
+use elapid_kernels::testing::bits;
 
 use crate::{close, ids, small_model};
 
@@ -104,6 +105,54 @@ pub(crate) fn products_add_to_what_is_there(device: Device) {
 #[test]
 fn a_product_adds_to_a_gradient_that_is_there_in_part() {
     products_add_to_what_is_there(Device::Cpu);
+}
+
+/// Whether no other tensor shares these numbers: they are then written where they are.
+fn is_alone(mut x: Tensor) -> bool {
+    let before = x.as_slice().as_ptr();
+    x.make_mut().as_ptr() == before
+}
+
+/// Gradients of a scan by its input and by what Δ is made of, and whether the tape keeps Δ.
+fn scan_with_delta(product: fn(&Var, &Var, Option<&Var>) -> Result<Var>) -> (Vec<Tensor>, bool) {
+    let (l, d, n, r) = (90, 5, 3, 2);
+    let tape = Tape::new();
+    let leaves = [
+        tape.leaf(counted(&[1, l, d], 0.1)),
+        tape.leaf(counted(&[1, l, r], 0.2)),
+        tape.leaf(counted(&[d, r], 0.05)),
+        tape.leaf(counted(&[1, l, n], 0.1)),
+    ];
+    let [u, dt, weight, b] = &leaves;
+    let delta = product(dt, weight, None).unwrap();
+    let numbers = delta.value().clone();
+    let args = ScanArgs {
+        u: u.clone(),
+        delta,
+        delta_bias: None,
+        a: Tensor::new(vec![-0.5; d * n], &[d, n]).into(),
+        b: b.clone(),
+        c: b.clone(),
+        skip: None,
+        z: None,
+        initial: Tensor::zeros(&[1, d, n]).into(),
+        rule: Discretisation::ExpEuler,
+    };
+    let (y, _) = selective_scan(args, &Layout::new(1, l)).unwrap();
+    let kept = !is_alone(numbers);
+    let mut grads = tape.backward_from(&[(&y, counted(&[1, l, d], 0.3))], &mut ParamGrads::default()).unwrap();
+    (leaves.iter().map(|leaf| grads.take(leaf).unwrap().unwrap()).collect(), kept)
+}
+
+#[test]
+fn a_product_that_is_computed_again_is_not_kept_and_changes_no_bit() {
+    let (want, kept) = scan_with_delta(linear);
+    assert!(kept);
+    let (got, kept) = scan_with_delta(linear_recomputed);
+    assert!(!kept);
+    for (want, got) in want.iter().zip(&got) {
+        assert_eq!(bits(want.as_slice()), bits(got.as_slice()));
+    }
 }
 
 #[test]
