@@ -155,6 +155,39 @@ fn a_product_that_is_computed_again_is_not_kept_and_changes_no_bit() {
     }
 }
 
+/// Gradients of a norm and a product, and whether the tape keeps what is between.
+fn normed_product(kept: bool) -> (Vec<Tensor>, bool) {
+    let tape = Tape::new();
+    let leaves = [
+        tape.leaf(counted(&[90, 6], 0.1)),
+        tape.leaf(counted(&[90, 6], 0.3)),
+        tape.leaf(counted(&[6], 0.2)),
+        tape.leaf(counted(&[4, 6], 0.05)),
+    ];
+    let [x, residual, norm, weight] = &leaves;
+    let (mut y, sum) = add_norm(x, Some(residual), norm, 1e-5).unwrap();
+    let numbers = y.value().clone();
+    if kept {
+        // The same variable in another shape is kept.
+        y = y.reshape(&[90, 6]);
+    }
+    let z = linear(&y, weight, None).unwrap();
+    drop(y);
+    let kept = !is_alone(numbers);
+    let seeds = [(&z, counted(&[90, 4], 0.3)), (&sum, counted(&[90, 6], 0.1))];
+    let mut grads = tape.backward_from(&seeds, &mut ParamGrads::default()).unwrap();
+    (leaves.iter().map(|leaf| grads.take(leaf).unwrap().unwrap()).collect(), kept)
+}
+
+#[test]
+fn a_norm_that_is_computed_again_is_not_kept_and_changes_no_bit() {
+    let ((want, kept), (got, not_kept)) = (normed_product(true), normed_product(false));
+    assert!(kept && !not_kept);
+    for (want, got) in want.iter().zip(&got) {
+        assert_eq!(bits(want.as_slice()), bits(got.as_slice()));
+    }
+}
+
 #[test]
 fn what_nothing_depends_on_is_not_run() {
     let tape = Arc::new(Tape::new());
