@@ -107,85 +107,89 @@ fn a_product_adds_to_a_gradient_that_is_there_in_part() {
     products_add_to_what_is_there(Device::Cpu);
 }
 
-/// Whether no other tensor shares these numbers: they are then written where they are.
+/// Whether no other tensor shares these numbers.
 fn is_alone(mut x: Tensor) -> bool {
+    if x.gpu().is_some() {
+        return Arc::strong_count(x.buffer().0) == 1;
+    }
+    // Then they are written where they are.
     let before = x.as_slice().as_ptr();
     x.make_mut().as_ptr() == before
 }
 
-/// Gradients of a scan by its input and by what Δ is made of, and whether the tape keeps Δ.
-fn scan_with_delta(product: fn(&Var, &Var, Option<&Var>) -> Result<Var>) -> (Vec<Tensor>, bool) {
-    let (l, d, n, r) = (90, 5, 3, 2);
+/// Bits of the gradients of leaves, and whether the tape kept what may be computed again.
+type Run = (Vec<Vec<u32>>, bool);
+
+fn gradients(tape: &Tape, leaves: &[Var], outputs: &[(&Var, Tensor)]) -> Vec<Vec<u32>> {
+    let mut grads = tape.backward_from(outputs, &mut ParamGrads::default()).unwrap();
+    leaves.iter().map(|leaf| bits(&grads.take(leaf).unwrap().unwrap().to_vec().unwrap())).collect()
+}
+
+/// A scan by its input and by what Δ is made of.
+fn scan_with_delta(device: Device, dtype: DType, product: fn(&Var, &Var, Option<&Var>) -> Result<Var>) -> Run {
+    let (l, d, n, r) = (90, 64, 16, 8);
+    let on = |x: Tensor, dtype| x.to(device, dtype).unwrap();
     let tape = Tape::new();
-    let leaves = [
-        tape.leaf(counted(&[1, l, d], 0.1)),
-        tape.leaf(counted(&[1, l, r], 0.2)),
-        tape.leaf(counted(&[d, r], 0.05)),
-        tape.leaf(counted(&[1, l, n], 0.1)),
-    ];
+    let leaves = [([1, l, d], 0.1), ([1, l, r], 0.2), ([1, d, r], 0.05), ([1, l, n], 0.1)]
+        .map(|(shape, scale)| tape.leaf(on(counted(&shape, scale), dtype)));
     let [u, dt, weight, b] = &leaves;
-    let delta = product(dt, weight, None).unwrap();
+    let delta = product(dt, &weight.reshape(&[d, r]), None).unwrap();
     let numbers = delta.value().clone();
     let args = ScanArgs {
         u: u.clone(),
         delta,
         delta_bias: None,
-        a: Tensor::new(vec![-0.5; d * n], &[d, n]).into(),
+        a: tape.leaf(on(Tensor::new(vec![-0.5; d * n], &[d, n]), DType::F32)),
         b: b.clone(),
         c: b.clone(),
         skip: None,
         z: None,
-        initial: Tensor::zeros(&[1, d, n]).into(),
+        initial: on(Tensor::zeros(&[1, d, n]), DType::F32).into(),
         rule: Discretisation::ExpEuler,
     };
     let (y, _) = selective_scan(args, &Layout::new(1, l)).unwrap();
     let kept = !is_alone(numbers);
-    let mut grads = tape.backward_from(&[(&y, counted(&[1, l, d], 0.3))], &mut ParamGrads::default()).unwrap();
-    (leaves.iter().map(|leaf| grads.take(leaf).unwrap().unwrap()).collect(), kept)
+    (gradients(&tape, &leaves, &[(&y, on(counted(&[1, l, d], 0.3), dtype))]), kept)
 }
 
-#[test]
-fn a_product_that_is_computed_again_is_not_kept_and_changes_no_bit() {
-    let (want, kept) = scan_with_delta(linear);
-    assert!(kept);
-    let (got, kept) = scan_with_delta(linear_recomputed);
-    assert!(!kept);
-    for (want, got) in want.iter().zip(&got) {
-        assert_eq!(bits(want.as_slice()), bits(got.as_slice()));
-    }
-}
-
-/// Gradients of a norm and a product, and whether the tape keeps what is between.
-fn normed_product(kept: bool) -> (Vec<Tensor>, bool) {
+/// A norm and a product of it.
+fn normed_product(device: Device, dtype: DType, kept: bool) -> Run {
+    let on = |x: Tensor, dtype| x.to(device, dtype).unwrap();
     let tape = Tape::new();
     let leaves = [
-        tape.leaf(counted(&[90, 6], 0.1)),
-        tape.leaf(counted(&[90, 6], 0.3)),
-        tape.leaf(counted(&[6], 0.2)),
-        tape.leaf(counted(&[4, 6], 0.05)),
+        tape.leaf(on(counted(&[90, 64], 0.1), dtype)),
+        tape.leaf(on(counted(&[90, 64], 0.3), DType::F32)),
+        tape.leaf(on(counted(&[64], 0.2), DType::F32)),
+        tape.leaf(on(counted(&[8, 64], 0.05), dtype)),
     ];
     let [x, residual, norm, weight] = &leaves;
     let (mut y, sum) = add_norm(x, Some(residual), norm, 1e-5).unwrap();
     let numbers = y.value().clone();
     if kept {
-        // The same variable in another shape is kept.
-        y = y.reshape(&[90, 6]);
+        // A variable under another shape is kept.
+        y = y.reshape(&[90, 64]);
     }
     let z = linear(&y, weight, None).unwrap();
     drop(y);
     let kept = !is_alone(numbers);
-    let seeds = [(&z, counted(&[90, 4], 0.3)), (&sum, counted(&[90, 6], 0.1))];
-    let mut grads = tape.backward_from(&seeds, &mut ParamGrads::default()).unwrap();
-    (leaves.iter().map(|leaf| grads.take(leaf).unwrap().unwrap()).collect(), kept)
+    let seeds = [(&z, on(counted(&[90, 8], 0.3), dtype)), (&sum, on(counted(&[90, 64], 0.1), DType::F32))];
+    (gradients(&tape, &leaves, &seeds), kept)
+}
+
+/// Δ and normed inputs: whether they are computed again shows in what is kept, and in no bit.
+pub(crate) fn computed_again_is_not_kept_and_changes_no_bit(device: Device, dtype: DType) {
+    for (want, got) in [
+        (scan_with_delta(device, dtype, linear), scan_with_delta(device, dtype, linear_recomputed)),
+        (normed_product(device, dtype, true), normed_product(device, dtype, false)),
+    ] {
+        assert!(want.1 && !got.1);
+        assert!(want.0 == got.0);
+    }
 }
 
 #[test]
-fn a_norm_that_is_computed_again_is_not_kept_and_changes_no_bit() {
-    let ((want, kept), (got, not_kept)) = (normed_product(true), normed_product(false));
-    assert!(kept && !not_kept);
-    for (want, got) in want.iter().zip(&got) {
-        assert_eq!(bits(want.as_slice()), bits(got.as_slice()));
-    }
+fn what_is_computed_again_is_not_kept_and_changes_no_bit() {
+    computed_again_is_not_kept_and_changes_no_bit(Device::Cpu, DType::F32);
 }
 
 #[test]

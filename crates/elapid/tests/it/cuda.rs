@@ -100,6 +100,14 @@ fn a_product_adds_to_a_gradient_that_is_there_in_part() {
 }
 
 #[test]
+fn what_is_computed_again_is_not_kept_and_changes_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        crate::autograd::computed_again_is_not_kept_and_changes_no_bit(Device::Cuda(gpu), dtype);
+    }
+}
+
+#[test]
 fn greedy_tokens_are_the_processors() {
     let Some(gpu) = gpu() else { return };
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
