@@ -50,7 +50,7 @@ fn linears(random: &mut Random) {
             linear::forward_invariant(x, w, None, RowsMut::new(&mut y, n)).unwrap();
         });
         report(&name("backward_input"), flops, "GFLOP/s", || {
-            linear::backward_input(dy, w, RowsMut::new(&mut dx, k)).unwrap();
+            linear::backward_input(dy, w, RowsMut::new(&mut dx, k), false).unwrap();
         });
         report(&name("backward_weight"), flops, "GFLOP/s", || {
             linear::backward_weight(dy, x, RowsMut::new(&mut dw, k)).unwrap();

@@ -46,7 +46,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
     float rstd = rsqrtf(block_sum(squares, shared) / a.d + a.eps);
     if (threadIdx.x == 0) a.rstd[r] = rstd;
     for (int c = threadIdx.x; c < a.d; c += THREADS) {
-      a.y.row(r)[c] = from_float<T>(a.sum.row(r)[c] * rstd * a.weight[c]);
+      a.y.row(r)[c] = from_float<T>(a.sum.row(r)[c] * (rstd * a.weight[c]));
+    }
+  }
+}
+
+// y again: the same products of the same numbers, whatever the form.
+extern "C" __global__ void __launch_bounds__(THREADS) scale(const __grid_constant__ Args a) {
+  for (i64 r = blockIdx.x; r < a.rows; r += gridDim.x) {
+    float rstd = a.rstd[r];
+    for (int c = threadIdx.x; c < a.d; c += THREADS) {
+      a.y.row(r)[c] = from_float<T>(a.sum.row(r)[c] * (rstd * a.weight[c]));
     }
   }
 }
@@ -119,6 +129,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
     for (int k = 0; k < VECTORS; ++k) {
       int c = (k * LANES + lane) * 8;
       if (!live || c >= a.d) continue;
+      float w[8];
+      load8(a.weight + c, w);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) s[k][i] *= rstd * w[i];
+      store8(a.y.row(r) + c, s[k]);
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) scale(const __grid_constant__ Args a) {
+  int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+  for (i64 r = i64(blockIdx.x) * GROUPS + group; r < a.rows; r += i64(gridDim.x) * GROUPS) {
+    float rstd = a.rstd[r], s[VECTORS][8];
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      int c = (k * LANES + lane) * 8;
+      if (c < a.d) load8(a.sum.row(r) + c, s[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      int c = (k * LANES + lane) * 8;
+      if (c >= a.d) continue;
       float w[8];
       load8(a.weight + c, w);
 #pragma unroll

@@ -57,9 +57,39 @@ impl WithSimd for Forward<'_> {
             }
             let scale = 1.0 / (dot(simd, sum, sum) / d + self.eps).sqrt();
             self.rstd[r] = scale;
-            for ((y, &s), &w) in self.y.row(r).iter_mut().zip(sum.iter()).zip(self.weight) {
-                *y = s * scale * w;
-            }
+            scale_row(sum, self.weight, scale, self.y.row(r));
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_row(sum: &[f32], weight: &[f32], scale: f32, y: &mut [f32]) {
+    for ((y, &s), &w) in y.iter_mut().zip(sum).zip(weight) {
+        *y = s * scale * w;
+    }
+}
+
+pub(super) fn scale(isa: Isa, sum: Rows<'_>, weight: &[f32], rstd: &[f32], y: RowsMut<'_>) {
+    let grain = parallel::grain(sum.rows(), sum.cols(), LEAST, 1);
+    parallel::split(sum.rows(), grain, y, &|from, count, y| {
+        isa.run(Scale { sum: sum.slice(from, count), weight, rstd: &rstd[from..][..count], y });
+    });
+}
+
+struct Scale<'a> {
+    sum: Rows<'a>,
+    weight: &'a [f32],
+    rstd: &'a [f32],
+    y: RowsMut<'a>,
+}
+
+impl WithSimd for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) {
+        for r in 0..self.sum.rows() {
+            scale_row(self.sum.row(r), self.weight, self.rstd[r], self.y.row(r));
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit
 use crate::error::Check;
 
 static SOURCE: Source = Source { name: "add_norm", text: include_str!("add_norm.cu") };
-const ENTRIES: [&str; 2] = ["forward", "backward"];
+const ENTRIES: [&str; 3] = ["forward", "scale", "backward"];
 const CHECK: Check = Check("add_norm");
 const THREADS: usize = 256;
 
@@ -98,6 +98,25 @@ pub fn forward(
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype, form))?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
     unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows, form, 8), THREADS as u32), &args) }
+}
+
+/// The y of [`forward`] again, bit for bit, from its `sum` and `rstd`.
+///
+/// `sum` `[m d]`, `weight` `[1 d]` and `rstd` `[m]` f32; `y` `[m d]` (=) of the format that it had.
+///
+/// # Errors
+/// If shapes or formats differ.
+pub fn scale(gpu: &Gpu, sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<'_>) -> Result<()> {
+    let y = y.as_mat();
+    check(&y, &[], &[Some(&sum)], &weight, &rstd)?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    let form = form(y.cols, &[Some(&y), Some(&sum), Some(&weight)]);
+    let args = Args { y: y.raw(), ..Args::new(y.shape(), &weight, &sum, &rstd) };
+    let kernel = gpu.kernel(&SOURCE, "scale", &defines(y.dtype, form))?;
+    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    unsafe { kernel.launch(Launch::linear(blocks(gpu, y.rows, form, 8), THREADS as u32), &args) }
 }
 
 /// The gradient of [`forward`], from its `sum` and `rstd`.

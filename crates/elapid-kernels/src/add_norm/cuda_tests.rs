@@ -40,6 +40,12 @@ fn run(m: usize, d: usize, with: [bool; 2], dtype: DType, gap: usize) -> ([Vec<f
     let (dx_out, dr_out) = (gdx.mat_mut(), Some(gdr.mat_mut()));
     super::cuda::backward(&gpu, gsum.mat(), gw.mat(), grstd.mat(), gdy.mat(), dsum, dx_out, dr_out, gdw.mat_mut())
         .unwrap();
+    // The other form too, that of unaligned rows: the same bits.
+    for gap in [gap, 1] {
+        let again = OnDevice::poisoned(gpu, m, d, gap, dtype);
+        super::cuda::scale(&gpu, gsum.mat(), gw.mat(), grstd.mat(), again.mat_mut()).unwrap();
+        assert!(bits(&gy.values()) == bits(&again.values()), "{dtype} scale: {m} x {d}, gap {gap}");
+    }
     ([y, sum, rstd, dx.clone(), dx, dw], [gy, gsum, grstd, gdx, gdr, gdw].map(|x| x.values()))
 }
 
@@ -91,8 +97,15 @@ fn bench() {
         let (dx, dr) = (dx.mat_mut(), Some(dr.mat_mut()));
         super::cuda::backward(&gpu, sum.mat(), w.mat(), rstd.mat(), y.mat(), Some(dsum.mat()), dx, dr, w.mat_mut())
     };
-    forward().and_then(|()| backward()).unwrap();
+    let scale = || super::cuda::scale(&gpu, sum.mat(), w.mat(), rstd.mat(), y.mat_mut());
+    forward().and_then(|()| backward()).and_then(|()| scale()).unwrap();
     let (f, g) = (median(gpu.time(20, forward).unwrap()), median(gpu.time(20, backward).unwrap()));
+    let s = median(gpu.time(20, scale).unwrap());
     let gb = (m * d) as f32 / 1e6;
-    println!("add_norm: forward {f:.4} ms, {:.0} GB/s; backward {g:.4} ms, {:.0} GB/s", 12.0 * gb / f, 16.0 * gb / g);
+    println!(
+        "add_norm: forward {f:.4} ms, {:.0} GB/s; backward {g:.4} ms, {:.0} GB/s; scale {s:.4} ms, {:.0} GB/s",
+        12.0 * gb / f,
+        16.0 * gb / g,
+        6.0 * gb / s
+    );
 }

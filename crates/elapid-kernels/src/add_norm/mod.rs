@@ -46,6 +46,21 @@ pub fn forward(
     Ok(())
 }
 
+/// The y of [`forward`] again, bit for bit, from its `sum` and `rstd`.
+///
+/// `sum` `[m d]`, `weight` `[d]`, `rstd` `[m]`, `y` `[m d]` (=).
+///
+/// # Errors
+/// If shapes differ.
+pub fn scale(sum: Rows<'_>, weight: &[f32], rstd: &[f32], y: RowsMut<'_>) -> Result<()> {
+    let check = Check("add_norm");
+    check.len("weight", weight.len(), sum.cols())?;
+    check.len("rstd", rstd.len(), sum.rows())?;
+    check.shape("y", y.shape(), sum.shape())?;
+    cpu::scale(Isa::best(), sum, weight, rstd, y);
+    Ok(())
+}
+
 /// The gradient of [`forward`], from its `sum` and `rstd`.
 ///
 /// `sum`, `dy` `[m d]`, `weight` `[d]`, `rstd` `[m]`; `dsum` `[m d]` is the gradient that arrives at `sum` from later

@@ -56,6 +56,9 @@ proptest! {
             prop_assert!(err_ratio(&y64, &y.values()) < 1e-6);
             prop_assert!(err_ratio(&sum64, &sum.values()) < 1e-6);
             prop_assert!(err_ratio(&rstd64, &rstd.values()) < 1e-6);
+            let mut again = Poisoned::new(m, d, gap);
+            cpu::scale(isa, Rows::new(&sum.values(), d), &weight, &rstd.values(), again.rows_mut());
+            prop_assert_eq!(bits(&y.values()), bits(&again.values()));
             let (mut dx, mut dweight) = (Poisoned::new(m, d, gap), Poisoned::with(&start, d, 1));
             cpu::backward(
                 isa, Rows::new(&sum.values(), d), &weight, &rstd.values(), Rows::new(&dy, d),
@@ -121,5 +124,7 @@ fn wrong_shapes_are_errors() {
     assert_eq!(run(&[1.0; 3], Some(Rows::new(&x, 2)), 2).unwrap_err().argument, "residual");
     let (mut dx, mut dweight) = ([0.0; 6], [0.0; 2]);
     let rows = Rows::new(&x, 3);
+    assert!(scale(rows, &[1.0; 3], &[1.0; 2], RowsMut::new(&mut dx, 3)).is_ok());
+    assert_eq!(scale(rows, &[1.0; 3], &[1.0; 3], RowsMut::new(&mut dx, 3)).unwrap_err().argument, "rstd");
     assert!(backward(rows, &[1.0; 3], &[1.0; 2], rows, None, RowsMut::new(&mut dx, 3), &mut dweight).is_err());
 }

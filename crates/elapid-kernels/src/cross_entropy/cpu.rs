@@ -49,7 +49,7 @@ pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<
         });
         if let (Some(dh), Some(dw)) = (dh, &mut dw) {
             let dlogits = Rows::new(logits, v);
-            linear::cpu::backward_input(dlogits, w, dh);
+            linear::cpu::backward_input(dlogits, w, dh, false);
             linear::cpu::backward_weight(dlogits, h, dw.reborrow());
         }
     }

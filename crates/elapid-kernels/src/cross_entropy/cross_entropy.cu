@@ -56,39 +56,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       continue;
     }
     const T* row = a.keeps ? kept : logits;
-    float max = -3.4e38f;
-    // Vectors of eight where rows are aligned: v is then a multiple of 8.
+    // The largest so far, and the sum of exponentials below it, in one pass. The sum is without the target itself: what
+    // the loss is made of where the target is nearly certain. Vectors of eight where v is a multiple of 8.
+    float max = -3.4e38f, others = 0.0f;
 #if VECTOR
     for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
-      float x[8];
+      float x[8], before = max;
       load8(logits + j, x);
       if (a.keeps) store8(kept + j, x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) max = fmaxf(max, x[i]);
-    }
-#else
-    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
-      T x = logits[j];
-      if (a.keeps) kept[j] = x;
-      max = fmaxf(max, to_float(x));
-    }
-#endif
-    max = reduce(max, shared, [](float x, float y) { return fmaxf(x, y); });
-    // Without the target itself: what the loss is made of where the target is nearly certain.
-    float others = 0.0f;
-#if VECTOR
-    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
-      float x[8];
-      load8(row + j, x);
+      others *= fast_exp2(LOG2_E * (before - max));
 #pragma unroll
       for (int i = 0; i < 8; ++i) others += j + i == target ? 0.0f : fast_exp2(LOG2_E * (x[i] - max));
     }
 #else
     for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
-      others += j == target ? 0.0f : fast_exp2(LOG2_E * (to_float(row[j]) - max));
+      T z = logits[j];
+      if (a.keeps) kept[j] = z;
+      float x = to_float(z), before = max;
+      max = fmaxf(max, x);
+      others = others * fast_exp2(LOG2_E * (before - max)) + (j == target ? 0.0f : fast_exp2(LOG2_E * (x - max)));
     }
 #endif
-    others = reduce(others, shared, add);
+    float mine = max;
+    max = reduce(max, shared, [](float x, float y) { return fmaxf(x, y); });
+    others = reduce(others * fast_exp2(LOG2_E * (mine - max)), shared, add);
     bool known = target < a.v;
     float above = known ? to_float(row[target]) - max : __int_as_float(0x7fc00000);
     float own = expf(above), sum = own + others;

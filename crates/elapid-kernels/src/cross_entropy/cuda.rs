@@ -109,7 +109,7 @@ pub fn forward(
         // SAFETY: as above.
         unsafe { kernel.launch(launch, &args)? };
         if let Some(Grads { dh, dw, .. }) = &mut grads {
-            backward_input(gpu, logits, w, dh.reborrow().rows_range(first, rows))?;
+            backward_input(gpu, logits, w, dh.reborrow().rows_range(first, rows), false)?;
             matmul(gpu, (logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
         }
     }

@@ -1,13 +1,17 @@
-//! On a GPU. The gradient of a row of the table is summed by one block in the order of positions, or by several in
-//! parts that are added in order: no two runs differ.
+//! On a GPU. For the backward, positions are sorted by id (counted, placed, and those of one id put in order), and blocks
+//! sum stretches of them: the work is that of the positions, whatever the size of the table, and rows without a position
+//! are not touched. A row that several stretches share is added up in their order: no two runs differ.
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
 use crate::error::Check;
 
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
-const ENTRIES: [&str; 3] = ["forward", "backward", "join"];
+const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "sort", "backward", "join"];
 const CHECK: Check = Check("embedding");
+/// Positions of a stretch; columns of a block of the kernels that sum them and that add up their parts.
+const CHUNK: usize = 16;
+const COLUMNS: [usize; 2] = [1024, 128];
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -20,8 +24,10 @@ struct Args {
     m: i64,
     d: i64,
     v: i64,
-    part: i64,
-    parts: i64,
+    counts: u64,
+    starts: u64,
+    placed: u64,
+    order: u64,
 }
 
 /// Looks rows up.
@@ -55,24 +61,36 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
     if dy.is_empty() || dtable.is_empty() {
         return Ok(());
     }
-    // A small table has rows that occur often: several blocks share them.
-    let parts = (8 * gpu.multiprocessors()).div_ceil(v).min(dy.rows.div_ceil(512)).max(1);
-    let part = dy.rows.div_ceil(parts);
-    let partial = if parts > 1 { Some(gpu.alloc(parts * v * d * 4)?) } else { None };
+    let m = dy.rows;
+    CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
+    let stretches = m.div_ceil(CHUNK);
+    let partial = gpu.alloc(2 * stretches * d * 4)?;
+    let numbers = gpu.alloc((2 * v + 1 + 2 * m) * 4)?;
+    gpu.zero(numbers.mat_mut(1, v, DType::F32))?;
+    let at = |numbers_before: usize| numbers.address() + 4 * numbers_before as u64;
     let args = Args {
-        partial: partial.as_ref().map_or(RawMat::NULL, |p| p.mat(parts * v, d, DType::F32).raw()),
+        partial: partial.mat(2 * stretches, d, DType::F32).raw(),
         dtable: dtable.raw(),
-        part: part as i64,
-        parts: parts as i64,
+        counts: at(0),
+        starts: at(v),
+        placed: at(2 * v + 1),
+        order: at(2 * v + 1 + m),
         ..args(ids, v, &dy)
     };
-    let launch = Launch { grid: (v as u32, parts as u32, 1), ..Launch::linear(1, 128) };
     let defines = defines(dy.dtype);
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { gpu.kernel(&SOURCE, "backward", &defines)?.launch(launch, &args)? };
-    if parts > 1 {
-        // SAFETY: as above.
-        unsafe { gpu.kernel(&SOURCE, "join", &defines)?.launch(Launch::linear(v, 128), &args)? };
+    let positions = Launch::linear(m.div_ceil(256).min(8 * gpu.multiprocessors()), 256);
+    let [sums, parts] = COLUMNS
+        .map(|columns| Launch { grid: (stretches as u32, d.div_ceil(columns) as u32, 1), ..Launch::linear(1, 128) });
+    for (entry, launch) in [
+        ("count", positions),
+        ("scan", Launch::linear(1, 1024)),
+        ("place", positions),
+        ("sort", positions),
+        ("backward", sums),
+        ("join", parts),
+    ] {
+        // SAFETY: `Args` is laid out as in the source; all matrices and numbers lie inside their buffers.
+        unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, &args)? };
     }
     Ok(())
 }
@@ -87,7 +105,7 @@ fn args(ids: &Buffer, v: usize, y: &Mat<'_>) -> Args {
     let null = RawMat::NULL;
     let (m, d) = (y.rows as i64, y.cols as i64);
     let (ids, v, y) = (ids.address(), v as i64, y.raw());
-    Args { ids, table: null, y, partial: null, dtable: null, m, d, v, part: 0, parts: 1 }
+    Args { ids, table: null, y, partial: null, dtable: null, m, d, v, counts: 0, starts: 0, placed: 0, order: 0 }
 }
 
 fn defines(dtype: DType) -> Vec<Define> {

@@ -90,10 +90,10 @@ pub(crate) fn forward(x: Rows<'_>, w: Rows<'_>, bias: Option<&[f32]>, mut y: Row
     unsafe { product(y, bias.is_some(), Factor::of(x), Factor::of(w).transposed(), x.cols()) }
 }
 
-pub(crate) fn backward_input(dy: Rows<'_>, w: Rows<'_>, dx: RowsMut<'_>) {
+pub(crate) fn backward_input(dy: Rows<'_>, w: Rows<'_>, dx: RowsMut<'_>, adds: bool) {
     debug_assert_eq!((dy.cols(), dx.shape()), (w.rows(), (dy.rows(), w.cols())));
     // SAFETY: `super::backward_input` has made dy [m n] and w [n k] fit dx [m k].
-    unsafe { product(dx, false, Factor::of(dy), Factor::of(w), dy.cols()) }
+    unsafe { product(dx, adds, Factor::of(dy), Factor::of(w), dy.cols()) }
 }
 
 pub(crate) fn backward_weight(dy: Rows<'_>, x: Rows<'_>, dw: RowsMut<'_>) {

@@ -30,14 +30,14 @@ pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatM
     matmul(gpu, (x, false), (w, true), y.into_mut(), 1.0)
 }
 
-/// dx = dy W: `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=).
+/// dx = dy W, or dx += dy W if it `adds`: `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=, or +=, rounded once).
 ///
 /// # Errors
 /// If shapes or formats differ.
-pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>) -> Result<()> {
+pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: bool) -> Result<()> {
     CHECK.shape("w", w.shape(), (dy.cols, w.cols))?;
     CHECK.shape("dx", dx.shape(), (dy.rows, w.cols))?;
-    matmul(gpu, (dy, false), (w, false), dx, 0.0)
+    matmul(gpu, (dy, false), (w, false), dx, if adds { 1.0 } else { 0.0 })
 }
 
 /// dW += dyᵀ x: `dy` `[m n]`, `x` `[m k]`, `dw` `[n k]` f32 (+=).

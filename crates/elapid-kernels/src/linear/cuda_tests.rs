@@ -32,16 +32,24 @@ fn sizes() {
             );
             let gb = OnDevice::of(gpu, &bias, n, 0, DType::F32);
             let (gy, gdx) = (OnDevice::poisoned(gpu, m, n, gap, dtype), OnDevice::poisoned(gpu, m, k, gap, dtype));
+            let start = rounded(&random.normal(m * k), dtype);
+            let added: Vec<f64> = dx.iter().zip(&start).map(|(dx, &start)| dx + f64::from(start)).collect();
+            let gadded = OnDevice::of(gpu, &start, k, gap, dtype);
             let gdw = OnDevice::of(gpu, &vec![0.5; n * k], k, 0, DType::F32);
             let gdb = OnDevice::of(gpu, &vec![0.5; n], n, 1, DType::F32);
             super::cuda::forward(&gpu, gx.mat(), gw.mat(), Some(gb.mat()), gy.mat_mut()).unwrap();
-            super::cuda::backward_input(&gpu, gdy.mat(), gw.mat(), gdx.mat_mut()).unwrap();
+            super::cuda::backward_input(&gpu, gdy.mat(), gw.mat(), gdx.mat_mut(), false).unwrap();
+            super::cuda::backward_input(&gpu, gdy.mat(), gw.mat(), gadded.mat_mut(), true).unwrap();
             super::cuda::backward_weight(&gpu, gdy.mat(), gx.mat(), gdw.mat_mut()).unwrap();
             super::cuda::backward_bias(&gpu, gdy.mat(), gdb.mat_mut()).unwrap();
             let rounds = if dtype == DType::F32 { 1e-5 } else { 6e-3 };
-            for (name, want, got, tolerance) in
-                [("y", y, gy, rounds), ("dx", dx, gdx, rounds), ("dw", dw, gdw, 1e-5), ("db", db, gdb, 1e-5)]
-            {
+            for (name, want, got, tolerance) in [
+                ("y", y, gy, rounds),
+                ("dx", dx, gdx, rounds),
+                ("dx added", added, gadded, rounds),
+                ("dw", dw, gdw, 1e-5),
+                ("db", db, gdb, 1e-5),
+            ] {
                 let error = err_ratio(&want, &got.values());
                 assert!(error <= tolerance, "{dtype} {name}: {error:e} for {m} {n} {k}, gap {gap}");
             }
@@ -68,12 +76,14 @@ fn bench() {
             median(gpu.time(20, f).unwrap())
         };
         let forward = time(&|| super::cuda::forward(&gpu, x.mat(), w.mat(), None, y.mat_mut()));
-        let input = time(&|| super::cuda::backward_input(&gpu, dy.mat(), w.mat(), dx.mat_mut()));
+        let input = time(&|| super::cuda::backward_input(&gpu, dy.mat(), w.mat(), dx.mat_mut(), false));
+        let added = time(&|| super::cuda::backward_input(&gpu, dy.mat(), w.mat(), dx.mat_mut(), true));
         let weight = time(&|| super::cuda::backward_weight(&gpu, dy.mat(), x.mat(), dw.mat_mut()));
         println!(
-            "linear {m} x {n} x {k}: forward {forward:.4} ms ({:.0} TFLOP/s), input {input:.4} ({:.0}), weight {weight:.4} ({:.0})",
+            "linear {m} x {n} x {k}: forward {forward:.4} ms ({:.0} TFLOP/s), input {input:.4} ({:.0}), added {added:.4} ({:.0}), weight {weight:.4} ({:.0})",
             rate(forward),
             rate(input),
+            rate(added),
             rate(weight)
         );
     }

@@ -1,5 +1,5 @@
 //! The linear map y = x Wᵀ + bias, with W `[n k]` row-major as in PyTorch, and its gradients:
-//! dx = dy W, dW += dyᵀ x, dbias += Σ_rows dy.
+//! dx = dy W (or += for an input that has other uses), dW += dyᵀ x, dbias += Σ_rows dy.
 //!
 //! [`forward`] is for training: the fastest product at hand. [`forward_invariant`] is for inference: every element is
 //! summed in an order that depends on `k` only, so that a row alone equals the row in a batch, and prefill equals
@@ -50,17 +50,17 @@ fn check_forward(x: Rows<'_>, w: Rows<'_>, bias: Option<&[f32]>, y: &RowsMut<'_>
     check.shape("y", y.shape(), (x.rows(), w.rows()))
 }
 
-/// dx = dy W.
+/// dx = dy W, or dx += dy W if it `adds`.
 ///
-/// `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=).
+/// `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=, or +=).
 ///
 /// # Errors
 /// If shapes differ.
-pub fn backward_input(dy: Rows<'_>, w: Rows<'_>, dx: RowsMut<'_>) -> Result<()> {
+pub fn backward_input(dy: Rows<'_>, w: Rows<'_>, dx: RowsMut<'_>, adds: bool) -> Result<()> {
     let check = Check("linear");
     check.shape("dy", dy.shape(), (dy.rows(), w.rows()))?;
     check.shape("dx", dx.shape(), (dy.rows(), w.cols()))?;
-    cpu::backward_input(dy, w, dx);
+    cpu::backward_input(dy, w, dx, adds);
     Ok(())
 }
 

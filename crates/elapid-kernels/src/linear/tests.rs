@@ -86,8 +86,11 @@ proptest! {
         }
 
         let mut dx = Poisoned::new(m, k, gap);
-        backward_input(dy, w, dx.rows_mut()).unwrap();
+        backward_input(dy, w, dx.rows_mut(), false).unwrap();
         prop_assert!(error_of_sums(&want.dx, &size.dx, &dx.values()) < 1e-6);
+        backward_input(dy, w, dx.rows_mut(), true).unwrap();
+        let doubled = |x: &[f64]| x.iter().map(|x| 2.0 * x).collect::<Vec<_>>();
+        prop_assert!(error_of_sums(&doubled(&want.dx), &doubled(&size.dx), &dx.values()) < 1e-6);
 
         if n > 0 && k > 0 {
             let mut dw = Poisoned::with(&dw_start, k, gap);
@@ -139,7 +142,7 @@ fn products_do_not_depend_on_threads() {
                 let (mut y, mut dx, mut dw, mut db) =
                     (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; n * k], vec![0.0; n]);
                 forward(x, w, None, RowsMut::new(&mut y, n)).unwrap();
-                backward_input(dy, w, RowsMut::new(&mut dx, k)).unwrap();
+                backward_input(dy, w, RowsMut::new(&mut dx, k), false).unwrap();
                 backward_weight(dy, x, RowsMut::new(&mut dw, k)).unwrap();
                 backward_bias(dy, &mut db).unwrap();
                 [bits(&y), bits(&dx), bits(&dw), bits(&db)]
@@ -161,8 +164,8 @@ fn wrong_shapes_are_errors() {
     assert_eq!(forward_invariant(x, w, Some(&[0.0; 3]), RowsMut::new(&mut y, 4)).unwrap_err().argument, "bias");
     assert_eq!(forward_invariant(x, Rows::new(&[0.0; 4], 2), None, RowsMut::new(&mut y, 4)).unwrap_err().argument, "w");
     let dy = Rows::new(&[0.0; 8], 4);
-    assert!(backward_input(dy, x, RowsMut::new(&mut y[..6], 3)).is_err());
-    assert!(backward_input(dy, w, RowsMut::new(&mut y[..6], 2)).is_err());
+    assert!(backward_input(dy, x, RowsMut::new(&mut y[..6], 3), false).is_err());
+    assert!(backward_input(dy, w, RowsMut::new(&mut y[..6], 2), false).is_err());
     assert!(backward_weight(dy, x, RowsMut::new(&mut y, 2)).is_err());
     assert!(backward_weight(dy, Rows::new(&[0.0; 9], 3), RowsMut::new(&mut [0.0; 12], 3)).is_err());
     assert!(backward_bias(dy, &mut y[..3]).is_err());

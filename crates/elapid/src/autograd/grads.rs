@@ -32,6 +32,11 @@ impl Form {
         Self { rows, cols, device: value.device(), dtype: value.dtype(), param: None }
     }
 
+    /// Columns of the gradient that are those of `var`: a reshaped variable covers it whole, a column slice keeps its rows.
+    fn cols_of(&self, var: &Var) -> usize {
+        if var.value.len() == self.rows * self.cols { self.cols } else { var.value.cols() }
+    }
+
     /// A matrix of `cols` columns: zeros on the processor, whatever the memory held on a GPU.
     fn matrix(&self, cols: usize) -> Result<Tensor> {
         let shape = [self.rows, cols];
@@ -47,6 +52,26 @@ struct Slot {
     data: Tensor,
     /// Disjoint column ranges that hold something.
     written: Vec<(usize, usize)>,
+}
+
+impl Slot {
+    /// Columns `from..to` that nobody wrote become 0, and count as written.
+    fn fill(&mut self, from: usize, to: usize) -> Result<()> {
+        let mut written = self.written.clone();
+        written.sort_unstable();
+        let mut at = from;
+        for (start, end) in written.into_iter().chain([(to, to)]) {
+            let gap = start.min(to);
+            if gap > at {
+                if let Some(gpu) = self.data.gpu() {
+                    gpu.zero(self.data.mat_mut().columns(at, gap - at))?;
+                }
+                self.written.push((at, gap));
+            }
+            at = at.max(end);
+        }
+        Ok(())
+    }
 }
 
 /// How an operation gives the gradient of an input.
@@ -103,19 +128,10 @@ impl Grads {
         self.slots[slot] = Some(Slot { data, written: vec![(0, cols)] });
     }
 
-    pub(super) fn take_whole(&mut self, slot: usize) -> Result<Option<Tensor>> {
-        let Some(Slot { mut data, mut written }) = self.slots[slot].take() else { return Ok(None) };
-        if let Some(gpu) = data.gpu() {
-            written.sort_unstable();
-            let mut at = 0;
-            for (from, to) in written.into_iter().chain([(self.forms[slot].cols, usize::MAX)]) {
-                if from > at {
-                    gpu.zero(data.mat_mut().columns(at, from - at))?;
-                }
-                at = at.max(to);
-            }
-        }
-        Ok(Some(data))
+    pub(super) fn take_whole(&mut self, index: usize) -> Result<Option<Tensor>> {
+        let Some(mut slot) = self.slots[index].take() else { return Ok(None) };
+        slot.fill(0, self.forms[index].cols)?;
+        Ok(Some(slot.data))
     }
 
     /// The gradient of an output, moved out; none if no gradient arrived there.
@@ -205,6 +221,42 @@ impl Grads {
         self.close(targets, opened)
     }
 
+    /// Hands out the matrix of one gradient to an operation that can store as well as add, and tells it which: it adds
+    /// (`+=`) where something is there already, so that no memory and no pass of its own is needed for the sum.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn accumulate(
+        &mut self,
+        var: &Var,
+        write: impl FnOnce(RowsMut<'_>, bool) -> elapid_kernels::Result<()>,
+    ) -> Result<()> {
+        let want = self.store_or_add(var);
+        self.write([want], |[matrix]| write(matrix, matches!(want, Want::Add(_))))
+    }
+
+    /// [`accumulate`](Self::accumulate) for operations on a GPU.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn accumulate_cuda(
+        &mut self,
+        var: &Var,
+        write: impl FnOnce(MatMut<'_>, bool) -> cuda::Result<()>,
+    ) -> Result<()> {
+        let want = self.store_or_add(var);
+        self.write_cuda([want], |[matrix]| matrix.map_or(Ok(()), |matrix| write(matrix, matches!(want, Want::Add(_)))))
+    }
+
+    fn store_or_add<'a>(&self, var: &'a Var) -> Want<'a> {
+        let Some(place) = &var.place else { return Want::Set(var) };
+        let cols = self.forms[place.slot].cols_of(var);
+        match self.holds(place.slot, place.from, place.from + cols) {
+            true => Want::Add(var),
+            false => Want::Set(var),
+        }
+    }
+
     fn targets<const N: usize>(&self, wants: [Want<'_>; N]) -> Result<[Target; N]> {
         let mut targets = wants.map(|_| Target { slot: None, from: 0, cols: 0, adds: false, own: None });
         for (target, want) in targets.iter_mut().zip(wants) {
@@ -224,14 +276,16 @@ impl Grads {
             let form = Form::of(&var.value);
             return Ok(Target { slot: None, from: 0, cols: form.cols, adds, own: Some(form.matrix(form.cols)?) });
         };
-        // A reshaped variable covers its slot whole; a column slice keeps the slot's rows.
         let form = self.forms[place.slot];
-        let cols = if var.value.len() == form.rows * form.cols { form.cols } else { var.value.cols() };
-        let taken = self.slots[place.slot]
-            .as_ref()
-            .is_some_and(|slot| slot.written.iter().any(|&(from, to)| from < place.from + cols && place.from < to));
+        let cols = form.cols_of(var);
+        let taken = self.holds(place.slot, place.from, place.from + cols);
         let own = (!adds && taken).then(|| form.matrix(cols)).transpose()?;
         Ok(Target { slot: Some(place.slot), from: place.from, cols, adds, own })
+    }
+
+    /// Whether something was written to columns `from..to` of a gradient.
+    fn holds(&self, slot: usize, from: usize, to: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|slot| slot.written.iter().any(|&(start, end)| start < to && from < end))
     }
 
     /// An operation may be given the same variable twice: the second then gets memory of its own.
@@ -273,13 +327,11 @@ impl Grads {
                     opened.len() - 1
                 }
             };
-            let range = (target.from, target.from + target.cols);
-            let slot = &mut opened[at].1;
-            if !slot.written.iter().any(|&(from, to)| from <= range.0 && range.1 <= to) {
-                if let Some(gpu) = slot.data.gpu().filter(|_| target.adds) {
-                    gpu.zero(slot.data.mat_mut().columns(target.from, target.cols))?;
-                }
-                slot.written.push(range);
+            let (slot, end) = (&mut opened[at].1, target.from + target.cols);
+            match target.adds {
+                true => slot.fill(target.from, end)?,
+                // Nothing is there: otherwise it would have memory of its own.
+                false => slot.written.push((target.from, end)),
             }
         }
         Ok(opened)

@@ -7,10 +7,12 @@
 //!
 //! Two rules keep memory traffic low. A column slice ([`Var::columns`]) shares the gradient of what it was cut from, so
 //! the gradients of `x` and `z` are written straight into that of the packed `[x z]`. And the first writer of a gradient
-//! stores (`=`); only further ones add.
+//! stores (`=`); only further ones add: in place where the operation can ([`Grads::accumulate`]), else from memory of their
+//! own.
 
 mod checkpoint;
 mod grads;
+mod saved;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -20,6 +22,8 @@ use elapid_kernels::DType;
 pub use checkpoint::checkpoint;
 use grads::Form;
 pub use grads::{Grads, Want};
+use saved::Recipe;
+pub(crate) use saved::Saved;
 
 use crate::params::{ParamGrads, ParamId};
 use crate::{Result, Tensor};
@@ -63,6 +67,8 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 pub struct Var {
     value: Tensor,
     place: Option<Place>,
+    /// How the numbers are computed again on the way back, if operations need not keep them.
+    recipe: Option<Recipe>,
 }
 
 /// Columns `from..` of a gradient on a tape. The tape is held weakly: closures on it hold variables.
@@ -84,7 +90,7 @@ impl std::fmt::Debug for Var {
 
 impl From<Tensor> for Var {
     fn from(value: Tensor) -> Self {
-        Self { value, place: None }
+        Self { value, place: None, recipe: None }
     }
 }
 
@@ -115,7 +121,7 @@ impl Var {
     /// If the range is not inside the last dimension.
     pub fn columns(&self, from: usize, cols: usize) -> Var {
         let place = self.place.clone().map(|place| Place { from: place.from + from, ..place });
-        Var { value: self.value.columns(from, cols), place }
+        Var { value: self.value.columns(from, cols), place, recipe: None }
     }
 
     /// The same numbers under another shape with the same last dimension (any shape for a variable not yet cut).
@@ -123,7 +129,7 @@ impl Var {
     /// # Panics
     /// If the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Var {
-        Var { value: self.value.reshape(shape), place: self.place.clone() }
+        Var { value: self.value.reshape(shape), place: self.place.clone(), recipe: None }
     }
 }
 
@@ -153,7 +159,7 @@ impl Tape {
     /// A variable that wants a gradient and that nothing computed: an input to differentiate by.
     pub fn leaf(&self, value: Tensor) -> Var {
         let slot = lock(&self.inner).new_slot(&value);
-        Var { value, place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
+        Var { place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }), ..value.into() }
     }
 
     /// The variable of a parameter: the same gradient, in f32, however often it is asked for.
@@ -171,7 +177,7 @@ impl Tape {
         if self.notes_only {
             return value.clone().into();
         }
-        Var { value: value.clone(), place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }) }
+        Var { place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }), ..value.clone().into() }
     }
 
     /// Differentiates `output`, whose own gradient is `seed` everywhere, by every parameter used since the last call;
@@ -261,7 +267,7 @@ impl Tape {
 impl Inner {
     fn output(&mut self, tape: &Arc<Mutex<Inner>>, value: Tensor) -> Var {
         let slot = self.new_slot(&value);
-        Var { value, place: Some(Place { tape: Arc::downgrade(tape), slot, from: 0 }) }
+        Var { place: Some(Place { tape: Arc::downgrade(tape), slot, from: 0 }), ..value.into() }
     }
 
     fn push(&mut self, inputs: &[&Var], recomputed: Vec<ParamId>, outputs: &[Var], backward: Backward) {
@@ -317,8 +323,8 @@ fn tape_of(inputs: &[&Var]) -> Option<Arc<Mutex<Inner>>> {
 }
 
 impl Var {
-    /// The gradient's place and the shape alone, so that a closure does not keep an output it does not need.
-    fn without_numbers(&self) -> Var {
-        Var { value: self.value.shape_only(), place: self.place.clone() }
+    /// The gradient's place and the shape alone, so that a closure does not keep numbers it does not need.
+    pub(crate) fn without_numbers(&self) -> Var {
+        Var { value: self.value.shape_only(), place: self.place.clone(), recipe: None }
     }
 }

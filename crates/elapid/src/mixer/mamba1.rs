@@ -6,7 +6,7 @@ use elapid_kernels::selective_scan::Discretisation;
 use super::{Cost, Cx, Mixer, StateTensor};
 use crate::autograd::Var;
 use crate::config::{AInit, DtInit, Mamba1Config, ModelConfig};
-use crate::ops::{ScanArgs, causal_conv1d, linear, neg_exp, repeat, selective_scan};
+use crate::ops::{ScanArgs, causal_conv1d, linear, linear_recomputed, neg_exp, repeat, selective_scan};
 use crate::params::{Decay, Init, ParamBuilder, ParamId, Params};
 use crate::{Error, Result, Tensor};
 
@@ -179,7 +179,7 @@ impl Mixer for Mamba1 {
             (None, None) => Err(Error::Argument("a block without x_proj has a constant B and C".into())),
         };
         let delta = match self.dt_proj {
-            Some(weight) => linear(&next(r, None)?, &cx.param(weight), None)?, // [b l ed]
+            Some(weight) => linear_recomputed(&next(r, None)?, &cx.param(weight), None)?, // [b l ed]
             None => Tensor::zeros_on(x.value().device(), x.value().dtype(), x.shape())?.into(),
         };
         let (b, c) = (next(n, self.b)?, next(n, self.c)?); // [b l n]

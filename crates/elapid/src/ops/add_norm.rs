@@ -8,6 +8,8 @@ use crate::{DType, Result, Tensor};
 
 /// s = x + r and y = s / rms(s) · w; returns (y, s). Without a residual r, s is x.
 ///
+/// On the tape no operation keeps y: the way back makes it again from s, which is kept, bit for bit.
+///
 /// # Errors
 /// If shapes do not fit.
 pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
@@ -34,7 +36,9 @@ fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f
         rstd.mat_mut(),
     )?;
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
-    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let (x, residual, weight) = (x.without_numbers(), residual.map(Var::without_numbers), weight.clone());
+    let (kept_sum, dtype) = (sum.clone(), y.dtype());
+    let [again_sum, again_weight, again_rstd] = [&sum, weight.value(), &rstd].map(Tensor::clone);
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;
@@ -60,7 +64,12 @@ fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f
             _ => Ok(()),
         }
     });
-    Ok((y, sum))
+    let again = move || {
+        let mut y = Tensor::uninit(gpu, dtype, again_sum.shape())?;
+        kernel::cuda::scale(&gpu, again_sum.mat(), again_weight.flat(), again_rstd.mat(), y.mat_mut())?;
+        Ok(y)
+    };
+    Ok((y.recomputed_by(again), sum))
 }
 
 fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
@@ -79,9 +88,11 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
             &mut rstd,
         )
     })?;
-    let sum = Tensor::new(sum, x.shape());
+    let [sum, rstd] = [Tensor::new(sum, x.shape()), Tensor::new(rstd, &[rows])];
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
-    let (x, residual, weight, kept_sum) = (x.clone(), residual.cloned(), weight.clone(), sum.clone());
+    let (x, residual, weight) = (x.without_numbers(), residual.map(Var::without_numbers), weight.clone());
+    let kept_sum = sum.clone();
+    let [again_sum, again_weight, again_rstd] = [&sum, weight.value(), &rstd].map(Tensor::clone);
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;
@@ -92,7 +103,7 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
             kernel::backward(
                 kept_sum.rows(),
                 weight.value().as_slice(),
-                &rstd,
+                rstd.as_slice(),
                 dy.rows(),
                 dsum,
                 dx,
@@ -108,5 +119,10 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
             None => grads.give(&x, dx),
         }
     });
-    Ok((y, sum))
+    let again = move || {
+        Ok(Tensor::filled(again_sum.shape(), |y| {
+            kernel::scale(again_sum.rows(), again_weight.as_slice(), again_rstd.as_slice(), y)
+        })?)
+    };
+    Ok((y.recomputed_by(again), sum))
 }

@@ -75,7 +75,7 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>)
         }
     };
     let Some((mut dh, mut dw)) = saved else { return Ok(loss) };
-    let (kept_h, kept_weight) = (h.clone(), weight.clone());
+    let (kept_h, kept_weight) = (h.without_numbers(), weight.without_numbers());
     let [mean] = record(&[h, weight], [loss.mean.value().clone()], move |grads, [mean]| {
         let Some(seed) = grads.take(mean)? else { return Ok(()) };
         let seed = seed.to_vec()?[0];

@@ -13,32 +13,19 @@ use crate::{Result, Tensor};
 /// # Errors
 /// If shapes do not fit.
 pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
-    let n = weight.value().row_count();
-    let mut shape = x.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 1) = n;
     let recorded = x.wants_grad() || weight.wants_grad();
-    let y = match x.value().gpu() {
-        None => Tensor::filled(&shape, |y| {
-            let bias = bias.map(|b| b.value().as_slice());
-            let product = if recorded { kernel::forward } else { kernel::forward_invariant };
-            product(x.value().rows(), weight.value().rows(), bias, y)
-        })?,
-        Some(gpu) => {
-            let mut y = Tensor::uninit(gpu, x.value().dtype(), &shape)?;
-            let bias = bias.map(|b| b.value().flat());
-            kernel::cuda::forward(&gpu, x.value().mat(), weight.value().mat(), bias, y.mat_mut())?;
-            y
-        }
-    };
+    let y = product(x.value(), weight.value(), bias.map(Var::value), recorded)?;
     let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).collect();
-    let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
+    let kept = weight.wants_grad().then(|| x.saved());
+    let (x, weight, bias) = (x.without_numbers(), weight.clone(), bias.map(Var::without_numbers));
     let [y] = record(&inputs, [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let Some(gpu) = dy.gpu() else {
             if x.wants_grad() {
-                grads.write([Want::Set(&x)], |[dx]| kernel::backward_input(dy.rows(), weight.value().rows(), dx))?;
+                grads.accumulate(&x, |dx, adds| kernel::backward_input(dy.rows(), weight.value().rows(), dx, adds))?;
             }
-            if weight.wants_grad() {
+            if let Some(kept) = kept {
+                let x = kept.recall()?;
                 grads.write([Want::Add(&weight)], |[dw]| kernel::backward_weight(dy.rows(), x.value().rows(), dw))?;
             }
             if let Some(bias) = &bias {
@@ -47,11 +34,12 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
             return Ok(());
         };
         if x.wants_grad() {
-            grads.write_cuda([Want::Set(&x)], |[dx]| {
-                dx.map_or(Ok(()), |dx| kernel::cuda::backward_input(&gpu, dy.mat(), weight.value().mat(), dx))
+            grads.accumulate_cuda(&x, |dx, adds| {
+                kernel::cuda::backward_input(&gpu, dy.mat(), weight.value().mat(), dx, adds)
             })?;
         }
-        if weight.wants_grad() {
+        if let Some(kept) = kept {
+            let x = kept.recall()?;
             grads.write_cuda([Want::Add(&weight)], |[dw]| {
                 dw.map_or(Ok(()), |dw| kernel::cuda::backward_weight(&gpu, dy.mat(), x.value().mat(), dw))
             })?;
@@ -63,5 +51,29 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
         }
         Ok(())
     });
+    Ok(y)
+}
+
+/// [`linear`], whose y no operation keeps: the way back computes it again, bit for bit. For a product of a few columns
+/// that is cheap next to the memory of what it makes.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn linear_recomputed(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
+    let y = linear(x, weight, bias)?;
+    let recorded = x.wants_grad() || weight.wants_grad();
+    let (x, weight, bias) = (x.saved(), weight.value().clone(), bias.map(|b| b.value().clone()));
+    Ok(y.recomputed_by(move || product(x.recall()?.value(), &weight, bias.as_ref(), recorded)))
+}
+
+fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, recorded: bool) -> Result<Tensor> {
+    let mut shape = x.shape().to_vec();
+    *shape.last_mut().unwrap_or(&mut 1) = weight.row_count();
+    let Some(gpu) = x.gpu() else {
+        let product = if recorded { kernel::forward } else { kernel::forward_invariant };
+        return Ok(Tensor::filled(&shape, |y| product(x.rows(), weight.rows(), bias.map(Tensor::as_slice), y))?);
+    };
+    let mut y = Tensor::uninit(gpu, x.dtype(), &shape)?;
+    kernel::cuda::forward(&gpu, x.mat(), weight.mat(), bias.map(Tensor::flat), y.mat_mut())?;
     Ok(y)
 }

@@ -14,7 +14,7 @@ pub use add_norm::add_norm;
 pub use causal_conv1d::causal_conv1d;
 pub use cross_entropy::{Loss, Targets, cross_entropy};
 pub use embedding::{Ids, embedding};
-pub use linear::linear;
+pub use linear::{linear, linear_recomputed};
 pub use neg_exp::neg_exp;
 pub use repeat::repeat;
 pub use selective_scan::{ScanArgs, selective_scan};

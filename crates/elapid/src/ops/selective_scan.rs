@@ -2,10 +2,10 @@
 
 use elapid_kernels::cuda::Gpu;
 use elapid_kernels::selective_scan as kernel;
-use kernel::{Args, Dims, Discretisation, Saved};
+use kernel::{Args, Dims, Discretisation};
 
 use super::Layout;
-use crate::autograd::{Var, Want, record};
+use crate::autograd::{Saved, Var, Want, record};
 use crate::{DType, Result, Tensor};
 
 /// What a selective scan reads; shapes as in Mamba, algorithm 2.
@@ -46,6 +46,12 @@ impl ScanArgs {
         always.into_iter().chain(maybe.into_iter().filter_map(Option::as_ref)).collect()
     }
 
+    fn saved(&self) -> SavedArgs {
+        let [u, delta] = [&self.u, &self.delta].map(Var::saved);
+        let args = Self { u: self.u.without_numbers(), delta: self.delta.without_numbers(), ..self.clone() };
+        SavedArgs { u, delta, args }
+    }
+
     fn as_device_kernel<'a>(&'a self, layout: &'a Layout) -> kernel::cuda::Args<'a> {
         kernel::cuda::Args {
             u: self.u.value().mat(),
@@ -81,6 +87,19 @@ impl ScanArgs {
     }
 }
 
+/// What the backward reads; the two that may be computed again apart from the others.
+struct SavedArgs {
+    u: Saved,
+    delta: Saved,
+    args: ScanArgs,
+}
+
+impl SavedArgs {
+    fn recall(self) -> Result<ScanArgs> {
+        Ok(ScanArgs { u: self.u.recall()?, delta: self.delta.recall()?, ..self.args })
+    }
+}
+
 /// h_t = Ā_t h_{t-1} + B̄_t u_t, y_t = (C_t h_t + D u_t) silu(z_t) (Mamba, equations 2a and 2b, with the gate fused).
 ///
 /// Returns y `[b l d]` and the state after the last position `[b d n]`.
@@ -106,9 +125,9 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let keep = recorded.then_some(&mut saved);
     kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
-    let (kept, layout, output) = (args.clone(), layout.clone(), y.clone());
+    let (kept, layout, output) = (args.saved(), layout.clone(), y.clone());
     let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
-        let args = kept;
+        let args = kept.recall()?;
         let dlast = grads.take(last)?;
         let dy = grads.take_or_zeros(y)?;
         let wants = [
@@ -139,16 +158,16 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
 fn on_cpu(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let dims = args.dims(layout);
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
-    let mut saved = recorded.then(Saved::new);
+    let mut saved = recorded.then(kernel::Saved::new);
     let mut last = vec![0.0; dims.b * dims.d * dims.n];
     let y = Tensor::filled(args.u.shape(), |y| {
         kernel::forward(dims, &args.as_kernel(layout), y, &mut last, saved.as_mut())
     })?;
     let last = Tensor::new(last, args.initial.shape());
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
-    let (kept, layout) = (args.clone(), layout.clone());
+    let (kept, layout) = (args.saved(), layout.clone());
     let [y, last] = record(&args.inputs(), [y, last], move |grads, [y, last]| {
-        let args = kept;
+        let args = kept.recall()?;
         let dlast = grads.take(last)?;
         let dy = grads.take_or_zeros(y)?;
         let wants = [

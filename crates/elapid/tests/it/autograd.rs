@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use elapid::autograd::{Tape, Var};
-use elapid::ops::{Layout, add_norm, linear, neg_exp};
+use elapid::ops::{Layout, ScanArgs, add_norm, linear, linear_recomputed, neg_exp, selective_scan};
 use elapid::params::{ParamGrads, ParamId};
-use elapid::{DType, Device, LanguageModel, Tensor};
+use elapid::{DType, Device, LanguageModel, Result, Tensor};
 use elapid_kernels::selective_scan::Discretisation;
+use elapid_kernels::testing::bits;
 
 use crate::{close, ids, small_model};
 
@@ -74,6 +75,121 @@ fn unused_columns_have_gradient_zero() {
     let ones = Tensor::new(vec![1.0; 2], &[2, 1]);
     let mut grads = tape.backward_from(&[(&y, ones)], &mut ParamGrads::default()).unwrap();
     assert_eq!(grads.take(&leaf).unwrap().unwrap().as_slice(), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+}
+
+/// Products of all of x and of two of its columns: the second to go back adds to what is there of x's gradient, which may
+/// be a part.
+pub(crate) fn products_add_to_what_is_there(device: Device) {
+    let on = |x: Tensor| x.to(device, DType::F32).unwrap();
+    let (whole, part) = (counted(&[2, 4], 0.1), counted(&[2, 2], 0.3));
+    // The gradient of each is the sum of the rows of its matrix.
+    let rows = |w: &Tensor, j: usize| w.as_slice()[j] + w.as_slice()[w.cols() + j];
+    let want: Vec<f32> = (0..12)
+        .map(|i| rows(&whole, i % 4) + if (1..3).contains(&(i % 4)) { rows(&part, i % 4 - 1) } else { 0.0 })
+        .collect();
+    let (whole, part): (Var, Var) = (on(whole).into(), on(part).into());
+    for whole_last in [true, false] {
+        let tape = Tape::new();
+        let leaf = tape.leaf(on(counted(&[3, 4], 0.15)));
+        let mut products = [(leaf.clone(), &whole), (leaf.columns(1, 2), &part)];
+        if whole_last {
+            products.reverse();
+        }
+        let products = products.map(|(x, weight)| linear(&x, weight, None).unwrap());
+        let seeds = products.each_ref().map(|y| (y, on(Tensor::new(vec![1.0; 6], &[3, 2]))));
+        let mut grads = tape.backward_from(&seeds, &mut ParamGrads::default()).unwrap();
+        close("dx", &want, &grads.take(&leaf).unwrap().unwrap().to_vec().unwrap());
+    }
+}
+
+#[test]
+fn a_product_adds_to_a_gradient_that_is_there_in_part() {
+    products_add_to_what_is_there(Device::Cpu);
+}
+
+/// Whether no other tensor shares these numbers.
+fn is_alone(mut x: Tensor) -> bool {
+    if x.gpu().is_some() {
+        return Arc::strong_count(x.buffer().0) == 1;
+    }
+    // Then they are written where they are.
+    let before = x.as_slice().as_ptr();
+    x.make_mut().as_ptr() == before
+}
+
+/// Bits of the gradients of leaves, and whether the tape kept what may be computed again.
+type Run = (Vec<Vec<u32>>, bool);
+
+fn gradients(tape: &Tape, leaves: &[Var], outputs: &[(&Var, Tensor)]) -> Vec<Vec<u32>> {
+    let mut grads = tape.backward_from(outputs, &mut ParamGrads::default()).unwrap();
+    leaves.iter().map(|leaf| bits(&grads.take(leaf).unwrap().unwrap().to_vec().unwrap())).collect()
+}
+
+/// A scan by its input and by what Δ is made of.
+fn scan_with_delta(device: Device, dtype: DType, product: fn(&Var, &Var, Option<&Var>) -> Result<Var>) -> Run {
+    let (l, d, n, r) = (90, 64, 16, 8);
+    let on = |x: Tensor, dtype| x.to(device, dtype).unwrap();
+    let tape = Tape::new();
+    let leaves = [([1, l, d], 0.1), ([1, l, r], 0.2), ([1, d, r], 0.05), ([1, l, n], 0.1)]
+        .map(|(shape, scale)| tape.leaf(on(counted(&shape, scale), dtype)));
+    let [u, dt, weight, b] = &leaves;
+    let delta = product(dt, &weight.reshape(&[d, r]), None).unwrap();
+    let numbers = delta.value().clone();
+    let args = ScanArgs {
+        u: u.clone(),
+        delta,
+        delta_bias: None,
+        a: tape.leaf(on(Tensor::new(vec![-0.5; d * n], &[d, n]), DType::F32)),
+        b: b.clone(),
+        c: b.clone(),
+        skip: None,
+        z: None,
+        initial: on(Tensor::zeros(&[1, d, n]), DType::F32).into(),
+        rule: Discretisation::ExpEuler,
+    };
+    let (y, _) = selective_scan(args, &Layout::new(1, l)).unwrap();
+    let kept = !is_alone(numbers);
+    (gradients(&tape, &leaves, &[(&y, on(counted(&[1, l, d], 0.3), dtype))]), kept)
+}
+
+/// A norm and a product of it.
+fn normed_product(device: Device, dtype: DType, kept: bool) -> Run {
+    let on = |x: Tensor, dtype| x.to(device, dtype).unwrap();
+    let tape = Tape::new();
+    let leaves = [
+        tape.leaf(on(counted(&[90, 64], 0.1), dtype)),
+        tape.leaf(on(counted(&[90, 64], 0.3), DType::F32)),
+        tape.leaf(on(counted(&[64], 0.2), DType::F32)),
+        tape.leaf(on(counted(&[8, 64], 0.05), dtype)),
+    ];
+    let [x, residual, norm, weight] = &leaves;
+    let (mut y, sum) = add_norm(x, Some(residual), norm, 1e-5).unwrap();
+    let numbers = y.value().clone();
+    if kept {
+        // A variable under another shape is kept.
+        y = y.reshape(&[90, 64]);
+    }
+    let z = linear(&y, weight, None).unwrap();
+    drop(y);
+    let kept = !is_alone(numbers);
+    let seeds = [(&z, on(counted(&[90, 8], 0.3), dtype)), (&sum, on(counted(&[90, 64], 0.1), DType::F32))];
+    (gradients(&tape, &leaves, &seeds), kept)
+}
+
+/// Δ and normed inputs: whether they are computed again shows in what is kept, and in no bit.
+pub(crate) fn computed_again_is_not_kept_and_changes_no_bit(device: Device, dtype: DType) {
+    for (want, got) in [
+        (scan_with_delta(device, dtype, linear), scan_with_delta(device, dtype, linear_recomputed)),
+        (normed_product(device, dtype, true), normed_product(device, dtype, false)),
+    ] {
+        assert!(want.1 && !got.1);
+        assert!(want.0 == got.0);
+    }
+}
+
+#[test]
+fn what_is_computed_again_is_not_kept_and_changes_no_bit() {
+    computed_again_is_not_kept_and_changes_no_bit(Device::Cpu, DType::F32);
 }
 
 #[test]

@@ -94,6 +94,20 @@ fn gradients_are_the_processors_with_lengths_and_resets() {
 }
 
 #[test]
+fn a_product_adds_to_a_gradient_that_is_there_in_part() {
+    let Some(gpu) = gpu() else { return };
+    crate::autograd::products_add_to_what_is_there(Device::Cuda(gpu));
+}
+
+#[test]
+fn what_is_computed_again_is_not_kept_and_changes_no_bit() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        crate::autograd::computed_again_is_not_kept_and_changes_no_bit(Device::Cuda(gpu), dtype);
+    }
+}
+
+#[test]
 fn greedy_tokens_are_the_processors() {
     let Some(gpu) = gpu() else { return };
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
