@@ -313,11 +313,12 @@ pub struct TaskConfig {
     pub name: String,
     pub vocab: usize,
     pub tokens: usize,
+    pub eval_lengths: Vec<usize>,
 }
 
 impl Default for TaskConfig {
     fn default() -> Self {
-        Self { name: "none".into(), vocab: 16, tokens: 16 }
+        Self { name: "none".into(), vocab: 16, tokens: 16, eval_lengths: Vec::new() }
     }
 }
 
