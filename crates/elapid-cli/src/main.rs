@@ -12,6 +12,7 @@ mod inspect;
 mod model;
 mod output;
 mod ranks;
+mod report;
 mod score;
 mod train;
 

@@ -745,7 +745,8 @@ fn text(config: &TrainConfig, ranks: Option<&Group>, tokenising: &mut dyn FnMut(
 fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
     let train = &config.train;
     let sequences = |length, split| Sequences::new(task.clone(), length, train.seed, split);
-    let feed = Feed::Task(sequences(config.data.length, Split::Train)?, train.batch);
+    let feed = sequences(config.data.length, Split::Train)?.with_next_tokens(config.task.next_tokens);
+    let feed = Feed::Task(feed, train.batch);
     let lengths = match config.task.eval_lengths.as_slice() {
         [] => &[config.data.length],
         lengths => lengths,
