@@ -53,6 +53,13 @@ pub(crate) fn lengths(text: &str) -> Result<Vec<usize>, String> {
     Ok(std::iter::successors(Some(from), |length| length.checked_mul(2)).take_while(|&length| length <= to).collect())
 }
 
+/// The settings that the model of a directory was trained with, if that was on this task.
+pub(crate) fn trained(kind: &Kind, dir: Option<&Path>) -> Result<Option<TrainConfig>> {
+    let file = dir.map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
+    let trained = file.map(|file| TrainConfig::load(&file)).transpose()?;
+    Ok(trained.filter(|config| config.task.name == kind.name))
+}
+
 /// Evaluates models, each with its directory, if it is of one.
 pub(crate) fn run(request: &Request<'_>, models: Vec<(Loaded, Option<PathBuf>)>, output: Output) -> Result<()> {
     let kind = Kind::find(request.task)?;
@@ -79,11 +86,9 @@ fn answers(
     dir: Option<PathBuf>,
     output: Output,
 ) -> Result<Answers> {
-    let file = dir.as_ref().map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
-    let trained = file.map(|file| TrainConfig::load(&file)).transpose()?;
-    let trained = dir.zip(trained.filter(|config| config.task.name == kind.name));
-    let own = trained.as_ref().map(|(_, config)| config.clone());
-    let config = own.map_or_else(|| TrainConfig::parse(kind.settings, kind.name), Ok)?;
+    let trained = trained(kind, dir.as_deref())?;
+    let config = trained.clone().map_or_else(|| TrainConfig::parse(kind.settings, kind.name), Ok)?;
+    let trained = dir.zip(trained);
     let Some(task) = tasks::open(&config.task)? else { unreachable!("its name is that of a task") };
     let own = [config.data.length];
     let lengths = request.lengths.unwrap_or(&own);

@@ -9,17 +9,19 @@ use std::sync::Arc;
 
 pub use mamba1::Mamba1;
 
-use crate::Result;
 use crate::autograd::{Tape, Var};
 use crate::config::{MixerConfig, ModelConfig};
 use crate::ops::Layout;
 use crate::params::{ParamBuilder, ParamId, Params};
+use crate::trace::Trace;
+use crate::{Result, Tensor};
 
 /// What a forward pass runs with: the parameters, the tape if gradients are wanted, and how the positions lie.
 #[derive(Clone)]
 pub struct Cx {
     params: Arc<Params>,
     tape: Option<Arc<Tape>>,
+    trace: Option<Arc<Trace>>,
     /// Rows, positions, padding and document borders.
     pub layout: Layout,
 }
@@ -27,7 +29,21 @@ pub struct Cx {
 impl Cx {
     /// A pass over positions laid out as `layout`; operations are recorded if there is a tape.
     pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
-        Self { params, tape, layout }
+        Self { params, tape, trace: None, layout }
+    }
+
+    /// The same pass, looked into.
+    #[must_use]
+    pub fn traced(self, trace: &Arc<Trace>) -> Self {
+        Self { trace: Some(trace.clone()), ..self }
+    }
+
+    /// A mixer says what one of its values is, once a pass: computed only if someone looks.
+    ///
+    /// # Errors
+    /// Those of `value`.
+    pub fn trace(&self, name: &str, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        self.trace.as_ref().map_or(Ok(()), |trace| trace.add(name, value))
     }
 
     /// The variable of a parameter.
