@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", requires = "model_size")]
     vocab: Option<usize>,
     #[command(flatten)]
-    trace: trace::Arguments,
+    trace: trace::TraceArguments,
 }
 
 /// A tensor of the model.

@@ -23,7 +23,7 @@ const QUANTILES: (f64, f64) = (0.1, 0.9);
 
 /// What to look at, and over what.
 #[derive(clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct TraceArguments {
     /// Show a value inside the model instead: delta, the step sizes of every layer, over one sequence
     #[arg(long, value_name = "NAME", value_parser = [DELTA], conflicts_with = "model_size")]
     trace: Option<String>,
@@ -82,13 +82,13 @@ struct Layer {
     high: Vec<f64>,
 }
 
-impl Arguments {
+impl TraceArguments {
     pub(crate) fn asked(&self) -> bool {
         self.trace.is_some()
     }
 }
 
-pub(crate) fn run(arguments: &Arguments, model: &ModelArgument, place: Place, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &TraceArguments, model: &ModelArgument, place: Place, output: Output) -> Result<()> {
     let loaded = model.load_on(place, output)?;
     let reading = match &arguments.prompt {
         None => task(arguments, model)?,
@@ -127,7 +127,7 @@ pub(crate) fn run(arguments: &Arguments, model: &ModelArgument, place: Place, ou
 }
 
 /// The first sequence that `eval` would read with this seed.
-fn task(arguments: &Arguments, model: &ModelArgument) -> Result<Reading> {
+fn task(arguments: &TraceArguments, model: &ModelArgument) -> Result<Reading> {
     let kind = Kind::find(arguments.task.as_deref().unwrap_or("selective-copying"))?;
     let trained = score::trained(kind, model.model.as_deref())?;
     let config = trained.map_or_else(|| TrainConfig::parse(kind.settings, kind.name), Ok)?;
