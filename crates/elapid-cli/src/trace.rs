@@ -211,7 +211,7 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
     let mut series = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
         for values in [&layer.low, &layer.high] {
-            series.push(Series { points: points(values), look: Look::Faint, colour: i, ..Series::default() });
+            series.push(Series { points: points(values), look: Look::Thin, colour: i, ..Series::default() });
         }
         let name = format!("layer {i}");
         series.push(Series { name, points: points(&layer.mean), colour: i, last_value: true, ..Series::default() });
