@@ -27,6 +27,8 @@ Examples:
       lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each
   elapid eval --task induction-heads --model DIR --lengths 64..1048576
       right answers to a synthetic task at every doubled length; memory does not grow with the length
+  elapid eval --task induction-heads --model runs/out/a --model runs/out/b --report page.md
+      several models side by side on one page, with the paper's figures, how they were trained, and pictures
 
 The loss is the mean negative log-likelihood of a token, in nats. Bits per byte are over all bytes
 of the text; its first token is given, not predicted.";
@@ -38,8 +40,10 @@ const HELD_OUT: f64 = 0.1;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    model: ModelArgument,
+    /// Directory with config.json, model.safetensors and, for text, tokenizer.json; with --task several, one after another
+    /// [default: the model inside elapid]
+    #[arg(long = "model", value_name = "DIR")]
+    models: Vec<PathBuf>,
     /// A JSON file with a list of lists of token ids
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "val_fraction", "length"])]
     tokens: Option<PathBuf>,
@@ -76,7 +80,7 @@ pub(crate) struct Arguments {
     /// What the sequences follow from
     #[arg(long, value_name = "N", requires = "task", default_value_t = 1)]
     seed: u64,
-    /// Write the results there as Markdown, with pictures beside it
+    /// Write the results of all models there as Markdown, with the paper's beside them and pictures as files
     #[arg(long, value_name = "FILE", requires = "task")]
     report: Option<PathBuf>,
 }
@@ -94,7 +98,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
-    let loaded = arguments.model.load_on(place, output)?;
+    let load = |model: Option<PathBuf>| ModelArgument { model }.load_on(place, output);
     if let Some(task) = &arguments.task {
         let request = score::Request {
             task,
@@ -102,11 +106,21 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
             sequences: arguments.sequences,
             seed: arguments.seed,
             chunk: arguments.chunk,
-            dir: arguments.model.model.as_deref(),
             report: arguments.report.as_deref(),
         };
-        return score::run(&request, &loaded, output);
+        let mut dirs: Vec<Option<PathBuf>> = arguments.models.iter().cloned().map(Some).collect();
+        if dirs.is_empty() {
+            dirs.push(None);
+        }
+        let models = dirs.into_iter().map(|dir| Ok((load(dir.clone())?, dir))).collect::<Result<_>>()?;
+        return score::run(&request, models, output);
     }
+    let model = match arguments.models.as_slice() {
+        [] => None,
+        [dir] => Some(dir.clone()),
+        _ => return Err(wrong("--model: wanted one without --task, got several")),
+    };
+    let loaded = load(model)?;
     match &arguments.tokens {
         Some(path) => lists(arguments, &loaded, path, output),
         None => text(arguments, &loaded, output),

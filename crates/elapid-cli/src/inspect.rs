@@ -7,15 +7,24 @@ use elapid::tokenizer::Tokenizer;
 use elapid::{LanguageModel, embedded};
 use serde_json::{Value, json};
 
-use crate::model::{self, ModelArgument};
+use crate::model::{self, ModelArgument, Place};
 use crate::output::{Output, bytes, pairs, scaled, table, thousands};
+use crate::trace;
 
 const EXAMPLES: &str = "\
 Examples:
   elapid inspect                        the model inside elapid
   elapid inspect --model DIR            a directory; reads no weights, so it is quick at any size
   elapid inspect --model-size 130m      a published size (130m 370m 790m 1.4b 2.8b), no weights needed
-  elapid inspect --model-size 256x4 --vocab 256 --json";
+  elapid inspect --model-size 256x4 --vocab 256 --json
+  elapid inspect --trace delta --model DIR
+      Δ of every layer over a sequence of selective copying, and a picture of it in delta.svg and delta.png
+  elapid inspect --trace delta --prompt \"ROMEO: But soft\"
+      the same over a text
+
+Δ is how long a step a channel takes at a position. Near 0 the state stays as it is: the position is passed over. A large
+one forgets the state and takes the position in. A model that has learned selective copying takes long steps at the tokens
+to copy and short ones at noise: their ratio says how well it selects.";
 
 /// Which model.
 #[derive(clap::Args)]
@@ -29,6 +38,8 @@ pub(crate) struct Arguments {
     /// Number of token ids of that model
     #[arg(long, value_name = "N", requires = "model_size")]
     vocab: Option<usize>,
+    #[command(flatten)]
+    trace: trace::TraceArguments,
 }
 
 /// A tensor of the model.
@@ -40,7 +51,10 @@ struct Row {
     decay: bool,
 }
 
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    if arguments.trace.asked() {
+        return trace::run(&arguments.trace, &arguments.model, place, output);
+    }
     let (name, config, checkpoint, tokenizer) = match (&arguments.model_size, &arguments.model.model) {
         (Some(size), _) => {
             let mut config = ModelConfig::mamba1(size)?;

@@ -12,7 +12,9 @@ mod inspect;
 mod model;
 mod output;
 mod ranks;
+mod report;
 mod score;
+mod trace;
 mod train;
 
 use std::process::ExitCode;
@@ -77,7 +79,7 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Measure how well a model predicts a text or lists of tokens, or answers a synthetic task
     Eval(Box<eval::Arguments>),
-    /// Show what a model is made of: configuration, tensors, cost of a token, size of its state
+    /// Show what a model is made of: configuration, tensors, cost of a token, size of its state; or look inside it
     Inspect(inspect::Arguments),
     /// Show what this machine has and how fast it is, and check that elapid works here
     Doctor(doctor::Arguments),
@@ -120,7 +122,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Generate(arguments) => generate::run(arguments, place, output),
         Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),
         Command::Eval(arguments) => eval::run(arguments, place, output),
-        Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Inspect(arguments) => inspect::run(arguments, place, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
         Command::Bench(command) => bench::run(command, place, output),
     }

@@ -1,21 +1,18 @@
 //! `elapid eval --task`: right answers of a model to a synthetic task, by length.
 
-use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use elapid::Device;
-use elapid::files::atomic_write;
 use elapid_train::config::TrainConfig;
-use elapid_train::metrics;
-use elapid_train::plot::{self, Look, Series};
 use elapid_train::tasks::{self, Kind, Reader, Score, Sequences, Split};
 use serde_json::{Value, json};
 
 use crate::failure::wrong;
 use crate::model::Loaded;
 use crate::output::{Output, bytes, table, thousands};
+use crate::report;
 
 /// What `--task` asks for.
 pub(crate) struct Request<'a> {
@@ -24,17 +21,23 @@ pub(crate) struct Request<'a> {
     pub(crate) sequences: u64,
     pub(crate) seed: u64,
     pub(crate) chunk: Option<usize>,
-    /// The model's directory, whose config.toml has the sizes of the task.
-    pub(crate) dir: Option<&'a Path>,
     pub(crate) report: Option<&'a Path>,
 }
 
+/// A model and what it answered.
+pub(crate) struct Answers {
+    pub(crate) loaded: Loaded,
+    /// Its directory, and how it was trained there, if that was on this task.
+    pub(crate) trained: Option<(PathBuf, TrainConfig)>,
+    pub(crate) lines: Vec<Line>,
+}
+
 /// The answers at one length.
-struct Line {
-    length: usize,
-    score: Score,
-    seconds: f64,
-    peak: Option<u64>,
+pub(crate) struct Line {
+    pub(crate) length: usize,
+    pub(crate) score: Score,
+    pub(crate) seconds: f64,
+    pub(crate) peak: Option<u64>,
 }
 
 /// `64..1024` (doubled from the first to the last), `64,100`, or one length.
@@ -50,12 +53,42 @@ pub(crate) fn lengths(text: &str) -> Result<Vec<usize>, String> {
     Ok(std::iter::successors(Some(from), |length| length.checked_mul(2)).take_while(|&length| length <= to).collect())
 }
 
-pub(crate) fn run(request: &Request<'_>, loaded: &Loaded, output: Output) -> Result<()> {
+/// The settings that the model of a directory was trained with, if that was on this task.
+pub(crate) fn trained(kind: &Kind, dir: Option<&Path>) -> Result<Option<TrainConfig>> {
+    let file = dir.map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
+    let trained = file.map(|file| TrainConfig::load(&file)).transpose()?;
+    Ok(trained.filter(|config| config.task.name == kind.name))
+}
+
+/// Evaluates models, each with its directory, if it is of one.
+pub(crate) fn run(request: &Request<'_>, models: Vec<(Loaded, Option<PathBuf>)>, output: Output) -> Result<()> {
     let kind = Kind::find(request.task)?;
-    let trained = request.dir.map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
-    let trained = trained.map(|file| TrainConfig::load(&file)).transpose()?;
-    let trained = trained.filter(|config| config.task.name == kind.name);
+    let models: Vec<Answers> =
+        models.into_iter().map(|(loaded, dir)| answers(request, kind, loaded, dir, output)).collect::<Result<_>>()?;
+    if let Some(path) = request.report {
+        report::write(path, kind, request, &models)?;
+    }
+    let object = json!({
+        "task": kind.name,
+        "seed": request.seed,
+        "models": models.iter().map(Answers::object).collect::<Vec<_>>(),
+    });
+    output.result(&object, || {
+        let texts: Vec<String> = models.iter().map(|model| model.text(kind)).collect();
+        texts.join("\n")
+    })
+}
+
+fn answers(
+    request: &Request<'_>,
+    kind: &Kind,
+    loaded: Loaded,
+    dir: Option<PathBuf>,
+    output: Output,
+) -> Result<Answers> {
+    let trained = trained(kind, dir.as_deref())?;
     let config = trained.clone().map_or_else(|| TrainConfig::parse(kind.settings, kind.name), Ok)?;
+    let trained = dir.zip(trained);
     let Some(task) = tasks::open(&config.task)? else { unreachable!("its name is that of a task") };
     let own = [config.data.length];
     let lengths = request.lengths.unwrap_or(&own);
@@ -77,19 +110,18 @@ pub(crate) fn run(request: &Request<'_>, loaded: &Loaded, output: Output) -> Res
         lines.push(Line { length, score, seconds: started.elapsed().as_secs_f64(), peak: peak(device) });
     }
     bar.finish_and_clear();
-    if let Some(path) = request.report {
-        report(path, kind, request, loaded, trained.as_ref(), &lines)?;
+    Ok(Answers { loaded, trained, lines })
+}
+
+impl Answers {
+    fn object(&self) -> Value {
+        json!({ "model": self.loaded.name, "lengths": self.lines.iter().map(Line::object).collect::<Vec<_>>() })
     }
-    let object = json!({
-        "task": kind.name,
-        "model": loaded.name,
-        "seed": request.seed,
-        "lengths": lines.iter().map(Line::object).collect::<Vec<_>>(),
-    });
-    output.result(&object, || {
-        let cells: Vec<Vec<String>> = lines.iter().map(Line::cells).collect();
-        format!("{}, {}\n\n{}", kind.name, loaded.name, table(&HEADING, &cells))
-    })
+
+    fn text(&self, kind: &Kind) -> String {
+        let cells: Vec<Vec<String>> = self.lines.iter().map(Line::cells).collect();
+        format!("{}, {}\n\n{}", kind.name, self.loaded.name, table(&HEADING, &cells))
+    }
 }
 
 const HEADING: [&str; 6] = [">length", ">sequences", ">answers", ">right", ">peak memory", ">seconds"];
@@ -118,79 +150,6 @@ impl Line {
             format!("{:.1}", self.seconds),
         ]
     }
-}
-
-/// Writes the results as Markdown, with pictures beside it.
-fn report(
-    path: &Path,
-    kind: &Kind,
-    request: &Request<'_>,
-    loaded: &Loaded,
-    trained: Option<&TrainConfig>,
-    lines: &[Line],
-) -> Result<()> {
-    let stem = path.file_stem().map_or_else(|| kind.name.into(), |stem| stem.to_string_lossy().into_owned());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|error| wrong(format!("cannot make {}: {error}", folder.display())))?;
-    let config = loaded.model.config();
-    let parameters = thousands(loaded.model.params().count() as u64);
-    let mut text = format!("# {}: answers by length\n\n", kind.name);
-    writeln!(text, "{} layers of width {}, {parameters} parameters.", config.n_layer, config.d_model)?;
-    let mut pictures = Vec::new();
-    if let Some((train, dir)) = trained.zip(request.dir) {
-        let records = metrics::read(&dir.join("metrics.jsonl"))?;
-        if let Some(last) = records.last() {
-            let t = &train.train;
-            writeln!(
-                text,
-                "Trained at length {} with batches of {}, learning rate {:e} ({:?}), weight decay {}, seed {}: {} steps, \
-                 {} tokens, {:.0} seconds.",
-                thousands(train.data.length as u64),
-                t.batch,
-                t.lr,
-                t.schedule,
-                t.weight_decay,
-                t.seed,
-                thousands(last.step),
-                thousands(last.tokens),
-                last.seconds
-            )?;
-        }
-        let points = records.iter().filter_map(|record| Some((record.step as f64, 100.0 * record.accuracy?))).collect();
-        pictures.push(("steps", "step", false, Series { points, look: Look::Line, ..Series::default() }));
-    }
-    let points = lines.iter().map(|line| (line.length as f64, 100.0 * line.score.accuracy())).collect();
-    pictures.push(("lengths", "length", true, Series { points, look: Look::Dots, ..Series::default() }));
-    writeln!(
-        text,
-        "Evaluated on {}, {} fresh sequences a length (seed {}), the state carried from part to part of a sequence.\n",
-        loaded.model.device(),
-        thousands(request.sequences),
-        request.seed
-    )?;
-    writeln!(text, "{}\n", kind.paper)?;
-    writeln!(text, "| {} |", HEADING.map(|title| title.trim_start_matches('>')).join(" | "))?;
-    writeln!(text, "|{}", "---:|".repeat(HEADING.len()))?;
-    for line in lines {
-        writeln!(text, "| {} |", line.cells().join(" | "))?;
-    }
-    for (name, x_label, x_log, series) in pictures {
-        if series.points.len() < 2 {
-            continue;
-        }
-        let options = plot::Options {
-            title: format!("{}: right answers by {x_label}", kind.name),
-            x_label: x_label.into(),
-            y_label: "right answers, %".into(),
-            x_log,
-            ..plot::Options::default()
-        };
-        let chart = plot::line_chart(&[series], &options)?;
-        let file = format!("{stem}-{name}.svg");
-        atomic_write(&folder.join(&file), |w| std::io::Write::write_all(w, chart.svg.as_bytes()))?;
-        writeln!(text, "\n![right answers by {x_label}]({file})")?;
-    }
-    Ok(atomic_write(path, |w| std::io::Write::write_all(w, text.as_bytes()))?)
 }
 
 /// Begins to measure the peak of memory anew, where the system can.

@@ -116,6 +116,20 @@ impl TrainConfig {
         Ok(())
     }
 
+    /// The settings in which this differs from another config, as [`apply_override`](Self::apply_override) takes them.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (self.table(), other.table());
+        let place = |table: &Table, field: &str| {
+            let (section, key) = field.split_once('.')?;
+            table.get(section)?.get(key).cloned()
+        };
+        let difference = |field: String| {
+            let value = place(&ours, &field)?;
+            (place(&theirs, &field).as_ref() != Some(&value)).then(|| format!("{field}={value}"))
+        };
+        fields().into_iter().filter_map(difference).collect()
+    }
+
     /// The resolved config, with a comment about every setting.
     pub fn to_toml(&self) -> String {
         let table = self.table();

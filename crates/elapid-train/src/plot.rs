@@ -26,7 +26,9 @@ pub enum Look {
     Line,
     /// A line with a dot at every point.
     Dots,
-    /// A thin pale line, behind the others; it may leave the chart, whose range the others give.
+    /// A thin pale line.
+    Thin,
+    /// The same, behind the others; it may leave the chart, whose range the others give.
     Faint,
 }
 

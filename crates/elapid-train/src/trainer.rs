@@ -24,7 +24,7 @@ use crate::plot;
 use crate::progress::{Progress, Status};
 use crate::resume::{self, Position};
 use crate::schedule::Schedule;
-use crate::tasks::{self, Reader, Sequences, Split, Task};
+use crate::tasks::{self, Reader, Score, Sequences, Split, Task};
 use crate::{Error, Result};
 
 /// Positions of held-out text that are read at a time: what bounds the memory of a validation.
@@ -39,7 +39,7 @@ pub struct Trainer {
     /// The tokenizer of the text; a task has none.
     tokenizer: Option<Tokenizer>,
     schedule: Schedule,
-    feed: Feed,
+    feed: Arc<Feed>,
     train_tokens: u64,
     held_out: Option<HeldOut>,
     model: LanguageModel,
@@ -85,8 +85,8 @@ enum HeldOut {
         carries: bool,
         bytes_per_token: f64,
     },
-    /// Fresh sequences at every validation, this many.
-    Task(Sequences, u64),
+    /// Fresh sequences at every validation, this many of each length.
+    Task(Vec<Sequences>, u64),
 }
 
 /// What a validation came to.
@@ -302,7 +302,7 @@ impl Trainer {
             config,
             tokenizer,
             schedule,
-            feed,
+            feed: Arc::new(feed),
             train_tokens,
             held_out,
             model,
@@ -378,13 +378,14 @@ impl Trainer {
         let mut stopped = Stopped::Finished;
         let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN, accuracy: None };
         let mut asked: VecDeque<Asked> = VecDeque::new();
+        let mut batches = self.batches();
         while self.position.step < settings.steps {
             if self.stops(stop.load(Ordering::Relaxed))? || self.position.step >= last {
                 stopped = Stopped::Interrupted;
                 break;
             }
             let lr = self.schedule.lr(self.position.step);
-            asked.push_back(self.ask(lr)?);
+            asked.push_back(self.ask(lr, &mut batches)?);
             self.position.step += 1;
 
             let n = self.position.step;
@@ -472,14 +473,13 @@ impl Trainer {
 
     /// Forward and backward over `accumulate` batches, then one step of the optimiser: done on the processor, asked for
     /// on a GPU.
-    fn ask(&mut self, lr: f64) -> Result<Asked> {
+    fn ask(&mut self, lr: f64, batches: &mut impl Iterator<Item = Batch>) -> Result<Asked> {
         let began = Instant::now();
         let step = self.position.step + 1;
-        let parts = self.config.train.accumulate.max(1) as u64;
-        let (rank, size) = self.place();
-        let batches = (0..parts).map(|part| self.feed.batch((self.position.step * parts + part) * size + rank));
+        let size = self.place().1;
+        let batches = batches.take(self.parts() as usize);
         // Batches of all ranks make one step.
-        let parts = parts * size;
+        let parts = self.parts() * size;
         if self.cuda.is_none() {
             let batches: Vec<Batch> = batches.collect();
             let done = self.train_step(&batches, lr as f32)?;
@@ -536,7 +536,7 @@ impl Trainer {
         let (mut loss_sum, mut tokens) = (0.0, 0);
         for batch in batches {
             let layout = Layout { resets: batch.resets.clone().map(Into::into), ..Layout::new(batch.b, batch.l) };
-            let state = match (&self.feed, self.carried.take()) {
+            let state = match (&*self.feed, self.carried.take()) {
                 (Feed::Streams(_), Some(state)) => state,
                 _ => self.model.zero_state(batch.b)?,
             };
@@ -550,7 +550,7 @@ impl Trainer {
                 return Err(self.not_finite(self.position.step + 1, value, found));
             }
             tape.backward(&loss.mean, 1.0 / parts as f32, &mut self.grads)?;
-            self.carried = matches!(self.feed, Feed::Streams(_)).then(|| next.detach());
+            self.carried = matches!(*self.feed, Feed::Streams(_)).then(|| next.detach());
             loss_sum += value / parts as f64;
             tokens += (batch.b * batch.l) as u64;
         }
@@ -561,6 +561,19 @@ impl Trainer {
         let stepped = self.optimiser.step(self.model.params_mut(), &self.grads, lr);
         let grad_norm = stepped.map_err(|error| self.diverged(self.position.step + 1, error.to_string()))?;
         Ok(Step { loss: loss_sum, grad_norm, tokens })
+    }
+
+    /// This rank's batches from here on.
+    fn batches(&self) -> impl Iterator<Item = Batch> + use<> {
+        let (rank, size) = self.place();
+        let feed = self.feed.clone();
+        let numbers = (self.position.step * self.parts()..).map(move |part| part * size + rank);
+        data::ahead(numbers, move |number| feed.batch(number))
+    }
+
+    /// Batches of a rank that make one step.
+    fn parts(&self) -> u64 {
+        self.config.train.accumulate.max(1) as u64
     }
 
     /// This rank and the number of ranks.
@@ -604,10 +617,13 @@ impl Trainer {
                 let loss = self.loss_of(batches, *carries)?;
                 Validation { loss, bits_per_byte: held_out.bits_per_byte(loss), accuracy: None }
             }
-            Some(HeldOut::Task(sequences, count)) => {
+            Some(HeldOut::Task(lengths, count)) => {
                 let first = self.position.step.wrapping_mul(*count);
                 let numbers = first..first.saturating_add(*count);
-                let score = Reader::on(self.model.device()).score(&self.model, sequences, numbers, |_| ())?;
+                let reader = Reader::on(self.model.device());
+                let score = lengths.iter().try_fold(Score::default(), |sum, sequences| {
+                    Ok::<_, Error>(sum + reader.score(&self.model, sequences, numbers.clone(), |_| ())?)
+                })?;
                 Validation { loss: score.loss(), bits_per_byte: None, accuracy: Some(score.accuracy()) }
             }
         };
@@ -657,7 +673,7 @@ impl Trainer {
         }
         self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
         let dir = &self.config.output.dir;
-        let streams = matches!(self.feed, Feed::Streams(_));
+        let streams = matches!(*self.feed, Feed::Streams(_));
         let carried = self.cuda.as_ref().filter(|_| streams).map(CudaStep::state).or(self.carried.as_ref());
         resume::save(dir, &self.position, &self.model, &self.optimiser, carried)?;
         if self.position.best.is_none() { self.save_model() } else { Ok(()) }
@@ -728,9 +744,15 @@ fn text(config: &TrainConfig, ranks: Option<&Group>, tokenising: &mut dyn FnMut(
 /// The sequences of a task.
 fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
     let train = &config.train;
-    let sequences = |split| Sequences::new(task.clone(), config.data.length, train.seed, split);
-    let feed = Feed::Task(sequences(Split::Train)?, train.batch);
-    let held_out = HeldOut::Task(sequences(Split::HeldOut)?, train.eval_batches * train.batch as u64);
+    let sequences = |length, split| Sequences::new(task.clone(), length, train.seed, split);
+    let feed = sequences(config.data.length, Split::Train)?.with_next_tokens(config.task.next_tokens);
+    let feed = Feed::Task(feed, train.batch);
+    let lengths = match config.task.eval_lengths.as_slice() {
+        [] => &[config.data.length],
+        lengths => lengths,
+    };
+    let held_out = lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?;
+    let held_out = HeldOut::Task(held_out, train.eval_batches * train.batch as u64);
     Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
 }
 

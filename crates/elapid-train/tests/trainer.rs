@@ -350,7 +350,8 @@ fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
 
 #[test]
 fn a_resumed_task_is_the_same_bits() {
-    let settings = [&SMALL_TASK[..], &["train.steps=12", "train.eval_every=4", "train.accumulate=2"]].concat();
+    let more = ["train.steps=12", "train.eval_every=4", "train.accumulate=2", "task.eval_lengths=[4, 9]"];
+    let settings = [&SMALL_TASK[..], &more, &["task.next_tokens=true"]].concat();
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(config(whole.path(), &settings), false).unwrap();
     interrupted(parts.path(), &settings, 7);

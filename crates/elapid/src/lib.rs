@@ -72,6 +72,7 @@ pub mod state;
 mod tensor;
 pub mod text;
 pub mod tokenizer;
+pub mod trace;
 
 pub use elapid_kernels::DType;
 pub use error::{Error, Result};

@@ -96,7 +96,7 @@ fn answers_to_a_task() {
     };
     let counts = |value: &Value| -> Vec<(u64, u64, u64)> {
         let number = |line: &Value, key: &str| line[key].as_u64().unwrap();
-        let lines = value["lengths"].as_array().unwrap().iter();
+        let lines = value["models"][0]["lengths"].as_array().unwrap().iter();
         lines.map(|line| (number(line, "length"), number(line, "answers"), number(line, "right"))).collect()
     };
     let whole = run(&["--report", &report]);
@@ -108,6 +108,9 @@ fn answers_to_a_task() {
     let text = std::fs::read_to_string(&report).unwrap();
     assert!(text.contains("table 11") && text.contains("answers-lengths.svg"), "{text}");
     assert!(dir.path().join("results/answers-lengths.svg").is_file());
+    let several = run(&["--model", &model]);
+    assert_eq!(several["models"][1]["lengths"][0]["right"], several["models"][0]["lengths"][0]["right"]);
+    elapid(&["eval", "--model", &model, "--model", &model]).fails(2, &["--model", "--task"]);
     elapid(&["eval", "--task", "sorting"]).fails(2, &["`sorting`", "induction-heads"]);
     elapid(&["eval", "--task", "induction-heads", "--lengths", "2"]).fails(2, &["--lengths", "4 to"]);
     elapid(&["eval", "--lengths", "64"]).fails(2, &["--task"]);

@@ -40,3 +40,39 @@ fn without_arguments_the_model_inside() {
     let found = elapid(&["inspect", "--json"]).json();
     assert_eq!(found["tokenizer"], "bytes, 259 ids");
 }
+
+#[test]
+fn step_sizes_over_a_sequence() {
+    let dir = tempfile::tempdir().unwrap();
+    let stem = dir.path().join("pictures/delta").display().to_string();
+    let model = tiny();
+    let run = |more: &[&str]| {
+        elapid(&[&["inspect", "--trace", "delta", "--model", &model, "--picture", &stem], more].concat())
+    };
+    let found = run(&["--length", "60", "--json"]).json();
+    let roles: Vec<&str> = found["roles"].as_array().unwrap().iter().map(|role| role.as_str().unwrap()).collect();
+    assert_eq!(roles.len(), 60 + 32);
+    let positions = |wanted: &str| (0..92).filter(|&t| roles[t] == wanted).collect::<Vec<_>>();
+    assert_eq!((positions("data").len(), positions("asked").len()), (16, 16));
+    for layer in found["layers"].as_array().unwrap() {
+        let values =
+            |name: &str| layer[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect::<Vec<_>>();
+        let (mean, low, high) = (values("mean"), values("low"), values("high"));
+        assert!((0..92).all(|t| 0.0 < low[t] && low[t] < mean[t] && low[t] < high[t]));
+        let at = |role: &str| positions(role).iter().map(|&t| mean[t]).sum::<f64>() / positions(role).len() as f64;
+        let ratio = layer["data_to_noise"].as_f64().unwrap();
+        assert!((at("data") / at("noise") - ratio).abs() < 1e-9 * ratio);
+    }
+    assert_eq!(found["layers"].as_array().unwrap().len(), 2);
+    for extension in ["svg", "png"] {
+        assert!(dir.path().join(format!("pictures/delta.{extension}")).is_file());
+    }
+    assert_ne!(run(&["--length", "60", "--seed", "2", "--json"]).json()["tokens"], found["tokens"]);
+    assert!(run(&["--task", "induction-heads", "--length", "20"]).text().contains("data / noise"));
+    run(&["--task", "induction-heads", "--length", "2"]).fails(2, &["--length", "4 to"]);
+    run(&["--prompt", "x"]).fails(2, &["tokenizer.json"]);
+    let text = elapid(&["inspect", "--trace", "delta", "--prompt", "ROMEO:", "--picture", &stem, "--json"]).json();
+    assert_eq!(text["roles"].as_array().unwrap().len(), 6);
+    elapid(&["inspect", "--task", "copying"]).fails(2, &["--trace"]);
+    elapid(&["inspect", "--trace", "gamma"]).fails(2, &["gamma", "delta"]);
+}

@@ -217,8 +217,14 @@ fn a_task() {
     let run = elapid(&[&train[..], &["--json"]].concat()).json();
     assert_eq!((run["step"].as_u64(), run["tokens"].as_u64()), (Some(2), Some(2 * 2 * (8 + 32))));
     assert!((0.0..=1.0).contains(&run["accuracy"].as_f64().unwrap()) && run["sample"].is_null(), "{run}");
-    let own = elapid(&["eval", "--task", "selective-copying", "--model", &output, "--sequences", "2", "--json"]).json();
-    assert_eq!((own["lengths"][0]["length"].as_u64(), own["lengths"][0]["answers"].as_u64()), (Some(8), Some(32)));
+    let page = dir.path().join("page.md").display().to_string();
+    let eval = ["eval", "--task", "selective-copying", "--model", &output, "--model", &output, "--sequences", "2"];
+    let own = elapid(&[&eval[..], &["--report", &page, "--json"]].concat()).json()["models"][1]["lengths"][0].take();
+    assert_eq!((own["length"].as_u64(), own["answers"].as_u64()), (Some(8), Some(32)));
+    let page = std::fs::read_to_string(&page).unwrap();
+    for words in ["| S4 without a gate", "| - |", "--seed 1", "model.d_model=16", "| 160 |", "## Cost"] {
+        assert!(page.replace("the paper's ", "").contains(words), "no `{words}` in:\n{page}");
+    }
     elapid(&["train", "--task", "sorting"]).fails(2, &["`sorting`", "selective-copying"]);
     elapid(&["train", "--task", "copying", "--data", "x"]).fails(2, &["--data"]);
 }

@@ -20,7 +20,7 @@ const BARRIERS: usize = 2 * 32 * 8;
 /// Of that, which outputs are the block's.
 const PARTS: usize = 6 * 8;
 /// The largest piece of weights: two of these at least are on their way.
-const PIECE: usize = GROUP * 2 * 1024;
+const PIECE: usize = GROUP * (2 * 2 * 32 * WARPS + 64);
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,22 +44,19 @@ pub struct Dims {
 impl Dims {
     /// `ROWS` of the source.
     fn rows(&self) -> usize {
-        self.b.next_power_of_two()
+        self.b.next_power_of_two().max(8)
     }
 
     /// Shared memory but for the ring, in bytes: as `Block` of the source.
     fn shared(&self, blocks: usize) -> usize {
         let rows = self.rows();
-        let sums = match rows {
-            0..8 => 2 * WARPS * rows,
-            8..=16 => 2 * WARPS * GROUP * rows,
-            _ => WARPS * GROUP * rows,
-        };
+        let sums = WARPS * GROUP * (32 / rows) * self.b;
         let [ins, scanned, outs] = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks));
         let own = (ins + scanned + outs) * self.b + ins + 2 * scanned;
-        let numbers = (WARPS + 2 * self.n) * rows.max(4) + sums + self.d + own;
+        let numbers = (WARPS + 2 * self.n) * rows + sums + self.d + own;
         let stride = self.d.max(self.ed).max(self.r.next_multiple_of(32)).next_multiple_of(64) + 32;
-        (BARRIERS + PARTS + 2 * size_of::<RawLayer>() + 4 * numbers).next_multiple_of(128) + (self.b * stride * 2).next_multiple_of(128)
+        (BARRIERS + PARTS + 2 * size_of::<RawLayer>() + 4 * numbers).next_multiple_of(128)
+            + (self.b * stride * 2).next_multiple_of(128)
     }
 }
 
@@ -310,5 +307,5 @@ fn defines(rows: usize) -> Vec<Define> {
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    [1, 2, 4, 8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
+    [8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
 }

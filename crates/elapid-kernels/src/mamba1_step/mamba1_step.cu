@@ -11,23 +11,21 @@
 // layer ahead, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a stage
 // needs twice is kept in shared memory.
 //
-// Products are of bf16 and sum in f32. ROWS, at least `batch`: 1, 2 and 4 take an output a warp, whose lanes divide the inner
-// dimension; 8, 16 and 32 take tensor cores, 16 outputs by 8 rows an instruction, the inner dimension divided among warps.
-// Sums are added up in order.
+// Products are of bf16 and sum in f32 on tensor cores: 16 outputs by 8 rows an instruction, the inner dimension divided
+// among warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
 #define WARPS 16                // that compute
 #define CONSUMERS (WARPS * 32)
 #define THREADS (CONSUMERS + 64)
-#define TENSOR (ROWS >= 8)
 #define TILES (ROWS / 8)
-#define GROUP 16                // outputs of a product at a time
-#define COLS (TENSOR ? WARPS * 32 : 1024)  // of a piece: a group of outputs, by at most as many columns
-// Bytes between rows of a piece: what a warp reads at once lies in different banks.
-#define PAD (TENSOR ? 64 : 0)
+#define GROUP 16                // outputs of a product of tensor cores
+#define GROUPS (32 / ROWS)      // that are added up at a time: an output a thread
+#define SLICE (WARPS * 32)      // columns that all warps take at once
+#define COLS (2 * SLICE)        // of a piece: a group of outputs, by at most as many columns
+#define PAD 64                  // bytes between rows of a piece: what a warp reads at once lies in different banks
 #define PIECES 32               // on the way at most
-#define PARTS (ROWS > 16 ? 1 : 2)
 #define RING (__CUDA_ARCH__ >= 900)
 
 struct Layer {
@@ -101,7 +99,7 @@ struct Block {
   u64* full;       // [PIECES]: whether the copy of a piece has come
   u64* empty;      // [PIECES]: whether all warps have read it
   float* scratch;  // [WARPS + 2 n, ROWS]
-  float* sums;     // [PARTS, WARPS, GROUP, ROWS]: of a product on tensor cores, by warp; else [2 WARPS, ROWS]
+  float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp
   Part* parts;     // [MATRICES + 1]: this block's outputs
   Layer* layers;   // [2]: this layer's addresses and the next one's
   float* norm;     // [d]: weights of the next norm
@@ -123,8 +121,8 @@ __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   parts = reinterpret_cast<Part*>(empty + PIECES);
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
-  sums = scratch + (WARPS + 2 * a.n) * max(ROWS, 4);
-  norm = sums + (TENSOR ? PARTS * WARPS * GROUP * ROWS : 2 * WARPS * ROWS);
+  sums = scratch + (WARPS + 2 * a.n) * ROWS;
+  norm = sums + WARPS * GROUPS * GROUP * a.batch;
   conv = norm + a.d;
   tap = conv + most(2 * a.ed) * a.batch;
   dt = tap + most(2 * a.ed);
@@ -298,88 +296,72 @@ __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
 ) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do on tensor cores
-  for (int row0 = 0; row0 < part.rows; row0 += GROUP) {
-    const int rows = min(GROUP, part.rows - row0);
-    float sum[TENSOR ? TILES * 4 : ROWS] = {};
-    for (int col0 = 0; col0 < k; col0 += COLS) {
-      const int cols = min(COLS, k - col0);
+  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do
+  for (int base = 0; base < part.rows; base += GROUPS * GROUP) {
+    float sum[GROUPS][TILES][4] = {};
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      const int row0 = base + group * GROUP, rows = min(GROUP, part.rows - row0);
+      if (rows <= 0) break;
+      for (int col0 = 0; col0 < k; col0 += COLS) {
+        const int cols = min(COLS, k - col0), first = warp * 32 + 8 * q;
 #if RING
-      const char* piece = s.ring + pieces.places.next(rows * pitch(cols), s.room);
-      const int step = pitch(cols);
-      wait_for(s.full + pieces.count % PIECES, pieces.count / PIECES % 2);
+        const int step = pitch(cols);
+        const char* piece = s.ring + pieces.places.next(rows * step, s.room);
+        wait_for(s.full + pieces.count % PIECES, pieces.count / PIECES % 2);
 #else
-      const char* piece = reinterpret_cast<const char*>(w + i64(part.first + row0) * k + col0);
-      const i64 step = k * 2;
+        const i64 step = k * 2;
+        const char* piece = reinterpret_cast<const char*>(w + i64(part.first + row0) * k + col0);
 #endif
-      if constexpr (TENSOR) {
-        const int col = warp * 32 + 8 * q;
-        if (warp * 32 < cols) {
-          const char* at = piece + g * step + col * 2;
+        const char* at = piece + g * step + first * 2;
+#pragma unroll
+        for (int slice = 0; slice < COLS; slice += SLICE) {
+          if (slice + warp * 32 >= cols) break;
+          const bool inside = slice + first < cols;
           uint4 low = make_uint4(0, 0, 0, 0), high = low;
-          if (g < rows && col < cols) low = *reinterpret_cast<const uint4*>(at);
-          if (g + 8 < rows && col < cols) high = *reinterpret_cast<const uint4*>(at + 8 * step);
+          if (g < rows && inside) low = *reinterpret_cast<const uint4*>(at + slice * 2);
+          if (g + 8 < rows && inside) high = *reinterpret_cast<const uint4*>(at + 8 * step + slice * 2);
 #pragma unroll
           for (int t = 0; t < TILES; ++t) {
             // Columns of rows that are not there come to nothing that is read. Which of its numbers a thread has does not
             // matter, as long as both factors have the same.
-            const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + col;
+            const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + slice + first;
             uint4 f = *reinterpret_cast<const uint4*>(x);
-            mma(sum + 4 * t, low.x, high.x, low.y, high.y, f.x, f.y);
-            mma(sum + 4 * t, low.z, high.z, low.w, high.w, f.z, f.w);
+            mma(sum[group][t], low.x, high.x, low.y, high.y, f.x, f.y);
+            mma(sum[group][t], low.z, high.z, low.w, high.w, f.z, f.w);
           }
         }
-      } else if (warp < rows) {
-        const char* at = piece + warp * step;
-#pragma unroll
-        for (int i = 0; i < COLS / 256; ++i) {
-          const int col = i * 256 + lane * 8;
-          if (col >= cols) break;
-          float f[8], x[8];
-          load8(reinterpret_cast<const bf16*>(at) + col, f);
-#pragma unroll
-          for (int m = 0; m < ROWS; ++m) {
-            load8(s.x + min(m, a.batch - 1) * s.stride + col0 + col, x);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sum[m] += f[j] * x[j];
-          }
-        }
-      }
 #if RING
-      __syncwarp();
-      if (lane == 0) {
-        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + pieces.count % PIECES))
-                     : "memory");
-      }
-      ++pieces.count;
+        __syncwarp();
+        if (lane == 0) {
+          asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + pieces.count % PIECES))
+                       : "memory");
+        }
+        ++pieces.count;
 #endif
+      }
     }
-    if constexpr (TENSOR) {
-      float* sums = s.sums + row0 / GROUP % PARTS * (WARPS * GROUP * ROWS);
-      float* to = sums + (warp * GROUP + g) * ROWS + 2 * q;
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+      float* to = s.sums + ((warp * GROUPS + group) * GROUP + g) * a.batch;
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
-        *reinterpret_cast<float2*>(to + t * 8) = make_float2(sum[4 * t], sum[4 * t + 1]);
-        *reinterpret_cast<float2*>(to + t * 8 + 8 * ROWS) = make_float2(sum[4 * t + 2], sum[4 * t + 3]);
-      }
-      sync();
-      const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
-      if (row < rows && m < a.batch) {
-        float all = 0.0f;
-#pragma unroll 4
-        for (int i = 0; i < warps; ++i) all += sums[i * GROUP * ROWS + threadIdx.x];
-        use(row0 + row, m, all);
-      }
-      if (PARTS == 1) sync();
-    } else if (warp < rows) {
-      float mine = 0.0f;
 #pragma unroll
-      for (int m = 0; m < ROWS; ++m) {
-        float all = warp_sum(sum[m]);
-        if (lane == m) mine = all;
+        for (int i = 0; i < 2; ++i) {
+          const int m = t * 8 + 2 * q + i;
+          if (m < a.batch) to[m] = sum[group][t][i], to[8 * a.batch + m] = sum[group][t][2 + i];
+        }
       }
-      if (lane < a.batch) use(row0 + warp, lane, mine);
     }
+    sync();
+    const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
+    if (base + row < part.rows && m < a.batch) {
+      float all = 0.0f;
+#pragma unroll 8
+      for (int i = 0; i < warps; ++i) all += s.sums[(i * GROUPS * GROUP + row) * a.batch + m];
+      use(base + row, m, all);
+    }
+    if (base + GROUPS * GROUP < part.rows) sync();
   }
 }
 
@@ -631,16 +613,17 @@ __device__ __forceinline__ void logits(const Args& a, const Block& s, Pieces& pi
     better(x, id, logit, u32(part.first + row));
   });
   sync();
-  float2* all = reinterpret_cast<float2*>(s.sums);  // [16, ROWS]: by group on tensor cores, by warp else
-  const int at = TENSOR ? int(threadIdx.x) : threadIdx.x % 32 < ROWS ? int(threadIdx.x / 32 * ROWS + threadIdx.x % 32) : 1 << 30;
-  if (at < GROUP * ROWS) all[at] = make_float2(x, __uint_as_float(id));
+  float2* all = reinterpret_cast<float2*>(s.sums);  // [CONSUMERS]
+  all[threadIdx.x] = make_float2(x, __uint_as_float(id));
   sync();
-  if (threadIdx.x < a.batch) {
-    for (int row = 1; row < GROUP; ++row) {
-      float2 one = all[row * ROWS + threadIdx.x];
+  for (int m = threadIdx.x / 32; m < a.batch; m += WARPS) {
+    x = -__int_as_float(0x7f800000), id = 0xffffffffu;
+    for (int i = threadIdx.x % 32; i < CONSUMERS / ROWS; i += 32) {
+      float2 one = all[i * ROWS + m];
       better(x, id, one.x, __float_as_uint(one.y));
     }
-    a.best[i64(threadIdx.x) * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
+    best_of_warp(x, id);
+    if (threadIdx.x % 32 == 0) a.best[i64(m) * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
   }
 }
 

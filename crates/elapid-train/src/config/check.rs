@@ -73,6 +73,11 @@ impl TrainConfig {
                     what: format!("wanted {}, got {}", unfit.wanted, unfit.got),
                     fix: "correct it in the file, or by --length N".into(),
                 })?;
+                for &length in &self.task.eval_lengths {
+                    let unfit = task.positions(length).err();
+                    let wanted = unfit.as_ref().map_or("", |unfit| &unfit.wanted);
+                    check(unfit.is_none(), "task.eval_lengths", wanted, &length)?;
+                }
                 check(data.mode == Mode::Windows, "data.mode", "\"windows\", as there is a task", &"\"streams\"")?;
                 check(!data.pack, "data.pack", "false, as there is a task", &data.pack)?;
                 let wanted = "1 or more, as a task has no end";

@@ -313,11 +313,13 @@ pub struct TaskConfig {
     pub name: String,
     pub vocab: usize,
     pub tokens: usize,
+    pub next_tokens: bool,
+    pub eval_lengths: Vec<usize>,
 }
 
 impl Default for TaskConfig {
     fn default() -> Self {
-        Self { name: "none".into(), vocab: 16, tokens: 16 }
+        Self { name: "none".into(), vocab: 16, tokens: 16, next_tokens: false, eval_lengths: Vec::new() }
     }
 }
 

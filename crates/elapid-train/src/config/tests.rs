@@ -117,6 +117,16 @@ fn overrides_that_fail_say_why() {
 }
 
 #[test]
+fn differences_are_overrides() {
+    let default = TrainConfig::default();
+    let mut config = default.clone();
+    let all = ["model.gate=false", "model.selective=[]", "task.eval_lengths=[256, 512]", "train.lr=0.5"];
+    all.iter().for_each(|one| config.apply_override(one).unwrap());
+    assert_eq!(config.differences(&default), all);
+    assert_eq!(default.differences(&default), [""; 0]);
+}
+
+#[test]
 fn errors_have_file_line_and_field() {
     assert_eq!(
         parse("[train]\n\nstepz = 5\n"),
@@ -164,6 +174,16 @@ fn values_that_cannot_be() {
             Err(error) => assert_eq!((error.field.as_str(), error.file.as_str()), (field, "a.toml"), "{error}"),
         }
     }
+}
+
+#[test]
+fn held_out_lengths_that_cannot_be() {
+    let kind = crate::tasks::Kind::find("induction-heads").unwrap();
+    let mut config = TrainConfig::parse(kind.settings, kind.name).unwrap();
+    config.apply_override("task.eval_lengths=[256, 3]").unwrap();
+    let error = config.validate("a.toml").unwrap_err();
+    assert_eq!(error.field, "task.eval_lengths");
+    assert!(error.what.ends_with("got 3"), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! windows, [`Streams`] reads it in order with the state carried over. Both are pure functions of a step number, so that
 //! a run resumes with nothing but that number. [`Sequential`] covers a stream once, for evaluation.
 
+mod ahead;
 mod cache;
 mod source;
 mod store;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use elapid::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use ahead::ahead;
 pub use source::{Source, TINY_SHAKESPEARE};
 pub use streams::Streams;
 pub use windows::{Sequential, Windows};

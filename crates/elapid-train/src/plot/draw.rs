@@ -154,7 +154,7 @@ impl<'a> Plan<'a> {
         let (width, alpha) = match series.look {
             Look::Line => (2.4, 1.0),
             Look::Dots => (1.8, 1.0),
-            Look::Faint => (1.1, 0.4),
+            Look::Thin | Look::Faint => (1.1, 0.4),
         };
         let places: Vec<Option<(f64, f64)>> = series.points.iter().map(|&point| self.at(point)).collect();
         for run in places.split(Option::is_none) {

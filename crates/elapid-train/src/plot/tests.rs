@@ -53,7 +53,7 @@ fn many_series_on_a_log_axis() {
         .map(|k| Series {
             name: format!("width {}", 64 << k),
             points: curve(k),
-            look: if k % 2 == 0 { Look::Line } else { Look::Dots },
+            look: [Look::Line, Look::Dots, Look::Thin][k % 3],
             colour: k,
             last_value: true,
         })

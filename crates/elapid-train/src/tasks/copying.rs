@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rand::RngExt;
 
-use super::{Kind, Random, Sequence, Task, Unfit};
+use super::{Kind, Paper, Random, Sequence, Task, Unfit};
 use crate::config::TaskConfig;
 use crate::data::IGNORE;
 
@@ -20,15 +20,26 @@ const NOISE: u32 = 0;
 pub(super) static PLAIN: Kind = Kind {
     name: "copying",
     settings: include_str!("../../../../configs/copying.toml"),
-    paper: "The paper has no figure for it.",
+    paper: Paper { source: "The paper has no figure for it.", models: &[] },
     make: |config| Ok(Arc::new(Copying::new(config, false)?)),
 };
 
 pub(super) static SELECTIVE: Kind = Kind {
     name: "selective-copying",
     settings: include_str!("../../../../configs/selective-copying.toml"),
-    paper: "Mamba, table 1, at length 4096: S6 in the Mamba block 99.8 %, S6 without a gate 97.0 %, S4 (not selective) in \
-            the Mamba block 56.4 %, S4 without a gate 18.3 %. Guessing is 1 in 14, 7.1 %.",
+    paper: Paper {
+        source: "Mamba, table 1: blocks of three architectures around three layers. Guessing is 1 in 14, 7.1 %.",
+        models: &[
+            ("S6 in the Mamba block", &[(4096, 99.8)]),
+            ("S6 without a gate", &[(4096, 97.0)]),
+            ("S6 in the H3 block", &[(4096, 99.7)]),
+            ("S4 in the Mamba block", &[(4096, 56.4)]),
+            ("S4 without a gate", &[(4096, 18.3)]),
+            ("S4 in the H3 block", &[(4096, 57.0)]),
+            ("Hyena in the Mamba block", &[(4096, 28.4)]),
+            ("Hyena in the H3 block", &[(4096, 30.1)]),
+        ],
+    },
     make: |config| Ok(Arc::new(Copying::new(config, true)?)),
 };
 

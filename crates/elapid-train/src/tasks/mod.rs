@@ -79,9 +79,18 @@ pub struct Kind {
     /// The settings of the paper, as a config file.
     pub settings: &'static str,
     /// What the paper reports.
-    pub paper: &'static str,
+    pub paper: Paper,
     /// The task with the sizes of a config.
     make: fn(&TaskConfig) -> Result<Arc<dyn Task>, Unfit>,
+}
+
+/// Figures to compare with.
+#[derive(Debug)]
+pub struct Paper {
+    /// Where they are from, and what to know of them.
+    pub source: &'static str,
+    /// Models, each with right answers in percent by length.
+    pub models: &'static [(&'static str, &'static [(usize, f64)])],
 }
 
 /// Every task.
@@ -151,6 +160,8 @@ pub struct Sequences {
     positions: usize,
     seed: u64,
     split: Split,
+    /// Whether a batch asks for every next token too.
+    next_tokens: bool,
 }
 
 impl Sequences {
@@ -160,7 +171,13 @@ impl Sequences {
     /// If the task has none of that length.
     pub fn new(task: Arc<dyn Task>, length: usize, seed: u64, split: Split) -> Result<Self, Unfit> {
         let positions = task.positions(length)?;
-        Ok(Self { task, length, positions, seed, split })
+        Ok(Self { task, length, positions, seed, split, next_tokens: false })
+    }
+
+    /// The same, but a [`batch`](Self::batch) asks for the next token where the task asks nothing.
+    #[must_use]
+    pub fn with_next_tokens(self, next_tokens: bool) -> Self {
+        Self { next_tokens, ..self }
     }
 
     /// What is to be learned.
@@ -189,7 +206,12 @@ impl Sequences {
         let mut batch = Batch { tokens: vec![0; b * l], targets: vec![IGNORE; b * l], resets: None, b, l, epoch: 0 };
         for row in 0..b {
             let number = index.wrapping_mul(b as u64).wrapping_add(row as u64);
-            fill(&mut self.sequence(number), &mut batch.tokens[row * l..][..l], &mut batch.targets[row * l..][..l]);
+            let (tokens, targets) = (&mut batch.tokens[row * l..][..l], &mut batch.targets[row * l..][..l]);
+            fill(&mut self.sequence(number), tokens, targets);
+            if self.next_tokens {
+                let unasked = targets.iter_mut().zip(&tokens[1..]).filter(|(target, _)| **target == IGNORE);
+                unasked.for_each(|(target, &next)| *target = next as i32);
+            }
         }
         batch
     }

@@ -1,10 +1,11 @@
 //! How many answers of a model are right.
 
-use std::ops::Range;
+use std::ops::{Add, Range};
 
 use elapid::lm::Positions;
 use elapid::ops::Layout;
 use elapid::{Device, LanguageModel};
+use rayon::prelude::*;
 
 use super::{Sequence, Sequences, fill};
 use crate::Result;
@@ -37,6 +38,20 @@ impl Score {
     /// Mean negative log-likelihood of an answer, in nats; NaN without any.
     pub fn loss(&self) -> f64 {
         self.nats / self.answers as f64
+    }
+}
+
+impl Add for Score {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            answers: self.answers + other.answers,
+            right: self.right + other.right,
+            sequences_right: self.sequences_right + other.sequences_right,
+            sequences: self.sequences + other.sequences,
+            nats: self.nats + other.nats,
+        }
     }
 }
 
@@ -110,9 +125,8 @@ impl Reader {
         while read < sequences.positions() {
             let l = self.chunk.max(1).min(sequences.positions() - read);
             let (mut tokens, mut targets) = (vec![0; b * l], vec![IGNORE; b * l]);
-            for (r, row) in rows.iter_mut().enumerate() {
-                fill(row, &mut tokens[r * l..][..l], &mut targets[r * l..][..l]);
-            }
+            let parts = tokens.par_chunks_mut(l).zip(targets.par_chunks_mut(l));
+            rows.par_iter_mut().zip(parts).for_each(|(row, (tokens, targets))| fill(row, tokens, targets));
             let cx = model.inference(Layout::new(b, l));
             if targets.iter().all(|&target| target == IGNORE) {
                 state = model.hidden(&cx, &tokens, &state, false)?.1;

@@ -27,6 +27,9 @@ fn every_task_has_the_papers_settings() {
         assert_eq!(config.task.name, kind.name);
         assert_eq!((config.model.n_layer, config.model.d_model), (2, 64), "{}", kind.name);
         assert_eq!(open(&config.task).unwrap().unwrap().vocab_size(), 16, "{}", kind.name);
+        assert!(config.differences(&config).is_empty());
+        let figures = kind.paper.models.iter().flat_map(|(_, figures)| *figures);
+        assert!(figures.clone().all(|figure| (4..=1 << 20).contains(&figure.0) && figure.1 <= 100.0), "{figures:?}");
     }
     assert!(open(&TaskConfig::default()).unwrap().is_none());
 }
@@ -98,6 +101,20 @@ proptest! {
                 prop_assert_eq!(&batch.tokens[row * batch.l..][..batch.l], tokens);
                 prop_assert_eq!(&batch.targets[row * batch.l..][..batch.l], targets);
             }
+        }
+    }
+}
+
+#[test]
+fn a_batch_may_ask_for_every_next_token() {
+    for kind in KINDS {
+        let answers = sequences(kind.name, 20, 7).batch(3, 2);
+        let every = sequences(kind.name, 20, 7).with_next_tokens(true).batch(3, 2);
+        assert_eq!(every.tokens, answers.tokens);
+        for (at, (&target, &answer)) in every.targets.iter().zip(&answers.targets).enumerate() {
+            let last = (at + 1).is_multiple_of(every.l);
+            let next = if last { IGNORE } else { every.tokens[at + 1] as i32 };
+            assert_eq!(target, if answer == IGNORE { next } else { answer }, "{} {at}", kind.name);
         }
     }
 }

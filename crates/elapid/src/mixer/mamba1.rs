@@ -8,6 +8,7 @@ use crate::autograd::Var;
 use crate::config::{AInit, DtInit, Mamba1Config, ModelConfig};
 use crate::ops::{ScanArgs, causal_conv1d, linear, linear_recomputed, neg_exp, repeat, selective_scan};
 use crate::params::{Decay, Init, ParamBuilder, ParamId, Params};
+use crate::trace::DELTA;
 use crate::{Error, Result, Tensor};
 
 /// The parameters and sizes of one Mamba mixer.
@@ -158,6 +159,18 @@ impl Mamba1 {
     }
 }
 
+/// Δ as the scan has it, softplus(Δ + bias), on the processor.
+fn step_sizes(delta: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (mut numbers, bias) = (delta.to_vec()?, bias.to_vec()?);
+    for row in numbers.chunks_mut(bias.len()) {
+        for (x, bias) in row.iter_mut().zip(&bias) {
+            *x += bias;
+            *x = x.max(0.0) + (-x.abs()).exp().ln_1p();
+        }
+    }
+    Ok(Tensor::new(numbers, delta.shape()))
+}
+
 impl Mixer for Mamba1 {
     fn forward(&self, cx: &Cx, input: &Var, state: &[Var]) -> Result<(Var, Vec<Var>)> {
         let (ed, n, r) = (self.d_inner, self.d_state, self.dt_rank);
@@ -165,7 +178,8 @@ impl Mixer for Mamba1 {
         let (x, z) = (xz.columns(0, ed), self.gate.then(|| xz.columns(ed, ed)));
 
         let conv_bias = self.conv1d.bias.map(|id| cx.param(id));
-        let (x, conv) = causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], cx.in_place(), &cx.layout)?;
+        let (x, conv) =
+            causal_conv1d(&x, &cx.param(self.conv1d.weight), conv_bias.as_ref(), &state[0], cx.in_place(), &cx.layout)?;
 
         // [b l r+2n], less by what is constant
         let dbc = self.x_proj.map(|weight| linear(&x, &cx.param(weight), None)).transpose()?;
@@ -182,6 +196,7 @@ impl Mixer for Mamba1 {
             Some(weight) => linear_recomputed(&next(r, None)?, &cx.param(weight), None)?, // [b l ed]
             None => Tensor::zeros_on(x.value().device(), x.value().dtype(), x.shape())?.into(),
         };
+        cx.trace(DELTA, || step_sizes(delta.value(), cx.param(self.dt_bias).value()))?;
         let (b, c) = (next(n, self.b)?, next(n, self.c)?); // [b l n]
         let (y, ssm) = selective_scan(
             ScanArgs {

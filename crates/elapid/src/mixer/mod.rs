@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use mamba1::Mamba1;
 
-use crate::Result;
 use crate::autograd::{Tape, Var};
 use crate::config::{MixerConfig, ModelConfig};
 use crate::ops::Layout;
 use crate::params::{ParamBuilder, ParamId, Params};
+use crate::trace::Trace;
+use crate::{Result, Tensor};
 
 /// What a forward pass runs with: the parameters, the tape if gradients are wanted, and how the positions lie.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub struct Cx {
     params: Arc<Params>,
     tape: Option<Arc<Tape>>,
     steps: Option<Arc<Steps>>,
+    trace: Option<Arc<Trace>>,
     /// Rows, positions, padding and document borders.
     pub layout: Layout,
 }
@@ -29,7 +31,7 @@ pub struct Cx {
 impl Cx {
     /// A pass over positions laid out as `layout`; operations are recorded if there is a tape.
     pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
-        Self { params, tape, steps: None, layout }
+        Self { params, tape, steps: None, trace: None, layout }
     }
 
     /// A pass that is one of many over the same parameters, each from the state that the last one left: on a GPU a single
@@ -54,6 +56,20 @@ impl Cx {
             return Ok(known.clone());
         }
         Ok(kept.entry(id).insert_entry(of(&self.param(id))?).get().clone())
+    }
+
+    /// The same pass, looked into.
+    #[must_use]
+    pub fn traced(self, trace: &Arc<Trace>) -> Self {
+        Self { trace: Some(trace.clone()), ..self }
+    }
+
+    /// A mixer says what one of its values is, once a pass: computed only if someone looks.
+    ///
+    /// # Errors
+    /// Those of `value`.
+    pub fn trace(&self, name: &str, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        self.trace.as_ref().map_or(Ok(()), |trace| trace.add(name, value))
     }
 
     /// The variable of a parameter.

@@ -146,6 +146,7 @@ fn scan_with_delta(device: Device, dtype: DType, product: fn(&Var, &Var, Option<
         z: None,
         initial: on(Tensor::zeros(&[1, d, n]), DType::F32).into(),
         rule: Discretisation::ExpEuler,
+        in_place: false,
     };
     let (y, _) = selective_scan(args, &Layout::new(1, l)).unwrap();
     let kept = !is_alone(numbers);

@@ -6,6 +6,7 @@ mod contract;
 mod cuda;
 mod sizes;
 mod states;
+mod trace;
 
 use elapid::LanguageModel;
 use elapid::config::{MixerConfig, ModelConfig};

@@ -1,0 +1,34 @@
+# What the runs of the synthetic tasks share; sourced by them. From the environment:
+#   ELAPID    the binary [cargo run --release --]
+#   DEVICE    cpu, cuda, cuda:1 ... [auto]
+#   PARALLEL  1 trains all models of a page at once, each with its output in DIR.log [one after another]
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+elapid() {
+    if [[ -n ${ELAPID:-} ]]; then "$ELAPID" --device "${DEVICE:-auto}" "$@"
+    else cargo run --release -- --device "${DEVICE:-auto}" "$@"; fi
+}
+
+# train DIR ARGUMENT...: trains a model, or goes on with the one that is there.
+models=() jobs=()
+train() {
+    local dir=$1 resume=()
+    shift
+    [[ ! -d $dir/resume ]] || resume=(--resume)
+    models+=(--model "$dir")
+    if [[ ${PARALLEL:-} != 1 ]]; then
+        elapid train --output "$dir" ${resume[@]+"${resume[@]}"} "$@"
+        return
+    fi
+    mkdir -p "$(dirname "$dir")"
+    elapid train --output "$dir" ${resume[@]+"${resume[@]}"} "$@" >>"$dir.log" 2>&1 &
+    jobs+=($!)
+}
+
+# report FILE ARGUMENT...: the page of all models, once they are trained. In f32, as they are trained.
+report() {
+    local page=$1 job
+    shift
+    for job in ${jobs[@]+"${jobs[@]}"}; do wait "$job"; done
+    elapid --dtype f32 eval "${models[@]}" --report "$page" "$@"
+}
