@@ -554,13 +554,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
           for (int t = t4; t < t4 + 4; ++t) {
             float2 step = *reinterpret_cast<const float2*>(dt_at + t * ROW);
             bool reset = SEGMENTS && s.resets[at + t];
+            // Apart from what it is added to, so that one position need not wait for the product of the one before.
+            h[t][0] = h[t][1] = h[t][2] = h[t][3] = 0.0f;
+            mma4(h[t], b_any.x, b_any.y, masked(dtu_any, masks.k[t - t4]));
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               e[t][i] = fast_exp2((i % 2 ? step.y : step.x) * a2[i]);
               if (reset) e[t][i] = 0.0f;
-              h[t][i] = e[t][i] * (t == 0 ? h_before[i] : h[t == 0 ? 0 : t - 1][i]);
+              h[t][i] += e[t][i] * (t == 0 ? h_before[i] : h[t == 0 ? 0 : t - 1][i]);
             }
-            mma4(h[t], b_any.x, b_any.y, masked(dtu_any, masks.k[t - t4]));
             float g_now = gs * masks.column[t - t4];
             mma4(c0, h[t][0], h[t][1], g_now);
             mma4(c8, h[t][2], h[t][3], g_now);
