@@ -5,9 +5,10 @@
 // does each of them for 128 states:
 //
 // - A warp's states are an accumulator of `mma`, four numbers a thread: thread 4 g + q has rows g and g + 8 of columns
-//   2 q and 2 q + 1. Rows are channels in forward and states in backward, columns the other of the two.
-// - h += (Δ u) B' of position t is a product over k of which only k = t mod 4 is not 0. Both factors of four positions
-//   are loaded at once, and one of them is masked.
+//   2 q and 2 q + 1. In backward rows are states and columns channels. In forward columns are states: rows g and g + 8
+//   are one channel, with the first half of its states and the second.
+// - (Δ u) B' of a position is a product over k of which only its own k is not 0. Both factors of some positions are
+//   loaded at once, and one of them is masked.
 // - What has been accumulated can be the left factor of a product. Elements 0 and 1 then count as rows g and g + 8 of
 //   column q, though they are columns 2 q and 2 q + 1 of row g. The right factor has a column for each of the two: of
 //   the product, what pairs the wrong ones is left alone.
@@ -95,6 +96,14 @@ struct Masks {
 // No number of bf16 cancels what is added.
 __device__ __forceinline__ float not_zero(float z) { return z + 0x1.01p-60f; }
 
+// Two outputs times silu(z): one reciprocal for both, exponents bounded so that their product is.
+__device__ __forceinline__ void gate2(const float* z, float* y) {
+  float z0 = not_zero(z[0]), z1 = not_zero(z[1]);
+  float under0 = 1.0f + fast_exp2(fminf(-LOG2_E * z0, 60.0f)), under1 = 1.0f + fast_exp2(fminf(-LOG2_E * z1, 60.0f));
+  float one = fast_rcp(under0 * under1);
+  y[0] *= z0 * (under1 * one), y[1] *= z1 * (under0 * one);
+}
+
 // Vectors of a channel, 0 where absent.
 __device__ __forceinline__ void load_channels(const float* from, const Args& a, const Job& job, float* to) {
   if (threadIdx.x < CH) {
@@ -123,9 +132,9 @@ __device__ __forceinline__ void step_sizes(const Args& a, const float* raw, bool
 #define ROW 40    // of channels
 #define ROW_N 24  // of states
 
-// Forward has two kinds of warps, lest the exponentials of the recurrence wait for anything else. HELPERS prepare tiles and
-// write y, THREADS walk along with states. A tile that is prepared while another is walked through lies in shared memory,
-// four positions to a group; two of the rows that eight lanes touch at once are in groups side by side.
+// Forward has two kinds of warps, lest the exponentials of the recurrence wait for anything else. HELPERS prepare tiles
+// and write y, THREADS walk along with states. One tile is prepared while another is walked through. In shared memory
+// four positions are a group; the two rows that eight lanes touch at once are in groups side by side.
 #define HELPERS 128
 #define GROUP (4 * ROW + 4)   // numbers of four positions: of channels,
 #define GROUP_C (4 * N + 16)  // and of states
@@ -279,8 +288,8 @@ extern "C" __global__ void __launch_bounds__(THREADS + HELPERS, 3) forward(const
         for (int k = 0; k < 8; ++k) y[k] = UNCUT * y[k] + skip[k] * x[k];
         widen8(z_done, x);
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          if (GATED) y[k] *= silu(not_zero(x[k]));
+        for (int k = 0; k < 8; k += 2) {
+          if (GATED) gate2(x + k, y + k);
         }
         store8(y_at, y);
       }
