@@ -246,6 +246,12 @@ impl Plan {
         Launch { grid, ..Launch::linear(1, THREADS as u32) }
     }
 
+    /// That of `forward`, which on tensor cores has as many threads again that prepare and finish tiles.
+    fn launch_forward(&self) -> Launch {
+        let threads = if self.tensor { 2 * THREADS } else { THREADS };
+        Launch { block: (threads as u32, 1, 1), ..self.launch() }
+    }
+
     /// Bytes of a state for every chunk.
     fn states(&self) -> usize {
         self.dims.b * self.chunks * self.dims.d * self.form.padded() * 4
@@ -319,7 +325,7 @@ pub fn forward(
         };
         let starts = plan.starts(gpu, ["forward_ends", "chain_forward"], &raw)?;
         let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
-        plan.run(gpu, "forward", plan.launch(), &raw)?;
+        plan.run(gpu, "forward", plan.launch_forward(), &raw)?;
     }
     if let (Some(saved), Some(states)) = (saved, keep) {
         *saved = Some(Saved { states, dims, tensor });
@@ -331,7 +337,9 @@ pub fn forward(
 fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
     let small = |m: &Mat<'_>| i32::try_from(m.stride).is_ok();
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
-    let sizes = n == 16 && d.is_multiple_of(8) && i32::try_from(l).is_ok() && i32::try_from(d * 8).is_ok();
+    // Where states of a sequence are saved is counted by 8 bytes.
+    let states = l.checked_mul(d).is_some_and(|numbers| u32::try_from(numbers / 2).is_ok());
+    let sizes = n == 16 && d.is_multiple_of(8) && i32::try_from(l).is_ok() && i32::try_from(d * 8).is_ok() && states;
     args.u.dtype == DType::Bf16
         && args.rule == Discretisation::ExpEuler
         && sizes

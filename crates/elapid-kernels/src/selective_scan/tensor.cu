@@ -5,9 +5,10 @@
 // does each of them for 128 states:
 //
 // - A warp's states are an accumulator of `mma`, four numbers a thread: thread 4 g + q has rows g and g + 8 of columns
-//   2 q and 2 q + 1. Rows are channels in forward and states in backward, columns the other of the two.
-// - h += (Δ u) B' of position t is a product over k of which only k = t mod 4 is not 0. Both factors of four positions
-//   are loaded at once, and one of them is masked.
+//   2 q and 2 q + 1. In backward rows are states and columns channels. In forward columns are states: rows g and g + 8
+//   are one channel, with the first half of its states and the second.
+// - (Δ u) B' of a position is a product over k of which only its own k is not 0. Both factors of some positions are
+//   loaded at once, and one of them is masked.
 // - What has been accumulated can be the left factor of a product. Elements 0 and 1 then count as rows g and g + 8 of
 //   column q, though they are columns 2 q and 2 q + 1 of row g. The right factor has a column for each of the two: of
 //   the product, what pairs the wrong ones is left alone.
@@ -92,7 +93,16 @@ struct Masks {
 };
 
 // The gate's argument, moved off 0: what it multiplies must be found again in y, which is kept anyway.
-__device__ __forceinline__ float not_zero(float z) { return fabsf(z) < 0x1p-60f ? copysignf(0x1p-60f, z) : z; }
+// No number of bf16 cancels what is added.
+__device__ __forceinline__ float not_zero(float z) { return z + 0x1.01p-60f; }
+
+// Two outputs times silu(z): one reciprocal for both, exponents bounded so that their product is.
+__device__ __forceinline__ void gate2(const float* z, float* y) {
+  float z0 = not_zero(z[0]), z1 = not_zero(z[1]);
+  float under0 = 1.0f + fast_exp2(fminf(-LOG2_E * z0, 60.0f)), under1 = 1.0f + fast_exp2(fminf(-LOG2_E * z1, 60.0f));
+  float one = fast_rcp(under0 * under1);
+  y[0] *= z0 * (under1 * one), y[1] *= z1 * (under0 * one);
+}
 
 // Vectors of a channel, 0 where absent.
 __device__ __forceinline__ void load_channels(const float* from, const Args& a, const Job& job, float* to) {
@@ -122,28 +132,188 @@ __device__ __forceinline__ void step_sizes(const Args& a, const float* raw, bool
 #define ROW 40    // of channels
 #define ROW_N 24  // of states
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) forward(const __grid_constant__ Args a) {
+// Forward has two kinds of warps, lest the exponentials of the recurrence wait for anything else. HELPERS prepare tiles
+// and write y, THREADS walk along with states. One tile is prepared while another is walked through. In shared memory
+// four positions are a group; the two rows that eight lanes touch at once are in groups side by side.
+#define HELPERS 128
+#define GROUP (4 * ROW + 4)   // numbers of four positions: of channels,
+#define GROUP_C (4 * N + 16)  // and of states
+#define READY 1               // barriers: a tile is prepared,
+#define DONE 3                // and it is walked through; each and the next, for every other tile
+
+// Keeps a pointer to global memory as it is: what it was made of is not added anew to every index.
+template <typename U>
+__device__ __forceinline__ U* whole(U* at) {
+  size_t address = __cvta_generic_to_global(at);
+  asm volatile("" : "+l"(address));
+  return reinterpret_cast<U*>(__cvta_global_to_generic(address));
+}
+
+template <int ID>
+__device__ __forceinline__ void barrier_sync(int tile) {
+  if (tile % 2 == 0) {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS + HELPERS) : "memory");
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID + 1), "n"(THREADS + HELPERS) : "memory");
+  }
+}
+template <int ID>
+__device__ __forceinline__ void barrier_arrive(int tile) {
+  if (tile % 2 == 0) {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS + HELPERS) : "memory");
+  } else {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID + 1), "n"(THREADS + HELPERS) : "memory");
+  }
+}
+
+struct __align__(16) ForwardTile {
+  float dt[TILE / 4][GROUP];  // Δ log2 e, four positions of a channel side by side; a gap of two channels after eight
+  float dtu[TILE / 4][GROUP], sums[TILE / 4][GROUP];  // Δ u, and C h
+  u32 b[TILE / 4][2][N];                              // positions t and t + 2 in a word
+  float c[TILE / 4][GROUP_C];                         // states n and n + 8 side by side
+  float resets[SEGMENTS ? TILE : 4];                  // added to the exponent: what makes an exponential 0, or 0
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS + HELPERS, 3) forward(const __grid_constant__ Args a) {
   __shared__ __align__(16) struct {
-    float dt[TILE][ROW], dtu[TILE][ROW];  // Δ, Δ u
-    float sums[2][TILE][ROW];             // C h, of each half of the states
-    float b[TILE][ROW_N], c[TILE][ROW_N];
-    float bias[CH], skip[CH];
-    u8 resets[TILE];
+    ForwardTile tiles[2];
+    float bias[CH], skip[CH];  // of the bias: times log2 e
   } s;
   const Job job(a);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  const int channel = warp / 2 * 16 + 2 * g, state = warp % 2 * 8;  // this thread's: two, and two from 2 q on
-  const bool live = job.first + channel < a.d;
-  const Masks masks(g, q);
   load_channels(a.delta_bias, a, job, s.bias);
   load_channels(a.skip, a, job, s.skip);
+  if (threadIdx.x < CH) s.bias[threadIdx.x] *= LOG2_E;
+  __syncthreads();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, q = lane % 4;
+  const int tiles = int((job.to - job.from + TILE - 1) / TILE);
 
-  // h[2 r + c]: channel r, state c.
-  float a2[4], h[4];
+  if (threadIdx.x >= THREADS) {
+    // 8 channels of one position and 4 states of its C; 2 states of two positions of B.
+    const int t4 = warp * 2 + g % 2, t1 = g / 2, t_mine = t4 * 4 + t1, c_mine = q * 8;
+    const int t_b = warp * 8 + lane / 16 * 4 + lane / 8 % 2, n_b = lane % 8 * 2;
+    const bool c_live = job.first + c_mine < a.d;
+    const i64 r = job.row * a.l + job.from;
+    const bf16* u_at = a.u.row(r + t_mine) + job.first + c_mine;
+    const bf16* delta_at = a.delta.row(r + t_mine) + job.first + c_mine;
+    const bf16* b_at = a.b.row(r + t_b) + n_b;
+    const bf16* c_at = a.c.row(r + t_mine) + q * 2;
+    const int u_stride = int(a.u.stride), delta_stride = int(a.delta.stride);
+    const int b_stride = int(a.b.stride), c_stride = int(a.c.stride);
+    // Positions that are not padding, from this thread's on.
+    int real = int(job.end - job.from) - t_mine, real_b = real + t_mine - t_b;
+    uint4 u, delta;
+    u32 b[2], c[2];
+    auto load = [&]() {
+      u = make_uint4(0, 0, 0, 0), delta = make_uint4(PADDING, PADDING, PADDING, PADDING);
+      b[0] = b[1] = c[0] = c[1] = 0;
+      if (real > 0 && c_live) {
+        u = *reinterpret_cast<const uint4*>(u_at);
+        delta = *reinterpret_cast<const uint4*>(delta_at);
+      }
+      if (real > 0) c[0] = *reinterpret_cast<const u32*>(c_at), c[1] = *reinterpret_cast<const u32*>(c_at + 8);
+      if (real_b > 0) b[0] = *reinterpret_cast<const u32*>(b_at);
+      if (real_b > 2) b[1] = *reinterpret_cast<const u32*>(ahead_by(b_at, b_stride, 2));
+      u_at = ahead_by(u_at, u_stride, TILE), delta_at = ahead_by(delta_at, delta_stride, TILE);
+      b_at = ahead_by(b_at, b_stride, TILE), c_at = ahead_by(c_at, c_stride, TILE);
+      real -= TILE, real_b -= TILE;
+    };
+    // Of the tile that is written.
+    const bf16* u_done_at = u_at;
+    const bf16* z_at = GATED ? a.z.row(r + t_mine) + job.first + c_mine : nullptr;
+    bf16* y_at = a.y.row(r + t_mine) + job.first + c_mine;
+    const int z_stride = int(a.z.stride), y_stride = int(a.y.stride);
+    int real_done = real, left = int(job.to - job.from) - t_mine;
+    // What it puts into shared memory, in one tile and the other by turns.
+    int turn = sizeof(ForwardTile) / sizeof(float);
+    float* dt_at = s.tiles[0].dt[t4] + q * 40 + t1;
+    float* dtu_at = s.tiles[0].dtu[t4] + t1 * ROW + c_mine;
+    u32* b_to = s.tiles[0].b[t_b / 4][t_b % 4] + n_b;
+    float* c_to = s.tiles[0].c[t4] + t1 * N + q * 4;
+    load();
+    // While tile k is prepared, k - 1 is walked through, and k - 2 has been.
+    for (int tile = 0; tile < tiles + 2; ++tile) {
+      uint4 u_done = make_uint4(0, 0, 0, 0), z_done = u_done;
+      float y[8];
+      if (tile >= 2) {
+        if (real_done > 0 && c_live) {
+          u_done = *reinterpret_cast<const uint4*>(u_done_at);
+          if (GATED) z_done = *reinterpret_cast<const uint4*>(z_at);
+        }
+        u_done_at = ahead_by(u_done_at, u_stride, TILE), real_done -= TILE;
+        if (GATED) z_at = ahead_by(z_at, z_stride, TILE);
+        barrier_sync<DONE>(tile);
+      }
+      if (tile < tiles) {
+        float uu[8], step[8], bb[8];
+        widen8(delta, step);
+        copy_floats<8>(s.bias + c_mine, bb);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) step[k] = step[k] * LOG2_E + bb[k];
+        if (a.softplus) {
+#pragma unroll
+          for (int k = 0; k < 8; ++k) {
+            // Above 20 it is what it was, and nowhere less.
+            step[k] = fmaxf(step[k], fast_log2(1.0f + fast_exp2(fminf(step[k], 20.0f * LOG2_E))));
+          }
+        } else if (real + TILE <= 0) {
+#pragma unroll
+          for (int k = 0; k < 8; ++k) step[k] = 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < 8; ++k) dt_at[k * 4] = step[k];
+        widen8(u, uu);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) step[k] = rounded(LN_2 * step[k] * uu[k]);
+        copy_floats<8>(step, dtu_at);
+        *reinterpret_cast<uint2*>(b_to) =
+            make_uint2(__byte_perm(b[0], b[1], 0x5410), __byte_perm(b[0], b[1], 0x7632));
+        *reinterpret_cast<float4*>(c_to) =
+            make_float4(low_bf16(c[0]), low_bf16(c[1]), high_bf16(c[0]), high_bf16(c[1]));
+        if (SEGMENTS && warp == 0) {
+          i64 t = job.from + i64(tile) * TILE + lane;
+          s.tiles[tile % 2].resets[lane] = t < job.end && a.resets[job.row * a.l + t] != 0 ? -1e30f : 0.0f;
+        }
+      }
+      // Before others are put there.
+      if (tile >= 2) copy_floats<8>(dtu_at + TILE / 4 * GROUP, y);
+      if (tile < tiles) barrier_arrive<READY>(tile);
+      load();
+      dt_at += turn, dtu_at += turn, b_to += turn, c_to += turn, turn = -turn;
+      if (tile < 2) continue;
+      if (left > 0 && c_live) {
+        float x[8], skip[8];
+        copy_floats<8>(s.skip + c_mine, skip);
+        widen8(u_done, x);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) y[k] = UNCUT * y[k] + skip[k] * x[k];
+        widen8(z_done, x);
+#pragma unroll
+        for (int k = 0; k < 8; k += 2) {
+          if (GATED) gate2(x + k, y + k);
+        }
+        store8(y_at, y);
+      }
+      y_at = ahead_by(y_at, y_stride, TILE), left -= TILE;
+    }
+    return;
+  }
+
+  // A channel; its states are 2 q and 2 q + 1, and those and 8. Rows g and g + 8 of an accumulator have the one pair of
+  // columns and the other.
+  const int channel = warp * 8 + g, state = 2 * q;
+  const i64 d_mine = job.first + channel;
+  const bool live = d_mine < a.d;
+  // Of a product's four columns the even belong to the first half of the states.
+  const u32 even = q % 2 == 0 ? ~0u : 0u, odd = ~even;
+  // What makes a number of B of a word, or 0: position j of four is that of lanes j % 2 * 2 and the next.
+  u32 take[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) take[j] = q / 2 != j % 2 ? 0x4444 : j < 2 ? 0x1044 : 0x3244;
+  float a_mine[4], h[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    i64 at = (job.first + channel + i / 2) * N + state + 2 * q + i % 2;
-    a2[i] = live ? LOG2_E * a.a[at] : 0.0f;
+    i64 at = d_mine * N + state + i % 2 + i / 2 * 8;
+    a_mine[i] = live ? a.a[at] : 0.0f;
     h[i] = 0.0f;
     if (!live) continue;
     if (a.starts != nullptr) {
@@ -152,141 +322,71 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) forward(const __grid_co
       h[i] = a.initial[job.row * a.d * N + at];
     }
   }
+  // States before every SAVE positions, n and n + 8 in a word: [b tiles d N / 2].
+  const i64 saved_first = (job.row * ((a.l + SAVE - 1) / SAVE) + job.from / SAVE) * a.d + d_mine;
+  uint2* const saved = whole(reinterpret_cast<uint2*>(a.saved) + saved_first * (N / 4) + q);
+  const bool saves = a.saved != nullptr && live;
+  const u32 saved_stride = u32(a.d) * (N / 4);
+  u32 saved_at = 0;
+  int left = int(job.to - job.from);
 
-  // Loads and stores: 8 channels of one position, and 4 states of B and of C.
-  const int t_mine = threadIdx.x / 4, c_mine = threadIdx.x % 4 * 8, n_mine = threadIdx.x % 4 * 4;
-  const bool c_live = job.first + c_mine < a.d;
-  const i64 r = job.row * a.l + job.from + t_mine;
-  const bf16* u_at = a.u.row(r) + job.first + c_mine;
-  const bf16* delta_at = a.delta.row(r) + job.first + c_mine;
-  const bf16* z_at = GATED ? a.z.row(r) + job.first + c_mine : nullptr;
-  const bf16* b_at = a.b.row(r) + n_mine;
-  const bf16* c_at = a.c.row(r) + n_mine;
-  bf16* y_at = a.y.row(r) + job.first + c_mine;
-  const int u_stride = int(a.u.stride), delta_stride = int(a.delta.stride), z_stride = int(a.z.stride);
-  const int b_stride = int(a.b.stride), c_stride = int(a.c.stride), y_stride = int(a.y.stride);
-  // Positions that are left in this chunk, and those after this thread's that are not padding.
-  int left = int(job.to - job.from), real = int(job.end - job.from) - t_mine;
-  uint4 u, delta, z = make_uint4(0, 0, 0, 0);
-  uint2 b, c;
-  auto load = [&]() {
-    if (real > 0 && c_live) {
-      u = *reinterpret_cast<const uint4*>(u_at);
-      delta = *reinterpret_cast<const uint4*>(delta_at);
-      if (GATED) z = *reinterpret_cast<const uint4*>(z_at);
-    } else {
-      u = z = make_uint4(0, 0, 0, 0);
-      delta = make_uint4(PADDING, PADDING, PADDING, PADDING);
-    }
-    if (real > 0) {
-      b = *reinterpret_cast<const uint2*>(b_at);
-      c = *reinterpret_cast<const uint2*>(c_at);
-    } else {
-      b = c = make_uint2(0, 0);
-    }
-    u_at = ahead_by(u_at, u_stride, TILE);
-    delta_at = ahead_by(delta_at, delta_stride, TILE);
-    if (GATED) z_at = ahead_by(z_at, z_stride, TILE);
-    b_at = ahead_by(b_at, b_stride, TILE);
-    c_at = ahead_by(c_at, c_stride, TILE);
-  };
-  load();
-  // States before every SAVE positions, two channels in a word: [b tiles d / 2 N].
-  u32* saved = reinterpret_cast<u32*>(a.saved);
-  const bool saves = saved != nullptr && live;
-  const i64 saved_step = a.d / 2 * N;
-  {
-    i64 tile = job.row * ((a.l + SAVE - 1) / SAVE) + job.from / SAVE;
-    saved += tile * saved_step + (job.first + channel) / 2 * N + state + 2 * q;
-  }
-  __syncthreads();
-
-  for (i64 t0 = job.from; left > 0; t0 += TILE, left -= TILE) {
-    {
-      float uu[8], raw[8], bb[8], step[8];
-      widen8(u, uu);
-      widen8(delta, raw);
-      copy_floats<8>(s.bias + c_mine, bb);
+  for (int tile = 0; tile < tiles; ++tile, left -= TILE) {
+    ForwardTile& s_tile = s.tiles[tile % 2];
+    const float* dt_at = s_tile.dt[0] + warp * 40 + g * 4;
+    const float* dtu_at = s_tile.dtu[0] + q / 2 * ROW + channel;
+    const u32* b_at = s_tile.b[0][q / 2] + q % 2 * 8 + g;
+    const float* c_at = s_tile.c[0] + g / 2 * N + 2 * (state + g % 2);
+    float* sums_at = s_tile.sums[0] + q * ROW + channel;
+    barrier_sync<READY>(tile);
+    // What four positions need first is read before those that come earlier are done.
+    float4 dt_next;
+    float dtu_next[2];
+    u32 b_next;
+    auto read = [&](int t4) {
+      dt_next = *reinterpret_cast<const float4*>(dt_at + t4 * GROUP);
+      dtu_next[0] = dtu_at[t4 * GROUP], dtu_next[1] = dtu_at[t4 * GROUP + 2 * ROW];
+      b_next = b_at[t4 * 2 * N];
+    };
+    read(0);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) raw[k] += bb[k];
-      step_sizes<8>(a, raw, real > 0, step);
-      copy_floats<8>(step, s.dt[t_mine] + c_mine);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) step[k] = rounded(step[k] * uu[k]);
-      copy_floats<8>(step, s.dtu[t_mine] + c_mine);
-      widen4(b, bb);
-      copy_floats<4>(bb, s.b[t_mine] + n_mine);
-      widen4(c, bb);
-      copy_floats<4>(bb, s.c[t_mine] + n_mine);
-      if (SEGMENTS && threadIdx.x < TILE) {
-        i64 t = t0 + threadIdx.x;
-        s.resets[threadIdx.x] = t < job.end && a.resets[job.row * a.l + t] != 0;
-      }
-    }
-    __syncthreads();
-    const uint4 u_now = u, z_now = z;
-    real -= TILE;
-    load();
-
-    const float* dt_at = s.dt[0] + channel;
-    const float* dtu_at = s.dtu[q] + channel;
-    const float* b_at = s.b[q] + state + g;
-    const float* c_at = s.c[g / 2] + state + 2 * q + g % 2;
-    float* sums_at = s.sums[warp % 2][q] + channel;
-#pragma unroll
-    for (int t8 = 0; t8 < TILE; t8 += 8) {
-      if (saves && t8 < left) {
-        *reinterpret_cast<uint2*>(saved) = make_uint2(pack_bf16(h[0], h[2]), pack_bf16(h[1], h[3]));
-      }
-      saved += saved_step;
-#pragma unroll
-      for (int t4 = 0; t4 < 8; t4 += 4) {
-        float2 dtu_any = *reinterpret_cast<const float2*>(dtu_at + t4 * ROW);
-        float b_any = b_at[t4 * ROW_N], c_any = c_at[t4 * ROW_N];
-        float y0[4] = {0.0f, 0.0f, 0.0f, 0.0f}, y1[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float2 step = *reinterpret_cast<const float2*>(dt_at + (t4 + j) * ROW);
-          if (SEGMENTS && s.resets[t8 + t4 + j]) h[0] = h[1] = h[2] = h[3] = 0.0f;
-          h[0] *= fast_exp2(step.x * a2[0]);
-          h[1] *= fast_exp2(step.x * a2[1]);
-          h[2] *= fast_exp2(step.y * a2[2]);
-          h[3] *= fast_exp2(step.y * a2[3]);
-          mma4(h, dtu_any.x, dtu_any.y, masked(b_any, masks.k[j]));
-          float c_now = c_any * masks.column[j];
-          mma4(y0, h[0], h[1], c_now);
-          mma4(y1, h[2], h[3], c_now);
+    for (int t4 = 0; t4 < TILE / 4; ++t4) {
+      if (t4 % (SAVE / 4) == 0) {
+        if (saves && t4 * 4 < left) {
+          saved[saved_at] = make_uint2(pack_bf16(h[0], h[2]), pack_bf16(h[1], h[3]));
         }
-        *reinterpret_cast<float2*>(sums_at + t4 * ROW) = make_float2(y0[0] + y0[3], y1[0] + y1[3]);
+        saved_at += saved_stride;
       }
-      dt_at += 8 * ROW, dtu_at += 8 * ROW, sums_at += 8 * ROW;
-      b_at += 8 * ROW_N, c_at += 8 * ROW_N;
-    }
-    __syncthreads();
-
-    if (left > t_mine && c_live) {
-      float x[8], other[8], y[8], gate[8];
-      copy_floats<8>(s.sums[0][t_mine] + c_mine, x);
-      copy_floats<8>(s.sums[1][t_mine] + c_mine, other);
+      const float dt[4] = {dt_next.x, dt_next.y, dt_next.z, dt_next.w}, dtus[2] = {dtu_next[0], dtu_next[1]};
+      const float2 c = *reinterpret_cast<const float2*>(c_at + t4 * GROUP_C);
+      const u32 b = b_next;
+      if (t4 + 1 < TILE / 4) read(t4 + 1);
+      float resets[4];
+      if (SEGMENTS) copy_floats<4>(s_tile.resets + t4 * 4, resets);
+      float y;
 #pragma unroll
-      for (int k = 0; k < 8; ++k) y[k] = UNCUT * (x[k] + other[k]);
-      copy_floats<8>(s.skip + c_mine, other);
-      widen8(u_now, x);
-      widen8(z_now, gate);
+      for (int j2 = 0; j2 < 4; j2 += 2) {
+        const float dtu_even = masked(dtus[j2 / 2], even), dtu_odd = masked(dtus[j2 / 2], odd);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        y[k] += other[k] * x[k];
-        if (GATED) y[k] *= silu(not_zero(gate[k]));
+        for (int j = j2; j < j2 + 2; ++j) {
+          float input[4] = {0.0f, 0.0f, 0.0f, 0.0f}, sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          mma4(input, dtu_even, dtu_odd, __uint_as_float(__byte_perm(b, 0, take[j])));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float power = SEGMENTS ? dt[j] * a_mine[i] + resets[j] : dt[j] * a_mine[i];
+            h[i] = fast_exp2(power) * h[i] + input[i];
+          }
+          // The product with C of all four positions, of which one is wanted.
+          mma8(sums, h, c.x, c.y);
+          if (j == 0 || q == j) y = sums[0] + sums[3];
+        }
       }
-      store8(y_at, y);
+      sums_at[t4 * GROUP] = y;
     }
-    y_at = ahead_by(y_at, y_stride, TILE);
+    barrier_arrive<DONE>(tile);
   }
-  if (job.to == a.l && live) {
+  if (blockIdx.y + 1 == gridDim.y && live) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a.last[(job.row * a.d + job.first + channel + i / 2) * N + state + 2 * q + i % 2] = h[i];
-    }
+    for (int i = 0; i < 4; ++i) a.last[(job.row * a.d + d_mine) * N + state + i % 2 + i / 2 * 8] = h[i];
   }
 }
 
@@ -298,8 +398,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
   __shared__ __align__(16) struct {
     // As they came; `both` are B and C.
     bf16 u[BACK][CH], delta[BACK][CH], z[BACK][CH], y[BACK][CH], dy[BACK][CH], both[BACK][2 * N];
-    // Of this tile and the next: states before each part, two channels in a word.
-    u32 before[2][BACK / SAVE][CH / 2][N];
+    // Of this tile and the next: states before each part, n and n + 8 in a word.
+    u32 before[2][BACK / SAVE][CH][N / 2];
     float dt[BACK][ROW], dtu[BACK][ROW], g[BACK][ROW];  // Δ, Δ u, gradient of C h + D u
     float b[BACK][ROW_N], c[BACK][ROW_N];               // states n and n + 8 side by side
     float sums[BACK][ROW_QR];                           // over states, of what becomes du, and of what becomes dΔ
@@ -352,10 +452,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
   const int stride2 = int(side == 0 ? a.y.stride : part < 2 ? a.b.stride : a.c.stride);
   int real_copied = int(job.end - t_last) - t_copied;
   const bool copied_live = job.first + part * 8 < a.d;
-  // And 4 states of 2 channels before one of the parts.
-  const int saved_stride = int(a.d / 2 * N);
-  const bool saved_live = job.first + threadIdx.x % 64 / 4 * 2 < a.d;
-  const u32* saved_at = reinterpret_cast<const u32*>(a.saved) + job.first / 2 * N + threadIdx.x % 64 * 4 +
+  // And 8 states of a channel before one of the parts.
+  const int saved_stride = int(a.d * (N / 2));
+  const bool saved_live = job.first + threadIdx.x % 64 / 2 < a.d;
+  const u32* saved_at = reinterpret_cast<const u32*>(a.saved) + job.first * (N / 2) + threadIdx.x % 64 * 4 +
                         (job.row * ((a.l + SAVE - 1) / SAVE) + t_last / SAVE + side) * saved_stride;
   int saved_left = int(job.to - t_last);
   auto fetch = [&](int tile) {
@@ -452,9 +552,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
         const float* b_at = s.b[at] + 2 * g;
         // The states once more.
         float h[SAVE][4], e[SAVE][4], sum_c[SAVE / 4][2];
-        const u32 first0 = s.before[tile % 2][at / SAVE][mine / 2][g];
-        const u32 first1 = s.before[tile % 2][at / SAVE][mine / 2][g + 8];
-        const float h_before[4] = {low_bf16(first0), high_bf16(first0), low_bf16(first1), high_bf16(first1)};
+        const u32 first0 = s.before[tile % 2][at / SAVE][mine][g], first1 = s.before[tile % 2][at / SAVE][mine + 1][g];
+        const float h_before[4] = {low_bf16(first0), low_bf16(first1), high_bf16(first0), high_bf16(first1)};
 #pragma unroll
         for (int t4 = 0; t4 < SAVE; t4 += 4) {
           float2 b_any = *reinterpret_cast<const float2*>(b_k + t4 * ROW_N);
@@ -464,13 +563,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
           for (int t = t4; t < t4 + 4; ++t) {
             float2 step = *reinterpret_cast<const float2*>(dt_at + t * ROW);
             bool reset = SEGMENTS && s.resets[at + t];
+            // Apart from what it is added to, so that one position need not wait for the product of the one before.
+            h[t][0] = h[t][1] = h[t][2] = h[t][3] = 0.0f;
+            mma4(h[t], b_any.x, b_any.y, masked(dtu_any, masks.k[t - t4]));
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               e[t][i] = fast_exp2((i % 2 ? step.y : step.x) * a2[i]);
               if (reset) e[t][i] = 0.0f;
-              h[t][i] = e[t][i] * (t == 0 ? h_before[i] : h[t == 0 ? 0 : t - 1][i]);
+              h[t][i] += e[t][i] * (t == 0 ? h_before[i] : h[t == 0 ? 0 : t - 1][i]);
             }
-            mma4(h[t], b_any.x, b_any.y, masked(dtu_any, masks.k[t - t4]));
             float g_now = gs * masks.column[t - t4];
             mma4(c0, h[t][0], h[t][1], g_now);
             mma4(c8, h[t][2], h[t][3], g_now);
