@@ -15,12 +15,12 @@ const THREADS: u32 = 32 * (WARPS as u32 + 2);
 const GROUP: usize = 16;
 /// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
 const SHARED: usize = 163 << 10;
-/// Of that, what says which pieces have come.
-const BARRIERS: usize = 2 * 32 * 8;
+/// Of that, what says which pieces have come, and where they are.
+const BARRIERS: usize = 32 * (8 + 8 + 4);
 /// Of that, which outputs are the block's.
 const PARTS: usize = 6 * 8;
-/// The largest piece of weights: two of these at least are on their way.
-const PIECE: usize = GROUP * (2 * 2 * 32 * WARPS + 64);
+/// The largest piece of weights: three of these at least are on their way.
+const PIECE: usize = GROUP * (2 * 512 + 64);
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +174,7 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
     let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
-    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 2 * PIECE <= room(gpu)
+    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 3 * PIECE <= room(gpu)
 }
 
 impl Step {

@@ -9,10 +9,11 @@
 // room, while the others wait for each other. (Before sm_90 there are no such copies: weights are loaded when needed.)
 // What is left is latency. A load from memory queues behind all these copies: small parameters and states are asked for a
 // layer ahead, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a stage
-// needs twice is kept in shared memory.
+// needs twice is kept in shared memory. And instructions are fetched again unless all of a layer's fit into their cache: the
+// stages share one loop with one product in it, and little is unrolled.
 //
 // Products are of bf16 and sum in f32 on tensor cores: 16 outputs by 8 rows an instruction, the inner dimension divided
-// among warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
+// among pieces and warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
@@ -21,9 +22,9 @@
 #define THREADS (CONSUMERS + 64)
 #define TILES (ROWS / 8)
 #define GROUP 16                // outputs of a product of tensor cores
-#define GROUPS (32 / ROWS)      // that are added up at a time: an output a thread
-#define SLICE (WARPS * 32)      // columns that all warps take at once
-#define COLS (2 * SLICE)        // of a piece: a group of outputs, by at most as many columns
+#define GROUPS (32 / ROWS)      // that are added up at a time
+#define COLS 512                // of a piece: a group of outputs, by at most as many columns
+#define TEAM 4                  // warps that work on a piece; different teams on different ones
 #define PAD 64                  // bytes between rows of a piece: what a warp reads at once lies in different banks
 #define PIECES 32               // on the way at most
 #define RING (__CUDA_ARCH__ >= 900)
@@ -97,9 +98,10 @@ __device__ __forceinline__ int columns_of(const Args& a, int matrix) {
 // Shared memory.
 struct Block {
   u64* full;       // [PIECES]: whether the copy of a piece has come
-  u64* empty;      // [PIECES]: whether all warps have read it
+  u64* empty;      // [PIECES]: whether its team has read it
   float* scratch;  // [WARPS + 2 n, ROWS]
   float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp
+  u32* places;     // [PIECES]: where in the ring they are
   Part* parts;     // [MATRICES + 1]: this block's outputs
   Layer* layers;   // [2]: this layer's addresses and the next one's
   float* norm;     // [d]: weights of the next norm
@@ -118,7 +120,8 @@ struct Block {
 __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   full = reinterpret_cast<u64*>(shared);
   empty = full + PIECES;
-  parts = reinterpret_cast<Part*>(empty + PIECES);
+  places = reinterpret_cast<u32*>(empty + PIECES);
+  parts = reinterpret_cast<Part*>(places + PIECES);
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
   sums = scratch + (WARPS + 2 * a.n) * ROWS;
@@ -266,6 +269,7 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
     }
     const u32 barrier = address(s.full + issued % PIECES);
     if (lane == 0) {
+      s.places[issued % PIECES] = u32(at);
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
                    : "memory");
     }
@@ -285,8 +289,21 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
 
 // The pieces, as the warps that compute see them.
 struct Pieces {
-  Places places;
   u32 count = 0;
+#if RING
+  // The last that was counted, once it has come.
+  __device__ __forceinline__ const char* last(const Block& s) const {
+    const u32 i = count - 1;
+    wait_for(s.full + i % PIECES, i / PIECES % 2);
+    return s.ring + s.places[i % PIECES];
+  }
+  __device__ __forceinline__ void done(const Block& s) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + (count - 1) % PIECES)) : "memory");
+    }
+  }
+#endif
 };
 
 // This block's outputs of W x, each handed to `use(row, m, sum)` with m = threadIdx.x % ROWS; x is filled up with zeros to a
@@ -296,27 +313,32 @@ __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
 ) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int warps = min(WARPS, (k + 31) / 32);  // that have something to do
+  const int first = warp % TEAM * 32 + 8 * q, m = threadIdx.x % ROWS;
+#pragma unroll 1
   for (int base = 0; base < part.rows; base += GROUPS * GROUP) {
-    float sum[GROUPS][TILES][4] = {};
-#pragma unroll
-    for (int group = 0; group < GROUPS; ++group) {
-      const int row0 = base + group * GROUP, rows = min(GROUP, part.rows - row0);
-      if (rows <= 0) break;
+    const int end = min(part.rows, base + GROUPS * GROUP);
+    float* to = s.sums + (warp * GROUPS * GROUP + g) * a.batch;
+#pragma unroll 1
+    for (int row0 = base; row0 < end; row0 += GROUP) {
+      const int rows = min(GROUP, end - row0);
+      float sum[TILES][4] = {};
+#pragma unroll 1
       for (int col0 = 0; col0 < k; col0 += COLS) {
-        const int cols = min(COLS, k - col0), first = warp * 32 + 8 * q;
+        const bool mine = pieces.count++ % (WARPS / TEAM) == warp / TEAM;
+        if (!mine) continue;
+        const int cols = min(COLS, k - col0);
 #if RING
         const int step = pitch(cols);
-        const char* piece = s.ring + pieces.places.next(rows * step, s.room);
-        wait_for(s.full + pieces.count % PIECES, pieces.count / PIECES % 2);
+        const char* piece = pieces.last(s);
 #else
         const i64 step = k * 2;
         const char* piece = reinterpret_cast<const char*>(w + i64(part.first + row0) * k + col0);
 #endif
         const char* at = piece + g * step + first * 2;
+        const bf16* x = s.x + col0 + first;
 #pragma unroll
-        for (int slice = 0; slice < COLS; slice += SLICE) {
-          if (slice + warp * 32 >= cols) break;
+        for (int slice = 0; slice < COLS; slice += TEAM * 32) {
+          if (slice + first - 8 * q >= cols) break;
           const bool inside = slice + first < cols;
           uint4 low = make_uint4(0, 0, 0, 0), high = low;
           if (g < rows && inside) low = *reinterpret_cast<const uint4*>(at + slice * 2);
@@ -325,43 +347,37 @@ __device__ __forceinline__ void product(
           for (int t = 0; t < TILES; ++t) {
             // Columns of rows that are not there come to nothing that is read. Which of its numbers a thread has does not
             // matter, as long as both factors have the same.
-            const bf16* x = s.x + min(t * 8 + g, a.batch - 1) * s.stride + col0 + slice + first;
-            uint4 f = *reinterpret_cast<const uint4*>(x);
-            mma(sum[group][t], low.x, high.x, low.y, high.y, f.x, f.y);
-            mma(sum[group][t], low.z, high.z, low.w, high.w, f.z, f.w);
+            uint4 f = *reinterpret_cast<const uint4*>(x + min(t * 8 + g, a.batch - 1) * s.stride + slice);
+            mma(sum[t], low.x, high.x, low.y, high.y, f.x, f.y);
+            mma(sum[t], low.z, high.z, low.w, high.w, f.z, f.w);
           }
         }
 #if RING
-        __syncwarp();
-        if (lane == 0) {
-          asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + pieces.count % PIECES))
-                       : "memory");
-        }
-        ++pieces.count;
+        pieces.done(s);
 #endif
       }
-    }
-#pragma unroll
-    for (int group = 0; group < GROUPS; ++group) {
-      float* to = s.sums + ((warp * GROUPS + group) * GROUP + g) * a.batch;
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int m = t * 8 + 2 * q + i;
-          if (m < a.batch) to[m] = sum[group][t][i], to[8 * a.batch + m] = sum[group][t][2 + i];
+          const int column = t * 8 + 2 * q + i;
+          if (column < a.batch) to[column] = sum[t][i], to[8 * a.batch + column] = sum[t][2 + i];
         }
       }
+      to += GROUP * a.batch;
     }
     sync();
-    const int row = threadIdx.x / ROWS, m = threadIdx.x % ROWS;
-    if (base + row < part.rows && m < a.batch) {
-      float all = 0.0f;
-#pragma unroll 8
-      for (int i = 0; i < warps; ++i) all += s.sums[(i * GROUPS * GROUP + row) * a.batch + m];
-      use(base + row, m, all);
+    if (m < a.batch) {
+#pragma unroll 1
+      for (int row = base + threadIdx.x / ROWS; row < end; row += CONSUMERS / ROWS) {
+        const float* from = s.sums + (row - base) * a.batch + m;
+        float all = 0.0f;
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) all += from[i * GROUPS * GROUP * a.batch];
+        use(row, m, all);
+      }
     }
-    if (base + GROUPS * GROUP < part.rows) sync();
+    if (end < part.rows) sync();
   }
 }
 
@@ -372,52 +388,46 @@ __device__ __forceinline__ int warps_a_row(int batch) {
   return each;
 }
 
-// x = the residual stream times the weights in `s.norm`; `scale` is what the outputs of row threadIdx.x % ROWS are
-// multiplied by. Reads the embedding first.
-struct Norm {
-  float scale = 0.0f;
-  __device__ __forceinline__ Norm(const Args& a, const Block& s, bool first) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, each = warps_a_row(a.batch);
-    for (int m = warp / each; m < a.batch; m += WARPS / each) {
-      float squares = 0.0f;
-      const bf16* token = first ? a.embedding + i64(min(a.ids[m], u32(a.v - 1))) * a.d : nullptr;
-#pragma unroll 4
-      for (int i = (warp % each * 32 + lane) * 4; i < a.d; i += each * 128) {
-        float4 h;
-        if (first) {
-          uint2 p = *reinterpret_cast<const uint2*>(token + i);
-          h = make_float4(low_bf16(p.x), high_bf16(p.x), low_bf16(p.y), high_bf16(p.y));
-        } else {
-          h = __ldcg(reinterpret_cast<const float4*>(a.residual + i64(m) * a.d + i));
-        }
-        float4 w = *reinterpret_cast<const float4*>(s.norm + i);
-        squares += h.x * h.x + h.y * h.y + h.z * h.z + h.w * h.w;
-        uint2 x = make_uint2(pack_bf16(h.x * w.x, h.y * w.y), pack_bf16(h.z * w.z, h.w * w.w));
-        *reinterpret_cast<uint2*>(s.x + m * s.stride + i) = x;
+// x = the residual stream times the weights in `s.norm`; what the outputs of row threadIdx.x % ROWS are multiplied by. Reads
+// the embedding first.
+__device__ __forceinline__ float norm(const Args& a, const Block& s, bool first) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, each = warps_a_row(a.batch);
+#pragma unroll 1
+  for (int m = warp / each; m < a.batch; m += WARPS / each) {
+    float squares = 0.0f;
+    const bf16* token = first ? a.embedding + i64(min(a.ids[m], u32(a.v - 1))) * a.d : nullptr;
+#pragma unroll 2
+    for (int i = (warp % each * 32 + lane) * 4; i < a.d; i += each * 128) {
+      float4 h;
+      if (first) {
+        uint2 p = *reinterpret_cast<const uint2*>(token + i);
+        h = make_float4(low_bf16(p.x), high_bf16(p.x), low_bf16(p.y), high_bf16(p.y));
+      } else {
+        h = __ldcg(reinterpret_cast<const float4*>(a.residual + m * a.d + i));
       }
-      squares = warp_sum(squares);
-      if (lane == 0) s.scratch[warp % each * ROWS + m] = squares;
+      float4 w = *reinterpret_cast<const float4*>(s.norm + i);
+      squares += h.x * h.x + h.y * h.y + h.z * h.z + h.w * h.w;
+      uint2 x = make_uint2(pack_bf16(h.x * w.x, h.y * w.y), pack_bf16(h.z * w.z, h.w * w.w));
+      *reinterpret_cast<uint2*>(s.x + m * s.stride + i) = x;
     }
-    sync();
-    const int m = threadIdx.x % ROWS;
-    if (m >= a.batch) return;
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < WARPS; ++j) {
-      if (j < each) sum += s.scratch[j * ROWS + m];
-    }
-    scale = rsqrtf(sum / float(a.d) + a.eps);
+    squares = warp_sum(squares);
+    if (lane == 0) s.scratch[warp % each * ROWS + m] = squares;
   }
-};
+  sync();
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int j = 0; j < each; ++j) sum += s.scratch[j * ROWS + threadIdx.x % ROWS];
+  return rsqrtf(sum / float(a.d) + a.eps);
+}
 
 // x = `from`, of `k` numbers a row, a multiple of 32.
 __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* from, int k) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, each = warps_a_row(a.batch);
+#pragma unroll 1
   for (int m = warp / each; m < a.batch; m += WARPS / each) {
-#pragma unroll 4
+#pragma unroll 2
     for (int i = (warp % each * 32 + lane) * 8; i < k; i += each * 256) {
-      const uint4* at = reinterpret_cast<const uint4*>(from + i64(m) * k + i);
-      *reinterpret_cast<uint4*>(s.x + m * s.stride + i) = __ldcg(at);
+      *reinterpret_cast<uint4*>(s.x + m * s.stride + i) = __ldcg(reinterpret_cast<const uint4*>(from + m * k + i));
     }
   }
   sync();
@@ -426,6 +436,7 @@ __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* 
 // Asks the L2 for numbers in memory; one warp.
 __device__ __forceinline__ void ask(const float* from, int count) {
   if (count <= 0) return;
+#pragma unroll 1
   for (int i = threadIdx.x % 32 * 32; i < count + 31; i += 1024) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from + min(i, count - 1)));
   }
@@ -452,6 +463,7 @@ __device__ __forceinline__ void ask_for(const Args& a, const Block& s, const Lay
 __device__ __forceinline__ void convolve(const Args& a, const Block& s, const Layer& layer) {
   const Part part = s.parts[IN];
   const int channels = min(part.rows, a.ed - part.first);
+#pragma unroll 1
   for (int i = other(); i >= 0 && i < channels * a.batch; i += OTHERS) {
     const int row = a.batch == 1 ? i : i % channels, m = a.batch == 1 ? 0 : i / channels, c = part.first + row;
     float* window = layer.conv_state + m * (a.k - 1) * a.ed + c;
@@ -470,81 +482,50 @@ __device__ __forceinline__ void convolve(const Args& a, const Block& s, const La
 
 // The weights of the next norm, which no block waits for.
 __device__ __forceinline__ void norm_ahead(const Args& a, const Block& s, const float* weight) {
+#pragma unroll 1
   for (int i = other() * 4; i >= 0 && i < a.d; i += OTHERS * 4) {
     *reinterpret_cast<float4*>(s.norm + i) = *reinterpret_cast<const float4*>(weight + i);
   }
 }
 
-// [x z] = in_proj(norm(residual)); u = silu(conv(x)).
-__device__ __forceinline__ void project_in(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const Layer& layer = s.layers[index % 2];
-  const Norm norm(a, s, index == 0);
-  const Part part = s.parts[IN];
-  product(a, s, pieces, layer.in_proj, part, a.d, [&](int row, int m, float sum) {
-    const int c = part.first + row;
-    const bf16 xz = from_float<bf16>(norm.scale * sum);
-    if (c >= a.ed) {
-      a.z[m * a.ed + c - a.ed] = xz;
-      return;
-    }
-    const float now = to_float(xz);
-    a.u[m * a.ed + c] = from_float<bf16>(silu(s.conv[row * a.batch + m] + s.tap[row] * now));
-    if (a.k > 1) layer.conv_state[(m * (a.k - 1) + a.k - 2) * a.ed + c] = now;
-  });
-}
-
-// [Δ B C] = x_proj(u).
-__device__ __forceinline__ void project_x(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const int columns = a.r + 2 * a.n;
-  const Part part = s.parts[X];
-  if (part.rows == 0) return;
-  fill(a, s, a.u, a.ed);
-  product(a, s, pieces, s.layers[index % 2].x_proj, part, a.ed, [&](int row, int m, float sum) {
-    a.dbc[m * columns + part.first + row] = to_float(from_float<bf16>(sum));
-  });
-}
-
-// What the scan reads that no other block writes.
-struct Ahead {
-  float4 log, h;  // of the first states that this thread has
-  __device__ __forceinline__ Ahead(const Args& a, const Block& s, const Layer& layer) {
-    const Part part = s.parts[DT];
-    for (int i = other(); i >= 0 && i < part.rows; i += OTHERS) {
-      s.dt_bias[i] = layer.dt_bias[part.first + i], s.skip[i] = layer.skip[part.first + i];
-    }
-    log = h = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const int i = threadIdx.x / 4, n = threadIdx.x % 4 * 4;
-    if (i >= part.rows * a.batch || n >= a.n) return;
-    const int row = a.batch == 1 ? i : i % part.rows, c = part.first + row, m = a.batch == 1 ? 0 : i / part.rows;
-    log = *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
-    h = *reinterpret_cast<const float4*>(layer.ssm_state + (m * a.ed + c) * a.n + n);
-  }
-};
-
-// h = exp(Δ A) h + Δ B u, y = (C h + D u) silu(z), with Δ = softplus(dt_proj + bias); four threads a channel.
-__device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& pieces, int index, const Ahead& ahead) {
-  const Layer& layer = s.layers[index % 2];
-  const int columns = a.r + 2 * a.n, padded = (a.r + 31) / 32 * 32, width = padded + 2 * a.n;
+// What the scan reads that no other block writes: the first states that this thread has, and A_log.
+__device__ __forceinline__ void states_ahead(const Args& a, const Block& s, const Layer& layer, float4& log, float4& h) {
   const Part part = s.parts[DT];
-  if (part.rows == 0) return;
-  float* bc = s.scratch;  // [batch, 2 n]
-  // Of the first round, while the product is computed.
-  const int lane = threadIdx.x % 4, own = min(int(threadIdx.x) / 4, part.rows * a.batch - 1);
-  const int own_at = a.batch == 1 ? part.first + own : own / part.rows * a.ed + part.first + own % part.rows;
-  const float own_u = load(a.u + own_at), own_z = load(a.z + own_at);
+#pragma unroll 1
+  for (int i = other(); i >= 0 && i < part.rows; i += OTHERS) {
+    s.dt_bias[i] = layer.dt_bias[part.first + i], s.skip[i] = layer.skip[part.first + i];
+  }
+  const int i = threadIdx.x / 4, n = threadIdx.x % 4 * 4;
+  if (i >= part.rows * a.batch || n >= a.n) return;
+  const int m = a.batch == 1 ? 0 : i / part.rows, c = part.first + i - m * part.rows;
+  log = *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
+  h = *reinterpret_cast<const float4*>(layer.ssm_state + (m * a.ed + c) * a.n + n);
+}
+
+// x = Δ before its projection; B and C to the scratch, [batch, 2 n].
+__device__ __forceinline__ void fill_delta(const Args& a, const Block& s) {
+  const int columns = a.r + 2 * a.n, padded = (a.r + 31) / 32 * 32, width = padded + 2 * a.n;
+#pragma unroll 1
   for (int i = threadIdx.x; i < a.batch * width; i += CONSUMERS) {
     const int m = a.batch == 1 ? 0 : i / width, j = i - m * width;
+    const float* from = a.dbc + m * columns;
     if (j < padded) {
-      s.x[m * s.stride + j] = from_float<bf16>(j < a.r ? __ldcg(a.dbc + m * columns + j) : 0.0f);
+      s.x[m * s.stride + j] = from_float<bf16>(j < a.r ? __ldcg(from + j) : 0.0f);
     } else {
-      bc[m * 2 * a.n + j - padded] = __ldcg(a.dbc + m * columns + a.r + j - padded);
+      s.scratch[m * 2 * a.n + j - padded] = __ldcg(from + a.r + j - padded);
     }
   }
   sync();
-  product(a, s, pieces, layer.dt_proj, part, a.r, [&](int row, int m, float sum) {
-    s.dt[row * a.batch + m] = to_float(from_float<bf16>(sum)) + s.dt_bias[row];
-  });
-  sync();
+}
+
+// h = exp(Δ A) h + Δ B u, y = (C h + D u) silu(z), with Δ = softplus of what `s.dt` holds; four threads a channel. What is
+// this thread's own of the first round is given.
+__device__ __forceinline__ void scan(
+    const Args& a, const Block& s, const Layer& layer, float own_u, float own_z, float4 own_log, float4 own_h
+) {
+  const Part part = s.parts[DT];
+  const int lane = threadIdx.x % 4;
+#pragma unroll 1
   for (int i0 = 0; i0 < part.rows * a.batch; i0 += CONSUMERS / 4) {
     const int i = i0 + threadIdx.x / 4;
     const bool live = i < part.rows * a.batch;
@@ -552,19 +533,21 @@ __device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& piec
     const int at = m * a.ed + c;
     const float u = i0 == 0 ? own_u : load(a.u + at), z = i0 == 0 ? own_z : load(a.z + at);
     const float dt = softplus(s.dt[row * a.batch + m]);
+    const float* b = s.scratch + m * 2 * a.n;
     float y = 0.0f;
+#pragma unroll 1
     for (int n = lane * 4; live && n < a.n; n += 16) {
       const bool known = i0 == 0 && n == lane * 4;
       float4* to = reinterpret_cast<float4*>(layer.ssm_state + at * a.n + n);
-      float4 log = known ? ahead.log : *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
-      float4 before = known ? ahead.h : *to;
+      float4 log = known ? own_log : *reinterpret_cast<const float4*>(layer.a_log + c * a.n + n);
+      float4 before = known ? own_h : *to;
       float h[4] = {before.x, before.y, before.z, before.w}, of[4] = {log.x, log.y, log.z, log.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         // A = -exp(A_log)
         float decay = fast_exp2(-LOG2_E * dt * fast_exp2(LOG2_E * of[j]));
-        h[j] = decay * h[j] + dt * u * bc[m * 2 * a.n + n + j];
-        y += bc[m * 2 * a.n + a.n + n + j] * h[j];
+        h[j] = decay * h[j] + dt * u * b[n + j];
+        y += b[a.n + n + j] * h[j];
       }
       *to = make_float4(h[0], h[1], h[2], h[3]);
     }
@@ -572,19 +555,6 @@ __device__ __forceinline__ void scan(const Args& a, const Block& s, Pieces& piec
     y += __shfl_xor_sync(0xffffffffu, y, 2);
     if (live && lane == 0) a.y[at] = from_float<bf16>((y + s.skip[row] * u) * silu(z));
   }
-}
-
-// residual += out_proj(y). A block's own part of the residual stream is in shared memory too.
-__device__ __forceinline__ void project_out(const Args& a, const Block& s, Pieces& pieces, int index) {
-  const Part part = s.parts[OUT];
-  if (part.rows == 0) return;
-  fill(a, s, a.y, a.ed);
-  product(a, s, pieces, s.layers[index % 2].out_proj, part, a.ed, [&](int row, int m, float sum) {
-    float& residual = s.residual[row * a.batch + m];
-    if (index == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + part.first + row]);
-    residual += to_float(from_float<bf16>(sum));
-    a.residual[m * a.d + part.first + row] = residual;
-  });
 }
 
 // The larger logit, the smaller id of equals.
@@ -600,30 +570,22 @@ __device__ __forceinline__ void best_of_warp(float& x, u32& id) {
   }
 }
 
-// Logits, and the best of each row among this block's.
-__device__ __forceinline__ void logits(const Args& a, const Block& s, Pieces& pieces) {
-  const Norm norm(a, s, a.count == 0);
-  const Part part = s.parts[HEAD];
-  // Of the logits that this thread sees, which are all of one row: m = threadIdx.x % ROWS.
-  float x = -__int_as_float(0x7f800000);
-  u32 id = 0xffffffffu;
-  product(a, s, pieces, a.head, part, a.d, [&](int row, int m, float sum) {
-    const float logit = norm.scale * sum;
-    a.logits[m * a.v + part.first + row] = logit;
-    better(x, id, logit, u32(part.first + row));
-  });
+// The best of each row among this block's, of what every thread has seen of row threadIdx.x % ROWS.
+__device__ __forceinline__ void best_of_block(const Args& a, const Block& s, float x, u32 id) {
   sync();
   float2* all = reinterpret_cast<float2*>(s.sums);  // [CONSUMERS]
   all[threadIdx.x] = make_float2(x, __uint_as_float(id));
   sync();
+#pragma unroll 1
   for (int m = threadIdx.x / 32; m < a.batch; m += WARPS) {
     x = -__int_as_float(0x7f800000), id = 0xffffffffu;
+#pragma unroll 1
     for (int i = threadIdx.x % 32; i < CONSUMERS / ROWS; i += 32) {
       float2 one = all[i * ROWS + m];
       better(x, id, one.x, __float_as_uint(one.y));
     }
     best_of_warp(x, id);
-    if (threadIdx.x % 32 == 0) a.best[i64(m) * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
+    if (threadIdx.x % 32 == 0) a.best[m * gridDim.x + blockIdx.x] = make_float2(x, __uint_as_float(id));
   }
 }
 
@@ -633,7 +595,7 @@ __device__ __forceinline__ void choose(const Args& a) {
     float x = -__int_as_float(0x7f800000);
     u32 id = 0xffffffffu;
     for (int i = threadIdx.x % 32; i < gridDim.x; i += 32) {
-      float2 one = __ldcg(a.best + i64(m) * gridDim.x + i);
+      float2 one = __ldcg(a.best + m * gridDim.x + i);
       better(x, id, one.x, __float_as_uint(one.y));
     }
     best_of_warp(x, id);
@@ -650,7 +612,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   if (threadIdx.x == 0) {
     for (int i = 0; i < PIECES; ++i) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(s.full + i)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(WARPS) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(TEAM) : "memory");
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -681,28 +643,91 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   };
   addresses(0);
   sync();
-  for (int layer = 0; layer < a.count; ++layer) {
-    convolve(a, s, s.layers[layer % 2]);
-    norm_ahead(a, s, s.layers[layer % 2].norm);
-    addresses(layer + 1);
+  int layer = 0, stage = a.count > 0 ? IN : HEAD;
+  float4 log = make_float4(0.0f, 0.0f, 0.0f, 0.0f), h = log;
+  float best = -__int_as_float(0x7f800000);
+  u32 best_id = 0xffffffffu;
+#pragma unroll 1
+  while (true) {
+    const Layer& of = s.layers[layer % 2];
+    if (stage == IN || stage == HEAD) norm_ahead(a, s, stage == IN ? of.norm : a.norm);
+    if (stage == IN) {
+      convolve(a, s, of);
+      addresses(layer + 1);
+    } else if (stage == DT) {
+      states_ahead(a, s, of, log, h);
+    }
     blocks.wait();
-    project_in(a, s, pieces, layer);
+    const Part part = s.parts[stage];
+    if (part.rows > 0) {
+      float scale = 0.0f, u = 0.0f, z = 0.0f;
+      if (stage == IN || stage == HEAD) {
+        scale = norm(a, s, layer == 0 && (stage == IN || a.count == 0));
+      } else if (stage == DT) {
+        // Of the first round of the scan, while the product is computed.
+        const int i = min(int(threadIdx.x) / 4, part.rows * a.batch - 1), m = a.batch == 1 ? 0 : i / part.rows;
+        const int at = m * a.ed + part.first + i - m * part.rows;
+        u = load(a.u + at), z = load(a.z + at);
+        fill_delta(a, s);
+      } else {
+        fill(a, s, stage == X ? a.u : a.y, a.ed);
+      }
+#if RING
+      const bf16* weights = nullptr;
+#else
+      const bf16* weights = stage == HEAD ? a.head
+                          : stage == IN   ? of.in_proj
+                          : stage == X    ? of.x_proj
+                          : stage == DT   ? of.dt_proj
+                                          : of.out_proj;
+#endif
+      product(a, s, pieces, weights, part, columns_of(a, stage), [&](int row, int m, float sum) {
+        const int c = part.first + row;
+        if (stage == HEAD) {
+          const float logit = scale * sum;
+          a.logits[m * a.v + c] = logit;
+          better(best, best_id, logit, u32(c));
+          return;
+        }
+        const bf16 rounded = from_float<bf16>(stage == IN ? scale * sum : sum);
+        const float now = to_float(rounded);
+        if (stage == IN) {
+          // [x z] = in_proj(norm(residual)); u = silu(conv(x)).
+          if (c >= a.ed) {
+            a.z[m * a.ed + c - a.ed] = rounded;
+            return;
+          }
+          a.u[m * a.ed + c] = from_float<bf16>(silu(s.conv[row * a.batch + m] + s.tap[row] * now));
+          if (a.k > 1) of.conv_state[(m * (a.k - 1) + a.k - 2) * a.ed + c] = now;
+        } else if (stage == X) {
+          a.dbc[m * (a.r + 2 * a.n) + c] = now;
+        } else if (stage == DT) {
+          s.dt[row * a.batch + m] = now + s.dt_bias[row];
+        } else {
+          // A block's own part of the residual stream is in shared memory too.
+          float& residual = s.residual[row * a.batch + m];
+          if (layer == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + c]);
+          residual += now;
+          a.residual[m * a.d + c] = residual;
+        }
+      });
+      if (stage == DT) {
+        sync();
+        scan(a, s, of, u, z, log, h);
+      }
+    }
+    if (stage == HEAD) break;
     blocks.arrive();
-    if (layer + 1 < a.count) asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
-    blocks.wait();
-    project_x(a, s, pieces, layer);
-    blocks.arrive();
-    const Ahead ahead(a, s, s.layers[layer % 2]);
-    blocks.wait();
-    scan(a, s, pieces, layer, ahead);
-    blocks.arrive();
-    blocks.wait();
-    project_out(a, s, pieces, layer);
-    blocks.arrive();
+    if (stage == IN && layer + 1 < a.count) asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+    if (stage != OUT) {
+      ++stage;
+    } else if (++layer < a.count) {
+      stage = IN;
+    } else {
+      stage = HEAD;
+    }
   }
-  norm_ahead(a, s, a.norm);
-  blocks.wait();
-  logits(a, s, pieces);
+  best_of_block(a, s, best, best_id);
   blocks.arrive();
   if (blockIdx.x == 0) {
     blocks.wait();
