@@ -12,20 +12,24 @@
 // needs twice is kept in shared memory. And instructions are fetched again unless all of a layer's fit into their cache: the
 // stages share one loop with one product in it, and little is unrolled.
 //
-// Products are of bf16 and sum in f32 on tensor cores: 16 outputs by 8 rows an instruction, the inner dimension divided
-// among pieces and warps and added up in order. ROWS: 8, 16 or 32, at least `batch`.
+// Products are of bf16 and sum in f32; a team of warps works on a piece of weights, other teams on other pieces. For one row a
+// warp makes an output, and a piece is a few whole rows of weights, one copy: copies of a kilobyte do not keep up with
+// memory. For more, an instruction of tensor cores makes 16 outputs by 8 rows, the inner dimension is divided among pieces
+// and warps and added up in order, and a piece has gaps between its rows, so that what a warp reads at once lies in
+// different banks. ROWS: 1, 8, 16 or 32, at least `batch`.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
 #define WARPS 16                // that compute
 #define CONSUMERS (WARPS * 32)
 #define THREADS (CONSUMERS + 64)
+#define TENSOR (ROWS > 1)
 #define TILES (ROWS / 8)
-#define GROUP 16                // outputs of a product of tensor cores
-#define GROUPS (32 / ROWS)      // that are added up at a time
-#define COLS 512                // of a piece: a group of outputs, by at most as many columns
-#define TEAM 4                  // warps that work on a piece; different teams on different ones
-#define PAD 64                  // bytes between rows of a piece: what a warp reads at once lies in different banks
+#define GROUP 16                // outputs of a piece at most
+#define GROUPS (32 / ROWS)      // that tensor cores make before they are added up
+#define COLS 512                // columns of a piece on tensor cores at most
+#define PAD (TENSOR ? 64 : 0)   // bytes between its rows
+#define BYTES 16384             // of a piece of whole rows, but one row at least
 #define PIECES 32               // on the way at most
 #define RING (__CUDA_ARCH__ >= 900)
 
@@ -100,8 +104,9 @@ struct Block {
   u64* full;       // [PIECES]: whether the copy of a piece has come
   u64* empty;      // [PIECES]: whether its team has read it
   float* scratch;  // [WARPS + 2 n, ROWS]
-  float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp
+  float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product on tensor cores, by warp; [CONSUMERS] pairs at least
   u32* places;     // [PIECES]: where in the ring they are
+  u32* ends;       // [PIECES]: where they end in the row of all
   Part* parts;     // [MATRICES + 1]: this block's outputs
   Layer* layers;   // [2]: this layer's addresses and the next one's
   float* norm;     // [d]: weights of the next norm
@@ -121,11 +126,12 @@ __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   full = reinterpret_cast<u64*>(shared);
   empty = full + PIECES;
   places = reinterpret_cast<u32*>(empty + PIECES);
-  parts = reinterpret_cast<Part*>(places + PIECES);
+  ends = places + PIECES;
+  parts = reinterpret_cast<Part*>(ends + PIECES);
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
-  sums = scratch + (WARPS + 2 * a.n) * ROWS;
-  norm = sums + WARPS * GROUPS * GROUP * a.batch;
+  sums = scratch + (WARPS + 2 * a.n) * max(ROWS, 4);
+  norm = sums + (TENSOR ? WARPS * GROUPS * GROUP * a.batch : 2 * CONSUMERS);
   conv = norm + a.d;
   tap = conv + most(2 * a.ed) * a.batch;
   dt = tap + most(2 * a.ed);
@@ -181,21 +187,17 @@ struct Blocks {
 #define OTHERS (CONSUMERS - 32)
 __device__ __forceinline__ int other() { return int(threadIdx.x) - 32; }
 
-// A row of a piece, and bytes from one to the next.
-__device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
+// Outputs and columns of a piece of a matrix with k columns, and warps of a team.
+__device__ __forceinline__ int outputs_of_piece(int k) {
+  int rows = GROUP;
+  while (!TENSOR && rows > 1 && rows * k * 2 > BYTES) rows /= 2;
+  return rows;
+}
+__device__ __forceinline__ int columns_of_piece(int k) { return TENSOR ? min(COLS, k) : k; }
+__device__ __forceinline__ int team_of(int k) { return TENSOR ? 4 : outputs_of_piece(k); }
 
-// Where pieces lie in the ring: one after another, from the start again where one would not fit.
-struct Places {
-  int at = 0;
-  u32 bytes = 0;  // so far, with what was left out at the end of the ring
-  __device__ __forceinline__ int next(int size, int room) {
-    int here = at;
-    if (here + size > room) bytes += u32(room - here), here = 0;
-    at = here + size;
-    bytes += u32(size);
-    return here;
-  }
-};
+// Bytes from a row of a piece to the next.
+__device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
 
 #if RING
 __device__ __forceinline__ u32 address(const void* shared) { return u32(__cvta_generic_to_shared(shared)); }
@@ -206,83 +208,93 @@ __device__ __forceinline__ void wait_for(const u64* barrier, u32 parity) {
 }
 
 // The block's weights from first to last: for each matrix, for each group of outputs, its columns in pieces.
-struct Walk {
-  int layer = 0, matrix, row, col, all, k;  // `all` outputs of the block, of `k` columns
-  __device__ __forceinline__ Walk(const Args& a, const Block& s) {
-    matrix = a.count > 0 ? IN : HEAD;
-    open(a, s);
+struct Schedule {
+  int pieces[MATRICES], layer;  // of a matrix, and of all of a layer
+  __device__ __forceinline__ Schedule(const Args& a, const Block& s) {
+#pragma unroll
+    for (int i = 0; i < MATRICES; ++i) {
+      const int k = columns_of(a, i), rows = outputs_of_piece(k), cols = columns_of_piece(k);
+      pieces[i] = (s.parts[i].rows + rows - 1) / rows * ((k + cols - 1) / cols);
+    }
+    layer = pieces[IN] + pieces[X] + pieces[DT] + pieces[OUT];
   }
-  __device__ __forceinline__ void open(const Args& a, const Block& s) {
-    row = col = 0, all = s.parts[matrix].rows, k = columns_of(a, matrix);
-    if (all == 0) skip(a, s);
-  }
-  __device__ __forceinline__ void skip(const Args& a, const Block& s) {
-    do {
-      if (matrix == OUT && ++layer < a.count) {
-        matrix = IN;
-      } else {
-        matrix = matrix == OUT ? HEAD : matrix + 1;
-      }
-      if (matrix == MATRICES) return;
-      row = col = 0, all = s.parts[matrix].rows, k = columns_of(a, matrix);
-    } while (all == 0);
-  }
-  __device__ __forceinline__ bool done() const { return matrix == MATRICES; }
-  __device__ __forceinline__ int rows() const { return min(GROUP, all - row); }
-  __device__ __forceinline__ int cols() const { return min(COLS, k - col); }
-  __device__ __forceinline__ int size() const { return rows() * pitch(cols()); }
-  __device__ __forceinline__ void next(const Args& a, const Block& s) {
-    col += COLS;
-    if (col < k) return;
-    col = 0, row += GROUP;
-    if (row >= all) skip(a, s);
-  }
-  __device__ __forceinline__ const bf16* weights(const Args& a) const {
-    if (matrix == HEAD) return a.head;
-    const Layer& of = a.layers[layer];
-    return matrix == IN ? of.in_proj : matrix == X ? of.x_proj : matrix == DT ? of.dt_proj : of.out_proj;
+  __device__ __forceinline__ int count(const Args& a) const { return a.count * layer + pieces[HEAD]; }
+};
+struct Piece {
+  const bf16* from;
+  int k, rows, cols;
+  __device__ __forceinline__ Piece(const Args& a, const Block& s, const Schedule& of, int index) {
+    const int l = of.layer > 0 ? min(index / of.layer, a.count) : a.count;
+    int i = index - l * of.layer, matrix = HEAD;
+    if (l < a.count) {
+      matrix = IN;
+      if (i >= of.pieces[IN]) i -= of.pieces[IN], matrix = X;
+      if (matrix == X && i >= of.pieces[X]) i -= of.pieces[X], matrix = DT;
+      if (matrix == DT && i >= of.pieces[DT]) i -= of.pieces[DT], matrix = OUT;
+    }
+    k = columns_of(a, matrix);
+    const Part part = s.parts[matrix];
+    const int most_rows = outputs_of_piece(k), most_cols = columns_of_piece(k);
+    const int across = (k + most_cols - 1) / most_cols;
+    const int row = i / across * most_rows, col = i % across * most_cols;
+    rows = min(most_rows, part.rows - row), cols = min(most_cols, k - col);
+    const bf16* w = a.head;
+    if (l < a.count) {
+      const Layer& layer = a.layers[l];
+      w = matrix == IN ? layer.in_proj : matrix == X ? layer.x_proj : matrix == DT ? layer.dt_proj : layer.out_proj;
+    }
+    from = w + i64(part.first + row) * k + col;
   }
 };
 
-// What the warp after those that compute does: copies pieces to the ring as soon as there is room.
+// What the warp after those that compute does: copies pieces to the ring as soon as there is room. They lie one after
+// another, from the start again where one would not fit. Lanes look ahead for one piece each.
 __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
+  const u32 all = 0xffffffffu;
   const int lane = threadIdx.x % 32;
   u64 once;  // weights are read once a step: what is read again shall stay in the L2
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-  Walk ahead(a, s), behind(a, s);
-  Places places, released;
-  int matrix = -1;
-  const bf16* weights = nullptr;
-  u32 issued = 0, freed = 0;
-  while (!ahead.done()) {
-    const int rows = ahead.rows(), cols = ahead.cols(), at = places.next(rows * pitch(cols), s.room);
-    // `released.bytes`: where the oldest piece that is still there begins, or would.
-    while (places.bytes - released.bytes > u32(s.room) || issued - freed >= PIECES) {
-      wait_for(s.empty + freed % PIECES, freed / PIECES % 2);
-      released.next(behind.size(), s.room);
-      behind.next(a, s);
-      ++freed;
+  const Schedule schedule(a, s);
+  const u32 count = schedule.count(a);
+  // Bytes of the ring up to the last piece, with what was left out at its end, and up to the last that was read.
+  u32 bytes = 0, read = 0, freed = 0;
+  int at = 0;
+  Piece piece(a, s, schedule, lane);
+  for (u32 first = 0; first < count; first += 32) {
+    const Piece next(a, s, schedule, first + 32 + lane);
+    const u32 end = min(count, first + 32);
+#pragma unroll 1
+    for (u32 i = first; i < end; ++i) {
+      const int rows = __shfl_sync(all, piece.rows, i - first), cols = __shfl_sync(all, piece.cols, i - first);
+      const i64 stride = __shfl_sync(all, piece.k, i - first);
+      const bf16* from = reinterpret_cast<const bf16*>(__shfl_sync(all, reinterpret_cast<u64>(piece.from), i - first));
+      const int size = rows * pitch(cols);
+      if (at + size > s.room) bytes += u32(s.room - at), at = 0;
+      const int here = at;
+      at += size, bytes += u32(size);
+      while (bytes - read > u32(s.room) || i - freed >= PIECES) {
+        wait_for(s.empty + freed % PIECES, freed / PIECES % 2);
+        read = s.ends[freed % PIECES];
+        ++freed;
+      }
+      const u32 barrier = address(s.full + i % PIECES);
+      if (lane == 0) {
+        s.places[i % PIECES] = u32(here), s.ends[i % PIECES] = bytes;
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
+                     : "memory");
+      }
+      __syncwarp();
+      // Whole rows lie together.
+      const int copies = TENSOR ? rows : 1, each = TENSOR ? cols * 2 : size;
+      if (lane < copies) {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+            ::"r"(address(s.ring + here + lane * pitch(cols))), "l"(from + lane * stride), "r"(each), "r"(barrier),
+              "l"(once)
+            : "memory");
+      }
     }
-    if (ahead.matrix != matrix) {
-      matrix = ahead.matrix;
-      weights = ahead.weights(a) + i64(s.parts[matrix].first) * ahead.k;
-    }
-    const u32 barrier = address(s.full + issued % PIECES);
-    if (lane == 0) {
-      s.places[issued % PIECES] = u32(at);
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
-                   : "memory");
-    }
-    __syncwarp();
-    if (lane < rows) {
-      const bf16* from = weights + i64(ahead.row + lane) * ahead.k + ahead.col;
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-          ::"r"(address(s.ring + at + lane * pitch(cols))), "l"(from), "r"(cols * 2), "r"(barrier), "l"(once)
-          : "memory");
-    }
-    ++issued;
-    ahead.next(a, s);
+    piece = next;
   }
 }
 #endif
@@ -297,10 +309,12 @@ struct Pieces {
     wait_for(s.full + i % PIECES, i / PIECES % 2);
     return s.ring + s.places[i % PIECES];
   }
-  __device__ __forceinline__ void done(const Block& s) const {
+  // Each warp of a team says so.
+  __device__ __forceinline__ void done(const Block& s, int team) const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + (count - 1) % PIECES)) : "memory");
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(address(s.empty + (count - 1) % PIECES)),
+                   "r"(WARPS / team) : "memory");
     }
   }
 #endif
@@ -312,8 +326,37 @@ template <typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
 ) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int first = warp % TEAM * 32 + 8 * q, m = threadIdx.x % ROWS;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = team_of(k);
+#if !TENSOR
+#pragma unroll 1
+  for (int row0 = 0; row0 < part.rows; row0 += team) {
+    if (pieces.count++ % (WARPS / team) != warp / team) continue;
+    const int row = row0 + warp % team;
+    float sum[2] = {};
+#if RING
+    const bf16* at = reinterpret_cast<const bf16*>(pieces.last(s)) + warp % team * k;
+#else
+    const bf16* at = w + i64(part.first + row) * k;
+#endif
+    if (row < part.rows) {
+#pragma unroll 4
+      for (int col = lane * 8; col < k; col += 256) {
+        float f[8], x[8];
+        load8(at + col, f);
+        load8(s.x + col, x);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum[j % 2] += f[j] * x[j];
+      }
+    }
+#if RING
+    pieces.done(s, team);
+#endif
+    if (row >= part.rows) continue;
+    const float all = warp_sum(sum[0] + sum[1]);
+    if (lane == 0) use(row, 0, all);
+  }
+#else
+  const int g = lane / 4, q = lane % 4, first = warp % team * 32 + 8 * q, m = threadIdx.x % ROWS;
 #pragma unroll 1
   for (int base = 0; base < part.rows; base += GROUPS * GROUP) {
     const int end = min(part.rows, base + GROUPS * GROUP);
@@ -324,8 +367,7 @@ __device__ __forceinline__ void product(
       float sum[TILES][4] = {};
 #pragma unroll 1
       for (int col0 = 0; col0 < k; col0 += COLS) {
-        const bool mine = pieces.count++ % (WARPS / TEAM) == warp / TEAM;
-        if (!mine) continue;
+        if (pieces.count++ % (WARPS / team) != warp / team) continue;
         const int cols = min(COLS, k - col0);
 #if RING
         const int step = pitch(cols);
@@ -336,8 +378,8 @@ __device__ __forceinline__ void product(
 #endif
         const char* at = piece + g * step + first * 2;
         const bf16* x = s.x + col0 + first;
-#pragma unroll
-        for (int slice = 0; slice < COLS; slice += TEAM * 32) {
+#pragma unroll (ROWS > 16 ? 1 : 4)
+        for (int slice = 0; slice < COLS; slice += 128) {
           if (slice + first - 8 * q >= cols) break;
           const bool inside = slice + first < cols;
           uint4 low = make_uint4(0, 0, 0, 0), high = low;
@@ -353,7 +395,7 @@ __device__ __forceinline__ void product(
           }
         }
 #if RING
-        pieces.done(s);
+        pieces.done(s, team);
 #endif
       }
 #pragma unroll
@@ -379,6 +421,7 @@ __device__ __forceinline__ void product(
     }
     if (end < part.rows) sync();
   }
+#endif
 }
 
 // Warps that share a row of the batch.
@@ -612,7 +655,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   if (threadIdx.x == 0) {
     for (int i = 0; i < PIECES; ++i) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(s.full + i)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(TEAM) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(WARPS) : "memory");
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
