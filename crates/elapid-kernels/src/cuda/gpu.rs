@@ -170,7 +170,8 @@ impl Gpu {
     }
 
     pub(crate) fn pool(self) -> Arc<Pool> {
-        drop(self.wait_for_capture());
+        // Held until the pool is known: a capture swaps it.
+        let _calls = self.wait_for_capture();
         let mut pool = lock(&self.0.pool);
         pool.get_or_insert_with(|| Pool::new(self)).clone()
     }

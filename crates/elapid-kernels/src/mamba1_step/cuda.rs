@@ -19,7 +19,7 @@ const SHARED: usize = 163 << 10;
 const BARRIERS: usize = 32 * (8 + 8 + 4 + 4);
 /// Of that, which outputs are the block's.
 const PARTS: usize = 6 * 8;
-/// A piece of weights on tensor cores, in bytes: three pieces at least are on their way.
+/// The largest piece of weights, in bytes: three of these at least are on their way.
 const PIECE: usize = GROUP * (2 * 512 + 64);
 
 /// Sizes.
@@ -44,16 +44,16 @@ pub struct Dims {
 impl Dims {
     /// `ROWS` of the source.
     fn rows(&self) -> usize {
-        if self.b == 1 { 1 } else { self.b.next_power_of_two().max(8) }
+        self.b.next_power_of_two().max(8)
     }
 
     /// Shared memory but for the ring, in bytes: as `Block` of the source.
     fn shared(&self, blocks: usize) -> usize {
         let rows = self.rows();
-        let sums = if rows < 8 { 2 * 32 * WARPS } else { WARPS * GROUP * (32 / rows) * self.b };
+        let sums = WARPS * GROUP * (32 / rows) * self.b;
         let [ins, scanned, outs] = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks));
         let own = (ins + scanned + outs) * self.b + ins + 2 * scanned;
-        let numbers = (WARPS + 2 * self.n) * rows.max(4) + sums + self.d + own;
+        let numbers = (WARPS + 2 * self.n) * rows + sums + self.d + own;
         let stride = self.d.max(self.ed).max(self.r.next_multiple_of(32)).next_multiple_of(64) + 32;
         (BARRIERS + PARTS + 2 * size_of::<RawLayer>() + 4 * numbers).next_multiple_of(128)
             + (self.b * stride * 2).next_multiple_of(128)
@@ -174,11 +174,7 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
     let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
-    whole
-        && some
-        && small
-        && b <= 32
-        && dims.shared(gpu.multiprocessors()) + 3 * PIECE.max(2 * d.max(ed).max(r)) <= room(gpu)
+    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 3 * PIECE <= room(gpu)
 }
 
 impl Step {
@@ -311,5 +307,5 @@ fn defines(rows: usize) -> Vec<Define> {
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    [1, 8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
+    [8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
 }

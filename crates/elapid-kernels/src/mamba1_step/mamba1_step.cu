@@ -12,24 +12,22 @@
 // needs twice is kept in shared memory. And instructions are fetched again unless all of a layer's fit into their cache: the
 // stages share one loop with one product in it, and little is unrolled.
 //
-// Products are of bf16 and sum in f32; a team of warps works on a piece of weights, other teams on other pieces. For one row a
-// warp makes an output, and a piece is a few whole rows of weights, one copy: copies of a kilobyte do not keep up with
-// memory. For more, an instruction of tensor cores makes 16 outputs by 8 rows, the inner dimension is divided among pieces
-// and warps and added up in order, and a piece has gaps between its rows, so that what a warp reads at once lies in
-// different banks. ROWS: 1, 8, 16 or 32, at least `batch`.
+// Products are of bf16 and sum in f32 on tensor cores, 16 outputs by 8 rows an instruction. A piece of weights is 16 outputs by
+// up to 512 columns; a team of warps works on it, other teams on other pieces, and what they come to is added up in order. A
+// piece has gaps between its rows, so that what a warp reads at once lies in different banks. ROWS: 8, 16 or 32, at least
+// `batch`.
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
 #define WARPS 16                // that compute
 #define CONSUMERS (WARPS * 32)
 #define THREADS (CONSUMERS + 64)
-#define TENSOR (ROWS > 1)
 #define TILES (ROWS / 8)
 #define GROUP 16                // outputs of a piece at most
-#define GROUPS (32 / ROWS)      // that tensor cores make before they are added up
-#define COLS 512                // columns of a piece on tensor cores at most
-#define PAD (TENSOR ? 64 : 0)   // bytes between its rows
-#define BYTES 16384             // of a piece of whole rows, but one row at least
+#define COLS 512                // its columns at most
+#define PAD 64                  // bytes between its rows
+#define TEAM 4                  // warps that work on it
+#define GROUPS (32 / ROWS)      // of outputs that are made before they are added up
 #define PIECES 32               // on the way at most
 #define RING (__CUDA_ARCH__ >= 900)
 
@@ -104,7 +102,7 @@ struct Block {
   u64* full;       // [PIECES]: whether the copy of a piece has come
   u64* empty;      // [PIECES]: whether its team has read it
   float* scratch;  // [WARPS + 2 n, ROWS]
-  float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product on tensor cores, by warp; [CONSUMERS] pairs at least
+  float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp; [CONSUMERS] pairs at least
   u32* places;     // [PIECES]: where in the ring they are
   u32* ends;       // [PIECES]: where they end in the row of all
   Part* parts;     // [MATRICES + 1]: this block's outputs
@@ -130,8 +128,8 @@ __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   parts = reinterpret_cast<Part*>(ends + PIECES);
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
-  sums = scratch + (WARPS + 2 * a.n) * max(ROWS, 4);
-  norm = sums + (TENSOR ? WARPS * GROUPS * GROUP * a.batch : 2 * CONSUMERS);
+  sums = scratch + (WARPS + 2 * a.n) * ROWS;
+  norm = sums + WARPS * GROUPS * GROUP * a.batch;
   conv = norm + a.d;
   tap = conv + most(2 * a.ed) * a.batch;
   dt = tap + most(2 * a.ed);
@@ -187,15 +185,6 @@ struct Blocks {
 #define OTHERS (CONSUMERS - 32)
 __device__ __forceinline__ int other() { return int(threadIdx.x) - 32; }
 
-// Outputs and columns of a piece of a matrix with k columns, and warps of a team.
-__device__ __forceinline__ int outputs_of_piece(int k) {
-  int rows = GROUP;
-  while (!TENSOR && rows > 1 && rows * k * 2 > BYTES) rows /= 2;
-  return rows;
-}
-__device__ __forceinline__ int columns_of_piece(int k) { return TENSOR ? min(COLS, k) : k; }
-__device__ __forceinline__ int team_of(int k) { return TENSOR ? 4 : outputs_of_piece(k); }
-
 // Bytes from a row of a piece to the next.
 __device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
 
@@ -213,8 +202,7 @@ struct Schedule {
   __device__ __forceinline__ Schedule(const Args& a, const Block& s) {
 #pragma unroll
     for (int i = 0; i < MATRICES; ++i) {
-      const int k = columns_of(a, i), rows = outputs_of_piece(k), cols = columns_of_piece(k);
-      pieces[i] = (s.parts[i].rows + rows - 1) / rows * ((k + cols - 1) / cols);
+      pieces[i] = (s.parts[i].rows + GROUP - 1) / GROUP * ((columns_of(a, i) + COLS - 1) / COLS);
     }
     layer = pieces[IN] + pieces[X] + pieces[DT] + pieces[OUT];
   }
@@ -234,10 +222,8 @@ struct Piece {
     }
     k = columns_of(a, matrix);
     const Part part = s.parts[matrix];
-    const int most_rows = outputs_of_piece(k), most_cols = columns_of_piece(k);
-    const int across = (k + most_cols - 1) / most_cols;
-    const int row = i / across * most_rows, col = i % across * most_cols;
-    rows = min(most_rows, part.rows - row), cols = min(most_cols, k - col);
+    const int across = (k + COLS - 1) / COLS, row = i / across * GROUP, col = i % across * COLS;
+    rows = min(GROUP, part.rows - row), cols = min(COLS, k - col);
     const bf16* w = a.head;
     if (l < a.count) {
       const Layer& layer = a.layers[l];
@@ -284,12 +270,10 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
                      : "memory");
       }
       __syncwarp();
-      // Whole rows lie together.
-      const int copies = TENSOR ? rows : 1, each = TENSOR ? cols * 2 : size;
-      if (lane < copies) {
+      if (lane < rows) {
         asm volatile(
             "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-            ::"r"(address(s.ring + here + lane * pitch(cols))), "l"(from + lane * stride), "r"(each), "r"(barrier),
+            ::"r"(address(s.ring + here + lane * pitch(cols))), "l"(from + lane * stride), "r"(cols * 2), "r"(barrier),
               "l"(once)
             : "memory");
       }
@@ -310,11 +294,10 @@ struct Pieces {
     return s.ring + s.places[i % PIECES];
   }
   // Each warp of a team says so.
-  __device__ __forceinline__ void done(const Block& s, int team) const {
+  __device__ __forceinline__ void done(const Block& s) const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(address(s.empty + (count - 1) % PIECES)),
-                   "r"(WARPS / team) : "memory");
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + (count - 1) % PIECES)) : "memory");
     }
   }
 #endif
@@ -326,37 +309,8 @@ template <typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
 ) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, team = team_of(k);
-#if !TENSOR
-#pragma unroll 1
-  for (int row0 = 0; row0 < part.rows; row0 += team) {
-    if (pieces.count++ % (WARPS / team) != warp / team) continue;
-    const int row = row0 + warp % team;
-    float sum[2] = {};
-#if RING
-    const bf16* at = reinterpret_cast<const bf16*>(pieces.last(s)) + warp % team * k;
-#else
-    const bf16* at = w + i64(part.first + row) * k;
-#endif
-    if (row < part.rows) {
-#pragma unroll 4
-      for (int col = lane * 8; col < k; col += 256) {
-        float f[8], x[8];
-        load8(at + col, f);
-        load8(s.x + col, x);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sum[j % 2] += f[j] * x[j];
-      }
-    }
-#if RING
-    pieces.done(s, team);
-#endif
-    if (row >= part.rows) continue;
-    const float all = warp_sum(sum[0] + sum[1]);
-    if (lane == 0) use(row, 0, all);
-  }
-#else
-  const int g = lane / 4, q = lane % 4, first = warp % team * 32 + 8 * q, m = threadIdx.x % ROWS;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, q = lane % 4, first = warp % TEAM * 32 + 8 * q, m = threadIdx.x % ROWS;
 #pragma unroll 1
   for (int base = 0; base < part.rows; base += GROUPS * GROUP) {
     const int end = min(part.rows, base + GROUPS * GROUP);
@@ -367,7 +321,7 @@ __device__ __forceinline__ void product(
       float sum[TILES][4] = {};
 #pragma unroll 1
       for (int col0 = 0; col0 < k; col0 += COLS) {
-        if (pieces.count++ % (WARPS / team) != warp / team) continue;
+        if (pieces.count++ % (WARPS / TEAM) != warp / TEAM) continue;
         const int cols = min(COLS, k - col0);
 #if RING
         const int step = pitch(cols);
@@ -395,7 +349,7 @@ __device__ __forceinline__ void product(
           }
         }
 #if RING
-        pieces.done(s, team);
+        pieces.done(s);
 #endif
       }
 #pragma unroll
@@ -421,7 +375,6 @@ __device__ __forceinline__ void product(
     }
     if (end < part.rows) sync();
   }
-#endif
 }
 
 // Warps that share a row of the batch.
@@ -655,7 +608,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   if (threadIdx.x == 0) {
     for (int i = 0; i < PIECES; ++i) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(s.full + i)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(WARPS) : "memory");
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(TEAM) : "memory");
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
