@@ -29,9 +29,10 @@ impl Gpu {
     /// # Errors
     /// What `f` returns, or the driver if something in `f` cannot be recorded.
     pub fn capture<R, E: From<Error>>(self, f: impl FnOnce() -> Result<R, E>) -> Result<(Graph, R), E> {
-        // What is cached for the work done so far is not needed twice.
-        self.trim()?;
         let _capture = Capture::begin(self);
+        // What is cached for the work done so far is not needed twice. Nobody asks for more between the wait for that work
+        // and giving its memory back.
+        self.trim()?;
         let pool = Pool::new(self);
         let before = self.swap_pool(pool.clone());
         let launches = self.launches();

@@ -114,6 +114,8 @@ impl Pool {
 
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        // Before the lock: who captures takes it, too, while others wait here.
+        let _bound = self.gpu.bind()?;
         let mut state = self.lock();
         let address = match state.take(size) {
             Some(address) => address,
@@ -127,9 +129,8 @@ impl Pool {
         Ok(Buffer { address, bytes, pool: self.clone() })
     }
 
-    /// Memory of the driver, after giving back what is free if there is too little.
+    /// Memory of the driver, after giving back what is free if there is too little; under [`Gpu::bind`].
     fn segment(&self, state: &mut State, preferred: usize, least: usize) -> Result<(u64, usize)> {
-        let _bound = self.gpu.bind()?;
         let least = least.next_multiple_of(GRANULE);
         // SAFETY: the context is current.
         let ask = |size: usize| unsafe { driver::malloc_sync(size) }.ok().map(|address| (address, size));
