@@ -21,6 +21,8 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     // 168 registers keep three blocks on a multiprocessor.
     ("selective_scan", "backward", 432, 4540),
     ("selective_scan_tensor", "backward", 164, 64),
+    // 80 registers keep three blocks of 256 threads on a multiprocessor.
+    ("selective_scan_tensor", "forward", 0, 8),
     // States above 128 a channel.
     ("selective_scan", "forward", 416, 208),
     // Those of chunked scans, once a channel and chunk, and of the bilinear rule.

@@ -4,13 +4,12 @@
 // other: norm, in_proj and convolution; x_proj; dt_proj and scan; out_proj and the residual sum. A block makes the same
 // outputs of a stage in every launch, so that states and sums stay with it.
 //
-// What bounds a step is the memory that the weights come from, so it must never wait for the blocks: a warp of its own
-// copies the block's weights to a ring of shared memory in the order in which the stages use them, as far ahead as there is
-// room, while the others wait for each other. (Before sm_90 there are no such copies: weights are loaded when needed.)
-// What is left is latency. A load from memory queues behind all these copies: small parameters and states are asked for a
-// layer ahead, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a stage
-// needs twice is kept in shared memory. And instructions are fetched again unless all of a layer's fit into their cache: the
-// stages share one loop with one product in it, and little is unrolled.
+// A step reads all weights, and that must never wait for the blocks: a warp of its own copies the block's weights to a ring of
+// shared memory in the order in which the stages use them, as far ahead as there is room, while the others wait for each
+// other. (Before sm_90 there are no such copies: weights are loaded when needed.) What is left is latency, and at small models
+// it is most of the step. A load from memory queues behind all these copies: small parameters and states are asked for a layer
+// ahead, by another warp, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a
+// stage needs twice is kept in shared memory. The stages share one loop with one product in it, which keeps the code short.
 //
 // Products are of bf16 and sum in f32 on tensor cores, 16 outputs by 8 rows an instruction. A piece of weights is 16 outputs by
 // up to 512 columns; a team of warps works on it, other teams on other pieces, and what they come to is added up in order. A

@@ -5,7 +5,7 @@
 //! it multiplies a state by is computed first, then the states between chunks one after another, then all chunks at once
 //! from there. dB and dC are summed over the channels of a block, and over blocks in order by a kernel of their own.
 //!
-//! What models use, bf16 with 16 states and Ā = exp(ΔA), has kernels of its own on tensor cores (`tensor.cu`); a single
+//! What models use, bf16 with 16 states and Ā = exp(ΔA), has kernels of its own on tensor cores (`tensor.cuh`); a single
 //! position has another (`step.cu`).
 
 use super::{Dims, Discretisation};
@@ -15,8 +15,16 @@ use crate::error::Check;
 
 static SOURCE: Source =
     Source { name: "selective_scan", text: concat!(include_str!("scan.cuh"), include_str!("selective_scan.cu")) };
-static TENSOR: Source =
-    Source { name: "selective_scan_tensor", text: concat!(include_str!("scan.cuh"), include_str!("tensor.cu")) };
+static TENSOR: Source = Source {
+    name: "selective_scan_tensor",
+    text: concat!(
+        include_str!("scan.cuh"),
+        include_str!("tensor.cuh"),
+        include_str!("tensor_forward.cu"),
+        include_str!("tensor_backward.cu"),
+        include_str!("tensor_chunks.cu")
+    ),
+};
 static STEP: Source =
     Source { name: "selective_scan_step", text: concat!(include_str!("scan.cuh"), include_str!("step.cu")) };
 const ENTRIES: [&str; 7] =
@@ -160,7 +168,7 @@ impl Form {
         Self { lanes: 32, states: 8 },
     ];
 
-    /// That of `tensor.cu`, as far as sizes go.
+    /// That of `tensor.cuh`, as far as sizes go.
     const TENSOR: Self = Self { lanes: 4, states: 4 };
 
     fn of(n: usize) -> Result<Self> {
@@ -333,7 +341,7 @@ pub fn forward(
     Ok(())
 }
 
-/// Whether `tensor.cu` is for this.
+/// Whether the kernels on tensor cores are for this.
 fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
     let small = |m: &Mat<'_>| i32::try_from(m.stride).is_ok();
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
@@ -346,7 +354,7 @@ fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
         && all.into_iter().flatten().all(small)
 }
 
-/// Whether all rows can be read and written by 16 bytes, as `tensor.cu` does.
+/// Whether all rows can be read and written by 16 bytes, as the kernels on tensor cores do.
 fn is_aligned(args: &Args<'_>, others: &[&Mat<'_>]) -> bool {
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
     all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride).is_ok())
