@@ -108,3 +108,51 @@ impl Drop for Graph {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::cuda::elementwise;
+    use crate::testing::gpu;
+
+    /// Sums on several threads, while another captures and launches graphs.
+    #[test]
+    fn what_other_threads_ask_for_stays_out_of_a_graph() {
+        const NUMBERS: usize = 5000;
+        let Some(gpu) = gpu() else { return };
+        let sum = |from: f32| -> Result<Vec<f32>> {
+            let (one, all) = (gpu.upload(&vec![from; NUMBERS])?, gpu.upload(&vec![1.0f32; NUMBERS])?);
+            elementwise::add(&gpu, one.mat(1, NUMBERS, DType::F32), all.mat_mut(1, NUMBERS, DType::F32))?;
+            // Its memory may be anybody's from here on.
+            drop(one);
+            gpu.download(&all, 0, NUMBERS)
+        };
+        sum(0.0).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..6 {
+                scope.spawn(move || {
+                    for i in 0..300 {
+                        let from = (1000 * thread + i) as f32;
+                        assert!(sum(from).unwrap().iter().all(|&x| x == from + 1.0), "thread {thread}, sum {i}");
+                    }
+                });
+            }
+            scope.spawn(move || {
+                let two = gpu.upload(&vec![2.0f32; NUMBERS]).unwrap();
+                for _ in 0..30 {
+                    let all = gpu.upload(&vec![0.0f32; NUMBERS]).unwrap();
+                    let (graph, _) = gpu
+                        .capture(|| {
+                            let own = gpu.alloc(4 * NUMBERS)?;
+                            gpu.copy(two.mat(1, NUMBERS, DType::F32), own.mat_mut(1, NUMBERS, DType::F32))?;
+                            elementwise::add(&gpu, own.mat(1, NUMBERS, DType::F32), all.mat_mut(1, NUMBERS, DType::F32))
+                        })
+                        .unwrap();
+                    (0..3).for_each(|_| graph.launch().unwrap());
+                    assert!(gpu.download::<f32>(&all, 0, NUMBERS).unwrap().iter().all(|&x| x == 6.0));
+                }
+            });
+        });
+    }
+}
