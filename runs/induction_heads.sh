@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Induction heads: 2 layers of width 64 learn at length 256 and answer at lengths up to 2^20, from three seeds.
+# Induction heads: 2 layers of width 64 learn at length 256 and are asked at lengths up to 2^20, from three seeds.
 # Writes docs/results/induction_heads.md. induction_heads.sh [SETTING ...]: settings as --set takes them, such as
 # train.steps=8192. SEEDS, and ELAPID, DEVICE and PARALLEL as in runs/task.sh.
 set -euo pipefail

@@ -127,8 +127,8 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     let t = &first.train;
     writeln!(
         text,
-        "## Training\n\nAt length {} with batches of {}, learning rate {:e} ({}), AdamW with betas {} and {}, weight decay \
-         {}; all settings are in `configs/{}.toml`. The model kept is that of the lowest held-out loss. Seconds are those of \
+        "## Training\n\nAt length {} with batches of {}, learning rate {:e} ({}), AdamW with betas {} and {}, eps {:e}, weight \
+         decay {}; all settings are in `configs/{}.toml`. The model kept is that of the lowest held-out loss. Seconds are those of \
          training, validations not counted.\n",
         thousands(first.data.length as u64),
         t.batch,
@@ -136,6 +136,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
         format!("{:?}", t.schedule).to_lowercase(),
         t.beta1,
         t.beta2,
+        t.eps,
         t.weight_decay,
         kind.name,
     )?;

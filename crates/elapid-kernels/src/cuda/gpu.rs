@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -34,7 +34,6 @@ struct Inner {
     kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
     caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
     blas: OnceLock<blas::Blas>,
-    capturing: AtomicBool,
     calls: Mutex<Calls>,
     /// Told when a capture ends, and when no call is under way.
     quiet: Condvar,
@@ -446,8 +445,7 @@ impl Gpu {
 
     /// Whether what this thread asks for is captured into a graph rather than done.
     pub fn is_capturing(self) -> bool {
-        self.0.capturing.load(Ordering::SeqCst)
-            && lock(&self.0.calls).captor.is_some_and(|captor| captor == std::thread::current().id())
+        lock(&self.0.calls).captor == Some(std::thread::current().id())
     }
 
     /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture); waits
@@ -458,11 +456,9 @@ impl Gpu {
             calls = self.0.quiet.wait(calls).unwrap_or_else(PoisonError::into_inner);
         }
         calls.captor = Some(std::thread::current().id());
-        self.0.capturing.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn end_capture(self) {
-        self.0.capturing.store(false, Ordering::SeqCst);
         lock(&self.0.calls).captor = None;
         self.0.quiet.notify_all();
     }
@@ -558,7 +554,6 @@ impl Inner {
             kernels: Mutex::default(),
             caches: Mutex::default(),
             blas: OnceLock::new(),
-            capturing: AtomicBool::new(false),
             calls: Mutex::default(),
             quiet: Condvar::new(),
             launches: AtomicU64::new(0),

@@ -104,7 +104,7 @@ struct Block {
   float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp; [CONSUMERS] pairs at least
   u32* places;     // [PIECES]: where in the ring they are
   u32* ends;       // [PIECES]: where they end in the row of all
-  Part* parts;     // [MATRICES + 1]: this block's outputs
+  Part* parts;     // [MATRICES + 1]: this block's outputs; the last only fills up to 16 bytes
   Layer* layers;   // [2]: this layer's addresses and the next one's
   float* norm;     // [d]: weights of the next norm
   float* conv;     // [outputs of in_proj, batch]: what earlier positions add to the convolution
@@ -332,7 +332,7 @@ __device__ __forceinline__ void product(
         const char* at = piece + g * step + first * 2;
         const bf16* x = s.x + col0 + first;
 #pragma unroll (ROWS > 16 ? 1 : 4)
-        for (int slice = 0; slice < COLS; slice += 128) {
+        for (int slice = 0; slice < COLS; slice += TEAM * 32) {
           if (slice + first - 8 * q >= cols) break;
           const bool inside = slice + first < cols;
           uint4 low = make_uint4(0, 0, 0, 0), high = low;
@@ -565,6 +565,46 @@ __device__ __forceinline__ void best_of_warp(float& x, u32& id) {
   }
 }
 
+// What a stage makes of the sums of its product: of output `row` of the block, for row `m` of the batch.
+struct Output {
+  const Args& a;
+  const Block& s;
+  const Layer& of;
+  int first, layer, stage;
+  float scale;  // of what is normed
+
+  __device__ __forceinline__ void logit(int row, int m, float sum, float& best, u32& best_id) const {
+    const float x = scale * sum;
+    a.logits[m * a.v + first + row] = x;
+    better(best, best_id, x, u32(first + row));
+  }
+
+  __device__ __forceinline__ void keep(int row, int m, float sum) const {
+    const int c = first + row;
+    const bf16 rounded = from_float<bf16>(stage == IN ? scale * sum : sum);
+    const float now = to_float(rounded);
+    if (stage == IN) {
+      // [x z] = in_proj(norm(residual)); u = silu(conv(x)).
+      if (c >= a.ed) {
+        a.z[m * a.ed + c - a.ed] = rounded;
+        return;
+      }
+      a.u[m * a.ed + c] = from_float<bf16>(silu(s.conv[row * a.batch + m] + s.tap[row] * now));
+      if (a.k > 1) of.conv_state[(m * (a.k - 1) + a.k - 2) * a.ed + c] = now;
+    } else if (stage == X) {
+      a.dbc[m * (a.r + 2 * a.n) + c] = now;
+    } else if (stage == DT) {
+      s.dt[row * a.batch + m] = now + s.dt_bias[row];
+    } else {
+      // A block's own part of the residual stream is in shared memory too.
+      float& residual = s.residual[row * a.batch + m];
+      if (layer == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + c]);
+      residual += now;
+      a.residual[m * a.d + c] = residual;
+    }
+  }
+};
+
 // The best of each row among this block's, of what every thread has seen of row threadIdx.x % ROWS.
 __device__ __forceinline__ void best_of_block(const Args& a, const Block& s, float x, u32 id) {
   sync();
@@ -676,34 +716,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
                           : stage == DT   ? of.dt_proj
                                           : of.out_proj;
 #endif
+      const Output output{a, s, of, part.first, layer, stage, scale};
       product(a, s, pieces, weights, part, columns_of(a, stage), [&](int row, int m, float sum) {
-        const int c = part.first + row;
         if (stage == HEAD) {
-          const float logit = scale * sum;
-          a.logits[m * a.v + c] = logit;
-          better(best, best_id, logit, u32(c));
-          return;
-        }
-        const bf16 rounded = from_float<bf16>(stage == IN ? scale * sum : sum);
-        const float now = to_float(rounded);
-        if (stage == IN) {
-          // [x z] = in_proj(norm(residual)); u = silu(conv(x)).
-          if (c >= a.ed) {
-            a.z[m * a.ed + c - a.ed] = rounded;
-            return;
-          }
-          a.u[m * a.ed + c] = from_float<bf16>(silu(s.conv[row * a.batch + m] + s.tap[row] * now));
-          if (a.k > 1) of.conv_state[(m * (a.k - 1) + a.k - 2) * a.ed + c] = now;
-        } else if (stage == X) {
-          a.dbc[m * (a.r + 2 * a.n) + c] = now;
-        } else if (stage == DT) {
-          s.dt[row * a.batch + m] = now + s.dt_bias[row];
+          output.logit(row, m, sum, best, best_id);
         } else {
-          // A block's own part of the residual stream is in shared memory too.
-          float& residual = s.residual[row * a.batch + m];
-          if (layer == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + c]);
-          residual += now;
-          a.residual[m * a.d + c] = residual;
+          output.keep(row, m, sum);
         }
       });
       if (stage == DT) {

@@ -4,9 +4,9 @@ use elapid_kernels::causal_conv1d as kernel;
 use elapid_kernels::cuda::Gpu;
 use kernel::{Args, Dims};
 
-use super::Layout;
+use super::{Layout, state_after};
 use crate::autograd::{Var, Want, record};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// y = silu(conv(x) + bias), each channel by itself, over the current and the k-1 earlier inputs.
 ///
@@ -44,10 +44,7 @@ fn on_cuda(
     let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();
     let recorded = inputs.iter().any(|x| x.wants_grad());
     let mut y = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
-    let mut last = match in_place && dims.l == 1 && !recorded {
-        true => window.value().clone(),
-        false => Tensor::uninit(gpu, DType::F32, window.shape())?,
-    };
+    let mut last = state_after(gpu, window, dims.l, in_place, recorded)?;
     kernel::cuda::forward(&gpu, dims, &device_args(x, weight, bias, window, layout), y.mat_mut(), last.mat_mut())?;
     let (x, weight, bias) = (x.clone(), weight.clone(), bias.cloned());
     let (window, layout) = (window.clone(), layout.clone());

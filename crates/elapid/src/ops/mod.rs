@@ -24,7 +24,8 @@ use std::sync::Arc;
 use elapid_kernels::Segments;
 use elapid_kernels::cuda::{self, Buffer, Gpu};
 
-use crate::Result;
+use crate::autograd::Var;
+use crate::{DType, Result, Tensor};
 
 /// How the positions of a batch lie: its size, where rows end, where documents begin.
 #[derive(Debug, Clone, Default)]
@@ -88,5 +89,14 @@ impl Layout {
     /// As the kernels take it.
     pub fn segments(&self) -> Segments<'_> {
         Segments { lengths: self.lengths.as_deref(), resets: self.resets.as_deref() }
+    }
+}
+
+/// On a GPU, where the state after `l` positions goes: to the memory of the one `before`, if that is wished and nobody needs
+/// it any more, else to memory of its own.
+fn state_after(gpu: Gpu, before: &Var, l: usize, in_place: bool, recorded: bool) -> Result<Tensor> {
+    match in_place && l == 1 && !recorded {
+        true => Ok(before.value().clone()),
+        false => Tensor::uninit(gpu, DType::F32, before.shape()),
     }
 }

@@ -4,9 +4,9 @@ use elapid_kernels::cuda::Gpu;
 use elapid_kernels::selective_scan as kernel;
 use kernel::{Args, Dims, Discretisation};
 
-use super::Layout;
+use super::{Layout, state_after};
 use crate::autograd::{Saved, Var, Want, record};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// What a selective scan reads; shapes as in Mamba, algorithm 2.
 #[derive(Debug, Clone)]
@@ -118,10 +118,7 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = None;
     let mut y = Tensor::uninit(gpu, args.u.value().dtype(), args.u.shape())?;
-    let mut last = match args.in_place && dims.l == 1 && !recorded {
-        true => args.initial.value().clone(),
-        false => Tensor::uninit(gpu, DType::F32, args.initial.shape())?,
-    };
+    let mut last = state_after(gpu, &args.initial, dims.l, args.in_place, recorded)?;
     let keep = recorded.then_some(&mut saved);
     kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
