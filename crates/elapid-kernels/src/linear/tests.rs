@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, bits, central_difference, wide, with_threads};
+use crate::testing::{Poisoned, Random, bits, central_difference, error_of_sums, wide, with_threads};
 
 #[test]
 fn naive_gradients_are_difference_quotients() {
@@ -52,14 +52,6 @@ impl Products {
         }
         all
     }
-}
-
-/// RMS of the error over that of the sums of the terms' magnitudes: a sum itself may come out near 0.
-fn error_of_sums(want: &[f64], magnitudes: &[f64], got: &[f32]) -> f64 {
-    assert_eq!(want.len(), got.len());
-    let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|x| x * x).sum::<f64>() / want.len().max(1) as f64).sqrt();
-    let error = rms(&mut want.iter().zip(got).map(|(want, &got)| f64::from(got) - want));
-    error / rms(&mut magnitudes.iter().copied()).max(f64::MIN_POSITIVE)
 }
 
 proptest! {
