@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -384,7 +384,7 @@ impl Gpu {
             options: key.0.clone(),
             log: format!("no kernel `{entry}` in it: {error:?}"),
         })?;
-        let kernel = Kernel(Box::leak(Box::new(Function { function, shared: AtomicU32::new(48 << 10), gpu: self })));
+        let kernel = Kernel(Box::leak(Box::new(Function { function, shared: Mutex::new(48 << 10), gpu: self })));
         lock(&self.0.kernels).insert(key, kernel);
         Ok(kernel)
     }
@@ -423,24 +423,17 @@ impl Gpu {
         }
     }
 
-    fn blas_state(self) -> Result<&'static blas::Blas> {
-        if let Some(blas) = self.0.blas.get() {
-            return Ok(blas);
-        }
-        let _bound = self.bind()?;
-        let blas = blas::Blas::new(self)?;
-        Ok(self.0.blas.get_or_init(|| blas))
-    }
-
     /// cuBLASLt's handle and the stream.
     pub(crate) fn blas(self) -> Result<(Bound, cublasLtHandle_t, sys::CUstream)> {
         let bound = self.bind()?;
-        Ok((bound, self.blas_state()?.handle(), self.0.stream))
-    }
-
-    /// Memory for cuBLASLt, shared by all products: they are in order.
-    pub(crate) fn workspace(self) -> Result<&'static Buffer> {
-        Ok(self.blas_state()?.workspace())
+        let blas = match self.0.blas.get() {
+            Some(blas) => blas,
+            None => {
+                let blas = blas::Blas::new()?;
+                self.0.blas.get_or_init(|| blas)
+            }
+        };
+        Ok((bound, blas.handle(), self.0.stream))
     }
 
     /// Whether what this thread asks for is captured into a graph rather than done.
@@ -624,7 +617,7 @@ pub struct Kernel(&'static Function);
 struct Function {
     function: sys::CUfunction,
     /// Dynamic shared memory that it may use.
-    shared: AtomicU32,
+    shared: Mutex<u32>,
     gpu: Gpu,
 }
 
@@ -670,14 +663,16 @@ impl Kernel {
             return Ok(());
         }
         let _bound = gpu.bind()?;
-        if launch.shared > shared.load(Ordering::Relaxed) {
+        let mut allowed = lock(shared);
+        if launch.shared > *allowed {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
             let bytes = i32::try_from(launch.shared).unwrap_or(i32::MAX);
             // SAFETY: the function stays loaded.
             unsafe { driver::function::set_function_attribute(*function, MAX_SHARED, bytes) }
                 .map_err(Error::driver("cuFuncSetAttribute"))?;
-            shared.store(launch.shared, Ordering::Relaxed);
+            *allowed = launch.shared;
         }
+        drop(allowed);
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         gpu.count_launch();
         // SAFETY: an attribute is plain bytes; those not set are 0.

@@ -113,8 +113,8 @@ impl Drop for Graph {
 mod tests {
     use super::*;
     use crate::DType;
-    use crate::cuda::elementwise;
-    use crate::testing::gpu;
+    use crate::cuda::{Buffer, elementwise};
+    use crate::testing::{Random, gpu};
 
     /// Sums on several threads, while another captures and launches graphs.
     #[test]
@@ -152,6 +152,42 @@ mod tests {
                     (0..3).for_each(|_| graph.launch().unwrap());
                     assert!(gpu.download::<f32>(&all, 0, NUMBERS).unwrap().iter().all(|&x| x == 6.0));
                 }
+            });
+        });
+    }
+
+    /// Products that are cut along their sum and put together in a second launch, while another thread launches graphs of
+    /// such products: neither works in the other's memory.
+    #[test]
+    fn products_keep_apart_from_those_in_graphs() {
+        let (m, n, k) = (128, 160, 4096);
+        let Some(gpu) = gpu() else { return };
+        let numbers = |count, seed| gpu.upload(&Random::new(seed).uniform(count, -1.0, 1.0)).unwrap();
+        let product = |x: &Buffer, w: &Buffer| -> Result<Buffer> {
+            let y = gpu.alloc(m * n * 4)?;
+            let (x, w) = (x.mat(m, k, DType::F32), w.mat(n, k, DType::F32));
+            crate::linear::cuda::forward(&gpu, x, w, None, y.mat_mut(m, n, DType::F32))?;
+            Ok(y)
+        };
+        let read = |y: &Buffer| gpu.download::<f32>(y, 0, m * n).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..2 {
+                scope.spawn(move || {
+                    let (x, w) = (numbers(m * k, thread), numbers(n * k, 7));
+                    let want = read(&product(&x, &w).unwrap());
+                    for _ in 0..500 {
+                        assert_eq!(read(&product(&x, &w).unwrap()), want);
+                    }
+                });
+            }
+            scope.spawn(move || {
+                let (x, w) = (numbers(m * k, 8), numbers(n * k, 9));
+                let want = read(&product(&x, &w).unwrap());
+                let (graph, y) = gpu.capture(|| product(&x, &w)).unwrap();
+                for _ in 0..2000 {
+                    graph.launch().unwrap();
+                }
+                assert_eq!(read(&y), want);
             });
         });
     }

@@ -13,6 +13,8 @@ use crate::error::Check;
 static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
 const ENTRIES: [&str; 2] = ["spread", "column_sums"];
 const CHECK: Check = Check("linear");
+/// The most memory that a product may work in, in bytes: what NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
 
 /// y = x Wᵀ + b.
 ///
@@ -118,6 +120,8 @@ struct Plan {
     b: sys::cublasLtMatrixLayout_t,
     d: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// Memory that it works in, in bytes.
+    workspace: usize,
 }
 
 // SAFETY: descriptors are not changed after they were made.
@@ -169,18 +173,19 @@ pub fn matmul(
         adds: beta != 0.0,
     };
     let (_bound, handle, stream) = gpu.blas()?;
-    let workspace = gpu.workspace()?;
     let mut plans = gpu.cache::<Plans>().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let plan = match plans.0.entry(problem) {
         std::collections::hash_map::Entry::Occupied(plan) => plan.into_mut(),
         std::collections::hash_map::Entry::Vacant(place) => {
-            let plan = Plan::new(handle, &problem, workspace.bytes()).map_err(|error| Error::Call {
+            let plan = Plan::new(handle, &problem).map_err(|error| Error::Call {
                 call: "cublasLtMatmulAlgoGetHeuristic",
                 reason: format!("{error:?} for {problem:?}"),
             })?;
             place.insert(plan)
         }
     };
+    // Its own: a product may be several launches, and a graph of another thread can come in between.
+    let workspace = gpu.alloc(plan.workspace)?;
     gpu.count_launch();
     let (alpha, address) = (1.0f32, |m: u64| m as usize as *const c_void);
     // SAFETY: descriptors say how the matrices lie, and those lie inside their buffers. Columns come first for cuBLASLt:
@@ -214,7 +219,7 @@ fn stride(m: &Mat<'_>) -> usize {
 }
 
 impl Plan {
-    fn new(handle: sys::cublasLtHandle_t, problem: &Problem, workspace: usize) -> Result<Self, lt::CublasError> {
+    fn new(handle: sys::cublasLtHandle_t, problem: &Problem) -> Result<Self, lt::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Desc;
         use sys::cublasLtMatmulPreferenceAttributes_t as Prefer;
         let format = |dtype| match dtype {
@@ -249,7 +254,7 @@ impl Plan {
         let preference = lt::create_matmul_pref()?;
         // SAFETY: the attribute is a usize.
         unsafe {
-            let size = std::ptr::from_ref(&workspace).cast();
+            let size = std::ptr::from_ref(&WORKSPACE).cast();
             let attribute = Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             lt::set_matmul_pref_attribute(preference, attribute, size, size_of::<usize>())?;
         }
@@ -269,6 +274,7 @@ impl Plan {
         let best = unsafe { lt::get_matmul_algo_heuristic(handle, desc, a, b, d, d, preference) };
         // SAFETY: it is destroyed once.
         unsafe { lt::destroy_matmul_pref(preference)? };
-        Ok(Self { desc, a, b, d, algorithm: best?.algo })
+        let best = best?;
+        Ok(Self { desc, a, b, d, algorithm: best.algo, workspace: best.workspaceSize })
     }
 }
