@@ -1,16 +1,20 @@
-//! On a GPU. For the backward, positions are sorted by id (counted, placed, and those of one id put in order), and blocks
-//! sum stretches of them: the work is that of the positions, whatever the size of the table, and rows without a position
-//! are not touched. A row that several stretches share is added up in their order: no two runs differ.
+//! On a GPU. For the backward, positions are sorted by id, eight bits at a time, and blocks sum chunks of them: the work
+//! is that of the positions, whatever the size of the table and however often an id occurs, and rows without a position
+//! are not touched. A row that several chunks share is added up in their order: no two runs differ.
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
 use crate::error::Check;
 
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
-const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "sort", "backward", "join"];
+const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "bound", "backward", "join"];
 const CHECK: Check = Check("embedding");
-/// Positions of a stretch; columns of a block of the kernels that sum them and that add up their parts.
+/// Positions that a block sorts; bits that it sorts them by.
+const STRETCH: usize = 2048;
+const BITS: u32 = 8;
+/// The fewest positions that a block sums.
 const CHUNK: usize = 16;
+/// Columns of a block of the kernels that sum chunks and that add up their parts.
 const COLUMNS: [usize; 2] = [1024, 128];
 
 #[derive(Clone, Copy)]
@@ -25,9 +29,11 @@ struct Args {
     d: i64,
     v: i64,
     counts: u64,
-    starts: u64,
-    placed: u64,
+    bounds: u64,
+    from: u64,
     order: u64,
+    shift: u32,
+    chunk: u32,
 }
 
 /// Looks rows up.
@@ -63,36 +69,38 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
     }
     let m = dy.rows;
     CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
-    let stretches = m.div_ceil(CHUNK);
-    let partial = gpu.alloc(2 * stretches * d * 4)?;
-    let numbers = gpu.alloc((2 * v + 1 + 2 * m) * 4)?;
-    gpu.zero(numbers.mat_mut(1, v, DType::F32))?;
-    let at = |numbers_before: usize| numbers.address() + 4 * numbers_before as u64;
-    let args = Args {
-        partial: partial.mat(2 * stretches, d, DType::F32).raw(),
+    let (stretches, chunk) = (m.div_ceil(STRETCH), (m / (16 * gpu.multiprocessors())).max(CHUNK));
+    let chunks = m.div_ceil(chunk);
+    let partial = gpu.alloc(2 * chunks * d * 4)?;
+    let [counts, bounds] = [gpu.alloc(stretches * (4 << BITS))?, gpu.alloc(2 * (v + 1) * 4)?];
+    let mut sorted = [gpu.alloc(m * 4)?, gpu.alloc(m * 4)?];
+    let mut args = Args {
+        partial: partial.mat(2 * chunks, d, DType::F32).raw(),
         dtable: dtable.raw(),
-        counts: at(0),
-        starts: at(v),
-        placed: at(2 * v + 1),
-        order: at(2 * v + 1 + m),
+        counts: counts.address(),
+        bounds: bounds.address(),
+        chunk: chunk as u32,
         ..args(ids, v, &dy)
     };
     let defines = defines(dy.dtype);
-    let positions = Launch::linear(m.div_ceil(256).min(8 * gpu.multiprocessors()), 256);
-    let [sums, parts] = COLUMNS
-        .map(|columns| Launch { grid: (stretches as u32, d.div_ceil(columns) as u32, 1), ..Launch::linear(1, 128) });
-    for (entry, launch) in [
-        ("count", positions),
-        ("scan", Launch::linear(1, 1024)),
-        ("place", positions),
-        ("sort", positions),
-        ("backward", sums),
-        ("join", parts),
-    ] {
+    let run = |entry, launch, args: &Args| {
         // SAFETY: `Args` is laid out as in the source; all matrices and numbers lie inside their buffers.
-        unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, &args)? };
+        unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, args) }
+    };
+    // Ids are 0 to v: v stands for those that are not in the table.
+    for shift in (0..usize::BITS - v.leading_zeros()).step_by(BITS as usize) {
+        (args.order, args.shift) = (sorted[0].address(), shift);
+        run("count", Launch::linear(stretches, 1 << BITS), &args)?;
+        run("scan", Launch::linear(1, 1024), &args)?;
+        run("place", Launch::linear(stretches, 1 << BITS), &args)?;
+        args.from = args.order;
+        sorted.swap(0, 1);
     }
-    Ok(())
+    let [sums, parts] = COLUMNS
+        .map(|columns| Launch { grid: (chunks as u32, d.div_ceil(columns) as u32, 1), ..Launch::linear(1, 128) });
+    run("bound", Launch::linear(m.div_ceil(256), 256), &args)?;
+    run("backward", sums, &args)?;
+    run("join", parts, &args)
 }
 
 fn check(ids: &Buffer, d: usize, dtype: DType, y: &Mat<'_>) -> Result<()> {
@@ -102,10 +110,22 @@ fn check(ids: &Buffer, d: usize, dtype: DType, y: &Mat<'_>) -> Result<()> {
 }
 
 fn args(ids: &Buffer, v: usize, y: &Mat<'_>) -> Args {
-    let null = RawMat::NULL;
-    let (m, d) = (y.rows as i64, y.cols as i64);
-    let (ids, v, y) = (ids.address(), v as i64, y.raw());
-    Args { ids, table: null, y, partial: null, dtable: null, m, d, v, counts: 0, starts: 0, placed: 0, order: 0 }
+    Args {
+        ids: ids.address(),
+        table: RawMat::NULL,
+        y: y.raw(),
+        partial: RawMat::NULL,
+        dtable: RawMat::NULL,
+        m: y.rows as i64,
+        d: y.cols as i64,
+        v: v as i64,
+        counts: 0,
+        bounds: 0,
+        from: 0,
+        order: 0,
+        shift: 0,
+        chunk: 0,
+    }
 }
 
 fn defines(dtype: DType) -> Vec<Define> {

@@ -9,10 +9,12 @@ struct Args {
   i64 m;
   i64 d;
   i64 v;
-  u32* counts;  // [v], zeros
-  u32* starts;  // [v + 1]
-  u32* placed;  // [m]
-  u32* order;   // [m]
+  u32* counts;      // [256, stretches]
+  u32* bounds;      // [2, v + 1]: where the positions of each id begin and end
+  const u32* from;  // [m] positions, sorted by lower digits; null: as they come
+  u32* order;       // [m] positions, sorted
+  u32 shift;        // of the digit that a pass sorts by
+  u32 chunk;        // positions that a block sums
 };
 
 // A block looks up a row at a time.
@@ -26,26 +28,42 @@ extern "C" __global__ void __launch_bounds__(128) forward(const __grid_constant_
   }
 }
 
-// Backward: positions are sorted by id, those of one id in their order; blocks then sum stretches of CHUNK of them.
+// Backward: positions are sorted by id, those of one id in their order, digit by digit; blocks then sum chunks of them.
+// How often an id occurs makes no difference. Ids that are not in the table come last, as id v.
 
-// order[t] = how many positions of the same id came before in time. That varies from run to run; `sort` undoes it.
-extern "C" __global__ void __launch_bounds__(256) count(const __grid_constant__ Args a) {
-  for (i64 t = i64(blockIdx.x) * 256 + threadIdx.x; t < a.m; t += i64(gridDim.x) * 256) {
-    u32 id = a.ids[t];
-    if (id < a.v) a.order[t] = atomicAdd(a.counts + id, 1u);
-  }
+#define DIGITS 256
+#define STRETCH 2048
+
+__device__ __forceinline__ u32 key(const Args& a, u32 t) {
+  u32 id = a.ids[t];
+  return id < a.v ? id : u32(a.v);
 }
 
-// One block: where the positions of each id begin among all; starts[v] is where they end.
+__device__ __forceinline__ u32 digit(const Args& a, u32 t) { return key(a, t) >> a.shift & (DIGITS - 1); }
+
+// How often each digit occurs in a stretch.
+extern "C" __global__ void __launch_bounds__(DIGITS) count(const __grid_constant__ Args a) {
+  __shared__ u32 counts[DIGITS];
+  counts[threadIdx.x] = 0;
+  __syncthreads();
+  i64 begin = i64(blockIdx.x) * STRETCH;
+  for (i64 i = begin + threadIdx.x; i < begin + STRETCH && i < a.m; i += DIGITS) {
+    atomicAdd(counts + digit(a, a.from != nullptr ? a.from[i] : u32(i)), 1u);
+  }
+  __syncthreads();
+  a.counts[i64(threadIdx.x) * gridDim.x + blockIdx.x] = counts[threadIdx.x];
+}
+
+// One block: where the positions of each digit begin, those of a stretch after those of the stretches before.
 extern "C" __global__ void __launch_bounds__(1024) scan(const __grid_constant__ Args a) {
   __shared__ u32 sums[32];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  i64 each = (a.v + 1023) / 1024;
+  i64 all = (a.m + STRETCH - 1) / STRETCH * DIGITS, each = (all + 1023) / 1024;
   i64 from = threadIdx.x * each;
-  i64 to = from + each < a.v ? from + each : a.v;
+  i64 to = from + each < all ? from + each : all;
   u32 mine = 0;
 #pragma unroll 8
-  for (i64 id = from; id < to; ++id) mine += a.counts[id];
+  for (i64 i = from; i < to; ++i) mine += a.counts[i];
   u32 sum = mine;
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
@@ -56,45 +74,68 @@ extern "C" __global__ void __launch_bounds__(1024) scan(const __grid_constant__ 
   __syncthreads();
   u32 start = sum - mine;
   for (int w = 0; w < warp; ++w) start += sums[w];
-  if (threadIdx.x == 1023) a.starts[a.v] = start + mine;
 #pragma unroll 8
-  for (i64 id = from; id < to; ++id) {
-    a.starts[id] = start;
-    start += a.counts[id];
+  for (i64 i = from; i < to; ++i) {
+    u32 here = a.counts[i];
+    a.counts[i] = start;
+    start += here;
   }
 }
 
-// The positions of each id together.
-extern "C" __global__ void __launch_bounds__(256) place(const __grid_constant__ Args a) {
-  for (i64 t = i64(blockIdx.x) * 256 + threadIdx.x; t < a.m; t += i64(gridDim.x) * 256) {
-    u32 id = a.ids[t];
-    if (id < a.v) a.placed[a.starts[id] + a.order[t]] = u32(t);
+// The positions of a stretch to their places: those of one digit stay in their order.
+extern "C" __global__ void __launch_bounds__(DIGITS) place(const __grid_constant__ Args a) {
+  constexpr int WARPS = DIGITS / 32;
+  __shared__ u32 next[DIGITS], counts[WARPS][DIGITS];
+  const int mine = threadIdx.x, lane = mine % 32, warp = mine / 32;
+  next[mine] = a.counts[i64(mine) * gridDim.x + blockIdx.x];
+#pragma unroll
+  for (int w = 0; w < WARPS; ++w) counts[w][mine] = 0;
+  __syncthreads();
+  i64 begin = i64(blockIdx.x) * STRETCH;
+  for (i64 i = begin + mine; i < begin + STRETCH + mine; i += DIGITS) {
+    bool there = i < a.m;
+    u32 t = !there ? 0 : a.from != nullptr ? a.from[i] : u32(i);
+    u32 d = there ? digit(a, t) : DIGITS;
+    u32 same = __match_any_sync(0xffffffffu, d), before = __popc(same & ((1u << lane) - 1));
+    if (there && before == 0) counts[warp][d] = __popc(same);
+    __syncthreads();
+    if (there) {
+      u32 at = next[d] + before;
+      for (int w = 0; w < warp; ++w) at += counts[w][d];
+      a.order[at] = t;
+    }
+    __syncthreads();
+    u32 all = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+      all += counts[w][mine];
+      counts[w][mine] = 0;
+    }
+    next[mine] += all;
+    __syncthreads();
   }
 }
 
-// Those of each id in order: the place of each is how many are smaller.
-extern "C" __global__ void __launch_bounds__(256) sort(const __grid_constant__ Args a) {
-  i64 all = a.starts[a.v];
-  for (i64 i = i64(blockIdx.x) * 256 + threadIdx.x; i < all; i += i64(gridDim.x) * 256) {
-    u32 t = a.placed[i], id = a.ids[t], begin = a.starts[id], end = a.starts[id + 1], at = begin;
-#pragma unroll 8
-    for (u32 j = begin; j < end; ++j) at += a.placed[j] < t;
-    a.order[at] = t;
-  }
+// Where the positions of each id begin and end; of ids without one nothing is written.
+extern "C" __global__ void __launch_bounds__(256) bound(const __grid_constant__ Args a) {
+  i64 i = i64(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= a.m) return;
+  u32 id = key(a, a.order[i]);
+  if (i == 0 || key(a, a.order[i - 1]) != id) a.bounds[id] = u32(i);
+  if (i + 1 == a.m || key(a, a.order[i + 1]) != id) a.bounds[a.v + 1 + id] = u32(i) + 1;
 }
 
-#define CHUNK 16
 #define COLUMNS 8
 #define THREADS 128
 
-// Sums a stretch of sorted positions: blockIdx = (stretch, COLUMNS * THREADS columns). A row of the table whose positions
-// all lie in it gets its gradient at once. Of a row that began before, row 2 * stretch of `partial` gets the sum; of one
-// that begins here and goes on, row 2 * stretch + 1.
+// Sums a chunk of sorted positions: blockIdx = (chunk, COLUMNS * THREADS columns). A row of the table whose positions all
+// lie in it gets its gradient at once. Of a row that began before, row 2 * chunk of `partial` gets the sum; of one that
+// begins here and goes on, row 2 * chunk + 1.
 extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Args a) {
-  u32 all = a.starts[a.v], from = blockIdx.x * CHUNK;
-  u32 to = from + CHUNK < all ? from + CHUNK : all;
+  u32 all = u32(a.m), from = blockIdx.x * a.chunk;
+  u32 to = from + a.chunk < all ? from + a.chunk : all;
   i64 c0 = i64(blockIdx.y) * COLUMNS * THREADS + threadIdx.x;
-  if (from >= to) return;
+  if (c0 >= a.d) return;
   auto load = [&](u32 t, float* x) {
     const T* dy = a.y.row(t);
 #pragma unroll
@@ -105,9 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
   };
   float sum[COLUMNS] = {}, next[COLUMNS];
   u32 t = a.order[from];
+  u32 id = key(a, t), begin = a.bounds[id], end = a.bounds[a.v + 1 + id];
   load(t, next);
-  for (u32 i = from; i < to; ++i) {
-    u32 id = a.ids[t], end = a.starts[id + 1];
+  for (u32 i = from; i < to && id < a.v; ++i) {
 #pragma unroll
     for (int k = 0; k < COLUMNS; ++k) sum[k] += next[k];
     if (i + 1 < to) {
@@ -115,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
       load(t, next);
     }
     if (i + 1 < to && i + 1 < end) continue;
-    bool began = a.starts[id] < from, whole = !began && end <= to;
+    bool began = begin < from, whole = !began && end <= to;
     float* row = whole ? a.dtable.row(id) : a.partial.row(2 * i64(blockIdx.x) + !began);
 #pragma unroll
     for (int k = 0; k < COLUMNS; ++k) {
@@ -123,18 +164,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
       if (c < a.d) row[c] = whole ? row[c] + sum[k] : sum[k];
       sum[k] = 0.0f;
     }
+    id = key(a, t), begin = a.bounds[id], end = a.bounds[a.v + 1 + id];
   }
 }
 
-// dtable += the parts of the row that begins in a stretch and goes on, in order: blockIdx = (stretch, THREADS columns).
+// dtable += the parts of the row that begins in a chunk and goes on, in order: blockIdx = (chunk, THREADS columns).
 extern "C" __global__ void __launch_bounds__(THREADS) join(const __grid_constant__ Args a) {
-  u32 all = a.starts[a.v], from = blockIdx.x * CHUNK, to = from + CHUNK;
+  u32 all = u32(a.m), from = blockIdx.x * a.chunk, to = from + a.chunk;
   i64 c = i64(blockIdx.y) * THREADS + threadIdx.x;
   if (to >= all || c >= a.d) return;
-  u32 id = a.ids[a.order[to - 1]], end = a.starts[id + 1];
-  if (a.starts[id] < from || end <= to) return;
+  u32 id = key(a, a.order[to - 1]), end = a.bounds[a.v + 1 + id];
+  if (id >= a.v || a.bounds[id] < from || end <= to) return;
   float sum = a.partial.row(2 * i64(blockIdx.x) + 1)[c];
-  i64 last = (end - 1) / CHUNK;
+  i64 last = (end - 1) / a.chunk;
 #pragma unroll 8
   for (i64 chunk = i64(blockIdx.x) + 1; chunk <= last; ++chunk) sum += a.partial.row(2 * chunk)[c];
   a.dtable.row(id)[c] += sum;
