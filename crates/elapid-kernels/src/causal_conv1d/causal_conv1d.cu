@@ -88,9 +88,7 @@ __device__ __forceinline__ void input(const Args& a, i64 row, i64 t, i64 c, floa
   if (t >= 0) {
     load(a.x.row(row * a.l + t) + c, x);
   } else if (a.initial != nullptr) {
-    const float* from = a.initial + (row * (K - 1) + t + K - 1) * a.d + c;
-#pragma unroll
-    for (int i = 0; i < CH; ++i) x[i] = from[i];
+    load(a.initial + (row * (K - 1) + t + K - 1) * a.d + c, x);
   } else {
 #pragma unroll
     for (int i = 0; i < CH; ++i) x[i] = 0.0f;
@@ -116,8 +114,14 @@ __device__ __forceinline__ void constants(const Args& a, i64 c, float (*w)[CH], 
 #pragma unroll
   for (int i = 0; i < CH; ++i) {
     bias[i] = a.bias == nullptr ? 0.0f : a.bias[c + i];
+    const float* of = a.weight + (c + i) * K;
+    if constexpr (CH == 4 && K == 4) {
+      float4 v = *reinterpret_cast<const float4*>(of);
+      w[0][i] = v.x, w[1][i] = v.y, w[2 % K][i] = v.z, w[3 % K][i] = v.w;
+    } else {
 #pragma unroll
-    for (int j = 0; j < K; ++j) w[j][i] = a.weight[(c + i) * K + j];
+      for (int j = 0; j < K; ++j) w[j][i] = of[j];
+    }
   }
 }
 
@@ -208,8 +212,7 @@ extern "C" __global__ void __launch_bounds__(128) step(const __grid_constant__ A
 #pragma unroll
   for (int j = 0; j + 1 < K; ++j) {
     float* to = a.last + (row * (K - 1) + j) * a.d + c;
-#pragma unroll
-    for (int i = 0; i < CH; ++i) to[i] = inside ? window[j + 1][i] : window[j][i];
+    store(to, inside ? window[j + 1] : window[j]);
   }
 }
 

@@ -78,7 +78,7 @@ pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatM
     let windows = (b * (k - 1), d);
     CHECK.len("last", last.len(), windows.0 * d)?;
     f32s("last", &last.as_mat())?;
-    let (channels, stretch) = (channels(d, &[&args.x, &y.as_mat()]), 32);
+    let (channels, stretch) = (channels(d, args, &[&y.as_mat(), &last.as_mat().flat()]), 32);
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args, stretch) };
     let defines = defines(args.x.dtype, k, channels, args.segments.resets.is_some());
     if l == 1 && b * d > 0 {
@@ -130,7 +130,7 @@ pub fn backward(
             _ => Ok(()),
         };
     }
-    let channels = channels(d, &[&args.x, &dy, &dx.as_mat()]);
+    let channels = channels(d, args, &[&dy, &dx.as_mat()]);
     let stretch = 64;
     let jobs = b * l.div_ceil(stretch);
     let partial = gpu.alloc(jobs * d * (k + 1) * 4)?;
@@ -185,13 +185,16 @@ fn launch(dims: Dims, channels: usize, stretch: usize) -> Launch {
     Launch { grid: (across as u32, down as u32, 1), block: BLOCK, shared: 0, overlap: false }
 }
 
-/// Channels of a thread.
-fn channels(d: usize, all: &[&Mat<'_>]) -> usize {
-    let aligned = |m: &&Mat<'_>| {
+/// Channels of a thread: 4 where all that it reads and writes can be by four numbers.
+fn channels(d: usize, args: &Args<'_>, others: &[&Mat<'_>]) -> usize {
+    let initial = args.initial.map(|initial| initial.flat());
+    let aligned = |m: &Mat<'_>| {
         let bytes = 4 * m.dtype.bytes();
-        m.address().is_multiple_of(bytes as u64) && (m.stride * m.dtype.bytes()).is_multiple_of(bytes)
+        let apart = if m.rows > 1 { m.stride * m.dtype.bytes() } else { 0 };
+        m.address().is_multiple_of(bytes as u64) && apart.is_multiple_of(bytes)
     };
-    if d.is_multiple_of(4) && all.iter().all(aligned) { 4 } else { 1 }
+    let all = [Some(&args.x), initial.as_ref()].into_iter().flatten().chain(others.iter().copied());
+    if d.is_multiple_of(4) && args.weight.address().is_multiple_of(16) && all.into_iter().all(aligned) { 4 } else { 1 }
 }
 
 fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
