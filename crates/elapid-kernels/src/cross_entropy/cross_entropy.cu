@@ -17,10 +17,12 @@ struct Args {
 
 #define THREADS 1024
 
+// Over a block of THREADS, or of one warp.
 template <typename F>
 __device__ __forceinline__ float reduce(float x, float* shared, F f) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane >>= 1) x = f(x, __shfl_xor_sync(0xffffffffu, x, lane));
+  if (blockDim.x == 32) return x;
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
@@ -39,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constan
   if (threadIdx.x == 0) *a.share = 1.0f / fmaxf(total, 1.0f);
 }
 
-// A block takes a row at a time.
+// A block takes a row at a time: a warp, if rows are short.
 extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float shared[32];
@@ -51,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     if (target < 0) {
       if (threadIdx.x == 0) a.nll[a.first + r] = 0.0f;
       if (a.gradient) {
-        for (i64 j = threadIdx.x; j < a.v; j += THREADS) logits[j] = from_float<T>(0.0f);
+        for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) logits[j] = from_float<T>(0.0f);
       }
       continue;
     }
@@ -60,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     // the loss is made of where the target is nearly certain. Vectors of eight where v is a multiple of 8.
     float max = -3.4e38f, others = 0.0f;
 #if VECTOR
-    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
+    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += blockDim.x * 8) {
       float x[8], before = max;
       load8(logits + j, x);
       if (a.keeps) store8(kept + j, x);
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       for (int i = 0; i < 8; ++i) others += j + i == target ? 0.0f : fast_exp2(LOG2_E * (x[i] - max));
     }
 #else
-    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+    for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) {
       T z = logits[j];
       if (a.keeps) kept[j] = z;
       float x = to_float(z), before = max;
@@ -94,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     // Nobody may overwrite the target's logit before all have read it.
     __syncthreads();
 #if VECTOR
-    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += THREADS * 8) {
+    for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += blockDim.x * 8) {
       float x[8];
       load8(row + j, x);
 #pragma unroll
@@ -104,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       store8(logits + j, x);
     }
 #else
-    for (i64 j = threadIdx.x; j < a.v; j += THREADS) {
+    for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) {
       float x = to_float(row[j]);
       logits[j] = from_float<T>(factor * (j == target ? -others : fast_exp2(LOG2_E * (x - max))));
     }

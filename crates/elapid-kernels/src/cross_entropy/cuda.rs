@@ -10,6 +10,8 @@ static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("cros
 const ENTRIES: [&str; 3] = ["count", "rows", "mean"];
 const CHECK: Check = Check("cross_entropy");
 const THREADS: u32 = 1024;
+/// The longest row of logits that a warp takes, not a block of [`THREADS`].
+const SHORT: usize = 512;
 /// Bytes that the logits of a block of rows may take.
 const LOGITS: usize = 512 << 20;
 /// Shared memory that a row may be kept in; what a block of an H100 can have, less what the kernel needs itself.
@@ -78,6 +80,7 @@ pub fn forward(
     let vector = v.is_multiple_of(8);
     let shared = stride * dtype.bytes();
     let keeps = shared <= SHARED;
+    let (threads, blocks) = if v <= SHORT { (32, 32) } else { (THREADS, 2) };
     let args = Args {
         logits: RawMat::NULL,
         targets: targets.address(),
@@ -104,7 +107,7 @@ pub fn forward(
         let args = Args { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
         let launch = Launch {
             shared: if keeps { shared as u32 } else { 0 },
-            ..Launch::linear(rows.min(2 * gpu.multiprocessors()), THREADS)
+            ..Launch::linear(rows.min(blocks * gpu.multiprocessors()), threads)
         };
         // SAFETY: as above.
         unsafe { kernel.launch(launch, &args)? };

@@ -33,6 +33,7 @@ struct Args {
     from: u64,
     order: u64,
     shift: u32,
+    digits: u32,
     chunk: u32,
 }
 
@@ -51,7 +52,7 @@ pub fn forward(gpu: &Gpu, ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result
     let args = Args { table: table.raw(), ..args(ids, table.rows, &y.as_mat()) };
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(y.dtype))?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(y.rows.min(1 << 20), 128), &args) }
+    unsafe { kernel.launch(Launch::linear(y.rows.div_ceil(if y.cols < 512 { 4 } else { 1 }).min(1 << 20), 128), &args) }
 }
 
 /// Adds the gradient of every looked-up row.
@@ -88,8 +89,9 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
         unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, args) }
     };
     // Ids are 0 to v: v stands for those that are not in the table.
-    for shift in (0..usize::BITS - v.leading_zeros()).step_by(BITS as usize) {
-        (args.order, args.shift) = (sorted[0].address(), shift);
+    let bits = usize::BITS - v.leading_zeros();
+    for shift in (0..bits).step_by(BITS as usize) {
+        (args.order, args.shift, args.digits) = (sorted[0].address(), shift, 1 << (bits - shift).min(BITS));
         run("count", Launch::linear(stretches, 1 << BITS), &args)?;
         run("scan", Launch::linear(1, 1024), &args)?;
         run("place", Launch::linear(stretches, 1 << BITS), &args)?;
@@ -124,6 +126,7 @@ fn args(ids: &Buffer, v: usize, y: &Mat<'_>) -> Args {
         from: 0,
         order: 0,
         shift: 0,
+        digits: 0,
         chunk: 0,
     }
 }

@@ -14,15 +14,17 @@ struct Args {
   const u32* from;  // [m] positions, sorted by lower digits; null: as they come
   u32* order;       // [m] positions, sorted
   u32 shift;        // of the digit that a pass sorts by
+  u32 digits;       // that there can be
   u32 chunk;        // positions that a block sums
 };
 
-// A block looks up a row at a time.
+// A block looks up a row at a time, or a warp if rows are short.
 extern "C" __global__ void __launch_bounds__(128) forward(const __grid_constant__ Args a) {
-  for (i64 r = blockIdx.x; r < a.m; r += gridDim.x) {
+  const u32 across = a.d < 512 ? 32 : 128, down = 128 / across;
+  for (i64 r = i64(blockIdx.x) * down + threadIdx.x / across; r < a.m; r += i64(gridDim.x) * down) {
     i64 id = a.ids[r];
     bool known = id < a.v;
-    for (i64 c = threadIdx.x; c < a.d; c += blockDim.x) {
+    for (i64 c = threadIdx.x % across; c < a.d; c += across) {
       a.y.row(r)[c] = known ? a.table.row(id)[c] : from_float<T>(__int_as_float(0x7fc00000));
     }
   }
@@ -58,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(DIGITS) count(const __grid_constant
 extern "C" __global__ void __launch_bounds__(1024) scan(const __grid_constant__ Args a) {
   __shared__ u32 sums[32];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  i64 all = (a.m + STRETCH - 1) / STRETCH * DIGITS, each = (all + 1023) / 1024;
+  i64 all = (a.m + STRETCH - 1) / STRETCH * a.digits, each = (all + 1023) / 1024;
   i64 from = threadIdx.x * each;
   i64 to = from + each < all ? from + each : all;
   u32 mine = 0;
@@ -177,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) join(const __grid_constant
   if (id >= a.v || a.bounds[id] < from || end <= to) return;
   float sum = a.partial.row(2 * i64(blockIdx.x) + 1)[c];
   i64 last = (end - 1) / a.chunk;
-#pragma unroll 8
+#pragma unroll 16
   for (i64 chunk = i64(blockIdx.x) + 1; chunk <= last; ++chunk) sum += a.partial.row(2 * chunk)[c];
   a.dtable.row(id)[c] += sum;
 }
