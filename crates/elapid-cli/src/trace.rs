@@ -19,7 +19,7 @@ use crate::output::{Output, number, table, thousands};
 use crate::score;
 
 /// Shares of the channels that the low and the high quantile leave below them.
-const QUANTILES: (f64, f64) = (0.1, 0.9);
+const QUANTILES: (f64, f64) = (0.5, 0.9);
 
 /// What to look at, and over what.
 #[derive(clap::Args)]
@@ -203,7 +203,7 @@ impl Layer {
 }
 
 const HEADING: [&str; 7] =
-    [">layer", ">at data", ">at noise", ">data / noise", ">everywhere", ">10 % of channels below", ">90 % below"];
+    [">layer", ">at data", ">at noise", ">data / noise", ">everywhere", ">half of the channels below", ">90 % below"];
 
 /// A line a layer, its quantiles pale, and dots at data.
 fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<()> {
@@ -226,7 +226,7 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
     let options = plot::Options {
         title: format!("Δ over {}", reading.what),
         x_label: "position".into(),
-        y_label: "Δ: mean of the channels; pale: 10 % and 90 %".into(),
+        y_label: "Δ: mean of the channels; pale: half and 90 % of them below".into(),
         y_log: true,
         ..plot::Options::default()
     };

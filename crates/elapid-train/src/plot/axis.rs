@@ -81,7 +81,7 @@ fn tick(x: f64, most: f64, decimals: usize) -> String {
         1e9.. => (1e9, "G"),
         1e6.. => (1e6, "M"),
         1e4.. => (1e3, "k"),
-        _ if most < 1e-4 => return if x == 0.0 { "0".into() } else { trim(&format!("{x:.1e}")) },
+        _ if most < 9e-4 => return if x == 0.0 { "0".into() } else { trim(&format!("{x:.1e}")) },
         _ => return trim(&format!("{x:.decimals$}")).replace('-', "−"),
     };
     if x == 0.0 { "0".into() } else { format!("{}{unit}", trim(&format!("{:.3}", x / divisor))).replace('-', "−") }

@@ -252,7 +252,21 @@ impl<B: DrawingBackend> Pen<'_, B> {
         if points.len() < 2 {
             return Ok(());
         }
-        self.area.draw(&PathElement::new(points, style))
+        if !self.bitmap || width < 2 {
+            return self.area.draw(&PathElement::new(points, style));
+        }
+        // In a bitmap plotters mitres every corner, however sharp: at a spike the line would leave the chart.
+        let turns_back = |i: usize| {
+            let [(ax, ay), (bx, by), (cx, cy)] = [points[i - 1], points[i], points[i + 1]];
+            (bx - ax) * (cx - bx) + (by - ay) * (cy - by) <= 0
+        };
+        let corners = (1..points.len() - 1).filter(|&i| turns_back(i)).chain([points.len() - 1]);
+        let mut from = 0;
+        for to in corners {
+            self.area.draw(&PathElement::new(&points[from..=to], style))?;
+            from = to;
+        }
+        Ok(())
     }
 
     fn dot(&self, place: (f64, f64), colour: RGBColor) -> Result<(), Failure<B>> {
