@@ -17,7 +17,13 @@ pub enum Decay {
     Linear,
     /// The peak all the way.
     Constant,
+    /// The peak for 68 % of the steps, then the end of the cosine over all of them, which
+    /// begins 23 % of the way up from the floor to the peak (warm-up, stable, decay; Hu et al. 2024).
+    Wsd,
 }
+
+/// Share of the steps after the warm-up that [`Decay::Wsd`] stays at the peak.
+const STABLE: f64 = 0.68;
 
 /// Linear warm-up, then a decay to a floor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,8 +64,9 @@ impl Schedule {
         let done = if since < last { since / last } else { f64::from(u8::from(since > 0.0)) };
         match self.decay {
             Decay::Constant => self.peak,
+            Decay::Wsd if done < STABLE => self.peak,
             Decay::Linear => self.floor + (self.peak - self.floor) * (1.0 - done),
-            Decay::Cosine => self.floor + (self.peak - self.floor) * 0.5 * (1.0 + (PI * done).cos()),
+            Decay::Cosine | Decay::Wsd => self.floor + (self.peak - self.floor) * 0.5 * (1.0 + (PI * done).cos()),
         }
     }
 }
@@ -78,7 +85,7 @@ mod tests {
 
     #[test]
     fn warms_up() {
-        for decay in [Decay::Cosine, Decay::Linear, Decay::Constant] {
+        for decay in [Decay::Cosine, Decay::Linear, Decay::Constant, Decay::Wsd] {
             close(schedule(decay).lr(0), 0.1);
             close(schedule(decay).lr(9), 1.0);
             close(schedule(decay).lr(10), 1.0);
@@ -91,11 +98,13 @@ mod tests {
         close(schedule(Decay::Cosine).lr(35), 0.1 + 0.45 * (1.0 + (PI / 4.0).cos()));
         close(schedule(Decay::Linear).lr(35), 0.775);
         close(schedule(Decay::Constant).lr(100), 1.0);
+        close(schedule(Decay::Wsd).lr(77), 1.0);
+        close(schedule(Decay::Wsd).lr(85), schedule(Decay::Cosine).lr(85));
     }
 
     #[test]
     fn ends_at_the_floor() {
-        for decay in [Decay::Cosine, Decay::Linear] {
+        for decay in [Decay::Cosine, Decay::Linear, Decay::Wsd] {
             assert!(schedule(decay).lr(109) > 0.1);
             close(schedule(decay).lr(110), 0.1);
             close(schedule(decay).lr(111), 0.1);

@@ -22,7 +22,10 @@ template <typename F>
 __device__ __forceinline__ float reduce(float x, float* shared, F f) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane >>= 1) x = f(x, __shfl_xor_sync(0xffffffffu, x, lane));
-  if (blockDim.x == 32) return x;
+  if (blockDim.x == 32) {
+    __syncwarp();
+    return x;
+  }
   __syncthreads();
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();

@@ -89,6 +89,7 @@ fn agrees_with_the_operations() {
         (2, 8, 96, 192, 8, 40, 2, 301),
         (1, 32, 160, 320, 4, 16, 3, 97),
         (2, 13, 256, 512, 32, 16, 1, 4096),
+        (8, 32, 64, 128, 4, 8, 4, 97),
     ] {
         let dims = Dims { b, d, ed, n, r, k, v };
         assert!(suits(&gpu, dims), "{dims:?}");

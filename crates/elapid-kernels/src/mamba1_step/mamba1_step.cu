@@ -263,6 +263,8 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
         ++freed;
       }
       const u32 barrier = address(s.full + i % PIECES);
+      // All lanes have read the end that is overwritten here.
+      __syncwarp();
       if (lane == 0) {
         s.places[i % PIECES] = u32(here), s.ends[i % PIECES] = bytes;
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
@@ -731,7 +733,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
     if (stage == HEAD) break;
     blocks.arrive();
-    if (stage == IN && layer + 1 < a.count) asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+    // Not `bar.arrive`: arriving twice before the warp that asks has come would complete its barrier without it.
+    if (stage == IN && layer + 1 < a.count) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
     if (stage != OUT) {
       ++stage;
     } else if (++layer < a.count) {
