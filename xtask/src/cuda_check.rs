@@ -29,7 +29,7 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     ("selective_scan", "forward_ends", 16, 32),
     ("selective_scan", "backward_ends", 0, 8),
     ("causal_conv1d", "forward", 40, 192),
-    ("cross_entropy", "rows", 12, 0),
+    ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),
     ("mamba1_step", "step", 52, 24),
 ];

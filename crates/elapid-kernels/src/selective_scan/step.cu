@@ -30,7 +30,7 @@ struct Pack {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 5) step(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 && RULE == 0 ? 5 : 4) step(const __grid_constant__ Args a) {
   const u32 across = u32((a.d * LANES + THREADS - 1) / THREADS);
   const i64 c0 = i64(blockIdx.x % across * THREADS + threadIdx.x) / LANES, row0 = i64(blockIdx.x / across) * BATCH;
   const int lane = threadIdx.x % LANES;
