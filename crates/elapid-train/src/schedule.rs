@@ -17,8 +17,8 @@ pub enum Decay {
     Linear,
     /// The peak all the way.
     Constant,
-    /// The peak for 68 % of the steps, then the end of the cosine over all of them, which
-    /// begins 23 % of the way up from the floor to the peak (warm-up, stable, decay; Hu et al. 2024).
+    /// The peak for 68 % of the steps, then the end of the cosine over all of them, which begins 23 % of the way up from the
+    /// floor to the peak (warm-up, stable, decay; Hu et al. 2024).
     Wsd,
 }
 

@@ -188,13 +188,9 @@ fn launch(dims: Dims, channels: usize, stretch: usize) -> Launch {
 /// Channels of a thread: 4 where all that it reads and writes can be by four numbers.
 fn channels(d: usize, args: &Args<'_>, others: &[&Mat<'_>]) -> usize {
     let initial = args.initial.map(|initial| initial.flat());
-    let aligned = |m: &Mat<'_>| {
-        let bytes = 4 * m.dtype.bytes();
-        let apart = if m.rows > 1 { m.stride * m.dtype.bytes() } else { 0 };
-        m.address().is_multiple_of(bytes as u64) && apart.is_multiple_of(bytes)
-    };
-    let all = [Some(&args.x), initial.as_ref()].into_iter().flatten().chain(others.iter().copied());
-    if d.is_multiple_of(4) && args.weight.address().is_multiple_of(16) && all.into_iter().all(aligned) { 4 } else { 1 }
+    let mut all = [Some(&args.x), initial.as_ref()].into_iter().flatten().chain(others.iter().copied());
+    let weights = args.weight.address().is_multiple_of(16);
+    if d.is_multiple_of(4) && weights && all.all(Mat::reads_four) { 4 } else { 1 }
 }
 
 fn check(dims: Dims, args: &Args<'_>) -> Result<()> {

@@ -137,7 +137,18 @@ impl<'a> Mat<'a> {
 
     /// Whether every row starts at a multiple of 16 bytes: eight bf16 or four f32 can be read at once.
     pub(crate) fn is_aligned(&self) -> bool {
-        self.address.is_multiple_of(16) && (self.rows <= 1 || (self.stride * self.dtype.bytes()).is_multiple_of(16))
+        self.starts_rows_at(16)
+    }
+
+    /// Whether four numbers of a row can be read at once.
+    pub(crate) fn reads_four(&self) -> bool {
+        self.starts_rows_at(4 * self.dtype.bytes())
+    }
+
+    /// Whether every row starts at a multiple of so many bytes.
+    fn starts_rows_at(&self, bytes: usize) -> bool {
+        let apart = if self.rows > 1 { self.stride * self.dtype.bytes() } else { 0 };
+        self.address.is_multiple_of(bytes as u64) && apart.is_multiple_of(bytes)
     }
 
     /// The same memory to write: for operations that work in place. The stream orders reads and writes.

@@ -234,7 +234,7 @@ impl Plan {
             let rows = [Some(&args.u), Some(&args.delta), args.z.as_ref()];
             let aligned = rows.into_iter().flatten().chain(others.iter().copied()).all(Mat::is_aligned);
             let whole = dims.n == 16 && dims.d.is_multiple_of(8);
-            let vector = whole && aligned && reads_four(&args.b) && reads_four(&args.c);
+            let vector = whole && aligned && args.b.reads_four() && args.c.reads_four();
             (&SOURCE, defines(args.u.dtype, form, args.rule, vector, args.segments.resets.is_some()))
         };
         Ok(Self { dims, form, source, tensor, groups, chunk, chunks, defines })
@@ -356,19 +356,14 @@ fn is_aligned(args: &Args<'_>, others: &[&Mat<'_>]) -> bool {
     all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride).is_ok())
 }
 
-/// Whether every row can be read by four numbers.
-fn reads_four(m: &Mat<'_>) -> bool {
-    let bytes = 4 * m.dtype.bytes();
-    m.address().is_multiple_of(bytes as u64) && (m.stride * m.dtype.bytes()).is_multiple_of(bytes)
-}
-
 /// [`forward`] for a length of 1.
 fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &MatMut<'_>) -> Result<()> {
     let Dims { b, d, n, .. } = dims;
     let states = [args.a.address(), last.address(), args.initial.as_ref().map_or(0, Mat::address)];
     let vector = n.is_multiple_of(4)
         && states.into_iter().all(|address| address.is_multiple_of(16))
-        && [&args.b, &args.c].into_iter().all(reads_four);
+        && args.b.reads_four()
+        && args.c.reads_four();
     let lanes = if n <= 64 { 4 } else { 32 };
     let defines = step_defines(args.u.dtype, args.rule, lanes, if vector { 4 } else { 1 });
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, (0, 0), args) };
