@@ -1,26 +1,28 @@
-//! On a GPU: a kernel whose blocks are all resident and wait for each other between stages (`mamba1_step.cu`).
+//! On a GPU: a kernel whose blocks are all resident and wait for each other between stages. One for some rows
+//! (`mamba1_step.cu`), and one for one row, whose blocks wait half as often (`one_row.cu`).
 
 use std::sync::Arc;
 
 use crate::DType;
-use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Pod, Result, Source, Unit};
+use crate::cuda::{Buffer, Gpu, Launch, Mat, Pod, Result, Unit};
 use crate::error::Check;
 
-static SOURCE: Source = Source { name: "mamba1_step", text: include_str!("mamba1_step.cu") };
+mod one_row;
+mod rows;
+
+use one_row::OneRow;
+use rows::Rows;
+
 const CHECK: Check = Check("mamba1_step");
 /// Warps that compute; two more fetch weights, and ask for what is small.
 const WARPS: usize = 16;
 const THREADS: u32 = 32 * (WARPS as u32 + 2);
-/// Outputs that tensor cores make at a time.
-const GROUP: usize = 16;
 /// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
 const SHARED: usize = 163 << 10;
-/// Of that, what says which pieces have come, and where they are.
+/// Of that, what says which pieces of weights have come, and where they are.
 const BARRIERS: usize = 32 * (8 + 8 + 4 + 4);
-/// Of that, which outputs are the block's.
-const PARTS: usize = 6 * 8;
-/// The largest piece of weights, in bytes: three of these at least are on their way.
-const PIECE: usize = GROUP * (2 * 512 + 64);
+/// And a layer's addresses.
+const LAYER: usize = size_of::<RawLayer>();
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,25 +41,6 @@ pub struct Dims {
     pub k: usize,
     /// Vocabulary.
     pub v: usize,
-}
-
-impl Dims {
-    /// `ROWS` of the source.
-    fn rows(&self) -> usize {
-        self.b.next_power_of_two().max(8)
-    }
-
-    /// Shared memory but for the ring, in bytes: as `Block` of the source.
-    fn shared(&self, blocks: usize) -> usize {
-        let rows = self.rows();
-        let sums = WARPS * GROUP * (32 / rows) * self.b;
-        let [ins, scanned, outs] = [2 * self.ed, self.ed, self.d].map(|outputs| outputs.div_ceil(blocks));
-        let own = (ins + scanned + outs) * self.b + ins + 2 * scanned;
-        let numbers = (WARPS + 2 * self.n) * rows + sums + self.d + own;
-        let stride = self.d.max(self.ed).max(self.r.next_multiple_of(32)).next_multiple_of(64) + 32;
-        (BARRIERS + PARTS + 2 * size_of::<RawLayer>() + 4 * numbers).next_multiple_of(128)
-            + (self.b * stride * 2).next_multiple_of(128)
-    }
 }
 
 /// Shared memory of a block, in bytes: as much as the device has, so that weights come far ahead.
@@ -115,11 +98,15 @@ pub struct Model<'a> {
 #[derive(Debug)]
 pub struct Step {
     gpu: Gpu,
-    dims: Dims,
-    args: Args,
+    form: Form,
     logits: Buffer,
     _ids: Arc<Buffer>,
-    _scratch: Vec<Buffer>,
+}
+
+#[derive(Debug)]
+enum Form {
+    Rows(Rows),
+    OneRow(OneRow),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -139,34 +126,6 @@ struct RawLayer {
     ssm_state: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-struct Args {
-    layers: u64,
-    embedding: u64,
-    norm: u64,
-    head: u64,
-    ids: u64,
-    residual: u64,
-    u: u64,
-    z: u64,
-    dbc: u64,
-    y: u64,
-    logits: u64,
-    best: u64,
-    arrived: u64,
-    eps: f32,
-    count: i32,
-    batch: i32,
-    d: i32,
-    ed: i32,
-    n: i32,
-    r: i32,
-    k: i32,
-    v: i32,
-    shared: i32,
-}
-
 /// Whether a model of these sizes can be stepped so: up to 32 rows that fit into shared memory, sizes that tensor cores
 /// take without a rest.
 pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
@@ -174,7 +133,7 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
     let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
-    whole && some && small && b <= 32 && dims.shared(gpu.multiprocessors()) + 3 * PIECE <= room(gpu)
+    whole && some && small && rows::suits(gpu, dims)
 }
 
 impl Step {
@@ -183,7 +142,7 @@ impl Step {
     /// # Errors
     /// If sizes do not suit (see [`suits`]), shapes or formats differ, or there is too little memory.
     pub fn new(gpu: Gpu, dims: Dims, model: &Model<'_>, ids: &Arc<Buffer>) -> Result<Self> {
-        let Dims { b, d, ed, n, r, k, v } = dims;
+        let Dims { b, d, v, .. } = dims;
         CHECK.that(
             suits(&gpu, dims),
             "sizes",
@@ -196,40 +155,18 @@ impl Step {
         }
         vector("norm", model.norm, d)?;
         let layers = model.layers.iter().map(|layer| raw_layer(dims, layer)).collect::<Result<Vec<_>>>()?;
-        let table = gpu.upload(&layers)?;
-        let blocks = gpu.multiprocessors();
-        let [residual, dbc, logits] = [b * d, b * (r + 2 * n), b * v].map(|numbers| gpu.alloc(numbers * 4));
-        let [u, z, y] = [(); 3].map(|()| gpu.alloc(b * ed * 2));
-        let (residual, dbc, logits, u, z, y) = (residual?, dbc?, logits?, u?, z?, y?);
-        let (best, arrived) = (gpu.alloc(b * blocks * 8)?, gpu.upload(&[0u32; 2])?);
-        let int = |size: usize| i32::try_from(size).unwrap_or(i32::MAX);
-        let args = Args {
-            layers: table.address(),
-            embedding: model.embedding.address(),
-            norm: model.norm.address(),
-            head: model.head.address(),
-            ids: ids.address(),
-            residual: residual.address(),
-            u: u.address(),
-            z: z.address(),
-            dbc: dbc.address(),
-            y: y.address(),
-            logits: logits.address(),
-            best: best.address(),
-            arrived: arrived.address(),
-            eps: model.eps,
-            count: int(layers.len()),
-            batch: int(b),
-            d: int(d),
-            ed: int(ed),
-            n: int(n),
-            r: int(r),
-            k: int(k),
-            v: int(v),
-            shared: int(room(&gpu)),
+        let logits = gpu.alloc(b * v * 4)?;
+        let form = if one_row::suits(&gpu, layers.len(), dims) {
+            let table = |transposed: &[[u64; 2]]| {
+                let pairs = layers.iter().zip(transposed);
+                let layers = pairs.map(|(&layer, &[x_proj, out_proj])| RawLayer { x_proj, out_proj, ..layer });
+                gpu.upload(&layers.collect::<Vec<_>>())
+            };
+            Form::OneRow(OneRow::new(gpu, dims, model, table, ids.address(), logits.address())?)
+        } else {
+            Form::Rows(Rows::new(gpu, dims, model, gpu.upload(&layers)?, ids.address(), logits.address())?)
         };
-        let scratch = vec![table, residual, dbc, u, z, y, best, arrived];
-        Ok(Self { gpu, dims, args, logits, _ids: ids.clone(), _scratch: scratch })
+        Ok(Self { gpu, form, logits, _ids: ids.clone() })
     }
 
     /// Reads a token of every row, moves the states on and chooses the likeliest next tokens; does not wait. A row whose
@@ -238,11 +175,12 @@ impl Step {
     /// # Errors
     /// If the driver refuses.
     pub fn launch(&self) -> Result<()> {
-        let blocks = self.gpu.multiprocessors();
         let shared = u32::try_from(room(&self.gpu)).unwrap_or(u32::MAX);
-        let kernel = self.gpu.kernel(&SOURCE, "step", &defines(self.dims.rows()))?;
-        // SAFETY: `Args` and the table are laid out as in the source; sizes were checked when they were made.
-        unsafe { kernel.launch(Launch { shared, ..Launch::linear(blocks, THREADS) }, &self.args) }
+        let launch = Launch { shared, ..Launch::linear(self.gpu.multiprocessors(), THREADS) };
+        match &self.form {
+            Form::Rows(rows) => rows.launch(&self.gpu, launch),
+            Form::OneRow(row) => row.launch(&self.gpu, launch),
+        }
     }
 
     /// Logits `[b v]` f32 of the last launch.
@@ -301,11 +239,11 @@ fn vector(name: &'static str, m: Mat<'_>, len: usize) -> Result<()> {
     Ok(())
 }
 
-fn defines(rows: usize) -> Vec<Define> {
-    vec![Define::new("ROWS", rows)]
+fn int(size: usize) -> i32 {
+    i32::try_from(size).unwrap_or(i32::MAX)
 }
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    [8, 16, 32].map(|rows| Unit { source: &SOURCE, entries: &["step"], defines: defines(rows) }).to_vec()
+    [rows::units(), one_row::units()].concat()
 }

@@ -18,32 +18,12 @@
 //
 // What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
 
-#define WARPS 16                // that compute
-#define CONSUMERS (WARPS * 32)
-#define THREADS (CONSUMERS + 64)
 #define TILES (ROWS / 8)
 #define GROUP 16                // outputs of a piece at most
 #define COLS 512                // its columns at most
 #define PAD 64                  // bytes between its rows
 #define TEAM 4                  // warps that work on it
 #define GROUPS (32 / ROWS)      // of outputs that are made before they are added up
-#define PIECES 32               // on the way at most
-#define RING (__CUDA_ARCH__ >= 900)
-
-struct Layer {
-  const float* norm;        // [d]
-  const bf16* in_proj;      // [2 ed, d]
-  const float* conv;        // [ed, k]
-  const float* conv_bias;   // [ed], may be absent
-  const bf16* x_proj;       // [r + 2 n, ed]
-  const bf16* dt_proj;      // [ed, r]
-  const float* dt_bias;     // [ed]
-  const float* a_log;       // [ed, n]
-  const float* skip;        // [ed]
-  const bf16* out_proj;     // [d, ed]
-  float* conv_state;        // [batch, k - 1, ed]
-  float* ssm_state;         // [batch, ed, n]
-};
 
 struct Args {
   const Layer* layers;
@@ -71,16 +51,6 @@ struct Args {
   i32 shared;             // bytes of shared memory
 };
 
-// Outputs of a stage that a block makes.
-struct Part {
-  int first, rows;
-};
-__device__ __forceinline__ int most(int outputs) { return (outputs + int(gridDim.x) - 1) / int(gridDim.x); }
-__device__ __forceinline__ Part part_of(int outputs) {
-  int each = most(outputs), first = min(int(blockIdx.x) * each, outputs);
-  return Part{first, min(each, outputs - first)};
-}
-
 // Matrices of a layer, in the order of its stages, and that of the vocabulary.
 enum Matrix { IN, X, DT, OUT, HEAD, MATRICES };
 __device__ __forceinline__ int outputs_of(const Args& a, int matrix) {
@@ -98,12 +68,9 @@ __device__ __forceinline__ int columns_of(const Args& a, int matrix) {
 
 // Shared memory.
 struct Block {
-  u64* full;       // [PIECES]: whether the copy of a piece has come
-  u64* empty;      // [PIECES]: whether its team has read it
+  Ring ring;
   float* scratch;  // [WARPS + 2 n, ROWS]
   float* sums;     // [WARPS, GROUPS GROUP, batch]: of a product, by warp; [CONSUMERS] pairs at least
-  u32* places;     // [PIECES]: where in the ring they are
-  u32* ends;       // [PIECES]: where they end in the row of all
   Part* parts;     // [MATRICES + 1]: this block's outputs; the last only fills up to 16 bytes
   Layer* layers;   // [2]: this layer's addresses and the next one's
   float* norm;     // [d]: weights of the next norm
@@ -114,17 +81,16 @@ struct Block {
   float* skip;     // [outputs of dt_proj]
   float* residual; // [outputs of out_proj, batch]: this block's part of the residual stream
   bf16* x;         // [batch, stride]: the right factor
-  char* ring;
-  int stride, room;
+  int stride;
   __device__ __forceinline__ Block(const Args& a, char* shared);
 };
 
 __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
-  full = reinterpret_cast<u64*>(shared);
-  empty = full + PIECES;
-  places = reinterpret_cast<u32*>(empty + PIECES);
-  ends = places + PIECES;
-  parts = reinterpret_cast<Part*>(ends + PIECES);
+  ring.full = reinterpret_cast<u64*>(shared);
+  ring.empty = ring.full + PIECES;
+  ring.places = reinterpret_cast<u32*>(ring.empty + PIECES);
+  ring.ends = ring.places + PIECES;
+  parts = reinterpret_cast<Part*>(ring.ends + PIECES);
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
   sums = scratch + (WARPS + 2 * a.n) * ROWS;
@@ -140,8 +106,8 @@ __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
   const int widest = max(max(a.d, a.ed), (a.r + 31) / 32 * 32);
   // 64 bytes off a multiple of 128, as rows of a piece.
   stride = (widest + 63) / 64 * 64 + 32;
-  ring = reinterpret_cast<char*>(x) + (a.batch * stride * 2 + 127) / 128 * 128;
-  room = int(shared + a.shared - ring) / 128 * 128;
+  ring.at = reinterpret_cast<char*>(x) + (a.batch * stride * 2 + 127) / 128 * 128;
+  ring.room = int(shared + a.shared - ring.at) / 128 * 128;
 }
 
 __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -150,51 +116,15 @@ __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u3
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Of the warps that compute.
-__device__ __forceinline__ void sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
-
 // What another block may have written.
 __device__ __forceinline__ float load(const bf16* at) {
   return to_float(bf16{__ldcg(reinterpret_cast<const u16*>(at))});
 }
 
-// All blocks: `arrive` when what others need is written, `wait` before what others wrote is read.
-struct Blocks {
-  u32* counter;
-  u32 times = 0;
-  __device__ __forceinline__ void arrive() {
-    sync();
-    ++times;
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-    }
-  }
-  __device__ __forceinline__ void wait() const {
-    if (threadIdx.x == 0) {
-      u32 count;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
-      } while (count < times * gridDim.x);
-    }
-    sync();
-  }
-};
-
-// Threads that have something to do between arriving and waiting: not those of the warp that waits.
-#define OTHERS (CONSUMERS - 32)
-__device__ __forceinline__ int other() { return int(threadIdx.x) - 32; }
-
 // Bytes from a row of a piece to the next.
 __device__ __forceinline__ int pitch(int cols) { return cols * 2 + PAD; }
 
 #if RING
-__device__ __forceinline__ u32 address(const void* shared) { return u32(__cvta_generic_to_shared(shared)); }
-__device__ __forceinline__ void wait_for(const u64* barrier, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
-      ::"r"(address(barrier)), "r"(parity) : "memory");
-}
-
 // The block's weights from first to last: for each matrix, for each group of outputs, its columns in pieces.
 struct Schedule {
   int pieces[MATRICES], layer;  // of a matrix, and of all of a layer
@@ -232,18 +162,14 @@ struct Piece {
   }
 };
 
-// What the warp after those that compute does: copies pieces to the ring as soon as there is room. They lie one after
-// another, from the start again where one would not fit. Lanes look ahead for one piece each.
+// What the warp after those that compute does: copies pieces to the ring as soon as there is room. Lanes look ahead for one
+// piece each.
 __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
   const u32 all = 0xffffffffu;
   const int lane = threadIdx.x % 32;
-  u64 once;  // weights are read once a step: what is read again shall stay in the L2
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
   const Schedule schedule(a, s);
   const u32 count = schedule.count(a);
-  // Bytes of the ring up to the last piece, with what was left out at its end, and up to the last that was read.
-  u32 bytes = 0, read = 0, freed = 0;
-  int at = 0;
+  Filler filler;
   Piece piece(a, s, schedule, lane);
   for (u32 first = 0; first < count; first += 32) {
     const Piece next(a, s, schedule, first + 32 + lane);
@@ -253,56 +179,13 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
       const int rows = __shfl_sync(all, piece.rows, i - first), cols = __shfl_sync(all, piece.cols, i - first);
       const i64 stride = __shfl_sync(all, piece.k, i - first);
       const bf16* from = reinterpret_cast<const bf16*>(__shfl_sync(all, reinterpret_cast<u64>(piece.from), i - first));
-      const int size = rows * pitch(cols);
-      if (at + size > s.room) bytes += u32(s.room - at), at = 0;
-      const int here = at;
-      at += size, bytes += u32(size);
-      while (bytes - read > u32(s.room) || i - freed >= PIECES) {
-        wait_for(s.empty + freed % PIECES, freed / PIECES % 2);
-        read = s.ends[freed % PIECES];
-        ++freed;
-      }
-      const u32 barrier = address(s.full + i % PIECES);
-      // All lanes have read the end that is overwritten here.
-      __syncwarp();
-      if (lane == 0) {
-        s.places[i % PIECES] = u32(here), s.ends[i % PIECES] = bytes;
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(rows * cols * 2)
-                     : "memory");
-      }
-      __syncwarp();
-      if (lane < rows) {
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-            ::"r"(address(s.ring + here + lane * pitch(cols))), "l"(from + lane * stride), "r"(cols * 2), "r"(barrier),
-              "l"(once)
-            : "memory");
-      }
+      const int to = filler.place(s.ring, rows * pitch(cols), rows * cols * 2);
+      if (lane < rows) filler.copy(s.ring, to + lane * pitch(cols), from + lane * stride, cols * 2);
     }
     piece = next;
   }
 }
 #endif
-
-// The pieces, as the warps that compute see them.
-struct Pieces {
-  u32 count = 0;
-#if RING
-  // The last that was counted, once it has come.
-  __device__ __forceinline__ const char* last(const Block& s) const {
-    const u32 i = count - 1;
-    wait_for(s.full + i % PIECES, i / PIECES % 2);
-    return s.ring + s.places[i % PIECES];
-  }
-  // Each warp of a team says so.
-  __device__ __forceinline__ void done(const Block& s) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(s.empty + (count - 1) % PIECES)) : "memory");
-    }
-  }
-#endif
-};
 
 // This block's outputs of W x, each handed to `use(row, m, sum)` with m = threadIdx.x % ROWS; x is filled up with zeros to a
 // multiple of 32.
@@ -326,7 +209,7 @@ __device__ __forceinline__ void product(
         const int cols = min(COLS, k - col0);
 #if RING
         const int step = pitch(cols);
-        const char* piece = pieces.last(s);
+        const char* piece = pieces.last(s.ring);
 #else
         const i64 step = k * 2;
         const char* piece = reinterpret_cast<const char*>(w + i64(part.first + row0) * k + col0);
@@ -350,7 +233,7 @@ __device__ __forceinline__ void product(
           }
         }
 #if RING
-        pieces.done(s);
+        pieces.done(s.ring);
 #endif
       }
 #pragma unroll
@@ -428,15 +311,6 @@ __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* 
     }
   }
   sync();
-}
-
-// Asks the L2 for numbers in memory; one warp.
-__device__ __forceinline__ void ask(const float* from, int count) {
-  if (count <= 0) return;
-#pragma unroll 1
-  for (int i = threadIdx.x % 32 * 32; i < count + 31; i += 1024) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + min(i, count - 1)));
-  }
 }
 
 // Asks for what this block needs of a layer, but for the weights of products.
@@ -554,19 +428,6 @@ __device__ __forceinline__ void scan(
   }
 }
 
-// The larger logit, the smaller id of equals.
-__device__ __forceinline__ void better(float& x, u32& id, float y, u32 other) {
-  if (y > x || (y == x && other < id)) x = y, id = other;
-}
-__device__ __forceinline__ void best_of_warp(float& x, u32& id) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane >>= 1) {
-    float y = __shfl_xor_sync(0xffffffffu, x, lane);
-    u32 other = __shfl_xor_sync(0xffffffffu, id, lane);
-    better(x, id, y, other);
-  }
-}
-
 // What a stage makes of the sums of its product: of output `row` of the block, for row `m` of the batch.
 struct Output {
   const Args& a;
@@ -626,34 +487,12 @@ __device__ __forceinline__ void best_of_block(const Args& a, const Block& s, flo
   }
 }
 
-// The best of all blocks: the tokens that the next launch reads.
-__device__ __forceinline__ void choose(const Args& a) {
-  for (int m = threadIdx.x / 32; m < a.batch; m += WARPS) {
-    float x = -__int_as_float(0x7f800000);
-    u32 id = 0xffffffffu;
-    for (int i = threadIdx.x % 32; i < gridDim.x; i += 32) {
-      float2 one = __ldcg(a.best + m * gridDim.x + i);
-      better(x, id, one.x, __float_as_uint(one.y));
-    }
-    best_of_warp(x, id);
-    // Without a number among a row's logits there is no likeliest: an id that no vocabulary has.
-    if (threadIdx.x % 32 == 0) a.ids[m] = id;
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) char shared[];
   const Block s(a, shared);
   if (threadIdx.x < MATRICES) s.parts[threadIdx.x] = part_of(outputs_of(a, threadIdx.x));
 #if RING
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < PIECES; ++i) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(s.full + i)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(s.empty + i)), "n"(TEAM) : "memory");
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  }
+  if (threadIdx.x == 0) prepare(s.ring, TEAM);
 #endif
   __syncthreads();
   if (threadIdx.x >= CONSUMERS + 32) {
@@ -747,7 +586,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   blocks.arrive();
   if (blockIdx.x == 0) {
     blocks.wait();
-    choose(a);
+    choose(a.best, a.batch, a.ids);
   }
   // The last of all sets the counters back: by then nobody looks at them.
   if (threadIdx.x == 0 && atomicAdd(a.arrived + 1, 1u) == gridDim.x - 1) a.arrived[0] = a.arrived[1] = 0;

@@ -1,0 +1,153 @@
+//! One row: channels stay with their block (`one_row.cu`).
+
+use super::{BARRIERS, Dims, LAYER, Model, WARPS, int, room};
+use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
+
+static SOURCE: Source =
+    Source { name: "mamba1_one_row", text: concat!(include_str!("../resident.cuh"), include_str!("../one_row.cu")) };
+/// The largest piece of weights, in bytes: three of these at least are on their way.
+const PIECE: usize = 40 << 10;
+/// Most of `CHUNKS` of the source: as many as registers hold.
+const CHUNKS: usize = 10;
+/// How often sums are kept: of the residual stream, and of what x_proj makes.
+const COPIES: usize = 4;
+const COPIES_DBC: usize = 4;
+/// Layers times blocks whose sums no integer of the source overflows.
+const SUMS: usize = 16_384;
+
+/// A step, with what its blocks give each other.
+#[derive(Debug)]
+pub(super) struct OneRow {
+    args: Args,
+    chunks: usize,
+    _scratch: Vec<Buffer>,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+struct Args {
+    layers: u64,
+    embedding: u64,
+    norm: u64,
+    head: u64,
+    ids: u64,
+    residual: u64,
+    dbc: u64,
+    broken: u64,
+    logits: u64,
+    best: u64,
+    arrived: u64,
+    eps: f32,
+    count: i32,
+    d: i32,
+    ed: i32,
+    n: i32,
+    r: i32,
+    k: i32,
+    v: i32,
+    shared: i32,
+}
+
+fn chunks(d: usize) -> usize {
+    d.div_ceil(256)
+}
+
+/// Shared memory but for the ring, in bytes: as `Block` of the source.
+fn shared(Dims { d, ed, n, r, .. }: Dims, blocks: usize) -> usize {
+    let threads = 32 * WARPS;
+    let numbers = (4 * threads).max(d) + 2 * d + 2 * WARPS + r + 2 * n + 7 * ed.div_ceil(blocks);
+    (BARRIERS + 2 * LAYER + 2 * 256 * chunks(d) + 4 * numbers).next_multiple_of(128)
+}
+
+/// Whether they fit.
+pub(super) fn suits(gpu: &Gpu, layers: usize, dims: Dims) -> bool {
+    let blocks = gpu.multiprocessors();
+    let fits = shared(dims, blocks) + 3 * PIECE <= room(gpu) && layers * blocks <= SUMS;
+    // A row of x_proj and what a pass of the scan reads of dt_proj are a piece at most.
+    fits && dims.b == 1 && chunks(dims.d) <= CHUNKS && dims.r <= 256 && dims.n <= 256
+}
+
+impl OneRow {
+    /// `layers` is told where the matrices are that it wants transposed, x_proj and out_proj.
+    pub(super) fn new(
+        gpu: Gpu,
+        dims: Dims,
+        model: &Model<'_>,
+        layers: impl FnOnce(&[[u64; 2]]) -> Result<Buffer>,
+        ids: u64,
+        logits: u64,
+    ) -> Result<Self> {
+        let Dims { d, ed, n, r, k, v, .. } = dims;
+        let (mut scratch, mut transposed) = (Vec::new(), Vec::new());
+        for layer in &model.layers {
+            let pair = [transpose(&gpu, layer.x_proj)?, transpose(&gpu, layer.out_proj)?];
+            transposed.push([pair[0].address(), pair[1].address()]);
+            scratch.extend(pair);
+        }
+        let layers = layers(&transposed)?;
+        let sums = gpu.upload(&vec![0u64; COPIES * d + 2 * COPIES_DBC * (r + 2 * n)])?;
+        let (broken, arrived) = (gpu.upload(&[0u32])?, gpu.upload(&[0u32; 2])?);
+        let best = gpu.alloc(gpu.multiprocessors() * 8)?;
+        let args = Args {
+            layers: layers.address(),
+            embedding: model.embedding.address(),
+            norm: model.norm.address(),
+            head: model.head.address(),
+            ids,
+            residual: sums.address(),
+            dbc: sums.address() + 8 * (COPIES * d) as u64,
+            broken: broken.address(),
+            logits,
+            best: best.address(),
+            arrived: arrived.address(),
+            eps: model.eps,
+            count: int(model.layers.len()),
+            d: int(d),
+            ed: int(ed),
+            n: int(n),
+            r: int(r),
+            k: int(k),
+            v: int(v),
+            shared: int(room(&gpu)),
+        };
+        scratch.extend([layers, sums, broken, best, arrived]);
+        Ok(Self { args, chunks: chunks(d), _scratch: scratch })
+    }
+
+    pub(super) fn launch(&self, gpu: &Gpu, launch: Launch) -> Result<()> {
+        let kernel = gpu.kernel(&SOURCE, "one_row", &defines(self.chunks))?;
+        // SAFETY: `Args` and the table are laid out as in the source; sizes were checked when they were made.
+        unsafe { kernel.launch(launch, &self.args) }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Transpose {
+    from: u64,
+    to: u64,
+    rows: i32,
+    cols: i32,
+}
+
+fn transpose(gpu: &Gpu, from: Mat<'_>) -> Result<Buffer> {
+    let (rows, cols) = from.shape();
+    let to = gpu.alloc(rows * cols * 2)?;
+    let args = Transpose { from: from.address(), to: to.address(), rows: int(rows), cols: int(cols) };
+    let grid = (cols.div_ceil(32) as u32, rows.div_ceil(32) as u32, 1);
+    let kernel = gpu.kernel(&SOURCE, "transpose", &defines(chunks(1)))?;
+    // SAFETY: `Transpose` is laid out as in the source; both matrices have rows cols numbers, without gaps.
+    unsafe { kernel.launch(Launch { grid, ..Launch::linear(1, 256) }, &args)? };
+    Ok(to)
+}
+
+fn defines(chunks: usize) -> Vec<Define> {
+    vec![Define::new("CHUNKS", chunks)]
+}
+
+/// Every specialisation.
+pub(super) fn units() -> Vec<Unit> {
+    (1..=CHUNKS)
+        .map(|chunks| Unit { source: &SOURCE, entries: &["one_row", "transpose"], defines: defines(chunks) })
+        .collect()
+}
