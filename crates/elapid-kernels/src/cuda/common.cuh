@@ -48,11 +48,11 @@ __device__ __forceinline__ void load8(const float* from, float* x) {
   float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
-__device__ __forceinline__ void load8(const bf16* from, float* x) {
-  uint4 a = *reinterpret_cast<const uint4*>(from);
-  x[0] = low_bf16(a.x), x[1] = high_bf16(a.x), x[2] = low_bf16(a.y), x[3] = high_bf16(a.y);
-  x[4] = low_bf16(a.z), x[5] = high_bf16(a.z), x[6] = low_bf16(a.w), x[7] = high_bf16(a.w);
+__device__ __forceinline__ void widen8(uint4 p, float* x) {
+  x[0] = low_bf16(p.x), x[1] = high_bf16(p.x), x[2] = low_bf16(p.y), x[3] = high_bf16(p.y);
+  x[4] = low_bf16(p.z), x[5] = high_bf16(p.z), x[6] = low_bf16(p.w), x[7] = high_bf16(p.w);
 }
+__device__ __forceinline__ void load8(const bf16* from, float* x) { widen8(*reinterpret_cast<const uint4*>(from), x); }
 __device__ __forceinline__ void store8(float* to, const float* x) {
   reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);

@@ -157,14 +157,9 @@ impl Step {
         let layers = model.layers.iter().map(|layer| raw_layer(dims, layer)).collect::<Result<Vec<_>>>()?;
         let logits = gpu.alloc(b * v * 4)?;
         let form = if one_row::suits(&gpu, layers.len(), dims) {
-            let table = |transposed: &[[u64; 2]]| {
-                let pairs = layers.iter().zip(transposed);
-                let layers = pairs.map(|(&layer, &[x_proj, out_proj])| RawLayer { x_proj, out_proj, ..layer });
-                gpu.upload(&layers.collect::<Vec<_>>())
-            };
-            Form::OneRow(OneRow::new(gpu, dims, model, table, ids.address(), logits.address())?)
+            Form::OneRow(OneRow::new(gpu, dims, model, layers, ids.address(), logits.address())?)
         } else {
-            Form::Rows(Rows::new(gpu, dims, model, gpu.upload(&layers)?, ids.address(), logits.address())?)
+            Form::Rows(Rows::new(gpu, dims, model, &layers, ids.address(), logits.address())?)
         };
         Ok(Self { gpu, form, logits, _ids: ids.clone() })
     }

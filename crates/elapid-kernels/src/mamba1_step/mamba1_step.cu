@@ -83,14 +83,14 @@ struct Block {
   bf16* x;         // [batch, stride]: the right factor
   int stride;
   __device__ __forceinline__ Block(const Args& a, char* shared);
+  // Its outputs of in_proj that are convolved.
+  __device__ __forceinline__ Part convolved(const Args& a) const {
+    return Part{parts[IN].first, min(parts[IN].rows, a.ed - parts[IN].first)};
+  }
 };
 
 __device__ __forceinline__ Block::Block(const Args& a, char* shared) {
-  ring.full = reinterpret_cast<u64*>(shared);
-  ring.empty = ring.full + PIECES;
-  ring.places = reinterpret_cast<u32*>(ring.empty + PIECES);
-  ring.ends = ring.places + PIECES;
-  parts = reinterpret_cast<Part*>(ring.ends + PIECES);
+  parts = reinterpret_cast<Part*>(ring.begin(shared));
   layers = reinterpret_cast<Layer*>(parts + MATRICES + 1);
   scratch = reinterpret_cast<float*>(layers + 2);
   sums = scratch + (WARPS + 2 * a.n) * ROWS;
@@ -313,52 +313,6 @@ __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* 
   sync();
 }
 
-// Asks for what this block needs of a layer, but for the weights of products.
-__device__ __forceinline__ void ask_for(const Args& a, const Block& s, const Layer& layer) {
-  const Part in = s.parts[IN], part = s.parts[DT];
-  const int channels = min(in.rows, a.ed - in.first);
-  if (i64(blockIdx.x) * 32 < a.d) ask(layer.norm + blockIdx.x * 32, min(32, a.d - int(blockIdx.x) * 32));
-  ask(layer.conv + i64(in.first) * a.k, channels * a.k);
-  if (layer.conv_bias != nullptr) ask(layer.conv_bias + in.first, channels);
-  ask(layer.dt_bias + part.first, part.rows);
-  ask(layer.skip + part.first, part.rows);
-  ask(layer.a_log + i64(part.first) * a.n, part.rows * a.n);
-  for (int m = 0; m < a.batch; ++m) {
-    for (int j = 0; j + 1 < a.k; ++j) ask(layer.conv_state + (i64(m) * (a.k - 1) + j) * a.ed + in.first, channels);
-    ask(layer.ssm_state + (i64(m) * a.ed + part.first) * a.n, part.rows * a.n);
-  }
-}
-
-// What earlier positions add to the convolution; their window moves on, but for its last place. Nobody else has a part in
-// it, so it need not wait for other blocks.
-__device__ __forceinline__ void convolve(const Args& a, const Block& s, const Layer& layer) {
-  const Part part = s.parts[IN];
-  const int channels = min(part.rows, a.ed - part.first);
-#pragma unroll 1
-  for (int i = other(); i >= 0 && i < channels * a.batch; i += OTHERS) {
-    const int row = a.batch == 1 ? i : i % channels, m = a.batch == 1 ? 0 : i / channels, c = part.first + row;
-    float* window = layer.conv_state + m * (a.k - 1) * a.ed + c;
-    const float* w = layer.conv + c * a.k;
-    float sum = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0.0f;
-#pragma unroll 4
-    for (int j = 0; j + 1 < a.k; ++j) {
-      float x = window[j * a.ed];
-      sum += w[j] * x;
-      if (j > 0) window[(j - 1) * a.ed] = x;
-    }
-    s.conv[row * a.batch + m] = sum;
-    if (m == 0) s.tap[row] = w[a.k - 1];
-  }
-}
-
-// The weights of the next norm, which no block waits for.
-__device__ __forceinline__ void norm_ahead(const Args& a, const Block& s, const float* weight) {
-#pragma unroll 1
-  for (int i = other() * 4; i >= 0 && i < a.d; i += OTHERS * 4) {
-    *reinterpret_cast<float4*>(s.norm + i) = *reinterpret_cast<const float4*>(weight + i);
-  }
-}
-
 // What the scan reads that no other block writes: the first states that this thread has, and A_log.
 __device__ __forceinline__ void states_ahead(const Args& a, const Block& s, const Layer& layer, float4& log, float4& h) {
   const Part part = s.parts[DT];
@@ -496,11 +450,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #endif
   __syncthreads();
   if (threadIdx.x >= CONSUMERS + 32) {
-    // Asks for a layer's small parameters and states while the one before is computed.
-    for (int layer = 0; layer < a.count; ++layer) {
-      if (layer > 0) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
-      ask_for(a, s, a.layers[layer]);
-    }
+    ask_ahead(a, a.batch, s.convolved(a), s.parts[DT]);
     return;
   }
   if (threadIdx.x >= CONSUMERS) {
@@ -526,9 +476,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #pragma unroll 1
   while (true) {
     const Layer& of = s.layers[layer % 2];
-    if (stage == IN || stage == HEAD) norm_ahead(a, s, stage == IN ? of.norm : a.norm);
+    if (stage == IN || stage == HEAD) read_ahead(s.norm, stage == IN ? of.norm : a.norm, a.d);
     if (stage == IN) {
-      convolve(a, s, of);
+      convolve(a, of, a.batch, s.convolved(a), s.conv, s.tap);
       addresses(layer + 1);
     } else if (stage == DT) {
       states_ahead(a, s, of, log, h);
@@ -573,7 +523,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     if (stage == HEAD) break;
     blocks.arrive();
     // Not `bar.arrive`: arriving twice before the warp that asks has come would complete its barrier without it.
-    if (stage == IN && layer + 1 < a.count) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+    if (stage == IN && layer + 1 < a.count) layer_begun();
     if (stage != OUT) {
       ++stage;
     } else if (++layer < a.count) {
@@ -588,6 +538,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     blocks.wait();
     choose(a.best, a.batch, a.ids);
   }
-  // The last of all sets the counters back: by then nobody looks at them.
-  if (threadIdx.x == 0 && atomicAdd(a.arrived + 1, 1u) == gridDim.x - 1) a.arrived[0] = a.arrived[1] = 0;
+  leave(a.arrived);
 }

@@ -7,17 +7,15 @@
 // integers, whose sum does not depend on their order. So both matrices are wanted transposed, a row for each channel.
 //
 // A number becomes an integer of 2^-36. What one block adds is below 8192 in size, or no number: then all that follows is
-// none. CHUNKS: d / 256, rounded up.
+// none. Sums are kept several times, each of some blocks, as additions to the same number wait for each other: COPIES times
+// the residual stream, COPIES_DBC times what x_proj makes. CHUNKS: d / 256, rounded up. WHOLE: bytes of weights up to which
+// all that a block has of a matrix is copied at once.
 
-#define PIECE (16 * 1024)  // bytes of weights that are copied at once, about,
-#define WHOLE (40 * 1024)  // and if that is all of a matrix
+#define PIECE (16 * 1024)  // bytes of weights that are copied at once, about
 #define SPREAD ((CHUNKS * 64 + CONSUMERS - 1) / CONSUMERS)  // four columns of d for every thread
 #define LANES 16              // that work on a channel in the scan
 #define ONE 68719476736.0f    // 2^36
 #define LARGEST 8192.0f
-// Sums are kept several times, each of some blocks, as additions to the same number wait for each other.
-#define COPIES 4      // of the residual stream,
-#define COPIES_DBC 4  // and of what x_proj makes
 
 struct Args {
   const Layer* layers;
@@ -25,8 +23,8 @@ struct Args {
   const float* norm;      // [d]
   const bf16* head;       // [v, d]
   u32* ids;               // [1]: read at first, the likeliest next at last
-  i64* residual;          // [d]: what layers have added to the embedding; 0 between launches, as are
-  i64* dbc;               // [2, r + 2 n]: of this layer and of the next or last,
+  i64* residual;          // [COPIES, d]: what layers have added to the embedding; 0 between launches, as are
+  i64* dbc;               // [2, COPIES_DBC, r + 2 n]: of this layer and of the next or last,
   u32* broken;            // [1]: and whether something was no number
   float* logits;          // [v]
   float2* best;           // [blocks]: the largest logit and, as bits, its token
@@ -56,11 +54,7 @@ struct Block {
   float* products;         // [2 channels]: of in_proj
   bf16* x;                 // [256 CHUNKS]: what is normed, without its scale; zeros after d
   __device__ __forceinline__ Block(const Args& a, char* shared) {
-    ring.full = reinterpret_cast<u64*>(shared);
-    ring.empty = ring.full + PIECES;
-    ring.places = reinterpret_cast<u32*>(ring.empty + PIECES);
-    ring.ends = ring.places + PIECES;
-    layers = reinterpret_cast<Layer*>(ring.ends + PIECES);
+    layers = reinterpret_cast<Layer*>(ring.begin(shared));
     x = reinterpret_cast<bf16*>(layers + 2);
     sums = reinterpret_cast<float*>(x + 256 * CHUNKS);
     embedding = sums + max(4 * CONSUMERS, a.d);
@@ -143,19 +137,6 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
 }
 #endif
 
-// Asks for what this block needs of a layer, but for the weights of products.
-__device__ __forceinline__ void ask_for(const Args& a, const Layer& layer) {
-  const Part own = part_of(a.ed);
-  if (i64(blockIdx.x) * 32 < a.d) ask(layer.norm + blockIdx.x * 32, min(32, a.d - int(blockIdx.x) * 32));
-  ask(layer.conv + i64(own.first) * a.k, own.rows * a.k);
-  if (layer.conv_bias != nullptr) ask(layer.conv_bias + own.first, own.rows);
-  ask(layer.dt_bias + own.first, own.rows);
-  ask(layer.skip + own.first, own.rows);
-  ask(layer.a_log + i64(own.first) * a.n, own.rows * a.n);
-  for (int j = 0; j + 1 < a.k; ++j) ask(layer.conv_state + i64(j) * a.ed + own.first, own.rows);
-  ask(layer.ssm_state + i64(own.first) * a.n, own.rows * a.n);
-}
-
 // Piece by piece, `use(weights, first row, rows)`. `from(row)` is where a row is in memory.
 template <typename From, typename Use>
 __device__ __forceinline__ void each_piece(const Block& s, Pieces& pieces, int rows, int at_once, From from, Use use) {
@@ -189,32 +170,6 @@ __device__ __forceinline__ void add(const Args& a, i64* to, float x) {
 }
 #define NONE __int_as_float(0x7fc00000)
 
-// What earlier positions add to the convolution; their window moves on, but for its last place.
-__device__ __forceinline__ void convolve(const Args& a, const Block& s, const Layer& layer, Part own) {
-#pragma unroll 1
-  for (int i = other(); i >= 0 && i < own.rows; i += OTHERS) {
-    const int c = own.first + i;
-    float* window = layer.conv_state + c;
-    const float* w = layer.conv + c * a.k;
-    float sum = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0.0f;
-#pragma unroll 4
-    for (int j = 0; j + 1 < a.k; ++j) {
-      float x = window[j * a.ed];
-      sum += w[j] * x;
-      if (j > 0) window[(j - 1) * a.ed] = x;
-    }
-    s.conv[i] = sum, s.tap[i] = w[a.k - 1];
-  }
-}
-
-// The weights of the next norm, which no block waits for.
-__device__ __forceinline__ void norm_ahead(const Args& a, const Block& s, const float* weight) {
-#pragma unroll 1
-  for (int i = other() * 4; i >= 0 && i < a.d; i += OTHERS * 4) {
-    *reinterpret_cast<float4*>(s.norm + i) = *reinterpret_cast<const float4*>(weight + i);
-  }
-}
-
 // This lane's columns of the residual stream times the weights in `s.norm`, those that lie at 256 i + 8 lane; returns what
 // products with it are multiplied by.
 __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
@@ -246,11 +201,6 @@ __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
 #pragma unroll
   for (int i = 0; i < CHUNKS; ++i) x[i] = *reinterpret_cast<const uint4*>(s.x + i * 256 + threadIdx.x % 32 * 8);
   return broken ? NONE : rsqrtf(sum / float(a.d) + a.eps);
-}
-
-__device__ __forceinline__ void widen8(uint4 p, float* x) {
-  x[0] = low_bf16(p.x), x[1] = high_bf16(p.x), x[2] = low_bf16(p.y), x[3] = high_bf16(p.y);
-  x[4] = low_bf16(p.z), x[5] = high_bf16(p.z), x[6] = low_bf16(p.w), x[7] = high_bf16(p.w);
 }
 
 // Rows of a matrix times x, two by a warp at a time: `use(row, sum)`, by a lane.
@@ -400,11 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
 #endif
   __syncthreads();
   if (threadIdx.x >= CONSUMERS + 32) {
-    // Asks for a layer's small parameters and states while the one before is computed.
-    for (int layer = 0; layer < a.count; ++layer) {
-      if (layer > 0) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
-      ask_for(a, a.layers[layer]);
-    }
+    ask_ahead(a, 1, part_of(a.ed), part_of(a.ed));
     return;
   }
   if (threadIdx.x >= CONSUMERS) {
@@ -437,8 +383,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     const bool names = threadIdx.x < sizeof(Layer) / 8 && l + 1 < a.count;
     const u64 next = names ? reinterpret_cast<const u64*>(a.layers + l + 1)[threadIdx.x] : 0;
     i64* const dbc = a.dbc + l % 2 * cols * COPIES_DBC;
-    norm_ahead(a, s, of.norm);
-    convolve(a, s, of, own);
+    read_ahead(s.norm, of.norm, a.d);
+    convolve(a, of, 1, own, s.conv, s.tap);
     blocks.wait();
     // Of the layer before, which all have read.
     if (blockIdx.x == gridDim.x - 1) {
@@ -449,7 +395,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
       const float scale = norm(a, s, x);
       product(
           a, s, pieces, 2 * own.rows, shares.in, x,
-          [&](int row) { return of.in_proj + i64(row < own.rows ? own.first + row : a.ed + own.first + row - own.rows) * a.d; },
+          [&](int row) {
+            return of.in_proj + i64(row < own.rows ? own.first + row : a.ed + own.first + row - own.rows) * a.d;
+          },
           [&](int row, float sum) { s.products[row] = sum; }
       );
       sync();
@@ -469,7 +417,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
       );
     }
     blocks.arrive();
-    if (l + 1 < a.count) asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory");
+    if (l + 1 < a.count) layer_begun();
     Ahead ahead;
     const int mine = threadIdx.x / LANES;
     if (mine < own.rows) ahead = Ahead(a, of, own.first + mine, threadIdx.x % LANES);
@@ -487,7 +435,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     }
     blocks.arrive();
   }
-  norm_ahead(a, s, a.norm);
+  read_ahead(s.norm, a.norm, a.d);
   blocks.wait();
   float best = -__int_as_float(0x7f800000);
   u32 best_id = 0xffffffffu;
@@ -520,8 +468,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     for (int i = threadIdx.x; i < 2 * cols * COPIES_DBC; i += CONSUMERS) a.dbc[i] = 0;
     if (threadIdx.x == 0) *a.broken = 0;
   }
-  // The last of all sets the counters back: by then nobody looks at them.
-  if (threadIdx.x == 0 && atomicAdd(a.arrived + 1, 1u) == gridDim.x - 1) a.arrived[0] = a.arrived[1] = 0;
+  leave(a.arrived);
 }
 
 // to [cols, rows] = from [rows, cols] transposed.

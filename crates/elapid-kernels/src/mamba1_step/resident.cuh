@@ -70,6 +70,71 @@ __device__ __forceinline__ void ask(const float* from, int count) {
   }
 }
 
+// Asks for what this block needs of a layer, but for the weights of products: `convolved` are its channels of the
+// convolution, `scanned` those of the scan.
+template <typename Args>
+__device__ __forceinline__ void ask_for(const Args& a, const Layer& layer, int batch, Part convolved, Part scanned) {
+  if (i64(blockIdx.x) * 32 < a.d) ask(layer.norm + blockIdx.x * 32, min(32, a.d - int(blockIdx.x) * 32));
+  ask(layer.conv + i64(convolved.first) * a.k, convolved.rows * a.k);
+  if (layer.conv_bias != nullptr) ask(layer.conv_bias + convolved.first, convolved.rows);
+  ask(layer.dt_bias + scanned.first, scanned.rows);
+  ask(layer.skip + scanned.first, scanned.rows);
+  ask(layer.a_log + i64(scanned.first) * a.n, scanned.rows * a.n);
+  for (int m = 0; m < batch; ++m) {
+    for (int j = 0; j + 1 < a.k; ++j) {
+      ask(layer.conv_state + (i64(m) * (a.k - 1) + j) * a.ed + convolved.first, convolved.rows);
+    }
+    ask(layer.ssm_state + (i64(m) * a.ed + scanned.first) * a.n, scanned.rows * a.n);
+  }
+}
+
+// The warp that asks, for each layer while the one before is computed; and those that compute, when they begin it.
+__device__ __forceinline__ void layer_begun() { asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS + 32) : "memory"); }
+template <typename Args>
+__device__ __forceinline__ void ask_ahead(const Args& a, int batch, Part convolved, Part scanned) {
+  for (int layer = 0; layer < a.count; ++layer) {
+    if (layer > 0) layer_begun();
+    ask_for(a, a.layers[layer], batch, convolved, scanned);
+  }
+}
+
+// What earlier positions add to the convolution, to `conv` [channels, batch], and what multiplies the current one, to `tap`
+// [channels]; their window moves on, but for its last place. Nobody else has a part in it, so it need not wait for other
+// blocks.
+template <typename Args>
+__device__ __forceinline__ void convolve(
+    const Args& a, const Layer& layer, int batch, Part own, float* conv, float* tap
+) {
+#pragma unroll 1
+  for (int i = other(); i >= 0 && i < own.rows * batch; i += OTHERS) {
+    const int row = batch == 1 ? i : i % own.rows, m = batch == 1 ? 0 : i / own.rows, c = own.first + row;
+    float* window = layer.conv_state + m * (a.k - 1) * a.ed + c;
+    const float* w = layer.conv + c * a.k;
+    float sum = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0.0f;
+#pragma unroll 4
+    for (int j = 0; j + 1 < a.k; ++j) {
+      float x = window[j * a.ed];
+      sum += w[j] * x;
+      if (j > 0) window[(j - 1) * a.ed] = x;
+    }
+    conv[row * batch + m] = sum;
+    if (m == 0) tap[row] = w[a.k - 1];
+  }
+}
+
+// Numbers that no block waits for, such as the weights of the next norm.
+__device__ __forceinline__ void read_ahead(float* to, const float* from, int count) {
+#pragma unroll 1
+  for (int i = other() * 4; i >= 0 && i < count; i += OTHERS * 4) {
+    *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(from + i);
+  }
+}
+
+// The last of all blocks sets the counters back: by then nobody looks at them.
+__device__ __forceinline__ void leave(u32* arrived) {
+  if (threadIdx.x == 0 && atomicAdd(arrived + 1, 1u) == gridDim.x - 1) arrived[0] = arrived[1] = 0;
+}
+
 // Pieces of weights in shared memory, one after another, from the start again where one would not fit.
 struct Ring {
   u64* full;    // [PIECES]: whether the copy of a piece has come
@@ -78,6 +143,14 @@ struct Ring {
   u32* ends;    // [PIECES]: where they end in the row of all
   char* at;
   int room;
+  // Where what says all this lies, from the start of shared memory on; returns where it ends.
+  __device__ __forceinline__ char* begin(char* shared) {
+    full = reinterpret_cast<u64*>(shared);
+    empty = full + PIECES;
+    places = reinterpret_cast<u32*>(empty + PIECES);
+    ends = places + PIECES;
+    return reinterpret_cast<char*>(ends + PIECES);
+  }
 };
 
 #if RING

@@ -65,10 +65,6 @@ __device__ __forceinline__ float masked(float x, u32 mask) { return __uint_as_fl
 __device__ __forceinline__ float rounded(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u); }
 __device__ __forceinline__ float nearest(float x) { return masked(rounded(x), 0xffffe000u); }
 
-__device__ __forceinline__ void widen8(uint4 p, float* x) {
-  x[0] = low_bf16(p.x), x[1] = high_bf16(p.x), x[2] = low_bf16(p.y), x[3] = high_bf16(p.y);
-  x[4] = low_bf16(p.z), x[5] = high_bf16(p.z), x[6] = low_bf16(p.w), x[7] = high_bf16(p.w);
-}
 __device__ __forceinline__ void widen4(uint2 p, float* x) {
   x[0] = low_bf16(p.x), x[1] = high_bf16(p.x), x[2] = low_bf16(p.y), x[3] = high_bf16(p.y);
 }

@@ -1,12 +1,12 @@
 //! One row: channels stay with their block (`one_row.cu`).
 
-use super::{BARRIERS, Dims, LAYER, Model, WARPS, int, room};
+use super::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
 
 static SOURCE: Source =
     Source { name: "mamba1_one_row", text: concat!(include_str!("../resident.cuh"), include_str!("../one_row.cu")) };
 /// The largest piece of weights, in bytes: three of these at least are on their way.
-const PIECE: usize = 40 << 10;
+const WHOLE: usize = 40 << 10;
 /// Most of `CHUNKS` of the source: as many as registers hold.
 const CHUNKS: usize = 10;
 /// How often sums are kept: of the residual stream, and of what x_proj makes.
@@ -62,34 +62,33 @@ fn shared(Dims { d, ed, n, r, .. }: Dims, blocks: usize) -> usize {
 /// Whether they fit.
 pub(super) fn suits(gpu: &Gpu, layers: usize, dims: Dims) -> bool {
     let blocks = gpu.multiprocessors();
-    let fits = shared(dims, blocks) + 3 * PIECE <= room(gpu) && layers * blocks <= SUMS;
+    let fits = shared(dims, blocks) + 3 * WHOLE <= room(gpu) && layers * blocks <= SUMS;
     // A row of x_proj and what a pass of the scan reads of dt_proj are a piece at most.
     fits && dims.b == 1 && chunks(dims.d) <= CHUNKS && dims.r <= 256 && dims.n <= 256
 }
 
 impl OneRow {
-    /// `layers` is told where the matrices are that it wants transposed, x_proj and out_proj.
     pub(super) fn new(
         gpu: Gpu,
         dims: Dims,
         model: &Model<'_>,
-        layers: impl FnOnce(&[[u64; 2]]) -> Result<Buffer>,
+        mut layers: Vec<RawLayer>,
         ids: u64,
         logits: u64,
     ) -> Result<Self> {
         let Dims { d, ed, n, r, k, v, .. } = dims;
-        let (mut scratch, mut transposed) = (Vec::new(), Vec::new());
-        for layer in &model.layers {
-            let pair = [transpose(&gpu, layer.x_proj)?, transpose(&gpu, layer.out_proj)?];
-            transposed.push([pair[0].address(), pair[1].address()]);
-            scratch.extend(pair);
+        let mut scratch = Vec::new();
+        for (raw, layer) in layers.iter_mut().zip(&model.layers) {
+            let [x_proj, out_proj] = [transpose(&gpu, layer.x_proj)?, transpose(&gpu, layer.out_proj)?];
+            (raw.x_proj, raw.out_proj) = (x_proj.address(), out_proj.address());
+            scratch.extend([x_proj, out_proj]);
         }
-        let layers = layers(&transposed)?;
+        let table = gpu.upload(&layers)?;
         let sums = gpu.upload(&vec![0u64; COPIES * d + 2 * COPIES_DBC * (r + 2 * n)])?;
         let (broken, arrived) = (gpu.upload(&[0u32])?, gpu.upload(&[0u32; 2])?);
         let best = gpu.alloc(gpu.multiprocessors() * 8)?;
         let args = Args {
-            layers: layers.address(),
+            layers: table.address(),
             embedding: model.embedding.address(),
             norm: model.norm.address(),
             head: model.head.address(),
@@ -101,7 +100,7 @@ impl OneRow {
             best: best.address(),
             arrived: arrived.address(),
             eps: model.eps,
-            count: int(model.layers.len()),
+            count: int(layers.len()),
             d: int(d),
             ed: int(ed),
             n: int(n),
@@ -110,7 +109,7 @@ impl OneRow {
             v: int(v),
             shared: int(room(&gpu)),
         };
-        scratch.extend([layers, sums, broken, best, arrived]);
+        scratch.extend([table, sums, broken, best, arrived]);
         Ok(Self { args, chunks: chunks(d), _scratch: scratch })
     }
 
@@ -142,7 +141,9 @@ fn transpose(gpu: &Gpu, from: Mat<'_>) -> Result<Buffer> {
 }
 
 fn defines(chunks: usize) -> Vec<Define> {
-    vec![Define::new("CHUNKS", chunks)]
+    [("CHUNKS", chunks), ("COPIES", COPIES), ("COPIES_DBC", COPIES_DBC), ("WHOLE", WHOLE)]
+        .map(|(name, value)| Define::new(name, value))
+        .to_vec()
 }
 
 /// Every specialisation.

@@ -1,6 +1,6 @@
 //! Some rows: a matrix product on tensor cores a stage (`mamba1_step.cu`).
 
-use super::{Dims, LAYER, Model, WARPS, int, room};
+use super::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Source, Unit};
 
 static SOURCE: Source =
@@ -62,7 +62,7 @@ fn shared(dims: Dims, blocks: usize) -> usize {
     let own = (ins + scanned + outs) * b + ins + 2 * scanned;
     let numbers = (WARPS + 2 * n) * rows + sums + d + own;
     let stride = d.max(ed).max(r.next_multiple_of(32)).next_multiple_of(64) + 32;
-    (super::BARRIERS + PARTS + 2 * LAYER + 4 * numbers).next_multiple_of(128) + (b * stride * 2).next_multiple_of(128)
+    (BARRIERS + PARTS + 2 * LAYER + 4 * numbers).next_multiple_of(128) + (b * stride * 2).next_multiple_of(128)
 }
 
 /// Whether they fit.
@@ -71,15 +71,22 @@ pub(super) fn suits(gpu: &Gpu, dims: Dims) -> bool {
 }
 
 impl Rows {
-    pub(super) fn new(gpu: Gpu, dims: Dims, model: &Model<'_>, layers: Buffer, ids: u64, logits: u64) -> Result<Self> {
+    pub(super) fn new(
+        gpu: Gpu,
+        dims: Dims,
+        model: &Model<'_>,
+        layers: &[RawLayer],
+        ids: u64,
+        logits: u64,
+    ) -> Result<Self> {
         let Dims { b, d, ed, n, r, k, v } = dims;
-        let blocks = gpu.multiprocessors();
+        let (table, blocks) = (gpu.upload(layers)?, gpu.multiprocessors());
         let [residual, dbc] = [b * d, b * (r + 2 * n)].map(|numbers| gpu.alloc(numbers * 4));
         let [u, z, y] = [(); 3].map(|()| gpu.alloc(b * ed * 2));
         let (residual, dbc, u, z, y) = (residual?, dbc?, u?, z?, y?);
         let (best, arrived) = (gpu.alloc(b * blocks * 8)?, gpu.upload(&[0u32; 2])?);
         let args = Args {
-            layers: layers.address(),
+            layers: table.address(),
             embedding: model.embedding.address(),
             norm: model.norm.address(),
             head: model.head.address(),
@@ -93,7 +100,7 @@ impl Rows {
             best: best.address(),
             arrived: arrived.address(),
             eps: model.eps,
-            count: int(model.layers.len()),
+            count: int(layers.len()),
             batch: int(b),
             d: int(d),
             ed: int(ed),
@@ -103,7 +110,7 @@ impl Rows {
             v: int(v),
             shared: int(room(&gpu)),
         };
-        Ok(Self { args, rows: rows(b), _scratch: vec![layers, residual, dbc, u, z, y, best, arrived] })
+        Ok(Self { args, rows: rows(b), _scratch: vec![table, residual, dbc, u, z, y, best, arrived] })
     }
 
     pub(super) fn launch(&self, gpu: &Gpu, launch: Launch) -> Result<()> {
