@@ -45,7 +45,7 @@ struct Block {
   Ring ring;
   Layer* layers;           // [2]: this layer's addresses and the next one's
   float* sums;             // [4 CONSUMERS or d, whichever is more]
-  float* scratch;          // [2 WARPS]
+  float* scratch;          // [WARPS]
   float* embedding;        // [d]: of the token that is read
   float* norm;             // [d]: weights of the next norm
   float* dbc;              // [r + 2 n]
@@ -60,7 +60,7 @@ struct Block {
     embedding = sums + max(4 * CONSUMERS, a.d);
     norm = embedding + a.d;
     scratch = norm + a.d;
-    dbc = scratch + 2 * WARPS;
+    dbc = scratch + WARPS;
     conv = dbc + a.r + 2 * a.n;
     const int each = most(a.ed);
     tap = conv + each, u = tap + each, z = u + each, y = z + each;
@@ -203,7 +203,7 @@ __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
   return broken ? NONE : rsqrtf(sum / float(a.d) + a.eps);
 }
 
-// Rows of a matrix times x, two by a warp at a time: `use(row, sum)`, by a lane.
+// Rows of a matrix times x, one by a warp at a time: `use(row, sum)`, by a lane.
 template <typename From, typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, int rows, int at_once, uint4* x, From from, Use use
@@ -211,35 +211,23 @@ __device__ __forceinline__ void product(
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   each_piece(s, pieces, rows, at_once, from, [&](const bf16* piece, int row0, int count) {
 #pragma unroll 1
-    for (int i = (warp - row0) & (WARPS - 1); i < count; i += 2 * WARPS) {
-      const bool two = i + WARPS < count;
+    for (int i = (warp - row0) & (WARPS - 1); i < count; i += WARPS) {
       const bf16* at = piece + i * a.d + lane * 8;
-      const int further = two ? WARPS * a.d : 0;
-      float sum[2][2] = {};
+      float sum[2] = {};
 #pragma unroll
       for (int j = 0; j < CHUNKS; ++j) {
         float w8[8], x8[8];
-        uint4 raw[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-        if (j * 256 + lane * 8 < a.d) {
-          raw[0] = *reinterpret_cast<const uint4*>(at + j * 256);
-          raw[1] = *reinterpret_cast<const uint4*>(at + j * 256 + further);
-        }
+        uint4 raw = make_uint4(0, 0, 0, 0);
+        if (j * 256 + lane * 8 < a.d) raw = *reinterpret_cast<const uint4*>(at + j * 256);
         // Where registers are short it shall not be widened once for all rows.
         if (CHUNKS > 5) asm volatile("" : "+r"(x[j].x), "+r"(x[j].y), "+r"(x[j].z), "+r"(x[j].w));
         widen8(x[j], x8);
+        widen8(raw, w8);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          widen8(raw[r], w8);
-#pragma unroll
-          for (int m = 0; m < 8; ++m) sum[r][m % 2] += w8[m] * x8[m];
-        }
+        for (int m = 0; m < 8; ++m) sum[m % 2] += w8[m] * x8[m];
       }
-      // The lower lanes add up the one row, the upper the other.
-      const float one = sum[0][0] + sum[0][1], other = sum[1][0] + sum[1][1];
-      float all = (lane < 16 ? one : other) + __shfl_xor_sync(0xffffffffu, lane < 16 ? other : one, 16);
-#pragma unroll
-      for (int m = 8; m > 0; m >>= 1) all += __shfl_xor_sync(0xffffffffu, all, m);
-      if (lane == 0 || (lane == 16 && two)) use(row0 + i + lane, all);
+      const float all = warp_sum(sum[0] + sum[1]);
+      if (lane == 0) use(row0 + i, all);
     }
   });
 }
@@ -450,12 +438,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
         }
     );
   }
-  // Two lanes of each warp have one.
+  // The first lane of each warp has one.
   float2* all = reinterpret_cast<float2*>(s.sums);
-  if (threadIdx.x % 16 == 0) all[threadIdx.x / 16] = make_float2(best, __uint_as_float(best_id));
+  if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = make_float2(best, __uint_as_float(best_id));
   sync();
   if (threadIdx.x < 32) {
-    best = all[threadIdx.x].x, best_id = __float_as_uint(all[threadIdx.x].y);
+    best = all[threadIdx.x % WARPS].x, best_id = __float_as_uint(all[threadIdx.x % WARPS].y);
     best_of_warp(best, best_id);
     if (threadIdx.x == 0) a.best[blockIdx.x] = make_float2(best, __uint_as_float(best_id));
   }

@@ -55,7 +55,7 @@ fn chunks(d: usize) -> usize {
 /// Shared memory but for the ring, in bytes: as `Block` of the source.
 fn shared(Dims { d, ed, n, r, .. }: Dims, blocks: usize) -> usize {
     let threads = 32 * WARPS;
-    let numbers = (4 * threads).max(d) + 2 * d + 2 * WARPS + r + 2 * n + 7 * ed.div_ceil(blocks);
+    let numbers = (4 * threads).max(d) + 2 * d + WARPS + r + 2 * n + 7 * ed.div_ceil(blocks);
     (BARRIERS + 2 * LAYER + 2 * 256 * chunks(d) + 4 * numbers).next_multiple_of(128)
 }
 
