@@ -128,7 +128,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     writeln!(
         text,
         "## Training\n\nAt length {} with batches of {}, learning rate {:e} ({}), AdamW with betas {} and {}, eps {:e}, weight \
-         decay {}; all settings are in `configs/{}.toml`. The model kept is that of the lowest held-out loss. Seconds are those of \
+         decay {}{}; all settings are in `configs/{}.toml`. The model kept is that of the lowest held-out loss. Seconds are those of \
          training, validations not counted.\n",
         thousands(first.data.length as u64),
         t.batch,
@@ -138,6 +138,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
         t.beta2,
         t.eps,
         t.weight_decay,
+        if t.label_smoothing > 0.0 { format!(", label smoothing {}", t.label_smoothing) } else { String::new() },
         kind.name,
     )?;
     writeln!(

@@ -31,6 +31,8 @@ pub struct CudaStep {
     /// The state before the batch; streams leave theirs here.
     state: State,
     carries: bool,
+    /// Label smoothing.
+    smoothing: f32,
     /// Sum of the losses of a step's batches, `[1]`.
     loss: Tensor,
     graph: Option<Graph>,
@@ -92,6 +94,7 @@ impl CudaStep {
             resets: packed.then(|| gpu.alloc(n).map(Arc::new)).transpose()?,
             state: own(&model.zero_state(b)?)?,
             carries,
+            smoothing: 0.0,
             loss: Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[1])?,
             graph: None,
             reducer: None,
@@ -99,6 +102,12 @@ impl CudaStep {
             staging: (0..(AHEAD + 1) * parts).map(staging).collect::<Result<_>>()?,
             turn: 0,
         })
+    }
+
+    /// With label smoothing: see [`Targets::smoothed`].
+    #[must_use]
+    pub fn smoothed(self, part: f32) -> Self {
+        Self { smoothing: part, ..self }
     }
 
     /// Clears what a step adds up.
@@ -191,8 +200,8 @@ impl CudaStep {
         };
         let tape = Arc::new(Tape::new());
         let cx = model.training(&tape, layout);
-        let (ids, targets) = (Ids::Device(self.tokens.clone()), Targets::Device(self.targets.clone()));
-        let (loss, next) = model.loss(&cx, ids, targets, &self.state, checkpointed)?;
+        let targets = Targets::on_device(self.targets.clone()).smoothed(self.smoothing);
+        let (loss, next) = model.loss(&cx, Ids::Device(self.tokens.clone()), targets, &self.state, checkpointed)?;
         match &mut self.reducer {
             None => tape.backward(&loss.mean, share, grads)?,
             Some(reducer) => {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use elapid::autograd::Tape;
 use elapid::checkpoint::SaveOptions;
 use elapid::evaluate::{self, Summary};
-use elapid::ops::Layout;
+use elapid::ops::{Layout, Targets};
 use elapid::params::ParamGrads;
 use elapid::tokenizer::Tokenizer;
 use elapid::{Device, LanguageModel, State};
@@ -283,7 +283,8 @@ impl Trainer {
         if let Some(gpu) = device.gpu() {
             let length = if let Feed::Task(sequences, _) = &feed { sequences.positions() } else { data.length };
             let (shape, parts) = ((train.batch, length), train.accumulate.max(1));
-            let mut step = CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?;
+            let step = CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?;
+            let mut step = step.smoothed(train.label_smoothing as f32);
             if let Some(state) = &carried {
                 step.set_state(state)?;
             }
@@ -542,8 +543,9 @@ impl Trainer {
             };
             let tape = Arc::new(Tape::new());
             let cx = self.model.training(&tape, layout.clone());
-            let checkpointed = self.config.train.checkpoint_blocks;
-            let (loss, next) = self.model.loss(&cx, &batch.tokens, &batch.targets, &state, checkpointed)?;
+            let train = &self.config.train;
+            let targets = Targets::from(&batch.targets).smoothed(train.label_smoothing as f32);
+            let (loss, next) = self.model.loss(&cx, &batch.tokens, targets, &state, train.checkpoint_blocks)?;
             let value = f64::from(loss.value()?);
             if !value.is_finite() {
                 let found = self.model.first_non_finite(&layout, &batch.tokens, &state)?;
@@ -624,7 +626,8 @@ impl Trainer {
                 let score = lengths.iter().try_fold(Score::default(), |sum, sequences| {
                     Ok::<_, Error>(sum + reader.score(&self.model, sequences, numbers.clone(), |_| ())?)
                 })?;
-                Validation { loss: score.loss(), bits_per_byte: None, accuracy: Some(score.accuracy()) }
+                let loss = score.smoothed_loss(self.config.train.label_smoothing);
+                Validation { loss, bits_per_byte: None, accuracy: Some(score.accuracy()) }
             }
         };
         if let Some(accuracy) = validation.accuracy {

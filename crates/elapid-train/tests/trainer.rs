@@ -349,6 +349,20 @@ fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
 }
 
 #[test]
+fn smoothed_targets_are_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = ["train.label_smoothing=0.1", "train.stop_at_accuracy=1.0"];
+    train(config(dir.path(), &[&SMALL_TASK[..], &more].concat()), false).unwrap();
+    let records = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
+    let last = records.last().unwrap();
+    // No loss is below the entropy of the targets, 0.92 for one of five tokens and 0.02 for the others.
+    let entropy = -(0.92 * 0.92f64.ln() + 4.0 * 0.02 * 0.02f64.ln());
+    assert!(records.iter().all(|record| record.loss > entropy - 1e-6), "{last:?}");
+    assert!(records.iter().filter_map(|record| record.val_loss).all(|loss| loss > entropy - 1e-6), "{last:?}");
+    assert!(last.val_loss.unwrap() < 1.5 * entropy, "{last:?} {entropy}");
+}
+
+#[test]
 fn a_resumed_task_is_the_same_bits() {
     let more = ["train.steps=12", "train.eval_every=4", "train.accumulate=2", "task.eval_lengths=[4, 9]"];
     let settings = [&SMALL_TASK[..], &more, &["task.next_tokens=true"]].concat();

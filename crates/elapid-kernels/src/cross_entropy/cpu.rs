@@ -15,7 +15,7 @@ fn block(m: usize, v: usize) -> usize {
 }
 
 pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) {
-    let Args { h, w, targets } = *args;
+    let Args { h, w, targets, smoothing } = *args;
     let (m, v) = (h.rows(), w.rows());
     let block = block(m, v);
     let mut logits = vec![0.0; block * v];
@@ -45,7 +45,7 @@ pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<
         }
         let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
         parallel::split(rows, grain, (Each(logits, v), &mut *nll), &|from, _, (Each(logits, _), nll)| {
-            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], nll, scale });
+            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], smoothing, nll, scale });
         });
         if let (Some(dh), Some(dw)) = (dh, &mut dw) {
             let dlogits = Rows::new(logits, v);
@@ -60,6 +60,7 @@ struct Softmax<'a> {
     logits: &'a mut [f32],
     v: usize,
     targets: &'a [i32],
+    smoothing: f32,
     nll: &'a mut [f32],
     scale: Option<f32>,
 }
@@ -69,7 +70,7 @@ impl WithSimd for Softmax<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { logits, v, targets, nll, scale } = self;
+        let Self { logits, v, targets, smoothing, nll, scale } = self;
         for ((z, &target), nll) in logits.chunks_exact_mut(v).zip(targets).zip(nll) {
             let Ok(target) = usize::try_from(target) else {
                 *nll = 0.0;
@@ -78,6 +79,7 @@ impl WithSimd for Softmax<'_> {
             };
             let picked = z[target];
             let top = max(simd, z);
+            let above = if smoothing > 0.0 { picked - sum(simd, z) / v as f32 } else { 0.0 };
             // The target's own exponential stays out of the sum: where the prediction is nearly certain, loss and gradient
             // are the small rest, which a sum around 1 would round away.
             z[target] = f32::NEG_INFINITY;
@@ -86,10 +88,11 @@ impl WithSimd for Softmax<'_> {
             let others = if rest < 0.0 { 0.0 } else { rest }; // NaN stays NaN
             let sum = others + (picked - top).exp();
             *nll = if picked == top { others.ln_1p() } else { (top - picked) + sum.ln() };
+            *nll += smoothing * above;
             if let Some(scale) = scale {
-                let share = scale / sum;
-                z.iter_mut().for_each(|z| *z *= share);
-                z[target] = -share * others;
+                let (share, shared) = (scale / sum, scale * smoothing / v as f32);
+                z.iter_mut().for_each(|z| *z = *z * share - shared);
+                z[target] = scale * smoothing - shared - share * others;
             }
         }
     }
@@ -111,6 +114,17 @@ fn max<S: Simd>(simd: S, z: &[f32]) -> f32 {
     }
     let best = simd.max_f32s(simd.max_f32s(best[0], best[1]), simd.max_f32s(best[2], best[3]));
     tail.iter().fold(simd.reduce_max_f32s(best), |a, &b| a.max(b))
+}
+
+#[inline(always)]
+fn sum<S: Simd>(simd: S, z: &[f32]) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(z);
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    for (j, &z) in vectors.iter().enumerate() {
+        sums[j % 4] = simd.add_f32s(sums[j % 4], z);
+    }
+    let sums = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
+    simd.reduce_sum_f32s(sums) + tail.iter().sum::<f32>()
 }
 
 /// Replaces z by exp(z - top) and returns the sum.

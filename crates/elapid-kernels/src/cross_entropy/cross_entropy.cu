@@ -11,6 +11,7 @@ struct Args {
   i64 v;
   i64 m;
   float scale;
+  float smoothing;
   i32 gradient;
   i32 keeps;  // whether a row of logits fits in shared memory
 };
@@ -63,14 +64,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     const T* row = a.keeps ? kept : logits;
     // The largest so far, and the sum of exponentials below it, in one pass. The sum is without the target itself: what
     // the loss is made of where the target is nearly certain. Vectors of eight where v is a multiple of 8.
-    float max = -3.4e38f, others = 0.0f;
+    float max = -3.4e38f, others = 0.0f, total = 0.0f;
 #if VECTOR
     for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += blockDim.x * 8) {
       float x[8], before = max;
       load8(logits + j, x);
       if (a.keeps) store8(kept + j, x);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) max = fmaxf(max, x[i]);
+      for (int i = 0; i < 8; ++i) max = fmaxf(max, x[i]), total += x[i];
       others *= fast_exp2(LOG2_E * (before - max));
 #pragma unroll
       for (int i = 0; i < 8; ++i) others += j + i == target ? 0.0f : fast_exp2(LOG2_E * (x[i] - max));
@@ -80,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       T z = logits[j];
       if (a.keeps) kept[j] = z;
       float x = to_float(z), before = max;
-      max = fmaxf(max, x);
+      max = fmaxf(max, x), total += x;
       others = others * fast_exp2(LOG2_E * (before - max)) + (j == target ? 0.0f : fast_exp2(LOG2_E * (x - max)));
     }
 #endif
@@ -90,12 +91,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     bool known = target < a.v;
     float above = known ? to_float(row[target]) - max : __int_as_float(0x7fc00000);
     float own = expf(above), sum = own + others;
-    if (threadIdx.x == 0) a.nll[a.first + r] = above == 0.0f ? log1pf(others) : logf(sum) - above;
+    // By how much the target's logit is above the mean.
+    float lead = 0.0f;
+    if (a.smoothing > 0.0f) lead = above + (max - reduce(total, shared, add) / float(a.v));
+    if (threadIdx.x == 0) {
+      a.nll[a.first + r] = (above == 0.0f ? log1pf(others) : logf(sum) - above) + a.smoothing * lead;
+    }
     if (!a.gradient) {
       __syncthreads();
       continue;
     }
-    float factor = a.scale * *a.share / sum;
+    const float scale = a.scale * *a.share, factor = scale / sum;
+    const float shared_by_all = scale * a.smoothing / float(a.v), own_part = scale * a.smoothing - shared_by_all;
     // Nobody may overwrite the target's logit before all have read it.
     __syncthreads();
 #if VECTOR
@@ -104,14 +111,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       load8(row + j, x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        x[i] = factor * (j + i == target ? -others : fast_exp2(LOG2_E * (x[i] - max)));
+        x[i] = j + i == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (x[i] - max)) - shared_by_all;
       }
       store8(logits + j, x);
     }
 #else
     for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) {
       float x = to_float(row[j]);
-      logits[j] = from_float<T>(factor * (j == target ? -others : fast_exp2(LOG2_E * (x - max))));
+      x = j == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (x - max)) - shared_by_all;
+      logits[j] = from_float<T>(x);
     }
 #endif
     __syncthreads();

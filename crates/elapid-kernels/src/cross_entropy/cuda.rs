@@ -17,6 +17,19 @@ const LOGITS: usize = 512 << 20;
 /// Shared memory that a row may be kept in; what a block of an H100 can have, less what the kernel needs itself.
 const SHARED: usize = 200 << 10;
 
+/// What the loss reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a> {
+    /// `[m d]`, the last hidden states.
+    pub h: Mat<'a>,
+    /// `[v d]`, the output projection.
+    pub w: Mat<'a>,
+    /// `[m]` i32; negative: the row is ignored.
+    pub targets: &'a Buffer,
+    /// ε, 0 to below 1: what part of a target all tokens share alike.
+    pub smoothing: f32,
+}
+
 /// Gradients of `scale` times the mean loss.
 #[derive(Debug)]
 pub struct Grads<'a> {
@@ -30,7 +43,7 @@ pub struct Grads<'a> {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Args {
+struct RawArgs {
     logits: RawMat,
     targets: u64,
     nll: u64,
@@ -41,27 +54,28 @@ struct Args {
     v: i64,
     m: i64,
     scale: f32,
+    smoothing: f32,
     gradient: i32,
     keeps: i32,
 }
 
 /// Losses, and with `grads` the gradients in the same pass.
 ///
-/// `h` `[m d]`, `w` `[v d]`, `targets` `[m]` i32 (negative ones do not count); `nll` `[m]` f32 (=), 0 where the target
-/// does not count; `mean` `[1]` f32 (=), over those that do. A target that is not in the vocabulary gives NaN.
+/// `nll` `[m]` f32 (=), 0 where the target does not count; `mean` `[1]` f32 (=), over those that do. A target that is not
+/// in the vocabulary gives NaN.
 ///
 /// # Errors
-/// If shapes or formats differ, or there is too little memory.
+/// If shapes or formats differ, ε is not in its range, or there is too little memory.
 pub fn forward(
     gpu: &Gpu,
-    h: Mat<'_>,
-    w: Mat<'_>,
-    targets: &Buffer,
+    args: &Args<'_>,
     nll: MatMut<'_>,
     mean: MatMut<'_>,
     mut grads: Option<Grads<'_>>,
 ) -> Result<()> {
+    let Args { h, w, targets, smoothing } = *args;
     let ((m, d), v) = (h.shape(), w.rows);
+    super::check_smoothing(smoothing)?;
     CHECK.shape("w", w.shape(), (v, d))?;
     CHECK.len("targets", targets.bytes() / 4, m)?;
     CHECK.len("nll", nll.len(), m)?;
@@ -81,7 +95,7 @@ pub fn forward(
     let shared = stride * dtype.bytes();
     let keeps = shared <= SHARED;
     let (threads, blocks) = if v <= SHORT { (32, 32) } else { (THREADS, 2) };
-    let args = Args {
+    let args = RawArgs {
         logits: RawMat::NULL,
         targets: targets.address(),
         nll: nll.address(),
@@ -92,11 +106,12 @@ pub fn forward(
         v: v as i64,
         m: m as i64,
         scale: grads.as_ref().map_or(0.0, |grads| grads.scale),
+        smoothing,
         gradient: grads.is_some().into(),
         keeps: keeps.into(),
     };
     let defines = defines(dtype, vector);
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `RawArgs` is laid out as in the source; all matrices lie inside their buffers.
     unsafe { gpu.kernel(&SOURCE, "count", &defines)?.launch(Launch::linear(1, THREADS), &args)? };
     let kernel = gpu.kernel(&SOURCE, "rows", &defines)?;
     for first in (0..m).step_by(chunk) {
@@ -104,7 +119,7 @@ pub fn forward(
         let logits = Mat::new(&buffer, 0, (rows, v), stride, dtype);
         let h = h.rows_range(first, rows);
         product(gpu, h, w, None, logits.into_mut())?;
-        let args = Args { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
+        let args = RawArgs { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
         let launch = Launch {
             shared: if keeps { shared as u32 } else { 0 },
             ..Launch::linear(rows.min(blocks * gpu.multiprocessors()), threads)

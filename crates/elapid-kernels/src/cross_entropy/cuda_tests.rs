@@ -4,7 +4,7 @@ use super::*;
 use crate::DType;
 use crate::testing::{OnDevice, Random, err_ratio, gpu, median, rounded, wide};
 
-fn compare(m: usize, v: usize, d: usize, size: f32, dtype: DType, seed: u64) {
+fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType, seed: u64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(seed);
     let h: Vec<f32> = rounded(&random.normal(m * d), dtype);
@@ -13,7 +13,7 @@ fn compare(m: usize, v: usize, d: usize, size: f32, dtype: DType, seed: u64) {
     let count = targets.iter().filter(|&&t| t >= 0).count().max(1);
     let (wh, ww) = (wide(&h), wide(&w));
     let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
-    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets };
+    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets, smoothing: smoothing.into() };
     let (dh_rows, dw_rows) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
     naive::forward(&args, &mut nll, Some(Grads { dh: dh_rows, dw: dw_rows, scale: 2.0 / count as f64 }));
     let mean = nll.iter().sum::<f64>() / count as f64;
@@ -23,11 +23,12 @@ fn compare(m: usize, v: usize, d: usize, size: f32, dtype: DType, seed: u64) {
     let (gdh, gdw) = (OnDevice::poisoned(gpu, m, d, 8, dtype), OnDevice::poisoned(gpu, v, d, 0, DType::F32));
     let ids = gpu.upload(&targets).unwrap();
     let grads = super::cuda::Grads { dh: gdh.mat_mut(), dw: gdw.mat_mut(), scale: 2.0 };
-    super::cuda::forward(&gpu, gh.mat(), gw.mat(), &ids, gnll.mat_mut(), gmean.mat_mut(), Some(grads)).unwrap();
+    let args = super::cuda::Args { h: gh.mat(), w: gw.mat(), targets: &ids, smoothing };
+    super::cuda::forward(&gpu, &args, gnll.mat_mut(), gmean.mat_mut(), Some(grads)).unwrap();
     let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
     for (name, want, got) in [("nll", nll, gnll), ("mean", vec![mean], gmean), ("dh", dh, gdh), ("dw", dw, gdw)] {
         let error = err_ratio(&want, &got.values());
-        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {m} {v} {d} {size}");
+        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {m} {v} {d} {size} {smoothing}");
     }
 }
 
@@ -36,10 +37,12 @@ fn sizes() {
     for (i, (m, v, d)) in
         [(1, 1, 1), (5, 7, 3), (40, 256, 64), (33, 1001, 20), (130, 50_280, 16)].into_iter().enumerate()
     {
-        compare(m, v, d, 1.0, DType::F32, i as u64);
-        compare(m, v, d, 0.3, DType::Bf16, i as u64);
+        for smoothing in [0.0, 0.1] {
+            compare(m, v, d, 1.0, smoothing, DType::F32, i as u64);
+            compare(m, v, d, 0.3, smoothing, DType::Bf16, i as u64);
+        }
     }
-    compare(20, 60_000, 8, 0.5, DType::F32, 8);
+    compare(20, 60_000, 8, 0.5, 0.0, DType::F32, 8);
 }
 
 #[test]
@@ -53,7 +56,8 @@ fn losses_near_zero_keep_their_digits() {
     let (gh, gw) = (OnDevice::of(gpu, &h, d, 0, DType::F32), OnDevice::of(gpu, &w, d, 0, DType::F32));
     let (nll, mean) = (OnDevice::poisoned(gpu, 1, 1, 0, DType::F32), OnDevice::poisoned(gpu, 1, 1, 0, DType::F32));
     let targets = gpu.upload(&[0i32]).unwrap();
-    super::cuda::forward(&gpu, gh.mat(), gw.mat(), &targets, nll.mat_mut(), mean.mat_mut(), None).unwrap();
+    let args = super::cuda::Args { h: gh.mat(), w: gw.mat(), targets: &targets, smoothing: 0.0 };
+    super::cuda::forward(&gpu, &args, nll.mat_mut(), mean.mat_mut(), None).unwrap();
     let want = (63.0 * (-12.0f64).exp()).ln_1p();
     assert!(err_ratio(&[want], &nll.values()) < 1e-5);
 }
@@ -72,7 +76,8 @@ fn bench() {
     let (dh, dw) = (OnDevice::poisoned(gpu, m, d, 0, DType::Bf16), OnDevice::poisoned(gpu, v, d, 0, DType::F32));
     let run = || {
         let grads = super::cuda::Grads { dh: dh.mat_mut(), dw: dw.mat_mut(), scale: 1.0 };
-        super::cuda::forward(&gpu, h.mat(), w.mat(), &targets, nll.mat_mut(), mean.mat_mut(), Some(grads))
+        let args = super::cuda::Args { h: h.mat(), w: w.mat(), targets: &targets, smoothing: 0.0 };
+        super::cuda::forward(&gpu, &args, nll.mat_mut(), mean.mat_mut(), Some(grads))
     };
     run().unwrap();
     println!("cross_entropy with gradients: {:.3} ms", median(gpu.time(10, run).unwrap()));

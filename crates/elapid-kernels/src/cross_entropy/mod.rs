@@ -1,7 +1,8 @@
 //! Cross-entropy fused with the output projection: logits z = h Wᵀ, nll_r = log Σ_j exp z_rj - z_{r, target_r}.
 //!
 //! The logits of all rows are never in memory together, nor are their gradients, which are made in the same pass:
-//! dz = scale (softmax(z) - onehot(target)), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`).
+//! dz = scale (softmax(z) - q), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`), where q is onehot(target), or with
+//! label smoothing ε (Szegedy et al. 2016, section 7) (1 - ε) onehot(target) + ε / v: then nll is its mean over q.
 
 mod cpu;
 pub mod cuda;
@@ -23,6 +24,8 @@ pub struct Args<'a, T = f32> {
     pub w: Rows<'a, T>,
     /// `[m]`; negative: the row is ignored.
     pub targets: &'a [i32],
+    /// ε, 0 to below 1: what part of a target all tokens share alike.
+    pub smoothing: T,
 }
 
 /// Gradients to make in the same pass.
@@ -36,15 +39,16 @@ pub struct Grads<'a, T = f32> {
     pub scale: T,
 }
 
-/// The negative log-likelihood of each row's target, in nats, and its gradients.
+/// The negative log-likelihood of each row's target, in nats, over smoothed targets their mean, and its gradients.
 ///
 /// `nll` `[m]` (=), 0 where a row is ignored.
 ///
 /// # Errors
-/// If shapes differ, or a target is not below `v`; the error has the position and the target.
+/// If shapes differ, ε is not in its range, or a target is not below `v`; the error has the position and the target.
 pub fn forward(args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) -> Result<()> {
     let check = Check("cross_entropy");
-    let Args { h, w, targets } = *args;
+    let Args { h, w, targets, smoothing } = *args;
+    check_smoothing(smoothing)?;
     check.shape("w", w.shape(), (w.rows(), h.cols()))?;
     check.len("targets", targets.len(), h.rows())?;
     check.len("nll", nll.len(), h.rows())?;
@@ -55,6 +59,11 @@ pub fn forward(args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) -> Re
     check_targets(targets, w.rows())?;
     cpu::forward(Isa::best(), args, nll, grads);
     Ok(())
+}
+
+fn check_smoothing(smoothing: f32) -> Result<()> {
+    let (fits, got) = ((0.0..1.0).contains(&smoothing), || smoothing.to_string());
+    Check("cross_entropy").that(fits, "smoothing", || "0 or more, below 1".into(), got)
 }
 
 /// Checks that every target is below `v`.

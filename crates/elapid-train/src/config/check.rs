@@ -51,6 +51,8 @@ impl TrainConfig {
         for (field, value) in [("train.weight_decay", train.weight_decay), ("train.clip", train.clip)] {
             check(value.is_finite() && value >= 0.0, field, "0 or more", &value)?;
         }
+        let smoothing = train.label_smoothing;
+        check((0.0..1.0).contains(&smoothing), "train.label_smoothing", "0 or more, below 1", &smoothing)?;
         check(
             train.patience == 0 || train.eval_every > 0,
             "train.patience",

@@ -160,6 +160,7 @@ fn values_that_cannot_be() {
         ("train.warmup=3000", "train.warmup"),
         ("train.beta2=1.0", "train.beta2"),
         ("train.clip=-1.0", "train.clip"),
+        ("train.label_smoothing=1.0", "train.label_smoothing"),
         ("train.eval_every=0", ""),
         ("train.stop_at_accuracy=2.0", "train.stop_at_accuracy"),
         ("train.stop_at_accuracy=0.5", "train.stop_at_accuracy"),

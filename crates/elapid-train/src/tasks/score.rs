@@ -27,6 +27,8 @@ pub struct Score {
     pub sequences: u64,
     /// Negative log-likelihood of all right answers together, in nats.
     pub nats: f64,
+    /// By how much the logits of right answers are above the mean of all, together.
+    pub lead: f64,
 }
 
 impl Score {
@@ -38,6 +40,11 @@ impl Score {
     /// Mean negative log-likelihood of an answer, in nats; NaN without any.
     pub fn loss(&self) -> f64 {
         self.nats / self.answers as f64
+    }
+
+    /// The loss with label smoothing, as [`elapid::ops::Targets::smoothed`] has it.
+    pub fn smoothed_loss(&self, part: f64) -> f64 {
+        (self.nats + part * self.lead) / self.answers as f64
     }
 }
 
@@ -51,6 +58,7 @@ impl Add for Score {
             sequences_right: self.sequences_right + other.sequences_right,
             sequences: self.sequences + other.sequences,
             nats: self.nats + other.nats,
+            lead: self.lead + other.lead,
         }
     }
 }
@@ -135,9 +143,12 @@ impl Reader {
                 state = next;
                 let (v, logits) = (logits.value().cols(), logits.value().to_vec()?);
                 for (at, &target) in targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
-                    let (answer, nll) = answer(&logits[at * v..][..v], target as usize);
+                    let logits = &logits[at * v..][..v];
+                    let (answer, nll) = answer(logits, target as usize);
+                    let mean = logits.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
                     score.answers += 1;
                     score.nats += nll;
+                    score.lead += f64::from(logits[target as usize]) - mean;
                     if answer == target as usize { score.right += 1 } else { all_right[at / l] = false }
                 }
             }

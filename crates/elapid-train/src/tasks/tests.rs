@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use elapid::config::ModelConfig;
+use elapid::ops::{Layout, Targets};
 use proptest::prelude::*;
 
 use super::*;
@@ -171,8 +172,32 @@ fn a_score_does_not_depend_on_how_sequences_are_read() {
         for (chunk, positions) in [(7, 7), (1, 3), (40, 80), (13, 100)] {
             let parts = read(chunk, positions);
             assert!((parts.nats - whole.nats).abs() < 1e-9 * whole.nats, "only the order of a sum differs");
-            assert_eq!(Score { nats: whole.nats, ..parts }, whole, "{} {chunk} {positions}", kind.name);
+            assert!((parts.lead - whole.lead).abs() < 1e-9 * whole.nats, "{} {}", parts.lead, whole.lead);
+            assert_eq!(
+                Score { nats: whole.nats, lead: whole.lead, ..parts },
+                whole,
+                "{} {chunk} {positions}",
+                kind.name
+            );
         }
+    }
+}
+
+#[test]
+fn scores_and_training_have_the_same_loss() {
+    let config = ModelConfig { vocab_size: 16, ..ModelConfig::mamba1("16x2").unwrap() };
+    let model = elapid::LanguageModel::new(config, 3).unwrap();
+    let all = sequences("selective-copying", 40, 1);
+    let (tokens, targets) = one(&all, 3);
+    let score = Reader::on(elapid::Device::Cpu).score(&model, &all, 3..4, |_| ()).unwrap();
+    for smoothing in [0.0, 0.1] {
+        let (cx, state) = (model.inference(Layout::new(1, tokens.len())), model.zero_state(1).unwrap());
+        let asked = Targets::from(&targets).smoothed(smoothing);
+        let loss = model.loss(&cx, &tokens, asked, &state, false).unwrap().0.value().unwrap();
+        assert!(
+            (score.smoothed_loss(smoothing.into()) - f64::from(loss)).abs() < 1e-5,
+            "{smoothing}: {score:?} {loss}"
+        );
     }
 }
 

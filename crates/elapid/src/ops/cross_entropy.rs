@@ -30,28 +30,47 @@ impl Loss {
 
 /// What is to be predicted: negative targets do not count.
 #[derive(Debug, Clone)]
-pub enum Targets<'a> {
-    /// Numbers of the host.
+pub struct Targets<'a> {
+    ids: TargetIds<'a>,
+    smoothing: f32,
+}
+
+#[derive(Debug, Clone)]
+enum TargetIds<'a> {
     Host(&'a [i32]),
-    /// i32 in a GPU's memory; who put them there has checked them.
+    /// i32 in a GPU's memory.
     Device(Arc<Buffer>),
+}
+
+impl Targets<'_> {
+    /// i32 in a GPU's memory; who put them there has checked them.
+    pub fn on_device(ids: Arc<Buffer>) -> Self {
+        Self { ids: TargetIds::Device(ids), smoothing: 0.0 }
+    }
+
+    /// Label smoothing (Szegedy et al. 2016, section 7): all tokens of the vocabulary share `part` of each target alike; 0
+    /// to below 1. Losses are then means over what the smoothed target asks for.
+    #[must_use]
+    pub fn smoothed(self, part: f32) -> Self {
+        Self { smoothing: part, ..self }
+    }
 }
 
 impl<'a> From<&'a [i32]> for Targets<'a> {
     fn from(targets: &'a [i32]) -> Self {
-        Self::Host(targets)
+        Self { ids: TargetIds::Host(targets), smoothing: 0.0 }
     }
 }
 
 impl<'a, const N: usize> From<&'a [i32; N]> for Targets<'a> {
     fn from(targets: &'a [i32; N]) -> Self {
-        Self::Host(targets)
+        targets[..].into()
     }
 }
 
 impl<'a> From<&'a Vec<i32>> for Targets<'a> {
     fn from(targets: &'a Vec<i32>) -> Self {
-        Self::Host(targets)
+        targets[..].into()
     }
 }
 
@@ -63,15 +82,16 @@ impl<'a> From<&'a Vec<i32>> for Targets<'a> {
 /// # Errors
 /// If shapes do not fit or a target is not in the vocabulary.
 pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>) -> Result<Loss> {
-    let (loss, saved) = match (h.value().gpu(), targets.into()) {
-        (None, Targets::Host(targets)) => on_cpu(h, weight, targets)?,
-        (None, Targets::Device(_)) => {
+    let Targets { ids, smoothing } = targets.into();
+    let (loss, saved) = match (h.value().gpu(), ids) {
+        (None, TargetIds::Host(targets)) => on_cpu(h, weight, targets, smoothing)?,
+        (None, TargetIds::Device(_)) => {
             return Err(Error::Argument("targets on a GPU for a loss on the processor".into()));
         }
-        (Some(gpu), Targets::Device(targets)) => on_cuda(gpu, h, weight, &targets)?,
-        (Some(gpu), Targets::Host(targets)) => {
+        (Some(gpu), TargetIds::Device(targets)) => on_cuda(gpu, h, weight, &targets, smoothing)?,
+        (Some(gpu), TargetIds::Host(targets)) => {
             kernel::check_targets(targets, weight.value().row_count())?;
-            on_cuda(gpu, h, weight, &gpu.upload(targets)?)?
+            on_cuda(gpu, h, weight, &gpu.upload(targets)?, smoothing)?
         }
     };
     let Some((mut dh, mut dw)) = saved else { return Ok(loss) };
@@ -96,9 +116,9 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>)
 /// The loss, and with a tape the gradients of its mean by h and W.
 type Computed = (Loss, Option<(Tensor, Tensor)>);
 
-fn on_cpu(h: &Var, weight: &Var, targets: &[i32]) -> Result<Computed> {
+fn on_cpu(h: &Var, weight: &Var, targets: &[i32], smoothing: f32) -> Result<Computed> {
     let count = targets.iter().filter(|&&target| target >= 0).count();
-    let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets };
+    let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets, smoothing };
     let mut nll = vec![0.0; targets.len()];
     let scale = 1.0 / count.max(1) as f32;
     let recorded = h.wants_grad() || weight.wants_grad();
@@ -121,7 +141,7 @@ fn on_cpu(h: &Var, weight: &Var, targets: &[i32]) -> Result<Computed> {
     Ok((Loss { mean: mean.into(), nll }, saved))
 }
 
-fn on_cuda(gpu: Gpu, h: &Var, weight: &Var, targets: &Buffer) -> Result<Computed> {
+fn on_cuda(gpu: Gpu, h: &Var, weight: &Var, targets: &Buffer, smoothing: f32) -> Result<Computed> {
     let mut mean = Tensor::uninit(gpu, DType::F32, &[1])?;
     let mut nll = Tensor::uninit(gpu, DType::F32, &[h.value().row_count()])?;
     let mut saved = None;
@@ -130,7 +150,8 @@ fn on_cuda(gpu: Gpu, h: &Var, weight: &Var, targets: &Buffer) -> Result<Computed
         saved = Some((dh, Tensor::uninit(gpu, DType::F32, weight.shape())?));
     }
     let grads = saved.as_mut().map(|(dh, dw)| kernel::cuda::Grads { dh: dh.mat_mut(), dw: dw.mat_mut(), scale: 1.0 });
-    kernel::cuda::forward(&gpu, h.value().mat(), weight.value().mat(), targets, nll.mat_mut(), mean.mat_mut(), grads)?;
+    let args = kernel::cuda::Args { h: h.value().mat(), w: weight.value().mat(), targets, smoothing };
+    kernel::cuda::forward(&gpu, &args, nll.mat_mut(), mean.mat_mut(), grads)?;
     let nll = nll.reshape(&h.shape()[..h.shape().len() - 1]);
     Ok((Loss { mean: mean.into(), nll }, saved))
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use elapid::autograd::{Tape, Var};
-use elapid::ops::{Layout, ScanArgs, add_norm, linear, linear_recomputed, neg_exp, selective_scan};
+use elapid::ops::{
+    Layout, ScanArgs, Targets, add_norm, cross_entropy, linear, linear_recomputed, neg_exp, selective_scan,
+};
 use elapid::params::{ParamGrads, ParamId};
 use elapid::{DType, Device, LanguageModel, Result, Tensor};
 use elapid_kernels::selective_scan::Discretisation;
@@ -202,6 +204,16 @@ fn what_nothing_depends_on_is_not_run() {
     let seed = Tensor::new(vec![1.0, 1.0], &[1, 2]);
     let mut grads = tape.backward_from(&[(&y, seed)], &mut ParamGrads::default()).unwrap();
     close("d -exp", y.value().as_slice(), grads.take(&leaf).unwrap().unwrap().as_slice());
+}
+
+#[test]
+fn smoothed_targets_ask_for_every_token() {
+    let (h, w): (Var, Var) = (counted(&[2, 3], 1.0).into(), counted(&[5, 3], 0.5).into());
+    let loss = |targets: Targets<'_>| cross_entropy(&h, &w, targets).unwrap().value().unwrap();
+    let all = (0..5).map(|id| loss((&[id, -1]).into())).sum::<f32>() / 5.0;
+    let want = 0.9 * loss((&[2, -1]).into()) + 0.1 * all;
+    close("smoothed", &[want], &[loss(Targets::from(&[2, -1]).smoothed(0.1))]);
+    assert!(cross_entropy(&h, &w, Targets::from(&[2, -1]).smoothed(1.0)).is_err());
 }
 
 #[test]
