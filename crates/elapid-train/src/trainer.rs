@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod reads;
+
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::time::Instant;
 
 use elapid::autograd::Tape;
 use elapid::checkpoint::SaveOptions;
-use elapid::evaluate::{self, Summary};
+use elapid::evaluate::Summary;
 use elapid::ops::{Layout, Targets};
 use elapid::params::ParamGrads;
 use elapid::tokenizer::Tokenizer;
@@ -16,7 +18,7 @@ use elapid::{Device, LanguageModel, State};
 
 use crate::config::{Mode, TrainConfig};
 use crate::cuda_step::{AHEAD, CudaStep, Pending};
-use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
+use crate::data::{self, Batch, Sequential};
 use crate::metrics::{self, Record};
 use crate::optim::{self, AdamW};
 use crate::parallel::{Group, Reducer, start};
@@ -24,11 +26,9 @@ use crate::plot;
 use crate::progress::{Progress, Status};
 use crate::resume::{self, Position};
 use crate::schedule::Schedule;
-use crate::tasks::{self, Reader, Score, Sequences, Split, Task};
+use crate::tasks::{self, Reader, Score};
 use crate::{Error, Result};
-
-/// Positions of held-out text that are read at a time: what bounds the memory of a validation.
-const POSITIONS: usize = 4096;
+use reads::{Data, Feed, HeldOut};
 
 /// A run: what is trained, how far it has come, and the directory that it leaves.
 ///
@@ -59,52 +59,12 @@ pub struct Trainer {
     notices: Vec<String>,
 }
 
-/// Where batches come from.
-enum Feed {
-    Windows(Windows),
-    Streams(Streams),
-    /// Made on the fly, this many rows a batch.
-    Task(Sequences, usize),
-}
-
-impl Feed {
-    fn batch(&self, index: u64) -> Batch {
-        match self {
-            Feed::Task(sequences, b) => sequences.batch(index, *b),
-            Feed::Windows(windows) => windows.batch(index),
-            Feed::Streams(streams) => streams.batch(index),
-        }
-    }
-}
-
-/// What training never sees.
-enum HeldOut {
-    Text {
-        batches: Sequential,
-        /// Whether the state goes on from batch to batch.
-        carries: bool,
-        bytes_per_token: f64,
-    },
-    /// Fresh sequences at every validation, this many of each length.
-    Task(Vec<Sequences>, u64),
-}
-
 /// What a validation came to.
 #[derive(Debug, Clone, Copy)]
 struct Validation {
     loss: f64,
     bits_per_byte: Option<f64>,
     accuracy: Option<f64>,
-}
-
-/// What is trained on and what is held out.
-struct Data {
-    tokenizer: Option<Tokenizer>,
-    feed: Feed,
-    /// 0 of a task, which has no end.
-    train_tokens: u64,
-    held_out: Option<HeldOut>,
-    notices: Vec<String>,
 }
 
 /// Why a run ended.
@@ -235,8 +195,8 @@ impl Trainer {
         let from = if first { prepare_directory(&dir, &config, resume)? } else { None };
         let task = tasks::open(&config.task)?;
         let Data { tokenizer, feed, train_tokens, held_out, notices } = match &task {
-            None => text(&config, ranks.as_deref(), tokenising)?,
-            Some(task) => made(task, &config)?,
+            None => reads::text(&config, ranks.as_deref(), tokenising)?,
+            Some(task) => reads::made(task, &config)?,
         };
         let held_out = held_out.filter(|_| first);
         let (train, data) = (&config.train, &config.data);
@@ -690,13 +650,6 @@ impl Trainer {
     }
 }
 
-impl HeldOut {
-    fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
-        let Self::Text { bytes_per_token, .. } = self else { return None };
-        Some(nats_per_token / bytes_per_token / std::f64::consts::LN_2)
-    }
-}
-
 /// Gradients and loss ← their sums over ranks, on processors.
 fn sum_over(ranks: &Group, grads: &mut ParamGrads, loss: f64) -> Result<f64> {
     let mut numbers: Vec<f32> = grads.iter().flat_map(|(_, sum)| sum.as_slice()).copied().collect();
@@ -717,60 +670,6 @@ fn blamed(ranks: Option<&Group>, error: Error) -> Error {
         (Some(ranks), Error::Elapid(inner)) if matches!(**inner, elapid::Error::Cuda(_)) => ranks.blame(error),
         _ => error,
     }
-}
-
-/// Text, tokenised at its first use.
-fn text(config: &TrainConfig, ranks: Option<&Group>, tokenising: &mut dyn FnMut(data::Progress)) -> Result<Data> {
-    let tokenizer = config.data.open_tokenizer()?;
-    let mut prepare = || {
-        let options = data::Options {
-            cache: config.data.cache_dir(),
-            separator: config.data.separator,
-            progress: Some(&mut *tokenising),
-        };
-        Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
-    };
-    let corpus = match ranks {
-        None => prepare()?,
-        Some(ranks) => start::in_turn(ranks, prepare)?,
-    };
-    let (train, data) = (&config.train, &config.data);
-    let train_tokens = corpus.train.len();
-    let feed = match data.mode {
-        Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
-        Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
-    };
-    let held_out = corpus.val.map(|val| held_out(&val, config, &tokenizer)).transpose()?;
-    Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, notices: corpus.notices })
-}
-
-/// The sequences of a task.
-fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
-    let train = &config.train;
-    let sequences = |length, split| Sequences::new(task.clone(), length, train.seed, split);
-    let feed = sequences(config.data.length, Split::Train)?.with_next_tokens(config.task.next_tokens);
-    let feed = Feed::Task(feed, train.batch);
-    let lengths = match config.task.eval_lengths.as_slice() {
-        [] => &[config.data.length],
-        lengths => lengths,
-    };
-    let held_out = lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?;
-    let held_out = HeldOut::Task(held_out, train.eval_batches * train.batch as u64);
-    Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
-}
-
-/// What validation reads: windows as training has them, or in order with the state carried; packed as training is.
-fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> Result<HeldOut> {
-    let (b, l) = (config.train.batch, config.data.length);
-    let count = match config.train.eval_batches {
-        0 => val.len(),
-        batches => val.len().min(batches * (b * l) as u64 + 1),
-    };
-    let (val, _) = val.split(count);
-    let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;
-    let carries = config.data.mode == Mode::Streams;
-    let (b, l) = if carries { (1, l.min(evaluate::CHUNK)) } else { ((POSITIONS / l).max(1), l) };
-    Ok(HeldOut::Text { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
 }
 
 /// Makes sure that the directory is free, or holds a run of these settings to go on with; where that is then.

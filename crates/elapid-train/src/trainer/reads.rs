@@ -1,0 +1,120 @@
+//! What a run reads: what it is trained on, and what is held out.
+
+use std::sync::Arc;
+
+use elapid::evaluate;
+use elapid::tokenizer::Tokenizer;
+
+use crate::Result;
+use crate::config::{Mode, TrainConfig};
+use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
+use crate::parallel::{Group, start};
+use crate::tasks::{Sequences, Split, Task};
+
+/// Positions of held-out text that are read at a time: what bounds the memory of a validation.
+const POSITIONS: usize = 4096;
+
+/// What is trained on and what is held out.
+pub(super) struct Data {
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) feed: Feed,
+    /// 0 of a task, which has no end.
+    pub(super) train_tokens: u64,
+    pub(super) held_out: Option<HeldOut>,
+    pub(super) notices: Vec<String>,
+}
+
+/// Where batches come from.
+pub(super) enum Feed {
+    Windows(Windows),
+    Streams(Streams),
+    /// Made on the fly, this many rows a batch.
+    Task(Sequences, usize),
+}
+
+impl Feed {
+    pub(super) fn batch(&self, index: u64) -> Batch {
+        match self {
+            Feed::Task(sequences, b) => sequences.batch(index, *b),
+            Feed::Windows(windows) => windows.batch(index),
+            Feed::Streams(streams) => streams.batch(index),
+        }
+    }
+}
+
+/// What training never sees.
+pub(super) enum HeldOut {
+    Text {
+        batches: Sequential,
+        /// Whether the state goes on from batch to batch.
+        carries: bool,
+        bytes_per_token: f64,
+    },
+    /// Fresh sequences at every validation, this many of each length.
+    Task(Vec<Sequences>, u64),
+}
+
+impl HeldOut {
+    pub(super) fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
+        let Self::Text { bytes_per_token, .. } = self else { return None };
+        Some(nats_per_token / bytes_per_token / std::f64::consts::LN_2)
+    }
+}
+
+/// Text, tokenised at its first use.
+pub(super) fn text(
+    config: &TrainConfig,
+    ranks: Option<&Group>,
+    tokenising: &mut dyn FnMut(data::Progress),
+) -> Result<Data> {
+    let tokenizer = config.data.open_tokenizer()?;
+    let mut prepare = || {
+        let options = data::Options {
+            cache: config.data.cache_dir(),
+            separator: config.data.separator,
+            progress: Some(&mut *tokenising),
+        };
+        Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
+    };
+    let corpus = match ranks {
+        None => prepare()?,
+        Some(ranks) => start::in_turn(ranks, prepare)?,
+    };
+    let (train, data) = (&config.train, &config.data);
+    let train_tokens = corpus.train.len();
+    let feed = match data.mode {
+        Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
+        Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
+    };
+    let held_out = corpus.val.map(|val| held_out(&val, config, &tokenizer)).transpose()?;
+    Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, notices: corpus.notices })
+}
+
+/// The sequences of a task.
+pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
+    let train = &config.train;
+    let sequences = |length, split| Sequences::new(task.clone(), length, train.seed, split);
+    let feed = sequences(config.data.length, Split::Train)?.with_next_tokens(config.task.next_tokens);
+    let feed = Feed::Task(feed, train.batch);
+    let lengths = match config.task.eval_lengths.as_slice() {
+        [] => &[config.data.length],
+        lengths => lengths,
+    };
+    let held_out = lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?;
+    let held_out = HeldOut::Task(held_out, train.eval_batches * train.batch as u64);
+    Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
+}
+
+/// What validation reads: windows as training has them, or in order with the state carried; packed as training is.
+fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> Result<HeldOut> {
+    let (b, l) = (config.train.batch, config.data.length);
+    let count = match config.train.eval_batches {
+        0 => val.len(),
+        batches => val.len().min(batches * (b * l) as u64 + 1),
+    };
+    let (val, _) = val.split(count);
+    let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;
+    let carries = config.data.mode == Mode::Streams;
+    let (b, l) = if carries { (1, l.min(evaluate::CHUNK)) } else { ((POSITIONS / l).max(1), l) };
+    Ok(HeldOut::Text { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
+}
