@@ -243,8 +243,8 @@ impl Trainer {
         if let Some(gpu) = device.gpu() {
             let length = if let Feed::Task(sequences, _) = &feed { sequences.positions() } else { data.length };
             let (shape, parts) = ((train.batch, length), train.accumulate.max(1));
-            let step = CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?;
-            let mut step = step.smoothed(train.label_smoothing as f32);
+            let mut step =
+                CudaStep::new(gpu, &model, shape, data.pack, carries, parts)?.smoothed(train.label_smoothing as f32);
             if let Some(state) = &carried {
                 step.set_state(state)?;
             }

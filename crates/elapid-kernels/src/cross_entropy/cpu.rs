@@ -79,7 +79,8 @@ impl WithSimd for Softmax<'_> {
             };
             let picked = z[target];
             let top = max(simd, z);
-            let above = if smoothing > 0.0 { picked - sum(simd, z) / v as f32 } else { 0.0 };
+            // By how much the target's logit is above the mean.
+            let lead = if smoothing > 0.0 { picked - sum(simd, z) / v as f32 } else { 0.0 };
             // The target's own exponential stays out of the sum: where the prediction is nearly certain, loss and gradient
             // are the small rest, which a sum around 1 would round away.
             z[target] = f32::NEG_INFINITY;
@@ -88,7 +89,7 @@ impl WithSimd for Softmax<'_> {
             let others = if rest < 0.0 { 0.0 } else { rest }; // NaN stays NaN
             let sum = others + (picked - top).exp();
             *nll = if picked == top { others.ln_1p() } else { (top - picked) + sum.ln() };
-            *nll += smoothing * above;
+            *nll += smoothing * lead;
             if let Some(scale) = scale {
                 let (share, shared) = (scale / sum, scale * smoothing / v as f32);
                 z.iter_mut().for_each(|z| *z = *z * share - shared);
@@ -123,8 +124,13 @@ fn sum<S: Simd>(simd: S, z: &[f32]) -> f32 {
     for (j, &z) in vectors.iter().enumerate() {
         sums[j % 4] = simd.add_f32s(sums[j % 4], z);
     }
-    let sums = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-    simd.reduce_sum_f32s(sums) + tail.iter().sum::<f32>()
+    total(simd, sums) + tail.iter().sum::<f32>()
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+fn total<S: Simd>(simd: S, sums: [S::f32s; 4]) -> f32 {
+    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3])))
 }
 
 /// Replaces z by exp(z - top) and returns the sum.
@@ -137,8 +143,7 @@ fn exponentials<S: Simd>(simd: S, z: &mut [f32], top: f32) -> f32 {
         *z = math::exp(simd, simd.sub_f32s(*z, tops));
         sums[j % 4] = simd.add_f32s(sums[j % 4], *z);
     }
-    let sums = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-    let mut sum = simd.reduce_sum_f32s(sums);
+    let mut sum = total(simd, sums);
     if !tail.is_empty() {
         let e = math::exp(simd, simd.sub_f32s(simd.partial_load_f32s(tail), tops));
         simd.partial_store_f32s(tail, e);

@@ -43,7 +43,7 @@ pub struct Grads<'a> {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct RawArgs {
+struct Raw {
     logits: RawMat,
     targets: u64,
     nll: u64,
@@ -95,7 +95,7 @@ pub fn forward(
     let shared = stride * dtype.bytes();
     let keeps = shared <= SHARED;
     let (threads, blocks) = if v <= SHORT { (32, 32) } else { (THREADS, 2) };
-    let args = RawArgs {
+    let args = Raw {
         logits: RawMat::NULL,
         targets: targets.address(),
         nll: nll.address(),
@@ -111,7 +111,7 @@ pub fn forward(
         keeps: keeps.into(),
     };
     let defines = defines(dtype, vector);
-    // SAFETY: `RawArgs` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
     unsafe { gpu.kernel(&SOURCE, "count", &defines)?.launch(Launch::linear(1, THREADS), &args)? };
     let kernel = gpu.kernel(&SOURCE, "rows", &defines)?;
     for first in (0..m).step_by(chunk) {
@@ -119,7 +119,7 @@ pub fn forward(
         let logits = Mat::new(&buffer, 0, (rows, v), stride, dtype);
         let h = h.rows_range(first, rows);
         product(gpu, h, w, None, logits.into_mut())?;
-        let args = RawArgs { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
+        let args = Raw { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
         let launch = Launch {
             shared: if keeps { shared as u32 } else { 0 },
             ..Launch::linear(rows.min(blocks * gpu.multiprocessors()), threads)

@@ -12,7 +12,8 @@ use crate::{DType, Error, Result, Tensor};
 /// What a batch of predictions came to.
 #[derive(Debug, Clone)]
 pub struct Loss {
-    /// Mean negative log-likelihood over the targets that count, in nats; a scalar to differentiate.
+    /// Mean negative log-likelihood over the targets that count, in nats; a scalar to differentiate. Of smoothed targets each
+    /// is a mean itself, over what is asked for ([`Targets::smoothed`]).
     pub mean: Var,
     /// Negative log-likelihood of every target in nats, 0 where it does not count; shaped as the positions.
     pub nll: Tensor,
@@ -80,7 +81,7 @@ impl<'a> From<&'a Vec<i32>> for Targets<'a> {
 /// while the block's logits are there.
 ///
 /// # Errors
-/// If shapes do not fit or a target is not in the vocabulary.
+/// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range.
 pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>) -> Result<Loss> {
     let Targets { ids, smoothing } = targets.into();
     let (loss, saved) = match (h.value().gpu(), ids) {
