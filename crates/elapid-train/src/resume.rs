@@ -23,7 +23,7 @@ const STATE: &str = "stream.state";
 const VERSION: &str = "1";
 
 /// How far a run has come.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Position {
     /// Optimiser steps done.
     pub(crate) step: u64,
