@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use elapid::generate::{Generator, Sampling};
+use elapid::tokenizer::SpecialTokens;
 use elapid::{LanguageModel, embedded};
 use elapid_kernels::cuda::library::{self, Needed};
 use elapid_kernels::cuda::{self, Gpu, compile};
@@ -191,10 +192,9 @@ fn check_embedded() -> Result<BuiltIn> {
     let model: LanguageModel = embedded::model()?;
     let tokenizer = embedded::tokenizer();
     let mut sequence = Generator::new(&model, Sampling { temperature: 0.0, ..Sampling::default() }, 0)?;
-    sequence.read(&tokenizer.encode("ROMEO:")?)?;
+    sequence.read(&tokenizer.encode_prompt("ROMEO:")?)?;
     let ids = (0..16).map(|_| sequence.next_token()).collect::<elapid::Result<Vec<_>>>()?;
-    let known: Vec<u32> = ids.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size()).collect();
-    let sample = String::from_utf8_lossy(&tokenizer.decode_bytes(&known)?).into_owned();
+    let sample = tokenizer.decode(&ids, SpecialTokens::Skip)?;
     Ok(BuiltIn { parameters: model.params().count(), sample })
 }
 

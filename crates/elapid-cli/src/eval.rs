@@ -53,6 +53,9 @@ pub(crate) struct Arguments {
     /// A text file, a directory of *.txt and *.md, or `tinyshakespeare` [default: the held-out tenth of that]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    /// Leave out what the tokenizer puts before each document, such as <s>
+    #[arg(long, conflicts_with_all = ["tokens", "task"])]
+    no_bos: bool,
     /// Only the last part of the text: 0.1 is the last tenth
     #[arg(long, value_name = "SHARE", value_parser = share)]
     val_fraction: Option<f64>,
@@ -123,6 +126,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let loaded = load(model)?;
     match &arguments.tokens {
         Some(path) => lists(arguments, &loaded, path, output),
+        None if arguments.no_bos => text(arguments, &loaded.without_bos()?, output),
         None => text(arguments, &loaded, output),
     }
 }

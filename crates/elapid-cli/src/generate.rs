@@ -10,8 +10,8 @@ use clap::builder::RangedU64ValueParser;
 use elapid::State;
 use elapid::files::Map;
 use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
-use elapid::text::{StopStrings, Utf8Stream};
-use elapid::tokenizer::Tokenizer;
+use elapid::text::StopStrings;
+use elapid::tokenizer::{SpecialTokens, TextStream, Tokenizer};
 use serde_json::json;
 
 use crate::failure::wrong;
@@ -51,13 +51,20 @@ pub(crate) struct Arguments {
     /// Tokens to generate at most; 0 only reads the prompt
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// Print the prompt before its continuation
+    /// Leave out what the tokenizer puts before a prompt, such as <s>
+    #[arg(long)]
+    no_bos: bool,
+    /// Print the prompt, as it was given, before its continuation
     #[arg(long)]
     echo: bool,
-    /// End before this text, which is not printed; may be given several times
+    /// Print special tokens too, by their names
+    #[arg(long)]
+    special: bool,
+    /// End before this text or special token, which is not printed; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on after the token that ends a text (a model without a tokenizer always does)
+    /// Go on after a token that ends a text: eos_token_id of generation_config.json, else of config.json, and the
+    /// tokenizer's own
     #[arg(long)]
     ignore_eos: bool,
     /// At the end, save what the model remembers of the text
@@ -135,18 +142,23 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let loaded = arguments.model.load_on(place, output)?;
+    let loaded = if arguments.no_bos { loaded.without_bos()? } else { loaded };
     let tokenizer = loaded.tokenizer.as_ref();
     if !arguments.stop.is_empty() {
         loaded.need_tokenizer("--stop")?;
     }
+    let ends = Ends::new(arguments, &loaded)?;
     let resumed = arguments.load_state.as_deref().map(|path| Resumed::load(path, &loaded)).transpose()?;
     let prompt = arguments.prompt(&loaded, resumed.is_some())?;
     let pending = resumed.as_ref().and_then(|resumed| resumed.pending);
-    let input: Vec<u32> = pending.into_iter().chain(prompt.iter().copied()).collect();
+    let input: Vec<u32> = pending.into_iter().chain(prompt.ids.iter().copied()).collect();
     loaded.check_ids(&input)?;
     let Some((&last, head)) = input.split_last() else {
         return Err(wrong("nothing to go on from: give a prompt of at least one token"));
     };
+    if let Some(error) = &loaded.unusable {
+        output.warn(format_args!("warning: {error}; token ids come out"));
+    }
 
     let model = &loaded.model;
     let Resumed { state, recent, .. } = resumed.map_or_else(|| Resumed::nothing(&loaded), Ok)?;
@@ -161,12 +173,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     read(&mut sequence, reads, arguments.chunk, output)?;
     let prompt_seconds = started.elapsed().as_secs_f64();
 
-    let mut writer = Writer::new(tokenizer, arguments, output);
+    let mut writer = Writer::new(tokenizer, &input, arguments, output)?;
     if arguments.echo {
-        writer.write(&prompt_text(&loaded, &prompt)?)?;
+        writer.write(&prompt.shown(&loaded, arguments.special())?)?;
     }
     let started = Instant::now();
-    let (generated, last_drawn, reason) = draw(&mut sequence, arguments, &loaded, &mut writer)?;
+    let (generated, last_drawn, reason) = draw(&mut sequence, arguments.max_tokens, &ends, &mut writer)?;
     let seconds = started.elapsed().as_secs_f64();
     let Written { tokens, text } = writer.finish()?;
 
@@ -181,10 +193,10 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     if output.json {
         let object = json!({
             "tokens": tokens,
-            "text": tokenizer.map(|_| text),
+            "text": tokenizer.map(|_| String::from_utf8_lossy(&text)),
             "stop_reason": reason,
             "tokens_per_second": rate,
-            "prompt_tokens": prompt.len(),
+            "prompt_tokens": prompt.ids.len(),
             "prompt_tokens_per_second": prompt_rate,
         });
         return output.result(&object, String::new);
@@ -209,36 +221,84 @@ fn read(sequence: &mut Generator<'_>, tokens: &[u32], chunk: usize, output: Outp
     Ok(())
 }
 
+/// The tokens that end a text.
+struct Ends {
+    of_text: Vec<u32>,
+    /// Special tokens that `--stop` names: they may have no text.
+    of_stop: Vec<u32>,
+}
+
+impl Ends {
+    fn new(arguments: &Arguments, loaded: &Loaded) -> Result<Self> {
+        let special = |name: &String| {
+            let tokenizer = loaded.tokenizer.as_ref()?;
+            tokenizer.token_id(name).filter(|&id| tokenizer.is_special(id))
+        };
+        let of_stop = arguments.stop.iter().filter_map(special).collect();
+        let of_text = if arguments.ignore_eos { Vec::new() } else { loaded.end_ids()? };
+        Ok(Self { of_text, of_stop })
+    }
+
+    fn reason(&self, id: u32) -> Option<&'static str> {
+        match id {
+            id if self.of_text.contains(&id) => Some("end_of_text"),
+            id if self.of_stop.contains(&id) => Some("stop_string"),
+            _ => None,
+        }
+    }
+}
+
 /// Draws tokens until something ends it: how many, the last one, and what ended it.
 fn draw(
     sequence: &mut Generator<'_>,
-    arguments: &Arguments,
-    loaded: &Loaded,
+    max_tokens: usize,
+    ends: &Ends,
     writer: &mut Writer<'_>,
 ) -> Result<(usize, Option<u32>, &'static str)> {
-    let eos = loaded.tokenizer.as_ref().and_then(|tokenizer| tokenizer.eos().or(loaded.model.config().eos_token_id));
-    let ends = |id| !arguments.ignore_eos && eos == Some(id);
     let mut last = None;
-    for done in 0..arguments.max_tokens {
+    for done in 0..max_tokens {
         let id = sequence.next_token()?;
         last = Some(id);
-        let end = ends(id);
-        let stopped = writer.token(id, end)?;
-        let reason = match (end, stopped) {
-            (true, _) => "end_of_text",
-            (_, true) => "stop_string",
-            _ => continue,
-        };
-        return Ok((done + 1, last, reason));
+        let end = ends.reason(id);
+        let stopped = writer.token(id, end.is_some())?;
+        if let Some(reason) = end.or(stopped.then_some("stop_string")) {
+            return Ok((done + 1, last, reason));
+        }
     }
-    Ok((arguments.max_tokens, last, "max_tokens"))
+    Ok((max_tokens, last, "max_tokens"))
+}
+
+/// What is continued.
+struct Prompt {
+    ids: Vec<u32>,
+    /// The text that the command line gives; of ids there is none.
+    text: Option<Vec<u8>>,
+}
+
+impl Prompt {
+    fn of_ids(ids: Vec<u32>) -> Self {
+        Self { ids, text: None }
+    }
+
+    /// What `--echo` prints.
+    fn shown(&self, loaded: &Loaded, special: SpecialTokens) -> Result<Vec<u8>> {
+        match (&self.text, &loaded.tokenizer) {
+            (Some(text), _) => Ok(text.clone()),
+            (None, Some(tokenizer)) => Ok(tokenizer.decode(&self.ids, special)?.into_bytes()),
+            (None, None) => Ok(self.ids.iter().flat_map(|id| format!("{id} ").into_bytes()).collect()),
+        }
+    }
 }
 
 impl Arguments {
-    /// The ids that the command line asks to continue. After a state there may be none.
-    fn prompt(&self, loaded: &Loaded, resumed: bool) -> Result<Vec<u32>> {
+    fn special(&self) -> SpecialTokens {
+        if self.special { SpecialTokens::Show } else { SpecialTokens::Skip }
+    }
+
+    /// What the command line asks to continue. After a state it may be nothing.
+    fn prompt(&self, loaded: &Loaded, resumed: bool) -> Result<Prompt> {
         if let Some(ids) = &self.prompt_tokens {
-            return Ok(ids.clone());
+            return Ok(Prompt::of_ids(ids.clone()));
         }
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(prompt), _) if prompt == "-" => stdin()?,
@@ -248,17 +308,24 @@ impl Arguments {
             _ => Vec::new(),
         };
         if !text.is_empty() {
-            return Ok(loaded.need_tokenizer("a prompt of text")?.encode(&text)?);
+            let tokenizer = loaded.need_tokenizer("a prompt of text")?;
+            // After a state a text goes on: it does not begin.
+            let ids = if resumed { tokenizer.encode(&text)? } else { tokenizer.encode_prompt(&text)? };
+            return Ok(Prompt { ids, text: Some(text) });
         }
         if resumed {
-            return Ok(Vec::new());
+            return Ok(Prompt::of_ids(Vec::new()));
         }
-        // Text of bytes begins after a line; models of other tokens were taught a token for it.
-        let begin = match &loaded.tokenizer {
-            Some(Tokenizer::Byte) => Some(u32::from(b'\n')),
-            tokenizer => tokenizer.as_ref().and_then(Tokenizer::bos).or(loaded.model.config().bos_token_id),
-        };
-        Ok(begin.into_iter().collect())
+        Ok(Prompt::of_ids(match &loaded.tokenizer {
+            Some(tokenizer) if !tokenizer.document_prefix().is_empty() => tokenizer.document_prefix().to_vec(),
+            // Text of bytes begins after a line; models of other tokens were taught a token for it.
+            Some(tokenizer) if tokenizer.is_byte() => vec![u32::from(b'\n')],
+            _ if self.no_bos => Vec::new(),
+            tokenizer => {
+                let bos = tokenizer.as_ref().and_then(Tokenizer::bos).or(loaded.model.config().bos_token_id);
+                bos.into_iter().collect()
+            }
+        }))
     }
 }
 
@@ -266,13 +333,6 @@ fn stdin() -> Result<Vec<u8>> {
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text)?;
     Ok(text)
-}
-
-fn prompt_text(loaded: &Loaded, prompt: &[u32]) -> Result<String> {
-    match &loaded.tokenizer {
-        Some(tokenizer) => Ok(String::from_utf8_lossy(&tokenizer.decode_bytes(prompt)?).into_owned()),
-        None => Ok(prompt.iter().map(|id| format!("{id} ")).collect()),
-    }
 }
 
 /// What a state file says.
@@ -321,9 +381,9 @@ fn save(path: &Path, loaded: &Loaded, state: &State, recent: &[u32], pending: u3
 
 /// Turns tokens into text and streams it. Keeps tokens and text only where they are printed at the end.
 struct Writer<'t> {
-    tokenizer: Option<&'t Tokenizer>,
+    /// None without a tokenizer: ids are written.
+    stream: Option<TextStream<'t>>,
     json: bool,
-    utf8: Utf8Stream,
     stops: StopStrings,
     stopped: bool,
     written: Written,
@@ -333,14 +393,16 @@ struct Writer<'t> {
 #[derive(Default)]
 struct Written {
     tokens: Vec<u32>,
-    text: String,
+    text: Vec<u8>,
 }
 
 impl<'t> Writer<'t> {
-    fn new(tokenizer: Option<&'t Tokenizer>, arguments: &Arguments, output: Output) -> Self {
+    /// Writes what comes after the tokens `before`.
+    fn new(tokenizer: Option<&'t Tokenizer>, before: &[u32], arguments: &Arguments, output: Output) -> Result<Self> {
+        let stream = tokenizer.map(|tokenizer| tokenizer.stream(arguments.special()).after(before)).transpose()?;
         let stops = StopStrings::new(arguments.stop.iter().cloned());
         let written = Written::default();
-        Self { tokenizer, json: output.json, utf8: Utf8Stream::new(), stops, stopped: false, written, last: None }
+        Ok(Self { stream, json: output.json, stops, stopped: false, written, last: None })
     }
 
     /// Takes a token; true if a stop string is complete. A `silent` one has no text.
@@ -348,47 +410,45 @@ impl<'t> Writer<'t> {
         if self.json {
             self.written.tokens.push(id);
         }
-        let Some(tokenizer) = self.tokenizer else {
+        let Some(stream) = &mut self.stream else {
             if !self.json {
-                self.write(&format!("{id} "))?;
+                self.write(format!("{id} ").as_bytes())?;
             }
             return Ok(false);
         };
-        // Ids that only pad the vocabulary stand for nothing.
-        if silent || id as usize >= tokenizer.vocab_size() {
+        if silent {
             return Ok(false);
         }
-        let text = self.utf8.push(tokenizer.token_bytes(id)?);
-        let released = self.stops.push(&text);
+        let released = self.stops.push(&stream.push(id)?);
         self.stopped = released.stop.is_some();
-        self.write(&released.text)?;
+        self.write(released.text.as_bytes())?;
         Ok(self.stopped)
     }
 
-    fn write(&mut self, text: &str) -> Result<()> {
+    fn write(&mut self, text: &[u8]) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
         if self.json {
-            self.written.text.push_str(text);
+            self.written.text.extend_from_slice(text);
             return Ok(());
         }
-        self.last = text.bytes().last();
+        self.last = text.last().copied();
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
+        stdout.write_all(text)?;
         Ok(stdout.flush()?)
     }
 
     /// Writes what was held back, and ends the line.
     fn finish(mut self) -> Result<Written> {
-        if !self.stopped {
-            let rest = self.utf8.finish();
+        if let Some(stream) = self.stream.take().filter(|_| !self.stopped) {
+            let rest = stream.finish()?;
             let released = self.stops.push(&rest);
             let held = self.stops.finish();
-            self.write(&(released.text + &held.text))?;
+            self.write((released.text + &held.text).as_bytes())?;
         }
         if self.last.is_some_and(|last| last != b'\n') {
-            self.write("\n")?;
+            self.write(b"\n")?;
         }
         Ok(self.written)
     }

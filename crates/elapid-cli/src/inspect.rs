@@ -1,5 +1,7 @@
 //! `elapid inspect`: what a model is made of.
 
+use std::path::Path;
+
 use anyhow::Result;
 use elapid::checkpoint::Checkpoint;
 use elapid::config::{Mamba1Config, MixerConfig, ModelConfig};
@@ -63,12 +65,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         }
         (_, Some(dir)) => {
             let checkpoint = Checkpoint::open(dir)?;
-            (dir.display().to_string(), checkpoint.config.clone(), Some(checkpoint), model::tokenizer(dir)?)
+            (dir.display().to_string(), checkpoint.config.clone(), Some(checkpoint), tokenizer(dir))
         }
         _ => {
             let checkpoint = embedded::checkpoint()?;
             let config = checkpoint.config.clone();
-            ("the model inside elapid".to_owned(), config, Some(checkpoint), Some(embedded::tokenizer()))
+            ("the model inside elapid".to_owned(), config, Some(checkpoint), Some(describe(&embedded::tokenizer())))
         }
     };
     if let Some(checkpoint) = &checkpoint {
@@ -91,13 +93,13 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         "bytes_per_token": traffic,
         "state_bytes": state,
         "state_numbers": state / 4,
-        "tokenizer": tokenizer.as_ref().map_or(Value::Null, |tokenizer| describe(tokenizer).into()),
+        "tokenizer": tokenizer,
         "tensors": rows.iter().map(Row::object).collect::<Vec<_>>(),
     });
     output.result(&object, || {
         let mut lines = vec![("model", name.clone())];
         lines.extend(config_lines(config));
-        lines.push(("tokenizer", tokenizer.as_ref().map_or("none".into(), describe)));
+        lines.push(("tokenizer", tokenizer.clone().unwrap_or_else(|| "none".into())));
         lines.push(("parameters", format!("{}, {}", thousands(parameters), bytes(stored))));
         lines.push(("a token costs", format!("{}, {} moved (f32)", scaled(cost.flops as f64, "FLOP"), bytes(traffic))));
         let any_length = "at any length of text";
@@ -161,11 +163,16 @@ fn width(dtype: &str) -> u64 {
     }
 }
 
+/// What a directory has for a tokenizer.
+fn tokenizer(dir: &Path) -> Option<String> {
+    match model::tokenizer(dir) {
+        Ok(tokenizer) => tokenizer.as_ref().map(describe),
+        Err(error) => Some(format!("unusable: {error}")),
+    }
+}
+
 fn describe(tokenizer: &Tokenizer) -> String {
-    let kind = match tokenizer {
-        Tokenizer::Byte => "bytes",
-        Tokenizer::Hf(_) => "Hugging Face",
-    };
+    let kind = if tokenizer.is_byte() { "bytes" } else { "Hugging Face" };
     format!("{kind}, {} ids", thousands(tokenizer.vocab_size() as u64))
 }
 

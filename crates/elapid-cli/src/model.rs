@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use elapid::checkpoint::Checkpoint;
-use elapid::tokenizer::{Tokenizer, TokenizerError};
+use elapid::tokenizer::{self, Tokenizer, TokenizerError};
 use elapid::{DType, Device, LanguageModel, embedded};
 use elapid_kernels::cuda;
 use elapid_train::parallel::World;
@@ -50,8 +50,11 @@ pub(crate) struct Loaded {
     pub(crate) model: LanguageModel,
     /// None: ids are all that can go in and out.
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// Why there is none though there are files of one.
+    pub(crate) unusable: Option<String>,
     /// Its directory, or what stands for it.
     pub(crate) name: String,
+    dir: Option<PathBuf>,
 }
 
 /// Which model.
@@ -77,30 +80,52 @@ impl ModelArgument {
     pub(crate) fn load(&self, output: Output) -> Result<Loaded> {
         let Some(dir) = &self.model else {
             let (model, tokenizer) = (embedded::model()?, Some(embedded::tokenizer()));
-            return Ok(Loaded { model, tokenizer, name: "the model inside elapid".into() });
+            let name = "the model inside elapid".into();
+            return Ok(Loaded { model, tokenizer, unusable: None, name, dir: None });
         };
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
         let model = LanguageModel::load(&checkpoint)?;
-        Ok(Loaded { model, tokenizer: tokenizer(dir)?, name: dir.display().to_string() })
+        let (tokenizer, unusable) = match tokenizer(dir) {
+            Ok(tokenizer) => (tokenizer, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Ok(Loaded { model, tokenizer, unusable, name: dir.display().to_string(), dir: Some(dir.clone()) })
     }
 }
 
 /// The tokenizer of a model's directory, if it has one.
-pub(crate) fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>> {
+pub(crate) fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
     match Tokenizer::open(dir) {
         Ok(tokenizer) => Ok(Some(tokenizer)),
         Err(TokenizerError::Missing { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 
 impl Loaded {
     /// The tokenizer, for what cannot be done without.
     pub(crate) fn need_tokenizer(&self, what: &str) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            wrong(format!("{}: no tokenizer.json there, which {what} needs; add one, or give token ids", self.name))
+        self.tokenizer.as_ref().ok_or_else(|| match &self.unusable {
+            Some(error) => wrong(format!("{error} ({what} needs the tokenizer; token ids do not)")),
+            None => {
+                wrong(format!("{}: no tokenizer.json there, which {what} needs; add one, or give token ids", self.name))
+            }
         })
+    }
+
+    /// The same model, with nothing before prompts and documents.
+    pub(crate) fn without_bos(mut self) -> Result<Self> {
+        self.tokenizer = self.tokenizer.map(|tokenizer| tokenizer.with_document_prefix([])).transpose()?;
+        Ok(self)
+    }
+
+    /// The ids that end a text, by the files of the model and of its tokenizer.
+    pub(crate) fn end_ids(&self) -> Result<Vec<u32>> {
+        let stated = self.dir.as_deref().map(tokenizer::stated_end_ids).transpose()?.flatten();
+        let mut ids = stated.unwrap_or_else(|| self.model.config().eos_token_id.into_iter().collect());
+        ids.extend(self.tokenizer.as_ref().and_then(Tokenizer::eos));
+        Ok(ids)
     }
 
     /// Checks ids before anything is computed from them.

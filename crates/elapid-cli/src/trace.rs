@@ -93,7 +93,7 @@ pub(crate) fn run(arguments: &TraceArguments, model: &ModelArgument, place: Plac
     let reading = match &arguments.prompt {
         None => task(arguments, model)?,
         Some(text) => {
-            let tokens = loaded.need_tokenizer("a text")?.encode(text)?;
+            let tokens = loaded.need_tokenizer("a text")?.encode_prompt(text)?;
             Reading { what: "a text".into(), roles: vec![Role::Text; tokens.len()], tokens }
         }
     };

@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use elapid::generate::{Generator, Sampling};
-use elapid::text::Utf8Stream;
-use elapid::tokenizer::Tokenizer;
+use elapid::tokenizer::{SpecialTokens, Tokenizer};
 use elapid::{DType, LanguageModel};
 use elapid_train::config::{Dtype, TrainConfig};
 use elapid_train::data;
@@ -79,6 +78,9 @@ pub(crate) struct Arguments {
     /// What everything random follows from
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Leave out what the tokenizer puts before each document, such as <s>; the trained model has it so
+    #[arg(long)]
+    no_bos: bool,
     /// Any other setting, `section.key=value`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -126,6 +128,7 @@ impl Arguments {
         config.data.length = self.length.unwrap_or(config.data.length);
         config.train.lr = self.lr.unwrap_or(config.train.lr);
         config.train.seed = self.seed.unwrap_or(config.train.seed);
+        config.data.bos &= !self.no_bos;
         for assignment in &self.set {
             config.apply_override(assignment)?;
         }
@@ -275,19 +278,23 @@ fn summary(outcome: &Outcome, sample: Option<&str>) -> String {
     format!("{sample}{}", pairs(&lines))
 }
 
-/// What the model writes after an empty line.
+/// What the model writes after what stands before a document, or else after an empty line.
 fn sample(model: &LanguageModel, tokenizer: &Tokenizer) -> Result<String> {
     let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
     let mut sequence = Generator::new(model, sampling, 0)?;
-    sequence.read(&tokenizer.encode("\n")?)?;
-    let mut stream = Utf8Stream::default();
+    let begin = match tokenizer.document_prefix() {
+        [] => tokenizer.encode("\n")?,
+        prefix => prefix.to_vec(),
+    };
+    sequence.read(&begin)?;
+    let mut stream = tokenizer.stream(SpecialTokens::Skip).after(&begin)?;
     let mut text = String::new();
     while text.chars().count() < SAMPLE {
         let id = sequence.next_token()?;
-        if Some(id) == tokenizer.eos() || id as usize >= tokenizer.vocab_size() {
+        if tokenizer.end_ids().contains(&id) || id as usize >= tokenizer.vocab_size() {
             break;
         }
-        text.push_str(&stream.push(tokenizer.token_bytes(id)?));
+        text.push_str(&stream.push(id)?);
     }
     Ok(text.trim().to_owned())
 }

@@ -53,7 +53,7 @@ pub enum Error {
     },
     /// A separator of documents that the tokenizer does not have.
     #[error(
-        "the tokenizer has no {token} token to put between documents; set data.separator to another, or to \"none\""
+        "the tokenizer has no {token} token to put around documents; set data.separator to another, or to \"none\""
     )]
     Separator {
         /// `bos` or `eos`.

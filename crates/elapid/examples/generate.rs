@@ -4,8 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use elapid::generate::{Generator, Sampling};
-use elapid::text::Utf8Stream;
-use elapid::tokenizer::Tokenizer;
+use elapid::tokenizer::{SpecialTokens, Tokenizer};
 use elapid::{LanguageModel, Result, embedded};
 
 fn main() -> Result<()> {
@@ -18,15 +17,19 @@ fn main() -> Result<()> {
 
     let sampling = Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::default() };
     let mut sequence = Generator::new(&model, sampling, 1)?;
-    sequence.read(&tokenizer.encode(&prompt)?)?;
+    let ids = tokenizer.encode_prompt(&prompt)?;
+    sequence.read(&ids)?;
 
     print!("{prompt}");
-    let mut text = Utf8Stream::new();
+    let mut text = tokenizer.stream(SpecialTokens::Skip).after(&ids)?;
     for _ in 0..200 {
         let id = sequence.next_token()?;
-        print!("{}", text.push(tokenizer.token_bytes(id)?));
+        if tokenizer.end_ids().contains(&id) {
+            break;
+        }
+        print!("{}", text.push(id)?);
         std::io::stdout().flush().ok();
     }
-    println!("{}", text.finish());
+    println!("{}", text.finish()?);
     Ok(())
 }

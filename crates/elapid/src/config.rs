@@ -8,6 +8,8 @@ mod write;
 
 use elapid_kernels::selective_scan::Discretisation;
 
+pub(crate) use read::json;
+
 /// The vocabulary of the GPT-NeoX tokenizer, with which the published models were trained.
 const NEOX_VOCAB: usize = 50277;
 

@@ -9,13 +9,14 @@
 //! ```
 //! use elapid::embedded;
 //! use elapid::generate::{Generator, Sampling};
+//! use elapid::tokenizer::SpecialTokens;
 //!
 //! # fn main() -> elapid::Result<()> {
 //! let (model, tokenizer) = (embedded::model()?, embedded::tokenizer());
 //! let mut sequence = Generator::new(&model, Sampling { temperature: 0.8, ..Sampling::default() }, 1)?;
-//! sequence.read(&tokenizer.encode("ROMEO:\n")?)?;
+//! sequence.read(&tokenizer.encode_prompt("ROMEO:\n")?)?;
 //! let ids: Vec<u32> = (0..20).map(|_| sequence.next_token()).collect::<Result<_, _>>()?;
-//! println!("{}", String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?));
+//! println!("{}", tokenizer.decode(&ids, SpecialTokens::Skip)?);
 //! # Ok(())
 //! # }
 //! ```

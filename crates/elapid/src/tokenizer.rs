@@ -1,11 +1,26 @@
 //! From text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`.
 //!
-//! Ids of a [`Tokenizer`] are below [`Tokenizer::vocab_size`]; a model may pad its vocabulary beyond that. Decoding is
-//! the concatenation of [`Tokenizer::token_bytes`], so that text can be streamed token by token
-//! ([`crate::text::Utf8Stream`] puts characters together again).
+//! Ids of a [`Tokenizer`] are below [`Tokenizer::vocab_size`]; a model may pad its vocabulary beyond that. Text comes from
+//! the tokenizer's own decoder, whole ([`Tokenizer::decode`]) or while tokens arrive ([`Tokenizer::stream`]).
+//!
+//! One rule says what stands around a text, for prompts, training and evaluation alike:
+//!
+//! - **before**: what the `post_processor` of `tokenizer.json` puts there. `add_bos_token` of `tokenizer_config.json`, where
+//!   present, overrules it: true is the beginning token and nothing else, false is nothing
+//!   ([`Tokenizer::document_prefix`]);
+//! - **after** a document, never after a prompt: the same with `add_eos_token` ([`Tokenizer::document_suffix`]);
+//! - **end of a text**: any of the `eos_token_id` of `generation_config.json`, else of `config.json`, and the tokenizer's
+//!   own end token ([`Tokenizer::end_ids`]).
+//!
+//! `transformers` 5 reads the same post-processor and end ids, but drops `add_bos_token` and `add_eos_token` of a directory
+//! with a `tokenizer.json` (5.24; `from_pretrained(…, add_bos_token=True)` still replaces the post-processor, as version 4
+//! did for some models). [`Tokenizer::save`] therefore writes the post-processor that was in force.
 
 mod byte;
+mod decoder;
 mod hf;
+mod special;
+mod stream;
 
 use std::borrow::Cow;
 use std::fs;
@@ -14,9 +29,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub use hf::Hf;
+pub use special::stated_end_ids;
+pub use stream::TextStream;
 
 use crate::files::{FileError, atomic_write};
+use hf::Hf;
+use special::{Beside, Roles, Template};
 
 /// The file's name in a model directory.
 const FILE: &str = "tokenizer.json";
@@ -60,13 +78,11 @@ pub enum TokenizerError {
         /// The first byte that is not part of a character, counted from the beginning of the text.
         offset: usize,
     },
-    /// An id that the tokenizer does not have.
-    #[error("token id {id} is not in the vocabulary of {vocab_size}")]
-    UnknownId {
-        /// The id.
-        id: u32,
-        /// Number of ids.
-        vocab_size: usize,
+    /// The tokenizer's decoder refused the tokens.
+    #[error("the tokenizer cannot make text of the tokens: {what}")]
+    Decode {
+        /// What it said.
+        what: String,
     },
     /// The tokenizer refused the text.
     #[error("the tokenizer refused the text: {what}")]
@@ -81,26 +97,47 @@ pub type Result<T, E = TokenizerError> = std::result::Result<T, E>;
 
 /// Turns text into token ids and back.
 #[derive(Debug, Clone)]
-pub enum Tokenizer {
+pub struct Tokenizer {
+    kind: Kind,
+    roles: Roles,
+    /// What stands around a text; the definition says the same.
+    template: Template,
+    end_ids: Vec<u32>,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
     /// One id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a special id.
     Byte,
     /// A tokenizer in Hugging Face's format.
     Hf(Box<Hf>),
 }
 
+/// Whether special tokens are part of a text, by their names. No special token of the files has text otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SpecialTokens {
+    /// They are left out.
+    #[default]
+    Skip,
+    /// They are shown.
+    Show,
+}
+
 impl Tokenizer {
-    /// The tokenizer of bytes: 256 of them and three special ids.
+    /// The tokenizer of bytes: one id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a
+    /// special id, and nothing stands around a text.
     pub fn byte() -> Self {
-        Self::Byte
+        Self { kind: Kind::Byte, roles: byte::ROLES, template: Template::default(), end_ids: vec![byte::EOS] }
     }
 
     /// Reads the tokenizer of a model directory, or a `tokenizer.json` itself.
     ///
     /// Special ids come from the files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `config.json`),
-    /// else from the usual names among the added tokens.
+    /// else from the usual names among the tokens; what stands around a text as [the rule](self) has it. `dropout` is off,
+    /// and texts are not truncated or padded, whatever the file says.
     ///
     /// # Errors
-    /// If the file is missing or unreadable, is not a tokenizer, or has a decoder that does not work token by token.
+    /// If the file is missing or unreadable or is not a tokenizer, or if one beside it is not JSON or says what cannot be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
@@ -110,12 +147,32 @@ impl Tokenizer {
         })?;
         let wrong = |what: String| TokenizerError::Definition { path: file.clone(), what };
         let json: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
-        if byte::is_definition(&json) {
-            return Ok(Self::Byte);
+        let from_file = Template::of(&json["post_processor"]).map_err(wrong)?;
+        let (kind, vocab_size) = if byte::is_definition(&json) {
+            (Kind::Byte, byte::VOCAB_SIZE)
+        } else {
+            let hf = Hf::new(json).map_err(wrong)?;
+            let vocab_size = hf.vocab_size();
+            (Kind::Hf(Box::new(hf)), vocab_size)
+        };
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside = Beside::read(dir)?;
+        let stated = beside.end_ids(dir)?;
+        let roles = match &kind {
+            Kind::Byte => byte::ROLES,
+            Kind::Hf(hf) => beside.roles(stated.as_deref(), |name| hf.id(name), |id| hf.name(id).is_some()),
+        };
+        let in_config = |what: String| TokenizerError::Definition { path: dir.join(CONFIG), what };
+        let template = beside.template(from_file.clone(), roles).map_err(in_config)?;
+        let mut ids = template.prefix.iter().chain(&template.suffix);
+        if let Some(id) = ids.find(|&&id| id as usize >= vocab_size) {
+            return Err(wrong(format!("post_processor: it adds the id {id}, and the vocabulary has {vocab_size}")));
         }
-        let beside = file.parent().unwrap_or(Path::new("."));
-        let hf = Hf::new(json, |name| fs::read(beside.join(name)).ok().and_then(|b| serde_json::from_slice(&b).ok()));
-        Ok(Self::Hf(Box::new(hf.map_err(wrong)?)))
+        let mut end_ids = stated.unwrap_or_default();
+        end_ids.extend(roles.eos);
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        Self { kind, roles, template: from_file, end_ids }.with_template(template)
     }
 
     /// The ids of a text, without special tokens around it.
@@ -124,9 +181,9 @@ impl Tokenizer {
     /// If a Hugging Face tokenizer is given bytes that are not UTF-8; the error has the byte's position.
     pub fn encode(&self, text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
         let bytes = text.as_ref();
-        match self {
-            Self::Byte => Ok(bytes.iter().map(|&byte| u32::from(byte)).collect()),
-            Self::Hf(hf) => {
+        match &self.kind {
+            Kind::Byte => Ok(bytes.iter().map(|&byte| u32::from(byte)).collect()),
+            Kind::Hf(hf) => {
                 let text =
                     std::str::from_utf8(bytes).map_err(|e| TokenizerError::InvalidUtf8 { offset: e.valid_up_to() })?;
                 hf.encode(text).map_err(|what| TokenizerError::Encode { what })
@@ -134,83 +191,149 @@ impl Tokenizer {
         }
     }
 
-    /// The text of some ids: their [`token_bytes`](Self::token_bytes) one after another.
-    ///
-    /// The bytes of a part of a text need not be UTF-8. Tokenizers that mark word beginnings (SentencePiece) give a
-    /// space before the first word.
+    /// The ids of a text that is to be continued, after [`document_prefix`](Self::document_prefix).
     ///
     /// # Errors
-    /// If an id is not in the vocabulary.
-    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(ids.len() * 4);
-        for &id in ids {
-            bytes.extend_from_slice(self.token_bytes(id)?);
-        }
-        Ok(bytes)
+    /// As [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
+        Ok([self.document_prefix(), &self.encode(text)?].concat())
     }
 
-    /// The bytes that an id stands for. Special tokens of [`Tokenizer::Byte`] stand for none, those of a Hugging Face
-    /// tokenizer for their name, and an id that the file leaves out for none.
+    /// The ids of a whole document, between [`document_prefix`](Self::document_prefix) and
+    /// [`document_suffix`](Self::document_suffix).
     ///
     /// # Errors
-    /// If the id is not below [`vocab_size`](Self::vocab_size).
-    pub fn token_bytes(&self, id: u32) -> Result<&[u8]> {
-        let bytes = match self {
-            Self::Byte => byte::token_bytes(id),
-            Self::Hf(hf) => hf.token_bytes(id),
-        };
-        bytes.ok_or_else(|| TokenizerError::UnknownId { id, vocab_size: self.vocab_size() })
+    /// As [`encode`](Self::encode).
+    pub fn encode_document(&self, text: impl AsRef<[u8]>) -> Result<Vec<u32>> {
+        Ok([self.document_prefix(), &self.encode(text)?, self.document_suffix()].concat())
+    }
+
+    /// The ids that stand before a prompt and before each document; often none or one.
+    pub fn document_prefix(&self) -> &[u32] {
+        &self.template.prefix
+    }
+
+    /// The ids that stand after each document; often none.
+    pub fn document_suffix(&self) -> &[u32] {
+        &self.template.suffix
+    }
+
+    /// The same tokenizer with other ids before a document. [`definition`](Self::definition),
+    /// [`fingerprint`](Self::fingerprint) and [`save`](Self::save) follow.
+    ///
+    /// # Errors
+    /// Never, unless the definition was damaged in memory.
+    pub fn with_document_prefix(self, prefix: impl Into<Vec<u32>>) -> Result<Self> {
+        let suffix = self.template.suffix.clone();
+        self.with_template(Template { prefix: prefix.into(), suffix })
+    }
+
+    /// The same tokenizer with other ids after a document, as [`with_document_prefix`](Self::with_document_prefix).
+    ///
+    /// # Errors
+    /// Never, unless the definition was damaged in memory.
+    pub fn with_document_suffix(self, suffix: impl Into<Vec<u32>>) -> Result<Self> {
+        let prefix = self.template.prefix.clone();
+        self.with_template(Template { prefix, suffix: suffix.into() })
+    }
+
+    fn with_template(mut self, template: Template) -> Result<Self> {
+        if let Kind::Hf(hf) = &mut self.kind
+            && template != self.template
+        {
+            hf.set_template(&template).map_err(|what| TokenizerError::Definition { path: FILE.into(), what })?;
+        }
+        self.template = template;
+        Ok(self)
+    }
+
+    /// The ids that end a text, ascending: those of the model's files ([`stated_end_ids`]) and the tokenizer's own.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.end_ids
+    }
+
+    /// The text of some ids, by the tokenizer's own decoder. An id without a token has no text.
+    ///
+    /// # Errors
+    /// If the decoder fails.
+    pub fn decode(&self, ids: &[u32], special: SpecialTokens) -> Result<String> {
+        let mut stream = self.stream(special);
+        let mut text = ids.iter().map(|&id| stream.push(id)).collect::<Result<String>>()?;
+        text.push_str(&stream.finish()?);
+        Ok(text)
+    }
+
+    /// The text of some ids as bytes, special tokens left out: of the byte tokenizer all bytes as they are, also where
+    /// they are not UTF-8.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        match &self.kind {
+            Kind::Byte => Ok(ids.iter().filter_map(|&id| u8::try_from(id).ok()).collect()),
+            Kind::Hf(_) => Ok(self.decode(ids, SpecialTokens::Skip)?.into_bytes()),
+        }
+    }
+
+    /// The text of ids that arrive one after another.
+    pub fn stream(&self, special: SpecialTokens) -> TextStream<'_> {
+        TextStream::new(self, special)
+    }
+
+    /// Whether this is the tokenizer of bytes, which takes and gives any bytes.
+    pub fn is_byte(&self) -> bool {
+        matches!(self.kind, Kind::Byte)
     }
 
     /// The largest id plus one.
     pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Byte => byte::VOCAB_SIZE,
-            Self::Hf(hf) => hf.vocab_size(),
+        match &self.kind {
+            Kind::Byte => byte::VOCAB_SIZE,
+            Kind::Hf(hf) => hf.vocab_size(),
         }
     }
 
-    /// The id that begins a text, if the tokenizer has one.
+    /// The id that begins a text, if the tokenizer has one. Whether it stands before texts is
+    /// [`document_prefix`](Self::document_prefix).
     pub fn bos(&self) -> Option<u32> {
-        match self {
-            Self::Byte => Some(byte::BOS),
-            Self::Hf(hf) => hf.special.bos,
-        }
+        self.roles.bos
     }
 
-    /// The id that ends a text, if the tokenizer has one.
+    /// The id that ends a text, if the tokenizer has one; [`end_ids`](Self::end_ids) has all that do.
     pub fn eos(&self) -> Option<u32> {
-        match self {
-            Self::Byte => Some(byte::EOS),
-            Self::Hf(hf) => hf.special.eos,
-        }
+        self.roles.eos
     }
 
     /// The id that fills up rows, if the tokenizer has one.
     pub fn pad(&self) -> Option<u32> {
-        match self {
-            Self::Byte => Some(byte::PAD),
-            Self::Hf(hf) => hf.special.pad,
-        }
+        self.roles.pad
     }
 
     /// Whether the id is a special token: one to leave out of text for people.
     pub fn is_special(&self, id: u32) -> bool {
-        match self {
-            Self::Byte => (byte::BOS..=byte::PAD).contains(&id),
-            Self::Hf(hf) => hf.is_special(id),
+        match &self.kind {
+            Kind::Byte => byte::special_name(id).is_some(),
+            Kind::Hf(hf) => hf.is_special(id),
         }
     }
 
-    /// `tokenizer.json` as text.
+    /// The id of a token by its name in the vocabulary.
+    pub fn token_id(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Byte => byte::special_id(name),
+            Kind::Hf(hf) => hf.id(name),
+        }
+    }
+
+    /// `tokenizer.json` as text, with the post-processor in force and without dropout, truncation and padding.
     pub fn definition(&self) -> Cow<'_, str> {
-        match self {
-            Self::Byte => Cow::Owned(byte::definition().to_string()),
-            Self::Hf(hf) => Cow::Borrowed(hf.definition()),
+        match &self.kind {
+            Kind::Byte => Cow::Owned(byte::definition(&self.template).to_string()),
+            Kind::Hf(hf) => Cow::Borrowed(hf.definition()),
         }
     }
 
-    /// BLAKE3 of the definition, white space apart. Token ids of two tokenizers with one fingerprint mean the same.
+    /// BLAKE3 of the definition, white space apart. Documents have the same ids by two tokenizers with one fingerprint.
     pub fn fingerprint(&self) -> [u8; 32] {
         *blake3::hash(self.definition().as_bytes()).as_bytes()
     }
@@ -230,14 +353,26 @@ impl Tokenizer {
                 config.insert(key.into(), name.into());
             }
         }
+        // The post-processor says it already; other programs look here.
+        let sides = [
+            ("add_bos_token", self.bos(), &self.template.prefix),
+            ("add_eos_token", self.eos(), &self.template.suffix),
+        ];
+        for (key, id, side) in sides {
+            match side.as_slice() {
+                [] => config.insert(key.into(), false.into()),
+                [one] if Some(*one) == id => config.insert(key.into(), true.into()),
+                _ => None,
+            };
+        }
         write(CONFIG, &format!("{:#}\n", Value::Object(config)))?;
         Ok(())
     }
 
     fn token_name(&self, id: u32) -> Option<String> {
-        match self {
-            Self::Byte => byte::special_name(id).map(str::to_owned),
-            Self::Hf(hf) => hf.token_name(id),
+        match &self.kind {
+            Kind::Byte => byte::name(id),
+            Kind::Hf(hf) => hf.name(id),
         }
     }
 }

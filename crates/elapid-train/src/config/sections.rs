@@ -253,6 +253,7 @@ pub struct DataConfig {
     pub mode: Mode,
     pub length: usize,
     pub separator: Separator,
+    pub bos: bool,
     pub pack: bool,
     pub cache: String,
 }
@@ -266,7 +267,8 @@ impl Default for DataConfig {
             tokenizer: "byte".into(),
             mode: Mode::Windows,
             length: 256,
-            separator: Separator::None,
+            separator: Separator::Tokenizer,
+            bos: true,
             pack: false,
             cache: "auto".into(),
         }
@@ -296,12 +298,14 @@ impl DataConfig {
         }
     }
 
-    /// Opens the tokenizer.
+    /// Opens the tokenizer, with what these settings put around documents.
     ///
     /// # Errors
-    /// As [`Tokenizer::open`].
-    pub fn open_tokenizer(&self) -> elapid::tokenizer::Result<Tokenizer> {
-        if self.tokenizer == "byte" { Ok(Tokenizer::byte()) } else { Tokenizer::open(&self.tokenizer) }
+    /// As [`Tokenizer::open`] and [`Separator::apply`].
+    pub fn open_tokenizer(&self) -> crate::Result<Tokenizer> {
+        let tokenizer = if self.tokenizer == "byte" { Tokenizer::byte() } else { Tokenizer::open(&self.tokenizer)? };
+        let tokenizer = self.separator.apply(tokenizer)?;
+        Ok(if self.bos { tokenizer } else { tokenizer.with_document_prefix([])? })
     }
 }
 

@@ -15,12 +15,12 @@ use elapid::tokenizer::Tokenizer;
 use super::source::{Part, Text};
 use super::store::{Store, Width};
 use super::tokenise::{PIECE, Stop, tokenise};
-use super::{Options, Progress, Separator};
+use super::{Options, Progress};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"elapidtk";
 /// Of the layout and of the way text is cut: raised when either changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 128;
 /// The header without its checksum.
 const FIELDS: usize = 96;
@@ -33,12 +33,11 @@ pub(super) fn open_or_make(
     notices: &mut Vec<String>,
 ) -> Result<Store> {
     let mut ignore = |_| ();
-    let separator = options.separator;
     let cache = options.cache.as_deref().filter(|_| parts.iter().any(|part| matches!(part.text, Text::File { .. })));
     let Some(dir) = cache else {
         let mut ids = Vec::new();
         let progress = options.progress.as_deref_mut().unwrap_or(&mut ignore);
-        let documents = tokenise(parts, tokenizer, separator, progress, &mut |part| {
+        let documents = tokenise(parts, tokenizer, progress, &mut |part| {
             ids.extend_from_slice(part);
             Ok(())
         });
@@ -48,7 +47,7 @@ pub(super) fn open_or_make(
             Err(Stop::Sink(source)) => Err(Error::Io { doing: "write", path: "memory".into(), source }),
         };
     };
-    let wanted = Wanted::new(parts, tokenizer, separator);
+    let wanted = Wanted::new(parts, tokenizer);
     let path = dir.join(wanted.file_name(parts));
     match read(&path, &wanted) {
         Ok(store) => return Ok(store),
@@ -59,7 +58,7 @@ pub(super) fn open_or_make(
     }
     fs::create_dir_all(dir).map_err(Error::io("write", dir))?;
     let progress = options.progress.as_deref_mut().unwrap_or(&mut ignore);
-    write(&path, &wanted, parts, tokenizer, separator, progress)?;
+    write(&path, &wanted, parts, tokenizer, progress)?;
     read(&path, &wanted).map_err(|unusable| Error::Io {
         doing: "read",
         path: path.clone(),
@@ -81,13 +80,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn new(parts: &[Part], tokenizer: &Tokenizer, separator: Separator) -> Self {
+    fn new(parts: &[Part], tokenizer: &Tokenizer) -> Self {
         let mut source = blake3::Hasher::new();
         let mut place = blake3::Hasher::new();
         let fingerprint = tokenizer.fingerprint();
         for hasher in [&mut source, &mut place] {
             hasher.update(&fingerprint);
-            hasher.update(&[separator as u8]);
             hasher.update(&(PIECE as u64).to_le_bytes());
         }
         for part in parts {
@@ -188,7 +186,6 @@ fn write(
     wanted: &Wanted,
     parts: &[Part],
     tokenizer: &Tokenizer,
-    separator: Separator,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let mut failure = None;
@@ -197,7 +194,7 @@ fn write(
         let mut hasher = blake3::Hasher::new();
         let mut count = 0;
         let mut bytes = Vec::new();
-        let documents = tokenise(parts, tokenizer, separator, progress, &mut |ids| {
+        let documents = tokenise(parts, tokenizer, progress, &mut |ids| {
             bytes.clear();
             match wanted.width {
                 // The vocabulary is at most 2^16: nothing is lost.

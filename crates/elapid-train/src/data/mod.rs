@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use elapid::tokenizer::Tokenizer;
+use elapid::tokenizer::{SpecialTokens, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use ahead::ahead;
@@ -54,17 +54,37 @@ impl Batch {
     }
 }
 
-/// What stands between documents in the token stream.
+/// What stands around documents in the token stream: a setting that overrules the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Separator {
-    /// Nothing.
+    /// What the tokenizer's files say ([`Tokenizer::document_prefix`], [`Tokenizer::document_suffix`]).
     #[default]
+    Tokenizer,
+    /// Nothing.
     None,
-    /// The tokenizer's `<bos>` before each document.
+    /// The tokenizer's `<bos>` before each document, nothing after it.
     Bos,
-    /// The tokenizer's `<eos>` after each document.
+    /// The tokenizer's `<eos>` after each document, nothing before it.
     Eos,
+}
+
+impl Separator {
+    /// A tokenizer that puts this around documents and, since a model reads a prompt as it read its documents, before
+    /// prompts. A run saves it with the model.
+    ///
+    /// # Errors
+    /// If the tokenizer has no such token.
+    pub fn apply(self, tokenizer: Tokenizer) -> Result<Tokenizer> {
+        let wanted = |token, id: Option<u32>| id.ok_or(crate::Error::Separator { token }).map(|id| vec![id]);
+        let (prefix, suffix) = match self {
+            Self::Tokenizer => return Ok(tokenizer),
+            Self::None => (Vec::new(), Vec::new()),
+            Self::Bos => (wanted("bos", tokenizer.bos())?, Vec::new()),
+            Self::Eos => (Vec::new(), wanted("eos", tokenizer.eos())?),
+        };
+        Ok(tokenizer.with_document_prefix(prefix)?.with_document_suffix(suffix)?)
+    }
 }
 
 /// Which part of the text training never sees.
@@ -92,8 +112,6 @@ pub struct Progress {
 pub struct Options<'a> {
     /// Where token caches go; `None` keeps the tokens in memory. The directory is made if need be.
     pub cache: Option<PathBuf>,
-    /// What stands between documents.
-    pub separator: Separator,
     /// Called every few megabytes while tokenising.
     pub progress: Option<&'a mut dyn FnMut(Progress)>,
 }
@@ -118,7 +136,7 @@ impl Corpus {
     ///
     /// # Errors
     /// If a source is missing, unreadable, or has no text, the tokenizer refuses it (the error has the file and the
-    /// byte), the tokenizer has no such separator, or the cache cannot be written.
+    /// byte), or the cache cannot be written.
     pub fn prepare(
         train: &[Source],
         held_out: &HeldOut,
@@ -215,22 +233,22 @@ impl TokenStream {
     /// Bytes of text that the stream stands for: what bits per byte are measured by.
     ///
     /// # Errors
-    /// If a token is not of this tokenizer.
+    /// If the tokenizer cannot make text of the tokens.
     pub fn text_bytes(&self, tokenizer: &Tokenizer) -> Result<u64> {
         let mut tokens = vec![0; 1 << 16];
+        let mut stream = tokenizer.stream(SpecialTokens::Skip);
         let mut bytes = 0;
         let mut at = 0;
         while at < self.len() {
             let part = &mut tokens[..(self.len() - at).min(1 << 16) as usize];
             self.copy(at, part);
             for &id in &*part {
-                if !tokenizer.is_special(id) {
-                    bytes += tokenizer.token_bytes(id)?.len() as u64;
-                }
+                // A byte is one, also where it is no part of a character.
+                bytes += if tokenizer.is_byte() { u64::from(id < 256) } else { stream.push(id)?.len() as u64 };
             }
             at += part.len() as u64;
         }
-        Ok(bytes)
+        Ok(bytes + stream.finish()?.len() as u64)
     }
 
     /// Fills a row: `tokens` from position `from`, targets one further on, resets where documents begin if `pack`.

@@ -17,8 +17,9 @@ fn all(stream: &TokenStream) -> Vec<u32> {
 }
 
 fn prepare(path: &Path, tokenizer: &Tokenizer, cache: Option<&Path>) -> Result<Corpus> {
-    let options = Options { cache: cache.map(Path::to_owned), separator: Separator::Eos, progress: None };
-    Corpus::prepare(&[Source::Path(path.into())], &HeldOut::Fraction(0.0), tokenizer, options)
+    let options = Options { cache: cache.map(Path::to_owned), progress: None };
+    let tokenizer = Separator::Eos.apply(tokenizer.clone())?;
+    Corpus::prepare(&[Source::Path(path.into())], &HeldOut::Fraction(0.0), &tokenizer, options)
 }
 
 #[test]
@@ -106,10 +107,11 @@ fn a_cache_is_made_once() {
     let (path, cache) = (dir.path().join("a.txt"), dir.path().join("cache/deep"));
     fs::write(&path, "to be or not to be").unwrap();
     for tokenizer in [Tokenizer::byte(), hf()] {
+        let tokenizer = Separator::Eos.apply(tokenizer).unwrap();
         let first = prepare(&path, &tokenizer, Some(&cache)).unwrap();
         let mut calls = 0;
         let mut count = |_| calls += 1;
-        let options = Options { cache: Some(cache.clone()), separator: Separator::Eos, progress: Some(&mut count) };
+        let options = Options { cache: Some(cache.clone()), progress: Some(&mut count) };
         let sources = [Source::Path(path.clone())];
         let second = Corpus::prepare(&sources, &HeldOut::Fraction(0.0), &tokenizer, options).unwrap();
         assert_eq!(calls, 0, "nothing was tokenised");
@@ -191,8 +193,9 @@ fn progress_is_told() {
     fs::write(&path, vec![b'a'; 20 << 20]).unwrap();
     let mut told = Vec::new();
     let mut tell = |progress| told.push(progress);
-    let options = Options { cache: Some(dir.path().into()), separator: Separator::Bos, progress: Some(&mut tell) };
-    Corpus::prepare(&[Source::Path(path)], &HeldOut::Fraction(0.1), &Tokenizer::byte(), options).unwrap();
+    let options = Options { cache: Some(dir.path().into()), progress: Some(&mut tell) };
+    let tokenizer = Separator::Bos.apply(Tokenizer::byte()).unwrap();
+    Corpus::prepare(&[Source::Path(path)], &HeldOut::Fraction(0.1), &tokenizer, options).unwrap();
     assert!(told.len() >= 3 && told.is_sorted_by_key(|progress| progress.bytes));
     let last = told[told.len() - 1];
     assert_eq!((last.bytes, last.total_bytes, last.tokens), (20 << 20, 20 << 20, (20 << 20) + 1));

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use elapid::tokenizer::{Tokenizer, TokenizerError};
 use rayon::prelude::*;
 
+use super::Progress;
 use super::source::{Part, Text};
-use super::{Progress, Separator};
 use crate::{Error, Result};
 
 /// The longest text that is tokenised at once, in bytes.
@@ -44,16 +44,9 @@ struct Piece {
 pub(super) fn tokenise(
     parts: &[Part],
     tokenizer: &Tokenizer,
-    separator: Separator,
     progress: &mut dyn FnMut(Progress),
     sink: &mut dyn FnMut(&[u32]) -> io::Result<()>,
 ) -> Result<Vec<u64>, Stop> {
-    let wanted = |token, id: Option<u32>| id.ok_or(Error::Separator { token }).map(Some);
-    let (bos, eos) = match separator {
-        Separator::None => (None, None),
-        Separator::Bos => (wanted("bos", tokenizer.bos())?, None),
-        Separator::Eos => (None, wanted("eos", tokenizer.eos())?),
-    };
     let mut state = Progress { bytes: 0, total_bytes: parts.iter().map(|part| part.len).sum(), tokens: 0 };
     let mut documents = Vec::new();
     let mut group: Vec<Piece> = Vec::new();
@@ -63,10 +56,10 @@ pub(super) fn tokenise(
             let mut ids = ids?;
             if piece.first {
                 documents.push(state.tokens);
-                ids.splice(0..0, bos);
+                ids.splice(0..0, tokenizer.document_prefix().iter().copied());
             }
             if piece.last {
-                ids.extend(eos);
+                ids.extend_from_slice(tokenizer.document_suffix());
             }
             state.tokens += ids.len() as u64;
             sink(&ids).map_err(Stop::Sink)?;
@@ -124,10 +117,7 @@ fn pieces(
         if text.len() <= PIECE {
             return if text.is_empty() { Ok(()) } else { take(offset, text, true) };
         }
-        let at = match tokenizer {
-            Tokenizer::Byte => PIECE,
-            Tokenizer::Hf(_) => cut(&text[..=PIECE]),
-        };
+        let at = if tokenizer.is_byte() { PIECE } else { cut(&text[..=PIECE]) };
         let rest = text.split_off(at);
         take(offset, std::mem::replace(&mut text, rest), false)?;
         offset += at as u64;

@@ -69,11 +69,7 @@ pub(super) fn text(
 ) -> Result<Data> {
     let tokenizer = config.data.open_tokenizer()?;
     let mut prepare = || {
-        let options = data::Options {
-            cache: config.data.cache_dir(),
-            separator: config.data.separator,
-            progress: Some(&mut *tokenising),
-        };
+        let options = data::Options { cache: config.data.cache_dir(), progress: Some(&mut *tokenising) };
         Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
     };
     let corpus = match ranks {

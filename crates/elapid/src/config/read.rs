@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str, file: &str) -> Result<(ModelConfig, Vec<String>)
 }
 
 /// JSON as it should be; or, for files that Python wrote with bare `Infinity` or `NaN` in them, as it is.
-fn json(text: &str, file: &str) -> Result<Value> {
+pub(crate) fn json(text: &str, file: &str) -> Result<Value> {
     let strict = match serde_json::from_str(text) {
         Ok(value) => return Ok(value),
         Err(error) => syntax(file, error),
@@ -410,7 +410,8 @@ impl<'a> Fields<'a> {
     fn id(&mut self, key: &'static str) -> Result<Option<u32>> {
         let Some(value) = self.get(key) else { return Ok(Some(0)) };
         let one = match value {
-            Value::Array(list) if list.len() > 1 => {
+            // All ids that end a text are read where text is made.
+            Value::Array(list) if list.len() > 1 && key != "eos_token_id" => {
                 let warning = format!("{}: `{key}` lists {} tokens; the first is used", self.file, list.len());
                 self.warnings.push(warning);
                 &list[0]

@@ -186,10 +186,10 @@ fn own_keys_that_contradict_are_warned_of() {
 
 #[test]
 fn token_ids() {
-    let (config, warnings) =
-        ModelConfig::parse(&with(&with(TINY, "eos_token_id", json!([7, 8])), "pad_token_id", json!(-1)), "f").unwrap();
-    assert_eq!((config.bos_token_id, config.eos_token_id, config.pad_token_id), (Some(0), Some(7), None));
-    assert_eq!(warnings.len(), 1);
+    let lists = with(&with(TINY, "eos_token_id", json!([7, 8])), "bos_token_id", json!([3, 4]));
+    let (config, warnings) = ModelConfig::parse(&with(&lists, "pad_token_id", json!(-1)), "f").unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_id, config.pad_token_id), (Some(3), Some(7), None));
+    assert!(warnings.len() == 1 && warnings[0].contains("bos_token_id"), "{warnings:?}");
     assert_eq!(parse(&with(TINY, "eos_token_id", Value::Null)).eos_token_id, None);
 }
 

@@ -1,35 +1,29 @@
 //! The tokenizer of bytes, and its form as a `tokenizer.json`.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
+use super::special::{Roles, Template};
+
 pub(super) const BOS: u32 = 256;
 pub(super) const EOS: u32 = 257;
 pub(super) const PAD: u32 = 258;
+pub(super) const ROLES: Roles = Roles { bos: Some(BOS), eos: Some(EOS), pad: Some(PAD) };
 pub(super) const VOCAB_SIZE: usize = 259;
 const SPECIAL: [&str; 3] = ["<bos>", "<eos>", "<pad>"];
 
-/// Every byte, so that an id can be a slice.
-static BYTES: [u8; 256] = {
-    let mut bytes = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        bytes[i] = i as u8;
-        i += 1;
-    }
-    bytes
-};
-
-pub(super) fn token_bytes(id: u32) -> Option<&'static [u8]> {
-    match id {
-        BOS..=PAD => Some(&[]),
-        _ => BYTES.get(id as usize).map(std::slice::from_ref),
-    }
-}
-
 pub(super) fn special_name(id: u32) -> Option<&'static str> {
     id.checked_sub(BOS).and_then(|i| SPECIAL.get(i as usize).copied())
+}
+
+pub(super) fn name(id: u32) -> Option<String> {
+    special_name(id).map(str::to_owned).or_else(|| CHARS.get(id as usize).map(char::to_string))
+}
+
+pub(super) fn special_id(name: &str) -> Option<u32> {
+    (BOS..).zip(SPECIAL).find(|(_, special)| *special == name).map(|(id, _)| id)
 }
 
 /// The character that byte-level tokenizers write a byte as, GPT-2's table: printable Latin-1 is itself, the 68 others
@@ -45,9 +39,15 @@ pub(super) static CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
     })
 });
 
+/// The byte that a character of [`CHARS`] stands for.
+pub(super) fn of_char(c: char) -> Option<u8> {
+    static OF_CHAR: LazyLock<HashMap<char, u8>> = LazyLock::new(|| CHARS.iter().copied().zip(0..=255).collect());
+    OF_CHAR.get(&c).copied()
+}
+
 /// A byte-level BPE without merges: Hugging Face's `tokenizers` gives the same ids, but for special tokens written out
 /// in the text, which elapid keeps as bytes.
-pub(super) fn definition() -> Value {
+pub(super) fn definition(template: &Template) -> Value {
     let vocab: Map<String, Value> = CHARS.iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
     let added: Vec<Value> = SPECIAL
         .iter()
@@ -69,7 +69,7 @@ pub(super) fn definition() -> Value {
         "added_tokens": added,
         "normalizer": null,
         "pre_tokenizer": byte_level,
-        "post_processor": null,
+        "post_processor": template.post_processor(&Value::Null, name),
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -81,7 +81,7 @@ pub(super) fn definition() -> Value {
 
 /// Whether a definition has the byte tokenizer's ids, also after another program has rewritten the file.
 pub(super) fn is_definition(json: &Value) -> bool {
-    let own = definition();
+    let own = definition(&Template::default());
     let same = |pointer: &str| json.pointer(pointer) == own.pointer(pointer);
     let added = |json: &Value| -> Option<Vec<(Value, Value)>> {
         json["added_tokens"]
