@@ -63,7 +63,7 @@ pub(crate) fn save(
     let partial = whole.with_extension("partial");
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(Error::io("make", &partial))?;
-    model.save(&partial, &SaveOptions::default())?;
+    model.save(&partial, &SaveOptions { card: None, ..SaveOptions::default() })?;
     if let Some(state) = carried {
         state.save(&partial.join(STATE), model.fingerprint()?, &[])?;
     }

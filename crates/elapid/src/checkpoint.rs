@@ -4,6 +4,7 @@
 //! Tensors go by their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of the original code are
 //! translated. Files are hostile until parsed: nothing is allocated, indexed or believed before it was checked.
 
+mod card;
 mod header;
 mod open;
 mod save;
@@ -15,6 +16,7 @@ use std::path::Path;
 use crate::config::{ConfigError, ModelConfig};
 use crate::files::{FileError, Map};
 
+pub use card::Card;
 pub use safetensors::Dtype;
 pub use save::{SaveDtype, SaveOptions, save};
 

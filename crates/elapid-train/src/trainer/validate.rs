@@ -1,7 +1,7 @@
 //! The loss on what is held out, and the model that is kept for it.
 
 use elapid::State;
-use elapid::checkpoint::SaveOptions;
+use elapid::checkpoint::{Card, SaveOptions};
 use elapid::evaluate::Summary;
 use elapid::ops::Layout;
 
@@ -70,10 +70,30 @@ impl Trainer {
         Ok(summary.loss())
     }
 
+    /// How the model was trained, for its card: the same run says the same.
+    fn story(&self) -> String {
+        let (data, train) = (&self.config.data, &self.config.train);
+        let what = match &self.tokenizer {
+            Some(_) => data.train.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+            None => format!("the task {}", self.config.task.name),
+        };
+        let step = self.position.step;
+        let rows =
+            train.batch as u64 * train.accumulate as u64 * self.ranks.as_ref().map_or(1, |ranks| ranks.size() as u64);
+        let held_out = self.position.best.map_or(String::new(), |loss| format!(" Held-out loss: {loss:.4} nats."));
+        format!(
+            "{step} steps of {rows} x {} tokens on {what}, seed {}.{held_out}\n\n`config.toml` has every setting: \
+             `elapid train --config config.toml`.",
+            data.length, train.seed
+        )
+    }
+
     /// Writes the model for use, with its tokenizer if it has one.
     pub(super) fn save_model(&self) -> Result<()> {
         let dir = &self.config.output.dir;
-        self.model.save(dir, &SaveOptions::default())?;
+        let card = Card { training: Some(self.story()), tokenizer: self.tokenizer.is_some() };
+        let end_ids = self.tokenizer.as_ref().map(|tokenizer| tokenizer.end_ids().to_vec());
+        self.model.save(dir, &SaveOptions { end_ids, card: Some(card), ..SaveOptions::default() })?;
         Ok(self.tokenizer.as_ref().map_or(Ok(()), |tokenizer| tokenizer.save(dir))?)
     }
 }

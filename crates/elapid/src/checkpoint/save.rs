@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use super::card::{self, CARD, Card, GENERATION_CONFIG};
 use super::{CONFIG, CheckpointError, INDEX, Result, SINGLE};
 use crate::config::ModelConfig;
 use crate::files::{FileError, Staged, remove_abandoned};
@@ -32,11 +33,16 @@ pub struct SaveOptions {
     pub dtype: SaveDtype,
     /// Most bytes of tensors in a file; a larger model is cut into shards, a larger tensor has one of its own.
     pub max_shard_bytes: u64,
+    /// Ids that end a text, for `generation_config.json`: those of the tokenizer
+    /// ([`Tokenizer::end_ids`](crate::tokenizer::Tokenizer::end_ids)); `None`: the configuration's.
+    pub end_ids: Option<Vec<u32>>,
+    /// What the model card says, `README.md`; `None`: none is written. A card that elapid did not write stays.
+    pub card: Option<Card>,
 }
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        Self { dtype: SaveDtype::F32, max_shard_bytes: 5_000_000_000 }
+        Self { dtype: SaveDtype::F32, max_shard_bytes: 5_000_000_000, end_ids: None, card: Some(Card::default()) }
     }
 }
 
@@ -110,8 +116,8 @@ impl Tensor<'_> {
 ///
 /// All files go to the disk under temporary names first; if that fails, the old checkpoint is as it was. Then they get
 /// their names in this order: shards, which are called after their content and so replace none of another checkpoint;
-/// `model.safetensors` or the index, with which the new weights replace the old ones in one step; `config.json`. Last,
-/// what the new checkpoint does not use is removed. While only the weights change, as in training, a crash at any moment
+/// `model.safetensors` or the index, with which the new weights replace the old ones in one step; `config.json`,
+/// `generation_config.json` and the model card. Last, what the new checkpoint does not use is removed. While only the weights change, as in training, a crash at any moment
 /// leaves the old checkpoint or the new one. Where the configuration changes too, a crash just before the last name can
 /// leave new weights beside the old configuration; sizes that differ are then found on opening.
 ///
@@ -130,9 +136,16 @@ pub fn save<'a>(
     remove_abandoned(dir);
 
     let (shards, names) = stage_weights(dir, &tensors, options)?;
-    let mut config = config.to_hf_json();
-    config["dtype"] = json!(options.dtype.torch_name());
-    let config = stage_json(&dir.join(CONFIG), &config)?;
+    let mut json = config.to_hf_json();
+    json["dtype"] = json!(options.dtype.torch_name());
+    let generation = card::generation_config(config, options.end_ids.as_deref());
+    let mut beside =
+        vec![stage_json(&dir.join(CONFIG), &json)?, stage_json(&dir.join(GENERATION_CONFIG), &generation)?];
+    if let Some(card) = options.card.as_ref().filter(|_| card::is_ours(dir)) {
+        let parameters = tensors.iter().map(|tensor| tensor.data.len() as u64).sum();
+        let write = |file: &mut BufWriter<File>| card::write(card, config, parameters, file);
+        beside.push(Staged::write(&dir.join(CARD), write)?);
+    }
 
     let sharded = names.len() > 1;
     for file in shards {
@@ -142,7 +155,7 @@ pub fn save<'a>(
         // A reader takes the single file where there is one.
         remove(&dir.join(SINGLE))?;
     }
-    config.commit()?;
+    beside.into_iter().try_for_each(Staged::commit)?;
     remove_unused(dir, &names)
 }
 

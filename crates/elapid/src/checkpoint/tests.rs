@@ -29,11 +29,13 @@ fn all(checkpoint: &Checkpoint) -> Tensors {
 
 fn write(dir: &Path, config: &ModelConfig, tensors: &Tensors, dtype: SaveDtype, max_shard_bytes: u64) -> Result<()> {
     let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
-    save(dir, config, tensors, &SaveOptions { dtype, max_shard_bytes })
+    save(dir, config, tensors, &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() })
 }
 
+/// The files of a directory, but for those that stand beside a model.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != card::CARD && name != card::GENERATION_CONFIG);
     names.sort();
     names
 }
@@ -223,6 +225,58 @@ fn save_removes_only_its_own() {
         names(dir.path()),
         [CONFIG, "model-best.safetensors", SINGLE, "optimizer.safetensors", "tokenizer.json"]
     );
+}
+
+#[test]
+fn the_generation_config_has_the_ids_that_end_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = golden(0);
+    let tensors = all(&checkpoint);
+    let saved = |config: &ModelConfig, end_ids: Option<Vec<u32>>| -> Value {
+        let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
+        save(dir.path(), config, tensors, &SaveOptions { end_ids, ..SaveOptions::default() }).unwrap();
+        serde_json::from_slice(&fs::read(dir.path().join("generation_config.json")).unwrap()).unwrap()
+    };
+    let mut config = checkpoint.config.clone();
+    (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (Some(1), Some(2), None);
+    assert_eq!(saved(&config, None), json!({"bos_token_id": 1, "eos_token_id": 2}));
+    assert_eq!(saved(&config, Some(vec![2, 5])), json!({"bos_token_id": 1, "eos_token_id": [2, 5]}));
+    assert_eq!(crate::tokenizer::stated_end_ids(dir.path()).unwrap(), Some(vec![2, 5]));
+    config.eos_token_id = None;
+    assert_eq!(saved(&config, None), json!({"bos_token_id": 1}), "the old one is replaced");
+    assert_eq!(crate::tokenizer::stated_end_ids(dir.path()).unwrap(), Some(vec![]));
+}
+
+#[test]
+fn a_card_is_written_and_one_of_others_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = golden(0);
+    let tensors = all(&checkpoint);
+    let path = dir.path().join("README.md");
+    let saved = |config: &ModelConfig, card: Option<Card>| {
+        let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
+        save(dir.path(), config, tensors, &SaveOptions { card, ..SaveOptions::default() }).unwrap();
+        fs::read_to_string(&path).ok()
+    };
+    assert_eq!(saved(&checkpoint.config, None), None);
+    let training = Some("2 steps on `a.txt`.".to_owned());
+    let card = saved(&checkpoint.config, Some(Card { training, tokenizer: true })).unwrap();
+    assert!(
+        card.starts_with("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- mamba\n"),
+        "{card}"
+    );
+    for part in ["2 steps on `a.txt`.", "elapid generate --model . \"", "AutoTokenizer", "Layers: 2, width: 48"] {
+        assert!(card.contains(part), "no `{part}` in {card}");
+    }
+    assert!(!card.contains("license"), "{card}");
+    let mut config = checkpoint.config.clone();
+    let crate::config::MixerConfig::Mamba1(mixer) = &mut config.mixer;
+    mixer.rule = elapid_kernels::selective_scan::Discretisation::Zoh;
+    let card = saved(&config, Some(Card::default())).unwrap();
+    assert!(card.starts_with("---\nlibrary_name: elapid\ntags:\n"), "{card}");
+    assert!(!card.contains("transformers") && card.contains("--prompt-tokens"), "{card}");
+    fs::write(&path, "# Mine\n").unwrap();
+    assert_eq!(saved(&checkpoint.config, Some(Card::default())).unwrap(), "# Mine\n");
 }
 
 #[test]
