@@ -14,6 +14,7 @@ mod output;
 mod ranks;
 mod report;
 mod score;
+mod tokenize;
 mod trace;
 mod train;
 
@@ -81,6 +82,8 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Show what a model is made of: configuration, tensors, cost of a token, size of its state; or look inside it
     Inspect(inspect::Arguments),
+    /// Turn text into token ids, and ids into text
+    Tokenize(tokenize::Arguments),
     /// Show what this machine has and how fast it is, and check that elapid works here
     Doctor(doctor::Arguments),
     /// Measure speed on random numbers, against the limits of this machine
@@ -123,6 +126,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),
         Command::Eval(arguments) => eval::run(arguments, place, output),
         Command::Inspect(arguments) => inspect::run(arguments, place, output),
+        Command::Tokenize(arguments) => tokenize::run(arguments, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
         Command::Bench(command) => bench::run(command, place, output),
     }

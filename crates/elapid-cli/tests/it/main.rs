@@ -4,6 +4,7 @@ mod bench;
 mod eval;
 mod generate;
 mod inspect;
+mod text;
 mod train;
 
 use std::io::Write;
@@ -92,6 +93,7 @@ fn every_command_explains_itself_with_examples() {
         vec!["train"],
         vec!["eval"],
         vec!["inspect"],
+        vec!["tokenize"],
         vec!["doctor"],
         vec!["bench", "scan"],
         vec!["bench", "decode"],
