@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use elapid::DType;
+use elapid_kernels::Isa;
 use elapid_train::parallel::World;
 
 use model::Place;
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
+    Isa::from_env().map_err(|error| failure::wrong(error.to_string()))?;
     let mut world = None;
     if let Command::Train(arguments) = &cli.command {
         if let Some(gpus) = arguments.ranks()? {

@@ -1,8 +1,11 @@
 //! Which vector instructions this processor has, found once at run time.
 
+use std::ffi::OsStr;
 use std::sync::OnceLock;
 
 use pulp::{Simd, WithSimd};
+
+use crate::error::{Error, Result};
 
 /// A set of vector instructions that is known to be present: holding one is the proof.
 #[derive(Debug, Clone, Copy)]
@@ -35,14 +38,43 @@ impl Isa {
         found
     }
 
-    /// The set in use: the best one, or the one that the environment variable `ELAPID_ISA` names
-    /// (`avx512`, `avx2`, `neon`, `portable`) if this processor has it.
+    /// The set in use: the best one, or the one that the environment variable `ELAPID_ISA` names. Where this CPU has no
+    /// set of that name, the best one is used after a warning on stderr; [`from_env`](Self::from_env) gives the error.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            let found = Isa::available();
-            let wanted = std::env::var("ELAPID_ISA").ok();
-            found.iter().copied().find(|isa| Some(isa.name()) == wanted.as_deref()).unwrap_or(found[0])
+            let best = Isa::available()[0];
+            Isa::from_env().map_or_else(
+                |error| {
+                    eprintln!("warning: {error}; {} is used", best.name());
+                    best
+                },
+                |chosen| chosen.unwrap_or(best),
+            )
+        })
+    }
+
+    /// The set that the environment variable `ELAPID_ISA` names (`avx512`, `avx2`, `neon`, `portable`); none if it is
+    /// not set or empty.
+    ///
+    /// # Errors
+    /// If this CPU has no set of that name.
+    pub fn from_env() -> Result<Option<Isa>> {
+        Isa::named(&std::env::var_os("ELAPID_ISA").unwrap_or_default())
+    }
+
+    fn named(name: &OsStr) -> Result<Option<Isa>> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let available = Isa::available();
+        let found = available.iter().copied().find(|isa| name == isa.name());
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        found.map(Some).ok_or_else(|| Error {
+            op: "isa",
+            argument: "ELAPID_ISA",
+            wanted: format!("one of {}, which this CPU has", names.join(", ")),
+            got: format!("`{}`", name.to_string_lossy()),
         })
     }
 
@@ -82,6 +114,24 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(simd) => Simd::vectorize(simd, kernel),
             Isa::Portable => kernel.with_simd(pulp::Scalar::new()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_that_this_cpu_does_not_have_is_an_error_that_lists_those_it_has() {
+        assert!(Isa::named(OsStr::new("")).unwrap().is_none());
+        for isa in Isa::available() {
+            assert_eq!(Isa::named(OsStr::new(isa.name())).unwrap().map(Isa::name), Some(isa.name()));
+        }
+        for wrong in ["avx1024", "AVX2", " portable"] {
+            let error = Isa::named(OsStr::new(wrong)).unwrap_err().to_string();
+            assert!(error.contains("`ELAPID_ISA`: wanted one of ") && error.contains(wrong), "{error}");
+            assert!(error.contains("portable, which this CPU has"), "{error}");
         }
     }
 }

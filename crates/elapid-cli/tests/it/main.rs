@@ -151,6 +151,17 @@ fn broken_models_are_named() {
 }
 
 #[test]
+fn an_unknown_instruction_set_is_refused() {
+    let run = |isa: &str| -> Run {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));
+        command.args(["inspect", "--json"]).env("ELAPID_ISA", isa).stdin(Stdio::null()).output().unwrap().into()
+    };
+    run("sse9").fails(2, &["ELAPID_ISA", "sse9", "portable"]);
+    run("portable").text();
+    run("").text();
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_reader_that_had_enough_is_no_failure() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));
