@@ -3,12 +3,13 @@
 //! Two layouts are read, that of Hugging Face (`MambaForCausalLM`) and that of the original code (`state-spaces`); the
 //! first is written. What only elapid knows goes under the key `"elapid"`, which `transformers` carries along unread.
 
+mod fields;
 mod read;
 mod write;
 
 use elapid_kernels::selective_scan::Discretisation;
 
-pub(crate) use read::json;
+pub(crate) use read::parse_json;
 
 /// The vocabulary of the GPT-NeoX tokenizer, with which the published models were trained.
 const NEOX_VOCAB: usize = 50277;

@@ -65,6 +65,7 @@ mod error;
 pub mod evaluate;
 pub mod files;
 pub mod generate;
+mod json;
 pub mod lm;
 pub mod mixer;
 pub mod ops;

@@ -1,25 +1,66 @@
 //! Reading `config.json` in the two layouts there are.
 
 use elapid_kernels::selective_scan::Discretisation;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{AInit, ConfigError, DtInit, Mamba1Config, MixerConfig, ModelConfig, NEOX_VOCAB, Selective};
+use super::fields::{Fields, Synonyms};
+use super::{AInit, ConfigError, Mamba1Config, MixerConfig, ModelConfig, NEOX_VOCAB, Selective};
+use crate::json::{self, Unique};
 
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
-/// Keys of Hugging Face configurations that do not change what a forward pass computes.
+/// Keys that do not change what a forward pass computes: where the model comes from, how it was trained, how text is
+/// generated with it, which kernels compute it.
 const HARMLESS: &str = "
-    _attn_implementation _commit_hash _name_or_path add_cross_attention architectures auto_map bad_words_ids
-    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id fused_add_norm
-    id2label is_decoder is_encoder_decoder label2id layer_types length_penalty max_length
-    max_position_embeddings min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores pad_vocab_size_multiple prefix
-    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    time_step_limit tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    use_associative_scan use_bfloat16 use_cache use_falcon_mambapy use_mambapy";
+    add_cross_attention architectures attn_implementation auto_map bad_words_ids base_model_prefix
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward cls_token_id cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
+    epsilon_cutoff eta_cutoff exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id generation_config gradient_checkpointing guidance_scale id2label is_composition is_decoder
+    is_encoder_decoder keys_to_ignore_at_inference label2id layer_types length_penalty library_name license
+    mask_token_id max_length max_new_tokens max_position_embeddings min_length min_new_tokens min_p
+    model_max_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_scores pad_vocab_size_multiple
+    penalty_alpha prefix problem_type pruned_heads remove_invalid_values renormalize_logits repetition_penalty
+    return_dict return_dict_in_generate sep_token_id suppress_tokens tags task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_associative_scan use_bfloat16
+    use_cache use_falcon_mambapy use_l2warp use_mambapy";
+
+/// What such keys begin with: private attributes, and kernels that fuse operations.
+const HARMLESS_PREFIXES: [&str; 3] = ["_", "fuse_", "fused_"];
+
+/// Names of the epsilon of RMSNorm beside the one that `transformers` has for Mamba.
+const EPSILONS: &[&str] =
+    &["norm_eps", "norm_epsilon", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layernorm_epsilon"];
+
+/// Names of other writers (the original code, flash-linear-attention, other models of `transformers`) for fields of
+/// Hugging Face's configuration.
+const HUGGING_FACE_SYNONYMS: Synonyms = &[
+    ("hidden_size", &["d_model"]),
+    ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
+    ("state_size", &["d_state", "ssm_state_size"]),
+    ("conv_kernel", &["d_conv", "conv_kernel_size"]),
+    ("intermediate_size", &["d_inner"]),
+    ("time_step_rank", &["dt_rank"]),
+    ("time_step_min", &["dt_min"]),
+    ("time_step_max", &["dt_max"]),
+    ("time_step_floor", &["dt_init_floor"]),
+    ("time_step_scale", &["dt_scale"]),
+    ("time_step_init_scheme", &["dt_init"]),
+    ("use_conv_bias", &["conv_bias"]),
+    ("use_bias", &["bias"]),
+    ("hidden_act", &["hidden_activation", "activation_function", "activation"]),
+    ("layer_norm_epsilon", EPSILONS),
+    ("tie_word_embeddings", &["tie_embeddings"]),
+];
+
+/// The same for the original layout.
+const ORIGINAL_SYNONYMS: Synonyms = &[
+    ("n_layer", &["num_hidden_layers", "n_layers", "num_layers"]),
+    ("norm_epsilon", &["norm_eps", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layer_norm_epsilon"]),
+    ("tie_embeddings", &["tie_word_embeddings"]),
+];
 
 /// What the fields of a configuration are called in a file of Hugging Face.
 const HUGGING_FACE: &[(&str, &str)] = &[
@@ -53,14 +94,17 @@ const ORIGINAL: &[(&str, &str)] = &[
 const MAX_DEPTH: usize = 64;
 
 pub(super) fn parse(text: &str, file: &str) -> Result<(ModelConfig, Vec<String>)> {
-    let Value::Object(map) = json(text, file)? else {
+    let Value::Object(map) = parse_json(text, file)? else {
         return Err(syntax(file, "something else than an object"));
     };
-    let mut fields = Fields { file, within: "", map: &map, seen: Vec::new(), warnings: Vec::new() };
-    let (config, names) = if map.contains_key("hidden_size") || (!map.contains_key("d_model") && claims_mamba(&map)) {
-        (hugging_face(&mut fields)?, HUGGING_FACE)
+    let hugging_face_layout = map.contains_key("hidden_size") || (!map.contains_key("d_model") && claims_mamba(&map));
+    let (synonyms, names) =
+        if hugging_face_layout { (HUGGING_FACE_SYNONYMS, HUGGING_FACE) } else { (ORIGINAL_SYNONYMS, ORIGINAL) };
+    let mut fields = Fields::new(file, "", &map, synonyms)?;
+    let config = if hugging_face_layout {
+        hugging_face(&mut fields)?
     } else if map.contains_key("d_model") {
-        (original(&mut fields)?, ORIGINAL)
+        original(&mut fields)?
     } else {
         return Err(fields.error(
             "model_type",
@@ -69,22 +113,34 @@ pub(super) fn parse(text: &str, file: &str) -> Result<(ModelConfig, Vec<String>)
             "give the config.json that came with the weights",
         ));
     };
-    let unknown = fields
-        .unknown()
-        .filter(|key| *key != "elapid" && !HARMLESS.split_whitespace().any(|harmless| harmless == *key));
-    let unknown: Vec<_> = unknown.map(|key| format!("{file}: `{key}` is not known and was ignored")).collect();
-    let mut warnings = fields.warnings;
-    warnings.extend(unknown);
-    config.validate().map_err(|e| e.in_file(file, names))?;
-    Ok((config, warnings))
+    check_unknown(&fields)?;
+    let names: Vec<(&str, &str)> = names.iter().map(|(ours, there)| (*ours, fields.called(there))).collect();
+    config.validate().map_err(|e| e.in_file(file, &names))?;
+    Ok((config, fields.warnings))
+}
+
+/// A key that nobody knows may change the model: it is no warning that scrolls by. One that says nothing (null) does not.
+fn check_unknown(fields: &Fields) -> Result<()> {
+    let harmless = |key: &str| {
+        HARMLESS.split_whitespace().any(|known| known == key)
+            || HARMLESS_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+    };
+    match fields.unknown().find(|(key, value)| *key != "elapid" && !value.is_null() && !harmless(key)) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let fix = "if it changes what the model computes, elapid does not have this model yet; if not, remove it";
+            Err(fields.error(key, "a key that elapid knows", value, fix))
+        }
+    }
 }
 
 /// JSON as it should be; or, for files that Python wrote with bare `Infinity` or `NaN` in them, as it is.
-pub(crate) fn json(text: &str, file: &str) -> Result<Value> {
-    let strict = match serde_json::from_str(text) {
+pub(crate) fn parse_json(text: &str, file: &str) -> Result<Value> {
+    let strict = match json::parse(text.as_bytes()) {
         Ok(value) => return Ok(value),
         Err(error) => syntax(file, error),
     };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if !text.contains("Infinity") && !text.contains("NaN") {
         return Err(strict);
     }
@@ -99,7 +155,7 @@ pub(crate) fn json(text: &str, file: &str) -> Result<Value> {
             return Err(syntax(file, format_args!("brackets nested more than {MAX_DEPTH} deep")));
         }
     }
-    json5::from_str(text).map_err(|error| syntax(file, error))
+    json5::from_str(text).map(|Unique(value)| value).map_err(|error| syntax(file, error))
 }
 
 fn syntax(file: &str, got: impl std::fmt::Display) -> ConfigError {
@@ -110,7 +166,7 @@ fn syntax(file: &str, got: impl std::fmt::Display) -> ConfigError {
 fn claims_mamba(map: &Map<String, Value>) -> bool {
     let architectures = map.get("architectures").and_then(Value::as_array);
     map.get("model_type").is_some_and(|kind| kind == "mamba")
-        || architectures.is_some_and(|list| list.iter().any(|name| name == "MambaForCausalLM"))
+        || architectures.is_some_and(|list| list.iter().any(|name| name == "MambaForCausalLM" || name == "MambaModel"))
 }
 
 fn hugging_face(fields: &mut Fields) -> Result<ModelConfig> {
@@ -119,8 +175,9 @@ fn hugging_face(fields: &mut Fields) -> Result<ModelConfig> {
         let fix = "elapid does not have this model yet; give a Mamba-1 model";
         return Err(fields.error("model_type", "\"mamba\"", got, fix));
     }
-    fields.only("model_type", "mamba", "elapid does not have this model yet; give a Mamba-1 model")?;
-    fields.only("hidden_act", "silu", "elapid does not have this activation")?;
+    fields.only("model_type", &["mamba"], "elapid does not have this model yet; give a Mamba-1 model")?;
+    fields.only("hidden_act", &["silu", "swish"], "elapid does not have this activation")?;
+    no_limit(fields)?;
     if let Some(quantised) = fields.get("quantization_config").filter(|value| !value.is_null()) {
         let fix = "give the checkpoint in F32, F16 or BF16";
         return Err(fields.error("quantization_config", "weights that are not quantised", quantised, fix));
@@ -155,15 +212,6 @@ fn hugging_face(fields: &mut Fields) -> Result<ModelConfig> {
         }
     }
     let n_layer = fields.size("num_hidden_layers", 32)?;
-    for (key, value) in [("d_model", d_model), ("n_layer", n_layer), ("d_inner", d_inner)] {
-        if let Some(other) = fields.get(key).filter(|other| other.as_u64() != Some(value as u64)) {
-            fields.warnings.push(format!("{}: `{key}` is {other}; {value} is used, as transformers does", fields.file));
-        }
-    }
-    if fields.get("ssm_cfg").is_some_and(|cfg| cfg.as_object().is_none_or(|map| !map.is_empty())) {
-        let warning = format!("{}: `ssm_cfg` was ignored, as transformers does", fields.file);
-        fields.warnings.push(warning);
-    }
     fields.rms_norm()?;
     let mut config = ModelConfig {
         vocab_size: fields.size("vocab_size", 50280)?,
@@ -180,8 +228,50 @@ fn hugging_face(fields: &mut Fields) -> Result<ModelConfig> {
         eos_token_id: fields.id("eos_token_id")?,
         pad_token_id: fields.id("pad_token_id")?,
     };
+    check_ssm_cfg(fields, &config)?;
     own(fields, &mut config)?;
     Ok(config)
+}
+
+/// A limit on step sizes is Mamba-2's; files of Mamba-1 may carry the one that is none.
+fn no_limit(fields: &mut Fields) -> Result<()> {
+    let Some(limit) = fields.get("time_step_limit").filter(|limit| !limit.is_null()) else { return Ok(()) };
+    // Infinity is no JSON: bare, it is null after parsing; transformers 5 writes an object.
+    let infinite = |high: &Value| {
+        high.is_null() || high["__float__"] == "Infinity" || high.as_f64().is_some_and(|high| high > 1e30)
+    };
+    let none = limit
+        .as_array()
+        .is_some_and(|list| matches!(list.as_slice(), [low, high] if low.as_f64() == Some(0.0) && infinite(high)));
+    let fix = "elapid does not limit step sizes; remove it if the model was not trained with it";
+    if none { Ok(()) } else { Err(fields.error("time_step_limit", "[0, Infinity], no limit", limit, fix)) }
+}
+
+/// `ssm_cfg` is the original layout's. In a file of Hugging Face's it must say what the rest says.
+fn check_ssm_cfg(fields: &mut Fields, config: &ModelConfig) -> Result<()> {
+    let Some(cfg) = fields.get("ssm_cfg").filter(|cfg| !cfg.is_null()) else { return Ok(()) };
+    let Value::Object(map) = cfg else {
+        return Err(fields.error("ssm_cfg", "an object", cfg, "remove it"));
+    };
+    let MixerConfig::Mamba1(used) = &config.mixer;
+    let mut inner = Fields::new(fields.file, "ssm_cfg.", map, &[])?;
+    let said = ssm_cfg(&mut inner, config.d_model, used)?;
+    let channels = |mixer: &Mamba1Config| json!(format!("{} channels", mixer.d_inner(config.d_model)));
+    let pairs = [
+        ("d_state", json!(said.d_state), json!(used.d_state)),
+        ("d_conv", json!(said.d_conv), json!(used.d_conv)),
+        ("expand", channels(&said), channels(used)),
+        ("dt_rank", json!(said.dt_rank), json!(used.dt_rank)),
+        ("conv_bias", json!(said.conv_bias), json!(used.conv_bias)),
+        ("bias", json!(said.proj_bias), json!(used.proj_bias)),
+    ];
+    for (key, said, used) in pairs {
+        if map.contains_key(key) && said != used {
+            let wanted = format!("{used}, as the keys outside `ssm_cfg` say");
+            return Err(inner.error(key, &wanted, &said, "they mean the same: remove the one that is wrong"));
+        }
+    }
+    Ok(())
 }
 
 /// What elapid wrote for itself. Where it contradicts the rest, the file was edited since: the rest counts.
@@ -191,7 +281,7 @@ fn own(fields: &mut Fields, config: &mut ModelConfig) -> Result<()> {
         Some(Value::Object(map)) => map,
         Some(other) => return Err(fields.error("elapid", "an object", other, "remove it")),
     };
-    let mut inner = Fields { file: fields.file, within: "elapid.", map, seen: Vec::new(), warnings: Vec::new() };
+    let mut inner = Fields::new(fields.file, "elapid.", map, &[])?;
     let padded = config.vocab_size;
     let vocab_size = inner.size("vocab_size", padded)?;
     let multiple = inner.size("pad_vocab_size_multiple", 1)?;
@@ -248,8 +338,7 @@ fn own(fields: &mut Fields, config: &mut ModelConfig) -> Result<()> {
 }
 
 fn original(fields: &mut Fields) -> Result<ModelConfig> {
-    const NOT_YET: &str = "not supported yet: give a model of Mamba-1 blocks only";
-    fields.only("model_type", "mamba", NOT_YET)?;
+    fields.only("model_type", &["mamba"], NOT_YET)?;
     fields.rms_norm()?;
     if let Some(other) = fields.get("d_intermediate").filter(|value| value.as_u64() != Some(0)) {
         return Err(fields.error("d_intermediate", "0, blocks without an MLP", other, NOT_YET));
@@ -263,35 +352,19 @@ fn original(fields: &mut Fields) -> Result<ModelConfig> {
     let d_model = fields.required_size("d_model")?;
     let vocab_size = fields.required_size("vocab_size")?;
     let neox = vocab_size == NEOX_VOCAB || vocab_size == NEOX_VOCAB.next_multiple_of(8);
+    // The layout itself does not record them. The published models have the GPT-NeoX tokenizer, <|endoftext|> its token 0.
+    let id = |fields: &mut Fields, key| match fields.get(key) {
+        Some(_) => fields.id(key),
+        None => Ok(neox.then_some(0)),
+    };
     let empty = Map::new();
-    let ssm_cfg = match fields.get("ssm_cfg") {
+    let map = match fields.get("ssm_cfg") {
         None => &empty,
         Some(Value::Object(map)) => map,
         Some(other) => return Err(fields.error("ssm_cfg", "an object", other, "write {} for the defaults")),
     };
-    let mut ssm =
-        Fields { file: fields.file, within: "ssm_cfg.", map: ssm_cfg, seen: Vec::new(), warnings: Vec::new() };
-    ssm.only("layer", "Mamba1", NOT_YET)?;
-    ssm.get("use_fast_path"); // chooses a kernel, not a function
-    let mixer = Mamba1Config {
-        d_state: ssm.size("d_state", 16)?,
-        d_conv: ssm.size("d_conv", 4)?,
-        expand: ssm.size("expand", 2)?,
-        d_inner: None,
-        dt_rank: ssm.size_or_auto("dt_rank", d_model.div_ceil(16))?,
-        selective: Selective::default(),
-        a_init: AInit::default(),
-        gate: true,
-        conv_bias: ssm.flag("conv_bias", true)?,
-        proj_bias: ssm.flag("bias", false)?,
-        dt_min: ssm.real("dt_min", 1e-3)?,
-        dt_max: ssm.real("dt_max", 0.1)?,
-        dt_init_floor: ssm.real("dt_init_floor", 1e-4)?,
-        dt_scale: ssm.real("dt_scale", 1.0)?,
-        dt_init: ssm.dt_init("dt_init")?,
-        rule: Discretisation::ExpEuler,
-    };
-    ssm.no_unknown("elapid does not know what it means; remove it if the default is right")?;
+    let mut ssm = Fields::new(fields.file, "ssm_cfg.", map, &[])?;
+    let mixer = ssm_cfg(&mut ssm, d_model, &Mamba1Config::new(d_model))?;
     Ok(ModelConfig {
         vocab_size,
         pad_vocab_size_multiple: fields.size("pad_vocab_size_multiple", 8)?,
@@ -303,126 +376,36 @@ fn original(fields: &mut Fields) -> Result<ModelConfig> {
         residual_in_fp32: fields.flag("residual_in_fp32", true)?,
         initializer_range: fields.real("initializer_range", 0.02)?,
         rescale_prenorm_residual: true,
-        // The layout does not record them. The published models have the GPT-NeoX tokenizer, <|endoftext|> its token 0.
-        bos_token_id: neox.then_some(0),
-        eos_token_id: neox.then_some(0),
-        pad_token_id: neox.then_some(0),
+        bos_token_id: id(fields, "bos_token_id")?,
+        eos_token_id: id(fields, "eos_token_id")?,
+        pad_token_id: id(fields, "pad_token_id")?,
     })
 }
 
-const WHOLE: &str = "a whole number, not negative";
+const NOT_YET: &str = "not supported yet: give a model of Mamba-1 blocks only";
 
-fn whole(value: &Value) -> Option<usize> {
-    // 2^53: up to there a float that is whole is the number that was meant.
-    let meant = |x: &f64| x.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(x);
-    let number = value.as_u64().or_else(|| value.as_f64().filter(meant).map(|x| x as u64));
-    number.and_then(|n| usize::try_from(n).ok())
-}
-
-/// The fields of an object, and which of them were asked for.
-struct Fields<'a> {
-    file: &'a str,
-    /// Prefix of the field's name in errors.
-    within: &'static str,
-    map: &'a Map<String, Value>,
-    seen: Vec<&'static str>,
-    warnings: Vec<String>,
-}
-
-impl<'a> Fields<'a> {
-    fn error(&self, key: &str, wanted: &str, got: &Value, fix: &str) -> ConfigError {
-        ConfigError::field(self.file, &format!("{}{key}", self.within), wanted, got, fix)
-    }
-
-    fn get(&mut self, key: &'static str) -> Option<&'a Value> {
-        self.seen.push(key);
-        self.map.get(key)
-    }
-
-    fn unknown(&self) -> impl Iterator<Item = &'a str> {
-        self.map.keys().map(String::as_str).filter(|key| !self.seen.contains(key))
-    }
-
-    fn no_unknown(&self, fix: &str) -> Result<()> {
-        match self.unknown().next() {
-            None => Ok(()),
-            Some(key) => Err(self.error(key, "a key that elapid knows", &self.map[key], fix)),
-        }
-    }
-
-    /// The field, if it is there, must have this value: another one would be another model.
-    fn only(&mut self, key: &'static str, value: &str, fix: &str) -> Result<()> {
-        match self.get(key) {
-            Some(other) if other != value => Err(self.error(key, &format!("\"{value}\""), other, fix)),
-            _ => Ok(()),
-        }
-    }
-
-    fn rms_norm(&mut self) -> Result<()> {
-        match self.flag("rms_norm", true)? {
-            true => Ok(()),
-            false => Err(self.error("rms_norm", "true", &Value::Bool(false), "LayerNorm is not supported yet")),
-        }
-    }
-
-    fn required_size(&mut self, key: &'static str) -> Result<usize> {
-        let fix = "give the size that the weights have";
-        match self.get(key) {
-            Some(value) => whole(value).ok_or_else(|| self.error(key, WHOLE, value, fix)),
-            None => Err(ConfigError::field(self.file, key, WHOLE, "nothing", fix)),
-        }
-    }
-
-    fn size(&mut self, key: &'static str, default: usize) -> Result<usize> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        whole(value).ok_or_else(|| self.error(key, WHOLE, value, &format!("correct it (the default is {default})")))
-    }
-
-    fn size_or_auto(&mut self, key: &'static str, auto: usize) -> Result<usize> {
-        if self.get(key).is_some_and(|value| value == "auto") { Ok(auto) } else { self.size(key, auto) }
-    }
-
-    fn real(&mut self, key: &'static str, default: f32) -> Result<f32> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
-        number
-            .ok_or_else(|| self.error(key, "a finite number", value, &format!("correct it (the default is {default})")))
-    }
-
-    fn flag(&mut self, key: &'static str, default: bool) -> Result<bool> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        value
-            .as_bool()
-            .ok_or_else(|| self.error(key, "true or false", value, &format!("correct it (the default is {default})")))
-    }
-
-    fn dt_init(&mut self, key: &'static str) -> Result<DtInit> {
-        match self.get(key).map(|value| (value, value.as_str())) {
-            None | Some((_, Some("random"))) => Ok(DtInit::Random),
-            Some((_, Some("constant"))) => Ok(DtInit::Constant),
-            Some((value, _)) => {
-                Err(self.error(key, "\"random\" or \"constant\"", value, "correct it (the default is \"random\")"))
-            }
-        }
-    }
-
-    /// A token id: absent is 0 as `transformers` has it, null and -1 are none, of a list the first.
-    fn id(&mut self, key: &'static str) -> Result<Option<u32>> {
-        let Some(value) = self.get(key) else { return Ok(Some(0)) };
-        let one = match value {
-            // All ids that end a text are read where text is made.
-            Value::Array(list) if list.len() > 1 && key != "eos_token_id" => {
-                let warning = format!("{}: `{key}` lists {} tokens; the first is used", self.file, list.len());
-                self.warnings.push(warning);
-                &list[0]
-            }
-            Value::Array(list) => list.first().unwrap_or(&Value::Null),
-            other => other,
-        };
-        if one.is_null() || one.as_i64() == Some(-1) {
-            return Ok(None);
-        }
-        let id = one.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.map(Some).ok_or_else(|| self.error(key, "a token id or null", value, "give the id that the tokenizer has"))
-    }
+/// The mixer that `ssm_cfg` describes; what it leaves out is as in `default`.
+fn ssm_cfg(ssm: &mut Fields, d_model: usize, default: &Mamba1Config) -> Result<Mamba1Config> {
+    ssm.only("layer", &["Mamba1"], NOT_YET)?;
+    ssm.get("use_fast_path"); // chooses a kernel, not a function
+    let mixer = Mamba1Config {
+        d_state: ssm.size("d_state", default.d_state)?,
+        d_conv: ssm.size("d_conv", default.d_conv)?,
+        expand: ssm.size("expand", default.expand)?,
+        d_inner: if ssm.map.contains_key("expand") { None } else { default.d_inner },
+        dt_rank: match ssm.get("dt_rank") {
+            None => default.dt_rank,
+            Some(_) => ssm.size_or_auto("dt_rank", d_model.div_ceil(16))?,
+        },
+        conv_bias: ssm.flag("conv_bias", default.conv_bias)?,
+        proj_bias: ssm.flag("bias", default.proj_bias)?,
+        dt_min: ssm.real("dt_min", default.dt_min)?,
+        dt_max: ssm.real("dt_max", default.dt_max)?,
+        dt_init_floor: ssm.real("dt_init_floor", default.dt_init_floor)?,
+        dt_scale: ssm.real("dt_scale", default.dt_scale)?,
+        dt_init: ssm.dt_init("dt_init")?,
+        ..default.clone()
+    };
+    ssm.no_unknown("elapid does not know what it means; remove it if the default is right")?;
+    Ok(mixer)
 }

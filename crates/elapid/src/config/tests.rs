@@ -81,13 +81,126 @@ fn parse_keys_of_both_layouts() {
         "model_type": "mamba", "num_hidden_layers": 24, "pad_vocab_size_multiple": 8, "ssm_cfg": {},
         "time_step_rank": "auto", "torch_dtype": "float32", "vocab_size": 50280, "time_step_limit": [0.0, Infinity]}"#;
     assert_eq!(parse(text).parameter_count(), Some(129_135_360));
-    let wide = parse(&text.replace("Infinity", "1").replace(r#""expand": 2"#, r#""expand": 16"#));
+    let wide = parse(&text.replace("Infinity", "1e99").replace(r#""expand": 2"#, r#""expand": 16"#));
     assert_eq!((mamba1(&wide).expand, mamba1(&wide).d_inner), (2, None));
     let (odd, warnings) = ModelConfig::parse(&text.replace("1536", "1000"), "f").unwrap();
     assert_eq!((mamba1(&odd).d_inner, warnings.len()), (Some(1000), 0));
-    let (_, warnings) =
-        ModelConfig::parse(&text.replace(r#""n_layer": 24"#, r#""n_layer": 23, "new": 1"#), "f").unwrap();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    parse(&text.replace("Infinity", r#"{"__float__": "Infinity"}"#));
+    for (from, to, field) in [
+        (r#""n_layer": 24"#, r#""n_layer": 23"#, "`n_layer`: wanted 24, as `num_hidden_layers` says, got 23"),
+        (r#""d_inner": 1536"#, r#""d_inner": 768"#, "`d_inner`: wanted 1536, as `intermediate_size` says, got 768"),
+        ("Infinity", "0.1", "`time_step_limit`: wanted [0, Infinity]"),
+    ] {
+        let error = ModelConfig::parse(&text.replace(from, to), "f").unwrap_err().to_string();
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+/// Names that other writers have for the same things.
+#[test]
+fn synonyms_are_read() {
+    let eps = |key: &str, text: &str| parse(&with(text, key, json!(0.5))).norm_eps;
+    let bare = {
+        let mut json: Value = serde_json::from_str(TINY).unwrap();
+        for key in ["layer_norm_epsilon", "hidden_act", "num_hidden_layers", "state_size", "time_step_rank"] {
+            json.as_object_mut().unwrap().remove(key);
+        }
+        json.to_string()
+    };
+    for key in ["layer_norm_epsilon", "norm_eps", "norm_epsilon", "rms_norm_eps", "layer_norm_eps", "layernorm_epsilon"]
+    {
+        assert_eq!(eps(key, &bare), 0.5, "{key}");
+    }
+    for key in ["norm_epsilon", "norm_eps", "rms_norm_eps", "layer_norm_epsilon"] {
+        assert_eq!(eps(key, ORIGINAL), 0.5, "{key}");
+    }
+    for (key, value) in [("hidden_act", "swish"), ("hidden_act", "silu"), ("hidden_activation", "swish")] {
+        parse(&with(&bare, key, json!(value)));
+    }
+    let config = parse(&with(&with(&with(&bare, "n_layers", json!(5)), "d_state", json!(6)), "dt_rank", json!(7)));
+    assert_eq!((config.n_layer, mamba1(&config).d_state, mamba1(&config).dt_rank), (5, 6, 7));
+    let config = parse(&with(&bare, "norm_eps", Value::Null));
+    assert_eq!(config.norm_eps, 1e-5);
+    // The same value twice is no contradiction; another one is.
+    parse(&with(&with(TINY, "norm_eps", json!(1e-5)), "activation", json!("swish")));
+    let error = ModelConfig::parse(&with(TINY, "norm_eps", json!(0.5)), "f").unwrap_err().to_string();
+    assert!(error.contains("`norm_eps`: wanted 0.00001, as `layer_norm_epsilon` says, got 0.5"), "{error}");
+    // An error has the name that the file has.
+    for value in [json!(-1), json!("x")] {
+        let error = ModelConfig::parse(&with(&bare, "norm_eps", value), "f").unwrap_err().to_string();
+        assert!(error.contains("`norm_eps`: wanted"), "{error}");
+    }
+}
+
+/// What flash-linear-attention and trainers write beside the model itself.
+#[test]
+fn bookkeeping_is_ignored_and_what_may_change_the_model_is_not() {
+    let harmless = [
+        ("fuse_norm", json!(true)),
+        ("fuse_cross_entropy", json!(true)),
+        ("fuse_linear_cross_entropy", json!(false)),
+        ("fused_add_norm", json!(true)),
+        ("use_l2warp", json!(false)),
+        ("_attn_implementation_autoset", json!(true)),
+        ("unsloth_version", json!("2025.1")),
+        ("transformers_version", json!("5.23.0")),
+        ("temperature", json!(0.7)),
+        ("attn", Value::Null),
+        ("rope_scaling", Value::Null),
+        ("auto_map", json!({"AutoModel": "x"})),
+    ];
+    for (key, value) in &harmless {
+        for text in [TINY, ORIGINAL] {
+            let mut json: Value = serde_json::from_str(text).unwrap();
+            json[key] = value.clone();
+            parse(&json.to_string());
+        }
+    }
+    for (key, value) in [
+        ("attn", json!({"layers": [1]})),
+        ("logit_scale", json!(0.5)),
+        ("mixer_rms_eps", json!(1e-6)),
+        ("n_groups", json!(8)),
+        ("scale_embeddings", json!(false)),
+    ] {
+        for text in [TINY, ORIGINAL] {
+            let error = ModelConfig::parse(&with(text, key, value.clone()), "f").unwrap_err().to_string();
+            assert!(error.contains(&format!("f: `{key}`: wanted a key that elapid knows")), "{error}");
+            assert!(error.contains("if not, remove it"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn ssm_cfg_beside_other_keys_must_agree() {
+    let parse_with = |cfg: Value| ModelConfig::parse(&with(TINY, "ssm_cfg", cfg), "f");
+    for cfg in [json!({}), Value::Null, json!({"layer": "Mamba1", "d_state": 16, "expand": 2, "dt_rank": "auto"})] {
+        parse_with(cfg).unwrap();
+    }
+    for (cfg, key) in [
+        (json!({"layer": "Mamba2"}), "layer"),
+        (json!({"d_state": 64}), "d_state"),
+        (json!({"expand": 4}), "expand"),
+        (json!({"dt_rank": 2}), "dt_rank"),
+        (json!({"headdim": 2}), "headdim"),
+    ] {
+        let error = parse_with(cfg).unwrap_err().to_string();
+        assert!(error.contains(&format!("`ssm_cfg.{key}`: wanted")), "{error}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped_and_a_key_twice_is_an_error() {
+    assert_eq!(parse(&format!("\u{feff}{TINY}")), parse(TINY));
+    let text = r#"{"model_type": "mamba", "x": NaN}"#;
+    ModelConfig::parse(&format!("\u{feff}{text}"), "f").unwrap();
+    for twice in [r#""hidden_size": 8, "hidden_size": 16"#, r#""elapid": {"rule": 1, "rule": 2}"#] {
+        for nan in ["", r#", "x": NaN"#] {
+            let text = format!(r#"{{"model_type": "mamba", {twice}{nan}}}"#);
+            let error = ModelConfig::parse(&text, "f").unwrap_err().to_string();
+            assert!(error.contains("twice in one object"), "{error}");
+        }
+    }
 }
 
 #[test]

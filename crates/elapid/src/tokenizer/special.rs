@@ -143,7 +143,7 @@ fn object(dir: &Path, name: &str) -> Result<Value> {
     let text = text.trim_start_matches('\u{feff}');
     // Python writes bare `Infinity` into config.json.
     let json = if name == MODEL_CONFIG {
-        config::json(text, name).map_err(|e| wrong(e.to_string()))?
+        config::parse_json(text, name).map_err(|e| wrong(e.to_string()))?
     } else {
         serde_json::from_str(text).map_err(|e| wrong(format!("wanted JSON, got {e}; fetch the file again")))?
     };
