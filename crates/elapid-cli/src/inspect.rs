@@ -109,19 +109,13 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     })
 }
 
-/// The model's structure. Its numbers are zeros that nothing reads: the pages of memory they would take are not touched.
+/// The model's structure, checked against the checkpoint's tensors. Its values are zeros that nothing reads: the pages of
+/// memory they would take are not touched.
 fn skeleton(config: ModelConfig, checkpoint: Option<&Checkpoint>) -> Result<LanguageModel> {
-    let mut names = Vec::new();
-    let model = LanguageModel::build(config, &mut |wanted| {
-        if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.shape(wanted.name) != Some(wanted.shape)) {
-            // It says what is wrong with the tensor.
-            checkpoint.tensor(wanted.name, wanted.shape)?;
-        }
-        names.push(wanted.name.to_owned());
-        Ok(vec![0.0; wanted.shape.iter().product()])
-    })?;
-    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.check_complete(&names).map_err(elapid::Error::from))?;
-    Ok(model)
+    if let Some(checkpoint) = checkpoint {
+        checkpoint.check_complete(&LanguageModel::outline(&config)?)?;
+    }
+    Ok(LanguageModel::build(config, &mut |wanted| Ok(vec![0.0; wanted.shape.iter().product()]))?)
 }
 
 fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {

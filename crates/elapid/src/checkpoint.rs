@@ -1,15 +1,17 @@
 //! Weights on the disk, in the layout of Hugging Face: `config.json` beside `model.safetensors`, or beside shards and
 //! `model.safetensors.index.json`.
 //!
-//! Tensors go by their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of the original code are
-//! translated. Files are hostile until parsed: nothing is allocated, indexed or believed before it was checked.
+//! Tensors go by their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of other writers are translated
+//! (`names`). Files are hostile until parsed: nothing is allocated, indexed or believed before it was checked.
 
 mod card;
+mod elsewhere;
 mod header;
+mod names;
 mod open;
 mod save;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -22,11 +24,6 @@ pub use save::{SaveDtype, SaveOptions, save};
 
 type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 
-/// The embedding's name, and the one that the original code has for it.
-const EMBEDDING: &str = "backbone.embeddings.weight";
-const EMBEDDING_ORIGINAL: &str = "backbone.embedding.weight";
-/// The head's name.
-const HEAD: &str = "lm_head.weight";
 /// The files of a checkpoint.
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
@@ -119,6 +116,8 @@ impl std::ops::Deref for Bytes {
 #[derive(Debug)]
 struct Entry {
     file: usize,
+    /// What the file calls it.
+    stored: String,
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
@@ -170,52 +169,48 @@ impl Checkpoint {
     /// A tensor as f32, row after row, from F32, F16, BF16 or F64 in the file.
     ///
     /// # Errors
-    /// If there is none of this name, or its shape or type is another.
+    /// If there is none of this name, its shape or dtype is another.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(CheckpointError::tensor(&self.file_names(), name, "to find it", "no such tensor", MISSING));
         };
-        let source = &self.files[entry.file];
-        if entry.shape != shape {
-            let fix = "config.json and weights must be of one model";
-            return Err(CheckpointError::tensor(
-                &source.name,
-                name,
-                format_args!("shape {shape:?}"),
-                format_args!("{:?}", entry.shape),
-                fix,
-            ));
-        }
-        let bytes = &source.bytes[entry.range.clone()];
-        Ok(match entry.dtype {
-            Dtype::F32 => decode(bytes, f32::from_le_bytes),
-            Dtype::F16 => decode(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => decode(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => decode(bytes, |b| f64::from_le_bytes(b) as f32),
-            other => {
-                let wanted = "numbers of type F32, F16, BF16 or F64";
-                return Err(CheckpointError::tensor(&source.name, name, wanted, other, "convert the checkpoint"));
-            }
-        })
+        self.check_entry(entry, shape)?;
+        Ok(decode(entry.dtype, self.bytes(entry)))
     }
 
-    /// Checks that the tensors are the ones that a model has.
+    /// Checks that the tensors are the ones that a model has, in names, shapes and dtypes, before any is read.
     ///
     /// # Errors
-    /// If any is missing or not expected; the error lists them.
-    pub fn check_complete(&self, expected: &[String]) -> Result<()> {
-        let wanted: std::collections::BTreeSet<_> = expected.iter().map(String::as_str).collect();
-        let missing: Vec<_> = wanted.iter().copied().filter(|name| !self.contains(name)).collect();
-        let extra: Vec<_> = self.names().filter(|name| !wanted.contains(name)).collect();
-        let problem = match (missing.is_empty(), extra.is_empty()) {
-            (true, true) => return Ok(()),
-            (false, true) => format!("without {}", list(&missing)),
-            (true, false) => format!("with {} besides", list(&extra)),
-            (false, false) => format!("without {}, with {} besides", list(&missing), list(&extra)),
+    /// If any is missing, not expected, or of another shape; the error shows what is there.
+    pub fn check_complete(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let wanted: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<(&str, &str)> =
+            self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.stored.as_str())).collect();
+        if let Some(difference) = names::difference(&wanted, &names) {
+            let no_head = expected.iter().all(|(name, _)| self.contains(name) || name == names::HEAD);
+            let fix = match names.len() < wanted.len() && no_head {
+                true => "if the head is the embedding, set tie_word_embeddings to true in config.json",
+                false => MISSING,
+            };
+            let wanted = format!("the {} tensors of the model that {CONFIG} describes", wanted.len());
+            let got = format!("{} tensors, {difference}", names.len());
+            return Err(CheckpointError::format(&self.file_names(), wanted, got, fix));
+        }
+        expected.iter().try_for_each(|(name, shape)| self.check_entry(&self.tensors[name.as_str()], shape))
+    }
+
+    /// Checks that a tensor has this shape, and a dtype that can be read.
+    fn check_entry(&self, entry: &Entry, shape: &[usize]) -> Result<()> {
+        let wrong = |wanted: String, got: String, fix| {
+            Err(CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, wanted, got, fix))
         };
-        let wanted = format!("the {} tensors of the model that {CONFIG} describes", wanted.len());
-        let got = format!("{} tensors, {problem}", self.tensors.len());
-        Err(CheckpointError::format(&self.file_names(), wanted, got, MISSING))
+        if entry.shape != shape {
+            return wrong(format!("shape {shape:?}"), format!("{:?}", entry.shape), MISSING);
+        }
+        match entry.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 => Ok(()),
+            other => wrong("dtype F32, F16, BF16 or F64".into(), other.to_string(), "convert the checkpoint"),
+        }
     }
 
     fn file_names(&self) -> String {
@@ -233,16 +228,19 @@ impl Checkpoint {
 
 const MISSING: &str = "config.json and weights must be of one model";
 
-fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| number(*chunk)).collect()
+/// A tensor's values. Nothing of a dtype that is not read.
+fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => decode_each(bytes, f32::from_le_bytes),
+        Dtype::F16 => decode_each(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => decode_each(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
+        Dtype::F64 => decode_each(bytes, |b| f64::from_le_bytes(b) as f32),
+        _ => Vec::new(),
+    }
 }
 
-/// The first few names, and how many more there are.
-fn list(names: &[&str]) -> String {
-    const SHOWN: usize = 8;
-    let more = names.len().saturating_sub(SHOWN);
-    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if more > 0 { format!("{shown} and {more} more") } else { shown }
+fn decode_each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
 }
 
 #[cfg(test)]

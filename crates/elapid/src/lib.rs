@@ -59,6 +59,7 @@ pub mod autograd;
 mod block;
 pub mod checkpoint;
 pub mod config;
+mod content;
 pub mod decode;
 pub mod embedded;
 mod error;

@@ -53,13 +53,19 @@ impl LanguageModel {
     /// # Errors
     /// If a tensor is missing, has another shape than the configuration says, or one too many is there.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
-        let mut names = Vec::new();
-        let model = Self::build(checkpoint.config.clone(), &mut |wanted| {
-            names.push(wanted.name.to_owned());
-            Ok(checkpoint.tensor(wanted.name, wanted.shape)?)
-        })?;
-        checkpoint.check_complete(&names)?;
-        Ok(model)
+        checkpoint.check_complete(&Self::outline(&checkpoint.config)?)?;
+        Self::build(checkpoint.config.clone(), &mut |wanted| Ok(checkpoint.tensor(wanted.name, wanted.shape)?))
+    }
+
+    /// Names and shapes of the parameters that a model of this configuration has, in the order they are made. Takes no
+    /// memory for their values.
+    ///
+    /// # Errors
+    /// If the configuration has impossible values.
+    pub fn outline(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
+        let (mut params, mut outline) = (Params::default(), Vec::new());
+        Self::structure(config.clone(), &mut ParamBuilder::outline(&mut params, &mut outline), mixer::build)?;
+        Ok(outline)
     }
 
     /// The model in a directory.
@@ -86,11 +92,20 @@ impl LanguageModel {
     pub fn build_with(
         config: ModelConfig,
         source: &mut Source<'_>,
+        mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
+    ) -> Result<Self> {
+        let mut params = Params::default();
+        let model = Self::structure(config, &mut ParamBuilder::new(&mut params, source), mixer)?;
+        Ok(Self { params: Arc::new(params), ..model })
+    }
+
+    /// The model without its parameters, which are left to the builder.
+    fn structure(
+        config: ModelConfig,
+        builder: &mut ParamBuilder<'_>,
         mut mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
     ) -> Result<Self> {
         config.validate()?;
-        let mut params = Params::default();
-        let mut builder = ParamBuilder::new(&mut params, source);
         let (v, d) = (config.padded_vocab_size(), config.d_model);
         let normal = Init::Normal(config.initializer_range);
         let embedding = builder.param("backbone.embeddings.weight".into(), &[v, d], normal, Decay::Yes)?;
@@ -98,7 +113,7 @@ impl LanguageModel {
         for i in 0..config.n_layer {
             let prefix = format!("backbone.layers.{i}");
             let norm = builder.param(format!("{prefix}.norm.weight"), &[d], Init::Constant(1.0), Decay::No)?;
-            let mixer = mixer(&config, &format!("{prefix}.mixer"), &mut builder)?;
+            let mixer = mixer(&config, &format!("{prefix}.mixer"), builder)?;
             blocks.push(Block { norm, eps: config.norm_eps, mixer });
         }
         let norm_f = builder.param("backbone.norm_f.weight".into(), &[d], Init::Constant(1.0), Decay::No)?;
@@ -108,7 +123,7 @@ impl LanguageModel {
             builder.param("lm_head.weight".into(), &[v, d], normal, Decay::Yes)?
         };
         let state = blocks.iter().map(|block| block.mixer.state()).collect();
-        let params = Arc::new(params);
+        let params = Arc::default();
         Ok(Self { config, params, embedding, blocks, norm_f, head, state, fingerprint: OnceLock::new() })
     }
 

@@ -343,7 +343,13 @@ pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
 /// Makes a model's parameters, one after another, from where their numbers come from.
 pub struct ParamBuilder<'a> {
     params: &'a mut Params,
-    source: &'a mut Source<'a>,
+    from: From<'a>,
+}
+
+enum From<'a> {
+    Source(&'a mut Source<'a>),
+    /// Nowhere: names and shapes are written down, and parameters have no values.
+    Outline(&'a mut Vec<(String, Vec<usize>)>),
 }
 
 /// Whether weight decay applies to a parameter.
@@ -358,7 +364,12 @@ pub enum Decay {
 impl<'a> ParamBuilder<'a> {
     /// A builder that appends to `params`.
     pub fn new(params: &'a mut Params, source: &'a mut Source<'a>) -> Self {
-        Self { params, source }
+        Self { params, from: From::Source(source) }
+    }
+
+    /// A builder that writes down which parameters a model has. Those it makes have no values.
+    pub(crate) fn outline(params: &'a mut Params, outline: &'a mut Vec<(String, Vec<usize>)>) -> Self {
+        Self { params, from: From::Outline(outline) }
     }
 
     /// Makes a parameter.
@@ -366,9 +377,17 @@ impl<'a> ParamBuilder<'a> {
     /// # Errors
     /// If the source has no such numbers.
     pub fn param(&mut self, name: String, shape: &[usize], init: Init, decay: Decay) -> Result<ParamId> {
-        let numbers = (self.source)(Wanted { name: &name, shape, init })?;
-        elapid_kernels::use_huge_pages(&numbers);
-        let value = Tensor::new(numbers, shape);
+        let value = match &mut self.from {
+            From::Source(source) => {
+                let numbers = source(Wanted { name: &name, shape, init })?;
+                elapid_kernels::use_huge_pages(&numbers);
+                Tensor::new(numbers, shape)
+            }
+            From::Outline(outline) => {
+                outline.push((name.clone(), shape.to_vec()));
+                Tensor::new(Vec::new(), &[0])
+            }
+        };
         Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes, compute: None }))
     }
 }

@@ -162,6 +162,14 @@ fn an_unknown_instruction_set_is_refused() {
 }
 
 #[test]
+fn a_file_is_no_directory() {
+    let model = golden("mamba1-tiny").join("model.safetensors").display().to_string();
+    let words = ["wanted the directory of a model, got a file", "give the directory it is in"];
+    elapid(&["generate", "--model", &model, "--prompt-tokens", "1"]).fails(2, &words);
+    elapid(&["inspect", "--model", &model]).fails(2, &words);
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_reader_that_had_enough_is_no_failure() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));

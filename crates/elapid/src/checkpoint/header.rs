@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{CheckpointError, Result};
+use crate::json;
 
 /// Longest header that the format allows, in bytes.
 const MAX_HEADER: usize = 100_000_000;
@@ -49,8 +50,10 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Described>> {
     if header.len() > MAX_HEADER {
         return Err(wrong(format!("a header of at most {MAX_HEADER} bytes"), format!("{length}")));
     }
-    let entries: Map<String, Value> =
-        serde_json::from_slice(header).map_err(|e| wrong("a header in JSON".into(), e.to_string()))?;
+    let json = json::parse(header).map_err(|e| wrong("a header in JSON".into(), e.to_string()))?;
+    let Value::Object(entries) = json else {
+        return Err(wrong("a header that is a JSON object".into(), "another value".into()));
+    };
 
     let start = bytes.len() - data.len();
     let mut tensors = Vec::new();

@@ -1,16 +1,17 @@
-//! Finding the files of a checkpoint and putting them together.
+//! Finding the files of a checkpoint and assembling them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use serde_json::Value;
 
-use super::{
-    Bytes, CONFIG, Checkpoint, CheckpointError, EMBEDDING, EMBEDDING_ORIGINAL, Entry, HEAD, INDEX, Result, SINGLE,
-    Source, header,
-};
-use crate::config::ModelConfig;
+use super::header::{self, Described};
+use super::names::{EMBEDDING, HEAD, Renaming};
+use super::{Bytes, CONFIG, Checkpoint, CheckpointError, Entry, INDEX, Result, SINGLE, Source, elsewhere};
+use crate::config::{ConfigError, ModelConfig};
+use crate::content::{self, Content};
 use crate::files::Map;
+use crate::json;
 
 const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
 
@@ -18,49 +19,83 @@ const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
 type WeightMap = BTreeMap<String, String>;
 
 pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
+    check_directory(dir)?;
     let shown = |name: &str| dir.join(name).display().to_string();
-    let text = |name: &str| -> Result<String> {
-        let bytes = Map::open(&dir.join(name))?;
-        let text = std::str::from_utf8(&bytes).map(str::to_owned);
-        text.map_err(|e| CheckpointError::format(&shown(name), "text in UTF-8", e, FETCH_AGAIN))
-    };
-    let map = |name: &str| -> Result<Source> {
-        Ok(Source { name: shown(name), bytes: Bytes::Mapped(Map::open(&dir.join(name))?) })
-    };
-
-    let (config, mut warnings) = ModelConfig::parse(&text(CONFIG)?, &shown(CONFIG))?;
+    let (config, mut warnings) = read_config(&shown(CONFIG), &open(dir, CONFIG)?)?;
     let (single, index) = (dir.join(SINGLE).exists(), dir.join(INDEX).exists());
     if single {
         if index {
             warnings.push(format!("{}: ignored, because there is {SINGLE}", shown(INDEX)));
         }
-        return assemble(config, warnings, vec![map(SINGLE)?]);
+        return assemble(config, warnings, vec![source(dir, SINGLE)?]);
     }
     if index {
-        let weight_map = read_index(&shown(INDEX), &text(INDEX)?)?;
-        let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let sources = shards.iter().map(|shard| map(shard)).collect::<Result<Vec<_>>>()?;
-        return assemble_sharded(config, warnings, sources, &shards, &weight_map, &shown(INDEX));
+        let weight_map = read_index(&shown(INDEX), &open(dir, INDEX)?)?;
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
+        return assemble_indexed(config, warnings, sources, &shards, &weight_map, &shown(INDEX));
     }
-    for pickle in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-        if dir.join(pickle).exists() {
-            let fix = "pickled files can run programs and are not read; convert it with Python: `import torch; from \
-                       safetensors.torch import save_file; save_file({k: v.clone().contiguous() for k, v in \
-                       torch.load(\"pytorch_model.bin\", map_location=\"cpu\", weights_only=True).items()}, \
-                       \"model.safetensors\")`";
-            return Err(CheckpointError::format(&shown(pickle), SINGLE, "only a pickled checkpoint", fix));
-        }
+    if let Some(shards) = elsewhere::shards_without_index(dir)? {
+        warnings.push(format!("{}: not there; all {} shards were read", shown(INDEX), shards.len()));
+        let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
+        return assemble(config, warnings, sources);
     }
-    let fix = "give the directory of a checkpoint";
-    Err(CheckpointError::format(&dir.display().to_string(), format_args!("{SINGLE} or {INDEX}"), "neither", fix))
+    Err(elsewhere::no_weights(dir))
+}
+
+/// A path that is no directory is named for what it is, before anything in it is looked for.
+fn check_directory(dir: &Path) -> Result<()> {
+    let wrong = |got: &str, fix: String| {
+        Err(CheckpointError::format(&dir.display().to_string(), "the directory of a model", got, fix))
+    };
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if !dir.exists() {
+        let fix = "check the path; a model on a hub is downloaded first, then given by its directory".to_owned();
+        return wrong("nothing of this name", fix);
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if parent.join(CONFIG).is_file() {
+        return wrong("a file", format!("give the directory it is in: {}", parent.display()));
+    }
+    wrong("a file", format!("give the directory that has {CONFIG} and {SINGLE}"))
+}
+
+fn open(dir: &Path, name: &str) -> Result<Map> {
+    let path = dir.join(name);
+    if path.is_dir() {
+        let fix = format!("put the file {name} there");
+        return Err(CheckpointError::format(&path.display().to_string(), "a file", "a directory", fix));
+    }
+    Ok(Map::open(&path)?)
+}
+
+fn source(dir: &Path, name: &str) -> Result<Source> {
+    Ok(Source { name: dir.join(name).display().to_string(), bytes: Bytes::Mapped(open(dir, name)?) })
+}
+
+/// The error for a file that is something else.
+fn other(file: &str, wanted: &str, found: Content) -> CheckpointError {
+    CheckpointError::format(file, wanted, found.what, found.fix)
+}
+
+fn read_config(file: &str, bytes: &[u8]) -> Result<(ModelConfig, Vec<String>)> {
+    let recognised = |error| content::recognise(bytes).map_or(error, |found| other(file, "JSON", found));
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| recognised(CheckpointError::format(file, "text in UTF-8", e, FETCH_AGAIN)))?;
+    ModelConfig::parse(text, file).map_err(|error| match error {
+        ConfigError::Syntax { .. } => recognised(error.into()),
+        _ => error.into(),
+    })
 }
 
 /// Reads the index and checks that its shards are plain names, so that no file outside the directory is opened.
-fn read_index(file: &str, text: &str) -> Result<WeightMap> {
+fn read_index(file: &str, bytes: &[u8]) -> Result<WeightMap> {
     let wrong = |wanted: &str, got: String| CheckpointError::format(file, wanted, got, FETCH_AGAIN);
-    let json: Value = serde_json::from_str(text).map_err(|e| wrong("JSON", e.to_string()))?;
+    let json = json::parse(bytes).map_err(|error| {
+        content::recognise(bytes).map_or_else(|| wrong("JSON", error.to_string()), |found| other(file, "JSON", found))
+    })?;
     let wanted = "a `weight_map` from tensor names to file names";
     let entries = json.get("weight_map").and_then(Value::as_object).ok_or_else(|| wrong(wanted, "none".into()))?;
     let mut weight_map = WeightMap::new();
@@ -80,78 +115,107 @@ fn read_index(file: &str, text: &str) -> Result<WeightMap> {
     if weight_map.is_empty() { Err(wrong(wanted, "an empty one".into())) } else { Ok(weight_map) }
 }
 
-fn assemble_sharded(
+fn assemble_indexed(
     config: ModelConfig,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     sources: Vec<Source>,
-    shards: &[&str],
+    shards: &BTreeSet<&String>,
     weight_map: &WeightMap,
     index: &str,
 ) -> Result<Checkpoint> {
-    let mut found = 0;
-    for (source, &shard) in sources.iter().zip(shards) {
-        for tensor in header::read(&source.name, &source.bytes)? {
+    let headers = headers(&sources)?;
+    let mut unseen = weight_map.clone();
+    for (header, &shard) in headers.iter().zip(shards) {
+        for tensor in header {
             let listed = weight_map.get(&tensor.name).map_or("nowhere", String::as_str);
             if listed != shard {
                 let wanted = format!("to be in {shard}, where it is");
                 return Err(CheckpointError::tensor(index, &tensor.name, wanted, listed, FETCH_AGAIN));
             }
-            found += 1;
+            unseen.remove(&tensor.name);
         }
     }
-    if found != weight_map.len() {
-        // No shard has a tensor that is not listed for it, so some listed ones are in none.
-        let missing = |source: &Source, shard: &str| -> Result<Option<String>> {
-            let here = header::read(&source.name, &source.bytes)?;
-            let mut listed = weight_map.iter().filter(|(_, file)| *file == shard).map(|(tensor, _)| tensor);
-            Ok(listed.find(|name| here.iter().all(|tensor| tensor.name != **name)).cloned())
-        };
-        for (source, &shard) in sources.iter().zip(shards) {
-            if let Some(name) = missing(source, shard)? {
-                let wanted = format!("to find it, as {index} says");
-                return Err(CheckpointError::tensor(&source.name, &name, wanted, "no such tensor", FETCH_AGAIN));
-            }
+    let renaming = renaming(&headers);
+    for (name, shard) in unseen {
+        // Writers list a head that is the embedding, and store it once.
+        if config.tie_embeddings && renaming.apply(&name) == HEAD {
+            warnings.push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
+            continue;
         }
+        let wanted = format!("to find it in {shard}, as {index} says");
+        return Err(CheckpointError::tensor(&shard, &name, wanted, "no such tensor", FETCH_AGAIN));
     }
-    assemble(config, warnings, sources)
+    put_together(config, warnings, sources, headers, &renaming)
 }
 
 pub(super) fn assemble(config: ModelConfig, warnings: Vec<String>, files: Vec<Source>) -> Result<Checkpoint> {
+    let headers = headers(&files)?;
+    let renaming = renaming(&headers);
+    put_together(config, warnings, files, headers, &renaming)
+}
+
+/// The headers of all files. One that cannot be read is named for what it is, if that can be seen.
+fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
+    let read = |source: &Source| {
+        header::read(&source.name, &source.bytes).map_err(|error| match content::recognise_binary(&source.bytes) {
+            Some(found) => other(&source.name, "a safetensors file", found),
+            None => error,
+        })
+    };
+    files.iter().map(read).collect()
+}
+
+fn renaming(headers: &[Vec<Described>]) -> Renaming {
+    Renaming::of(headers.iter().flatten().map(|tensor| tensor.name.as_str()))
+}
+
+fn put_together(
+    config: ModelConfig,
+    mut warnings: Vec<String>,
+    files: Vec<Source>,
+    headers: Vec<Vec<Described>>,
+    renaming: &Renaming,
+) -> Result<Checkpoint> {
     let mut tensors = BTreeMap::new();
-    for (file, source) in files.iter().enumerate() {
-        for tensor in header::read(&source.name, &source.bytes)? {
-            let name = if tensor.name == EMBEDDING_ORIGINAL { EMBEDDING } else { &tensor.name };
-            let entry = Entry { file, dtype: tensor.dtype, shape: tensor.shape, range: tensor.range };
-            if tensors.insert(name.to_owned(), entry).is_some() {
-                let fix = "remove one of the two";
-                return Err(CheckpointError::tensor(&source.name, &tensor.name, "one such tensor", "two", fix));
-            }
+    for (file, tensor) in
+        headers.into_iter().enumerate().flat_map(|(file, all)| all.into_iter().map(move |t| (file, t)))
+    {
+        let name = renaming.apply(&tensor.name);
+        let Described { name: stored, dtype, shape, range } = tensor;
+        let entry = Entry { file, stored: stored.clone(), dtype, shape, range };
+        if let Some(Entry { stored: first, .. }) = tensors.insert(name, entry) {
+            let got = format!("`{first}` too, which is the same tensor");
+            let fix = "remove one of the two";
+            return Err(CheckpointError::tensor(&files[file].name, &stored, "one such tensor", got, fix));
         }
     }
+    let about = files.first().map_or(SINGLE, |file| file.name.as_str());
+    warnings.extend(renaming.notices().into_iter().map(|notice| format!("{about}: {notice}")));
     let mut checkpoint = Checkpoint { config, warnings, files, tensors };
     check_tied(&mut checkpoint)?;
     Ok(checkpoint)
 }
 
-/// A model whose head is its embedding may store it twice, if both are the same; one is then enough.
+/// A model whose head is its embedding may store it twice, if both are the same; one is then enough, under either name.
 fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
     if !checkpoint.config.tie_embeddings {
         return Ok(());
     }
-    let (Some(head), Some(embedding)) = (checkpoint.tensors.get(HEAD), checkpoint.tensors.get(EMBEDDING)) else {
+    let Some(head) = checkpoint.tensors.remove(HEAD) else { return Ok(()) };
+    let Some(embedding) = checkpoint.tensors.get(EMBEDDING) else {
+        checkpoint.tensors.insert(EMBEDDING.to_owned(), head);
         return Ok(());
     };
     let same = (head.dtype, &head.shape) == (embedding.dtype, &embedding.shape)
-        && checkpoint.bytes(head) == checkpoint.bytes(embedding);
-    if !same {
-        return Err(CheckpointError::tensor(
-            &checkpoint.files[head.file].name,
-            HEAD,
-            format_args!("the same numbers as `{EMBEDDING}`, since tie_embeddings is true"),
-            "others",
-            "set tie_word_embeddings (tie_embeddings in the original layout) to false in config.json to use both",
-        ));
+        && checkpoint.bytes(&head) == checkpoint.bytes(embedding);
+    if same {
+        return Ok(());
     }
-    checkpoint.tensors.remove(HEAD);
-    Ok(())
+    Err(CheckpointError::tensor(
+        &checkpoint.files[head.file].name,
+        &head.stored,
+        format_args!("the same values as `{}`, since tie_embeddings is true", embedding.stored),
+        "others",
+        "set tie_word_embeddings (tie_embeddings in the original layout) to false in config.json to use both",
+    ))
 }

@@ -4,7 +4,9 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::names::{EMBEDDING, HEAD};
 use super::*;
+use crate::LanguageModel;
 
 const TINY: &str = include_str!("../../../../golden/mamba1-tiny/config.json");
 const UNTIED: &str = include_str!("../../../../golden/mamba1-untied/config.json");
@@ -64,8 +66,7 @@ fn golden_models_open() {
         assert_eq!(checkpoint.dtype(EMBEDDING), Some(Dtype::F32));
         assert_eq!(checkpoint.contains(HEAD), which == 1);
         assert!(checkpoint.warnings().is_empty());
-        let names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
-        checkpoint.check_complete(&names).unwrap();
+        checkpoint.check_complete(&LanguageModel::outline(&checkpoint.config).unwrap()).unwrap();
     }
 }
 
@@ -82,10 +83,204 @@ fn tensor_checks_name_and_shape() {
 #[test]
 fn check_complete_names_what_is_wrong() {
     let checkpoint = golden(0);
-    let mut expected: Vec<String> = checkpoint.names().map(str::to_owned).collect();
-    expected[0] = "other".into();
-    let error = checkpoint.check_complete(&expected).unwrap_err().to_string();
-    assert!(error.contains("without `other`, with `backbone.embeddings.weight` besides"), "{error}");
+    let good = LanguageModel::outline(&checkpoint.config).unwrap();
+    type Outline = Vec<(String, Vec<usize>)>;
+    let refused = |change: &dyn Fn(&mut Outline), words: &[&str]| {
+        let mut expected = good.clone();
+        change(&mut expected);
+        let error = checkpoint.check_complete(&expected).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(error.contains(word), "no `{word}` in {error}"));
+    };
+    refused(
+        &|all| all[0].0 = "backbone.embedding.weights".into(),
+        &["without 1 of them: `backbone.embedding.weights` (`backbone.embeddings.weight` is there)", "with 1 others"],
+    );
+    refused(&|all| all.truncate(3), &["with 19 others", "and 13 more"]);
+    refused(
+        &|all| all.push((HEAD.into(), vec![64, 48])),
+        &["without 1 of them: `lm_head.weight`", "set tie_word_embeddings"],
+    );
+    refused(&|all| all[3].1.push(1), &[&format!("tensor `{}`: wanted shape", good[3].0)]);
+}
+
+/// The names of tensors are compared before any is read, and no memory is taken for what the configuration claims.
+#[test]
+fn a_model_that_the_configuration_does_not_describe() {
+    let config =
+        TINY.replace("\"hidden_size\": 48", "\"hidden_size\": 4800000").replace("\"intermediate_size\": 96,", "");
+    let checkpoint = Checkpoint::from_bytes(&config, TINY_WEIGHTS).unwrap();
+    let error = LanguageModel::load(&checkpoint).unwrap_err().to_string();
+    assert!(error.contains("wanted shape [64, 4800000], got [64, 48]"), "{error}");
+    let config = TINY.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 60000");
+    let checkpoint = Checkpoint::from_bytes(&config, TINY_WEIGHTS).unwrap();
+    let error = LanguageModel::load(&checkpoint).unwrap_err().to_string();
+    assert!(error.contains("wanted the 600002 tensors") && error.contains("got 22 tensors"), "{error}");
+}
+
+/// Every way in which a writer may name the tensors gives the same model.
+#[test]
+fn names_of_other_writers() {
+    let checkpoint = golden(0);
+    let tensors = all(&checkpoint);
+    let dir = tempfile::tempdir().unwrap();
+    for (prefix, from, to) in [
+        ("", "backbone.", ""),
+        ("module.", "", ""),
+        ("_orig_mod.", "", ""),
+        ("module._orig_mod.", "", ""),
+        ("_orig_mod.module.", "", ""),
+        ("model.", "", ""),
+        ("model._orig_mod.", "backbone.", ""),
+        ("", "backbone.", "backbone._orig_mod."),
+        ("module.", "embeddings", "embedding"),
+    ] {
+        let rename = |name: &str| format!("{prefix}{}", name.replacen(from, to, 1));
+        let renamed: Tensors =
+            tensors.iter().map(|(name, shape, data)| (rename(name), shape.clone(), data.clone())).collect();
+        for max in [u64::MAX, 50_000] {
+            write(dir.path(), &checkpoint.config, &renamed, SaveDtype::F32, max).unwrap();
+            let again = Checkpoint::open(dir.path()).unwrap();
+            assert!(all(&again) == tensors, "{prefix} {from} {to}");
+            LanguageModel::load(&again).unwrap();
+            assert!(!again.warnings().is_empty() && again.warnings()[0].contains("names of tensors"));
+            if !prefix.is_empty() {
+                assert!(again.warnings()[0].contains(&format!("`{prefix}`")), "{:?}", again.warnings());
+            }
+        }
+    }
+    // One that has it not: nothing is taken off, and the error shows both.
+    let mut mixed = tensors.clone();
+    mixed[1..].iter_mut().for_each(|(name, ..)| *name = format!("module.{name}"));
+    write(dir.path(), &checkpoint.config, &mixed, SaveDtype::F32, u64::MAX).unwrap();
+    let error = LanguageModel::open(dir.path()).unwrap_err().to_string();
+    for word in ["without 21 of them", "with 21 others", "`module.backbone.", "21 names fit without `module.`"] {
+        assert!(error.contains(word), "no `{word}` in {error}");
+    }
+}
+
+/// An index may list the head of a model whose head is its embedding, though no shard has it; and nothing else.
+#[test]
+fn an_index_that_lists_the_tied_head() {
+    let checkpoint = golden(0);
+    let tensors = all(&checkpoint);
+    for prefix in ["", "module."] {
+        let dir = tempfile::tempdir().unwrap();
+        let renamed: Tensors = tensors
+            .iter()
+            .map(|(name, shape, data)| (format!("{prefix}{name}"), shape.clone(), data.clone()))
+            .collect();
+        write(dir.path(), &checkpoint.config, &renamed, SaveDtype::F32, 50_000).unwrap();
+        let index = dir.path().join(INDEX);
+        let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+        json["weight_map"][format!("{prefix}{HEAD}")] = json["weight_map"][format!("{prefix}{EMBEDDING}")].clone();
+        fs::write(&index, json.to_string()).unwrap();
+        let again = Checkpoint::open(dir.path()).unwrap();
+        assert!(all(&again) == tensors && again.warnings()[0].contains(HEAD), "{:?}", again.warnings());
+        let untied = TINY.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+        fs::write(dir.path().join(CONFIG), untied).unwrap();
+        assert!(error(Checkpoint::open(dir.path())).contains("got no such tensor"));
+    }
+}
+
+/// safetensors keeps one of two names for shared memory, and that may be the head's.
+#[test]
+fn a_tied_head_alone_is_the_embedding() {
+    let checkpoint = golden(0);
+    let mut tensors = all(&checkpoint);
+    tensors[0].0 = HEAD.into();
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &checkpoint.config, &tensors, SaveDtype::F32, u64::MAX).unwrap();
+    assert!(all(&Checkpoint::open(dir.path()).unwrap()) == all(&checkpoint));
+}
+
+#[test]
+fn shards_without_an_index() {
+    let checkpoint = golden(0);
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, 50_000).unwrap();
+    fs::remove_file(dir.path().join(INDEX)).unwrap();
+    let again = Checkpoint::open(dir.path()).unwrap();
+    assert!(all(&again) == all(&checkpoint) && again.warnings()[0].contains(INDEX), "{:?}", again.warnings());
+    let shard = names(dir.path()).into_iter().find(|name| name.starts_with("model-00002-of-")).unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::copy(at(&shard), at(&format!("{}-0.safetensors", &shard[..20]))).unwrap();
+    assert!(error(Checkpoint::open(dir.path())).contains("some with one number"));
+    fs::copy(at(&shard), at("other-00001-of-00001.safetensors")).unwrap();
+    assert!(error(Checkpoint::open(dir.path())).contains("shards of 2"));
+    names(dir.path()).iter().filter(|name| name.contains("other") || name.contains("-00002-of-")).for_each(|name| {
+        fs::remove_file(at(name)).unwrap();
+    });
+    assert!(error(Checkpoint::open(dir.path())).contains("not number 2"));
+}
+
+/// A file that is something else is named for what it is, under whichever name it comes.
+#[test]
+fn other_files_are_recognised() {
+    let checkpoint = golden(0);
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 516576000\n";
+    for (content, what) in [
+        (&pointer[..], "LFS"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+        (b"", "an empty file"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc", "gzip"),
+        (b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0\0\0", "zip"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+        (b"\xff\xfe{\0}\0", "UTF-16"),
+        (&[0; 64], "zero bytes"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, 50_000).unwrap();
+        let shard = names(dir.path()).into_iter().find(|name| name.starts_with("model-00002")).unwrap();
+        for name in [&shard, INDEX, CONFIG] {
+            fs::write(dir.path().join(name), content).unwrap();
+            let error = error(Checkpoint::open(dir.path()));
+            assert!(error.contains(what) && error.contains(name), "{name}: {error}");
+        }
+        fs::write(dir.path().join(CONFIG), TINY).unwrap();
+        fs::write(dir.path().join(SINGLE), content).unwrap();
+        let error = error(Checkpoint::open(dir.path()));
+        assert!(error.contains(what) && error.contains(SINGLE), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, u64::MAX).unwrap();
+    fs::write(dir.path().join(SINGLE), "Entry not found\n").unwrap();
+    assert!(error(Checkpoint::open(dir.path())).contains("text that begins with `Entry not found`"));
+    fs::write(dir.path().join(CONFIG), TINY_WEIGHTS).unwrap();
+    assert!(error(Checkpoint::open(dir.path())).contains("a safetensors file"));
+    for name in [CONFIG, SINGLE] {
+        fs::write(dir.path().join(CONFIG), TINY).unwrap();
+        fs::remove_file(dir.path().join(name)).unwrap();
+        fs::create_dir(dir.path().join(name)).unwrap();
+        assert!(error(Checkpoint::open(dir.path())).contains(&format!("{name}: wanted a file, got a directory")));
+        fs::remove_dir(dir.path().join(name)).unwrap();
+    }
+}
+
+#[test]
+fn byte_order_marks_are_skipped() {
+    let checkpoint = golden(0);
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, 50_000).unwrap();
+    for name in [CONFIG, INDEX] {
+        let text = fs::read_to_string(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name), format!("\u{feff}{text}")).unwrap();
+    }
+    assert!(all(&Checkpoint::open(dir.path()).unwrap()) == all(&checkpoint));
+}
+
+#[test]
+fn a_path_that_is_no_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    assert!(error(Checkpoint::open(&path)).contains("got nothing of this name"));
+    fs::write(&path, "").unwrap();
+    assert!(
+        error(Checkpoint::open(&path))
+            .contains("wanted the directory of a model, got a file; give the directory that has")
+    );
+    fs::write(dir.path().join(CONFIG), TINY).unwrap();
+    let parent = format!("give the directory it is in: {}", dir.path().display());
+    assert!(error(Checkpoint::open(&path)).contains(&parent));
 }
 
 #[test]
@@ -285,7 +480,7 @@ fn original_names_and_tied_heads() {
     let mut tensors = all(&checkpoint);
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(tensors[0].0, EMBEDDING);
-    tensors[0].0 = EMBEDDING_ORIGINAL.into();
+    tensors[0].0 = "backbone.embedding.weight".into();
     let (shape, mut head) = (tensors[0].1.clone(), tensors[0].2.clone());
     tensors.push((HEAD.into(), shape.clone(), head.clone()));
     write(dir.path(), &checkpoint.config, &tensors, SaveDtype::F32, u64::MAX).unwrap();
@@ -348,6 +543,11 @@ fn hostile_headers() {
     one("F32", "[1.5]", "0", "4", 4);
     one("F32", "{}", "0", "4", 4);
     open(file(&format!("{{{}}}", tensor("F32", "[1]", "0", "4")), 8));
+    // A key twice, in the header and in a tensor.
+    let twice = format!("{{{}, {}}}", tensor("F32", "[1]", "0", "4"), tensor("F32", "[1]", "4", "8"));
+    assert!(open(file(&twice, 8)).contains("the key `t` twice"));
+    let twice = format!("{{{}}}", tensor("F32", "[1]", "0", "4").replace("{", r#"{"dtype": "F16", "#));
+    assert!(open(file(&twice, 4)).contains("the key `dtype` twice"));
     // Two tensors on the same bytes.
     let two =
         format!("{{{}, {}}}", tensor("F32", "[1]", "0", "4"), tensor("F32", "[1]", "0", "4").replace("\"t\"", "\"u\""));
