@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use elapid::checkpoint::Checkpoint;
+use elapid::ops::Layout;
 use elapid::tokenizer::{self, Tokenizer, TokenizerError};
 use elapid::{DType, Device, LanguageModel, embedded};
 use elapid_kernels::cuda;
@@ -126,6 +127,16 @@ impl Loaded {
         let mut ids = stated.unwrap_or_else(|| self.model.config().eos_token_id.into_iter().collect());
         ids.extend(self.tokenizer.as_ref().and_then(Tokenizer::eos));
         Ok(ids)
+    }
+
+    /// The error for a result that is not finite: names the first layer from which such a value comes over `tokens`, if
+    /// it comes over these. Weights that are not finite are refused when a model is loaded.
+    pub(crate) fn not_finite(&self, what: &str, tokens: &[u32]) -> Result<anyhow::Error> {
+        let layout = Layout::new(1, tokens.len());
+        let found = self.model.first_non_finite(&layout, tokens, &self.model.zero_state(1)?)?;
+        let found = found.map(|place| format!(", first in {place}")).unwrap_or_default();
+        let fix = "the weights are too large to compute with: use an older checkpoint, or --dtype f32";
+        Ok(anyhow!("{}: {what} not finite{found}; {fix}", self.name))
     }
 
     /// Checks ids before anything is computed from them.

@@ -107,6 +107,11 @@ fn answers(
         forget_peak(device);
         let started = Instant::now();
         let score = reader.score(&loaded.model, sequences, 0..request.sequences, |more| bar.inc(more as u64))?;
+        if !score.nats.is_finite() || !score.lead.is_finite() {
+            bar.finish_and_clear();
+            let tokens: Vec<u32> = sequences.sequence(0).map(|(token, _)| token).take(Reader::CHUNK).collect();
+            return Err(loaded.not_finite(&format!("logits at length {length} are"), &tokens)?);
+        }
         lines.push(Line { length, score, seconds: started.elapsed().as_secs_f64(), peak: peak(device) });
     }
     bar.finish_and_clear();

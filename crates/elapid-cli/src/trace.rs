@@ -102,6 +102,9 @@ pub(crate) fn run(arguments: &TraceArguments, model: &ModelArgument, place: Plac
     }
     loaded.check_ids(&reading.tokens)?;
     let layers = layers(&loaded.model, &reading.tokens)?;
+    if let Some(i) = layers.iter().position(|layer| !layer.mean.iter().all(|x| x.is_finite())) {
+        return Err(loaded.not_finite(&format!("Δ of layer {i} is"), &reading.tokens)?);
+    }
     let stem = &arguments.picture;
     draw(stem, &reading, &layers)?;
     let object = json!({

@@ -169,13 +169,14 @@ impl Checkpoint {
     /// A tensor as f32, row after row, from F32, F16, BF16 or F64 in the file.
     ///
     /// # Errors
-    /// If there is none of this name, its shape or dtype is another.
+    /// If there is none of this name, its shape or dtype is another, or a value in it is not finite as f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(CheckpointError::tensor(&self.file_names(), name, "to find it", "no such tensor", MISSING));
         };
         self.check_entry(entry, shape)?;
-        Ok(decode(entry.dtype, self.bytes(entry)))
+        let (values, finite) = decode(entry.dtype, self.bytes(entry));
+        if finite { Ok(values) } else { Err(self.not_finite(name, entry, &values)) }
     }
 
     /// Checks that the tensors are the ones that a model has, in names, shapes and dtypes, before any is read.
@@ -213,6 +214,24 @@ impl Checkpoint {
         }
     }
 
+    /// The error for a tensor with values that are not finite. It names other such tensors too.
+    fn not_finite(&self, name: &str, entry: &Entry, values: &[f32]) -> CheckpointError {
+        let finite =
+            |entry: &Entry| self.check_entry(entry, &entry.shape).is_err() || decode(entry.dtype, self.bytes(entry)).1;
+        let others: Vec<&str> = self
+            .tensors
+            .iter()
+            .filter(|(other, entry)| *other != name && !finite(entry))
+            .map(|(_, entry)| entry.stored.as_str())
+            .collect();
+        let mut got = describe_non_finite(entry, self.bytes(entry), values);
+        if !others.is_empty() {
+            got += &format!("; so have {} others: {}", others.len(), names::list(&others, |name| format!("`{name}`")));
+        }
+        let fix = "the model has diverged or the file is damaged: use an older checkpoint, or fetch it again";
+        CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, "finite values", got, fix)
+    }
+
     fn file_names(&self) -> String {
         match self.files.as_slice() {
             [one] => one.name.clone(),
@@ -228,19 +247,53 @@ impl Checkpoint {
 
 const MISSING: &str = "config.json and weights must be of one model";
 
-/// A tensor's values. Nothing of a dtype that is not read.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+/// A tensor's values, and whether all are finite. Nothing of a dtype that is not read.
+fn decode(dtype: Dtype, bytes: &[u8]) -> (Vec<f32>, bool) {
     match dtype {
         Dtype::F32 => decode_each(bytes, f32::from_le_bytes),
         Dtype::F16 => decode_each(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
         Dtype::BF16 => decode_each(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
         Dtype::F64 => decode_each(bytes, |b| f64::from_le_bytes(b) as f32),
-        _ => Vec::new(),
+        _ => (Vec::new(), true),
     }
 }
 
-fn decode_each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
+fn decode_each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> (Vec<f32>, bool) {
+    // A block stays in the cache until it is checked, so that the check costs next to nothing.
+    const BLOCK: usize = 4096;
+    let stored = bytes.as_chunks::<N>().0;
+    let (mut values, mut finite) = (Vec::with_capacity(stored.len()), true);
+    for block in stored.chunks(BLOCK) {
+        let from = values.len();
+        values.extend(block.iter().map(|chunk| value(*chunk)));
+        finite &= values[from..].iter().fold(true, |finite, x: &f32| finite & x.is_finite());
+    }
+    (values, finite)
+}
+
+/// How many values of a tensor are not finite, in what way, and where the first is.
+fn describe_non_finite(entry: &Entry, bytes: &[u8], values: &[f32]) -> String {
+    let beyond = |i: usize| {
+        entry.dtype == Dtype::F64 && bytes.as_chunks::<8>().0.get(i).is_some_and(|b| f64::from_le_bytes(*b).is_finite())
+    };
+    let (mut nan, mut infinite, mut large, mut first) = (0_usize, 0_usize, 0_usize, None);
+    for (i, value) in values.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+        first.get_or_insert(i);
+        match () {
+            () if value.is_nan() => nan += 1,
+            () if beyond(i) => large += 1,
+            () => infinite += 1,
+        }
+    }
+    let kinds = [(nan, "NaN"), (infinite, "infinite"), (large, "beyond the range of f32")];
+    let kinds: Vec<String> =
+        kinds.iter().filter(|(count, _)| *count > 0).map(|(count, kind)| format!("{count} {kind}")).collect();
+    let first = first.unwrap_or_default();
+    let (mut rest, mut place) = (first, vec![0; entry.shape.len()]);
+    for (index, &size) in place.iter_mut().zip(&entry.shape).rev() {
+        (*index, rest) = (rest % size.max(1), rest / size.max(1));
+    }
+    format!("{} of {} values, the first at {place:?}", kinds.join(" and "), values.len())
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ impl LanguageModel {
     /// The model of a checkpoint.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape than the configuration says, or one too many is there.
+    /// If a tensor is missing, has another shape than the configuration says, or one too many is there; if a value is
+    /// not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         checkpoint.check_complete(&Self::outline(&checkpoint.config)?)?;
         Self::build(checkpoint.config.clone(), &mut |wanted| Ok(checkpoint.tensor(wanted.name, wanted.shape)?))

@@ -150,6 +150,57 @@ fn broken_models_are_named() {
     elapid(&["generate", "--model", &missing, "x"]).fails(2, &["nowhere"]);
 }
 
+/// A copy of the tiny golden model, with the last value of some tensors replaced.
+fn tiny_with(changes: &[(&str, f32)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name: &str| std::fs::read(golden("mamba1-tiny").join(name)).unwrap();
+    let mut weights = read("model.safetensors");
+    let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&weights[8..header]).unwrap();
+    for (name, value) in changes {
+        let end = header + tensors[name]["data_offsets"][1].as_u64().unwrap() as usize;
+        weights[end - 4..end].copy_from_slice(&value.to_le_bytes());
+    }
+    file(&dir, "model.safetensors", weights);
+    file(&dir, "config.json", read("config.json"));
+    dir
+}
+
+/// Every command that computes with a model names the tensor and exits with 2; `inspect` alone still shows it.
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let name = "backbone.layers.1.mixer.in_proj.weight";
+    for value in [f32::NAN, f32::INFINITY] {
+        let dir = tiny_with(&[(name, value)]);
+        let (model, ids) = (dir.path().display().to_string(), file(&dir, "ids.json", "[[1, 2, 3]]"));
+        for command in [
+            vec!["generate", "--prompt-tokens", "1,2"],
+            vec!["eval", "--tokens", &ids],
+            vec!["eval", "--task", "induction-heads", "--lengths", "16", "--sequences", "1"],
+            vec!["inspect", "--trace", "delta", "--length", "20"],
+            vec!["bench", "decode"],
+            vec!["bench", "prefill"],
+        ] {
+            let run = elapid(&[&command[..], &["--model", &model]].concat());
+            run.fails(2, &[name, "model.safetensors", "1 ", "the first at [191, 47]"]);
+        }
+        assert!(elapid(&["inspect", "--model", &model]).text().contains(name));
+    }
+}
+
+/// Finite weights can give values that are not: the command fails and says where.
+#[test]
+fn results_that_are_not_finite_are_no_results() {
+    let dir = tiny_with(&[("backbone.layers.1.norm.weight", 3e38)]);
+    let model = dir.path().display().to_string();
+    let eval = ["eval", "--task", "induction-heads", "--lengths", "16", "--sequences", "1", "--model", &model];
+    elapid(&eval).fails(1, &["not finite", "layer 1"]);
+    let picture = dir.path().join("delta").display().to_string();
+    let trace = ["inspect", "--trace", "delta", "--length", "20", "--model", &model, "--picture", &picture];
+    elapid(&trace).fails(1, &["not finite", "layer 1"]);
+    assert!(!dir.path().join("delta.svg").exists());
+}
+
 #[test]
 fn an_unknown_instruction_set_is_refused() {
     let run = |isa: &str| -> Run {

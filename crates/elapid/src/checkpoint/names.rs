@@ -135,7 +135,7 @@ pub(super) fn difference(wanted: &BTreeSet<&str>, names: &[(&str, &str)]) -> Opt
 }
 
 /// The first few, and how many more there are.
-fn list(names: &[&str], show: impl Fn(&&str) -> String) -> String {
+pub(super) fn list(names: &[&str], show: impl Fn(&&str) -> String) -> String {
     const SHOWN: usize = 6;
     let more = names.len().saturating_sub(SHOWN);
     let shown = names.iter().take(SHOWN).map(show).collect::<Vec<_>>().join(", ");

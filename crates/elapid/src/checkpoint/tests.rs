@@ -213,6 +213,51 @@ fn shards_without_an_index() {
     assert!(error(Checkpoint::open(dir.path())).contains("not number 2"));
 }
 
+/// Values that are not finite: which tensor, how many, where, and which other tensors, in every dtype.
+#[test]
+fn values_that_are_not_finite_are_refused_by_name() {
+    let header = r#"{"a": {"dtype": "DTYPE", "shape": [2, 3], "data_offsets": [0, SIZE]}}"#;
+    let refused = |dtype: &str, data: Vec<u8>, words: &[&str]| {
+        let header = header.replace("DTYPE", dtype).replace("SIZE", &data.len().to_string());
+        let mut bytes = file(&header, 0).to_vec();
+        bytes.extend(data);
+        let checkpoint = Checkpoint::from_bytes(TINY, bytes.leak()).unwrap();
+        let error = checkpoint.tensor("a", &[2, 3]).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(error.contains(word), "no `{word}` in {error}"));
+    };
+    let (nan, inf) = (f32::NAN, f32::NEG_INFINITY);
+    let f32s = |x: [f32; 6]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    refused(
+        "F32",
+        f32s([0.0, 1.0, 2.0, 3.0, nan, 5.0]),
+        &["tensor `a`: wanted finite values, got 1 NaN of 6 values", "[1, 1]"],
+    );
+    refused("F32", f32s([0.0, 1.0, inf, nan, inf, 5.0]), &["1 NaN and 2 infinite of 6", "the first at [0, 2]"]);
+    let halves =
+        |x: f32| [0.0, 1.0, 2.0, 3.0, 4.0, x].iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+    refused("F16", halves(70_000.0), &["1 infinite of 6", "[1, 2]"]);
+    let short =
+        |x: f32| [0.0, x, 2.0, 3.0, 4.0, 5.0].iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+    refused("BF16", short(nan), &["1 NaN of 6", "[0, 1]"]);
+    let doubles = [0.0, 1e300, 2.0, f64::INFINITY, 4.0, 5.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    refused("F64", doubles, &["1 infinite and 1 beyond the range of f32 of 6", "[0, 1]"]);
+    // A tensor larger than a block, and the others named.
+    let mut bytes = TINY_WEIGHTS.to_vec();
+    let golden = golden(0);
+    let names = [EMBEDDING, "backbone.norm_f.weight"];
+    for name in names {
+        let range = golden.tensors[name].range.clone();
+        bytes[range.end - 4..range.end].copy_from_slice(&nan.to_le_bytes());
+    }
+    let checkpoint = Checkpoint::from_bytes(TINY, bytes.leak()).unwrap();
+    let error = LanguageModel::load(&checkpoint).unwrap_err().to_string();
+    for word in
+        [&format!("tensor `{EMBEDDING}`"), "the first at [63, 47]", "so have 1 others: `backbone.norm_f.weight`"]
+    {
+        assert!(error.contains(word), "no `{word}` in {error}");
+    }
+}
+
 /// A file that is something else is named for what it is, under whichever name it comes.
 #[test]
 fn other_files_are_recognised() {
