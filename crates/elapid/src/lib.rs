@@ -65,6 +65,7 @@ pub mod embedded;
 mod error;
 pub mod evaluate;
 pub mod files;
+pub mod formats;
 pub mod generate;
 mod json;
 pub mod lm;
