@@ -192,7 +192,7 @@ fn what_the_files_put_before_a_text_is_before_prompts_and_documents() {
         let found = generate(&dir, &["--prompt-tokens", "3", "--max-tokens", "0", "--json"]).json();
         assert_eq!(found["prompt_tokens"], 1, "ids are taken as they are");
     }
-    let dir = model(&[("tokenizer.json", tokenizer)]);
+    let dir = model(&[("tokenizer.json", tokenizer), ("tokenizer_config.json", json!({"eos_token": "</s>"}))]);
     assert_eq!(generate(&dir, &["", "--max-tokens", "1", "--special"]).text(), "", "an end is not printed");
     assert_eq!(generate(&dir, &["", "--max-tokens", "3", "--special", "--ignore-eos"]).text(), "</s><turn>a\n");
 }
