@@ -13,8 +13,8 @@
 //!   own end token ([`Tokenizer::end_ids`]).
 //!
 //! `transformers` 5 reads the same post-processor and end ids, but drops `add_bos_token` and `add_eos_token` of a directory
-//! with a `tokenizer.json` (5.24; `from_pretrained(…, add_bos_token=True)` still replaces the post-processor, as version 4
-//! did for some models). [`Tokenizer::save`] therefore writes the post-processor that was in force.
+//! with a `tokenizer.json` (5.24; as arguments of `from_pretrained` they take effect, and in version 4 some models follow
+//! the file). [`Tokenizer::save`] therefore writes the post-processor that was in force.
 
 mod byte;
 mod decoder;
