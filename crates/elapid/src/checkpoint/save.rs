@@ -117,9 +117,10 @@ impl Tensor<'_> {
 /// All files go to the disk under temporary names first; if that fails, the old checkpoint is as it was. Then they get
 /// their names in this order: shards, which are called after their content and so replace none of another checkpoint;
 /// `model.safetensors` or the index, with which the new weights replace the old ones in one step; `config.json`,
-/// `generation_config.json` and the model card. Last, what the new checkpoint does not use is removed. While only the weights change, as in training, a crash at any moment
-/// leaves the old checkpoint or the new one. Where the configuration changes too, a crash just before the last name can
-/// leave new weights beside the old configuration; sizes that differ are then found on opening.
+/// `generation_config.json` and the model card. Last, what the new checkpoint does not use is removed. While only the
+/// weights change, as in training, a crash at any moment leaves the old checkpoint or the new one. Where the
+/// configuration changes too, a crash just before the last name can leave new weights beside the old configuration;
+/// sizes that differ are then found on opening.
 ///
 /// # Errors
 /// If the configuration cannot be, a tensor's size is not its shape's, a number is not finite (in the type it is

@@ -357,3 +357,80 @@ impl TextStage {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Every decoder there is, in several forms.
+    fn parts() -> Vec<Value> {
+        let replace =
+            |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+        let strip = |content: &str, start: usize, stop: usize| json!({"type": "Strip", "content": content, "start": start, "stop": stop});
+        let metaspace = |character: &str, scheme: &str| json!({"type": "Metaspace", "replacement": character, "prepend_scheme": scheme, "split": true});
+        vec![
+            json!({"type": "Fuse"}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+            json!({"type": "BPEDecoder", "suffix": "b"}),
+            json!({"type": "CTC", "pad_token": "c", "word_delimiter_token": "|", "cleanup": true}),
+            json!({"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": " ", "cleanup": false}),
+            json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+            json!({"type": "WordPiece", "prefix": "a", "cleanup": false}),
+            metaspace("_", "always"),
+            metaspace("a", "never"),
+            metaspace(" ", "first"),
+            replace(json!({"String": "_"}), " "),
+            replace(json!({"String": "aa"}), "a"),
+            replace(json!({"String": " a "}), ""),
+            replace(json!({"String": "é"}), "<0x41>"),
+            replace(json!({"Regex": "a+|b$"}), "é"),
+            strip(" ", 1, 0),
+            strip(" ", 0, 2),
+            strip("a", 2, 1),
+        ]
+    }
+
+    fn by_the_crate(decoder: &DecoderWrapper, tokens: &[String]) -> Option<String> {
+        // Some stages of the crate panic for no tokens, or for empty ones.
+        catch_unwind(AssertUnwindSafe(|| decoder.decode(tokens.to_vec()).unwrap())).ok()
+    }
+
+    fn by_the_chain(decoder: &DecoderWrapper, tokens: &[String]) -> String {
+        let mut chain = Chain::new(Some(decoder));
+        let mut text = String::new();
+        tokens.iter().for_each(|token| chain.push(token.clone(), &mut text).unwrap());
+        chain.finish(&mut text).unwrap();
+        text
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn any_chain_is_the_chain_of_the_crate(
+            parts in prop::collection::vec(prop::sample::select(parts()), 1..5),
+            tokens in prop::collection::vec(
+                prop_oneof![
+                    prop::sample::select(vec![
+                        "", " ", "a", "b", "c", "_", "_a", "##a", "##", "<0x41>", "<0xC3>", "<0xA9>", "<0xé>", "é", "<pad>",
+                        "|", ".", "n't", "Ġ", "Ã", "©", "do not",
+                    ])
+                    .prop_map(str::to_owned),
+                    "[ ab_é]{0,4}",
+                ],
+                0..10,
+            ),
+        ) {
+            let json = json!({"type": "Sequence", "decoders": parts});
+            let decoder: DecoderWrapper = serde_json::from_value(json).unwrap();
+            if let Some(wanted) = by_the_crate(&decoder, &tokens) {
+                prop_assert_eq!(by_the_chain(&decoder, &tokens), wanted);
+            }
+        }
+    }
+}
