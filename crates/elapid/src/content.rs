@@ -1,5 +1,7 @@
 //! What a file really is, where it cannot be read as what its name says.
 
+use crate::json::without_mark;
+
 /// Something else than was wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -81,6 +83,14 @@ pub(crate) fn recognise_binary(bytes: &[u8]) -> Option<Content> {
     })
 }
 
+/// What to say of a file that should be JSON and is not: what it really is, else the parser's error.
+pub(crate) fn not_json(bytes: &[u8], error: &dyn std::fmt::Display) -> String {
+    match recognise(bytes) {
+        Some(Content { what, fix }) => format!("wanted JSON, got {what}; {fix}"),
+        None => format!("not JSON: {error}; fetch the file again"),
+    }
+}
+
 /// A header's length, then a JSON object.
 fn is_safetensors(bytes: &[u8]) -> bool {
     let length = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length));
@@ -105,7 +115,7 @@ fn pointer(bytes: &[u8]) -> Option<Content> {
 
 /// A page or an answer of a server that was saved in the place of a file.
 fn markup(bytes: &[u8]) -> Option<Content> {
-    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes).trim_ascii_start();
+    let bytes = without_mark(bytes).trim_ascii_start();
     let begins = |with: &[u8]| bytes.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
     let head = bytes[..bytes.len().min(1024)].to_ascii_lowercase();
     if begins(b"<!doctype html") || begins(b"<html") || (begins(b"<") && contains(&head, b"<html")) {

@@ -8,8 +8,12 @@ use serde_json::{Map, Number, Value};
 
 /// Parses a whole file.
 pub(crate) fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
-    let text = text.strip_prefix(MARK).unwrap_or(text);
-    serde_json::from_slice(text).map(|Unique(value)| value)
+    serde_json::from_slice(without_mark(text)).map(|Unique(value)| value)
+}
+
+/// The text after the byte order mark, if it begins with one.
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(MARK).unwrap_or(text)
 }
 
 /// The byte order mark of UTF-8, which some editors write at the beginning of a file.

@@ -33,6 +33,7 @@ pub use special::stated_end_ids;
 pub use stream::TextStream;
 
 use crate::files::{FileError, atomic_write};
+use crate::{content, json};
 use hf::Hf;
 use special::{Beside, Roles, Template};
 
@@ -141,12 +142,13 @@ impl Tokenizer {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
-        let text = fs::read_to_string(&file).map_err(|source| match source.kind() {
+        let bytes = fs::read(&file).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => TokenizerError::Missing { path: path.to_owned() },
             _ => TokenizerError::Io { path: file.clone(), source },
         })?;
         let wrong = |what: String| TokenizerError::Definition { path: file.clone(), what };
-        let json: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
+        let json: Value =
+            serde_json::from_slice(json::without_mark(&bytes)).map_err(|e| wrong(content::not_json(&bytes, &e)))?;
         let from_file = Template::of(&json["post_processor"]).map_err(wrong)?;
         let (kind, vocab_size) = if byte::is_definition(&json) {
             (Kind::Byte, byte::VOCAB_SIZE)

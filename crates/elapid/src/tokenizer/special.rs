@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG, Result, TokenizerError};
-use crate::config;
+use crate::{config, content, json};
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const MODEL_CONFIG: &str = "config.json";
@@ -134,18 +134,19 @@ pub fn stated_end_ids(dir: &Path) -> Result<Option<Vec<u32>>> {
 /// A file that holds a JSON object; null if there is no file.
 fn object(dir: &Path, name: &str) -> Result<Value> {
     let path = dir.join(name);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(source) => return Err(TokenizerError::Io { path, source }),
     };
     let wrong = |what: String| TokenizerError::Definition { path: path.clone(), what };
-    let text = text.trim_start_matches('\u{feff}');
+    let not_json = |error: &dyn std::fmt::Display| wrong(content::not_json(&bytes, error));
     // Python writes bare `Infinity` into config.json.
     let json = if name == MODEL_CONFIG {
-        config::parse_json(text, name).map_err(|e| wrong(e.to_string()))?
+        let text = std::str::from_utf8(&bytes).map_err(|e| not_json(&e))?;
+        config::parse_json(text, name).map_err(|e| not_json(&e))?
     } else {
-        serde_json::from_str(text).map_err(|e| wrong(format!("wanted JSON, got {e}; fetch the file again")))?
+        json::parse(&bytes).map_err(|e| not_json(&e))?
     };
     if json.is_object() { Ok(json) } else { Err(wrong("wanted a JSON object; fetch the file again".into())) }
 }

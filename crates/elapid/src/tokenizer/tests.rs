@@ -282,6 +282,9 @@ fn files_that_are_no_tokenizer_are_refused() {
     let definition = fs::read_to_string(fixture("bpe.json")).unwrap();
     let wrong = [
         ("{\"a\":".to_owned(), "not JSON"),
+        ("".to_owned(), "an empty file"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2113710\n".to_owned(), "Git LFS pointer"),
+        ("<!doctype html><html></html>".to_owned(), "a web page (HTML)"),
         ("{}".to_owned(), "not a tokenizer"),
         (definition.replace(r#""decoder": {"#, r#""decoder": 7, "other": {"#), "not a tokenizer"),
         (definition.replace(r#""the": 257"#, r#""the": 4257000000"#), "far beyond"),
@@ -291,6 +294,17 @@ fn files_that_are_no_tokenizer_are_refused() {
         let error = Tokenizer::open(&file).unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
     }
+    // Compressed: not even text.
+    fs::write(&file, b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xff\xfe").unwrap();
+    assert!(Tokenizer::open(&file).unwrap_err().to_string().contains("gzip"));
+    // A byte order mark is skipped, here and in the files beside it.
+    fs::write(&file, format!("\u{feff}{definition}")).unwrap();
+    let config = dir.path().join("tokenizer_config.json");
+    fs::write(&config, "\u{feff}{}").unwrap();
+    Tokenizer::open(&file).unwrap();
+    fs::write(&config, "<html></html>").unwrap();
+    let error = Tokenizer::open(&file).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json: wanted JSON, got a web page"), "{error}");
 }
 
 #[test]
