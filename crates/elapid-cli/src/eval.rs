@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use elapid::evaluate::{self, Reader, Summary};
-use elapid::files::Map;
+use elapid::files::{self, limit};
 use elapid_train::data::{Corpus, HeldOut, Options, Source, TokenStream};
 use serde_json::{Value, json};
 
@@ -172,7 +172,7 @@ fn common(loaded: &Loaded, done: &Done) -> Vec<(&'static str, String)> {
 }
 
 fn lists(arguments: &Arguments, loaded: &Loaded, path: &Path, output: Output) -> Result<()> {
-    let bytes = Map::open(path)?;
+    let bytes = files::read_file_or_pipe(path, limit::TEXT)?;
     let rows: Vec<Vec<u32>> = serde_json::from_slice(&bytes).map_err(|error| {
         wrong(format!("{}: wanted a list of lists of token ids, such as [[1,2,3],[4,5]]: {error}", path.display()))
     })?;

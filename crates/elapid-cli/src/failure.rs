@@ -81,7 +81,6 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<TokenizerError>() {
         return match error {
             TokenizerError::File(error) => code_of(error),
-            TokenizerError::Io { source, .. } => Some(system(source)),
             _ => Some(INPUT),
         };
     }
@@ -90,7 +89,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     match cause.downcast_ref::<FileError>() {
         Some(FileError::Io { source, .. }) => Some(system(source)),
-        Some(FileError::NotAFile { .. }) => Some(INPUT),
+        Some(FileError::Shortened { .. } | FileError::Memory { .. }) => Some(WORK),
+        Some(_) => Some(INPUT),
         None => {
             let wrong =
                 cause.is::<Wrong>() || cause.is::<ConfigError>() || cause.is::<elapid_train::config::ConfigError>();

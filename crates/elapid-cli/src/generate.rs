@@ -1,6 +1,5 @@
 //! `elapid generate`: reads a prompt, draws tokens, streams their text.
 
-use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use elapid::State;
-use elapid::files::Map;
+use elapid::files::{self, limit};
 use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
 use elapid::text::StopStrings;
 use elapid::tokenizer::{SpecialTokens, TextStream, Tokenizer};
@@ -303,7 +302,7 @@ impl Arguments {
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(prompt), _) if prompt == "-" => stdin()?,
             (Some(prompt), _) => prompt.clone().into_bytes(),
-            (_, Some(path)) => Map::open(path)?.to_vec(),
+            (_, Some(path)) => files::read_file_or_pipe(path, limit::TEXT)?,
             _ if !resumed && !io::stdin().is_terminal() => stdin()?,
             _ => Vec::new(),
         };
@@ -371,9 +370,6 @@ impl Resumed {
 }
 
 fn save(path: &Path, loaded: &Loaded, state: &State, recent: &[u32], pending: u32) -> Result<()> {
-    if fs::metadata(path).is_ok_and(|data| data.is_dir()) {
-        return Err(wrong(format!("--save-state {}: that is a directory; give the name of a file", path.display())));
-    }
     let recent = recent.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let notes = [(PENDING, pending.to_string()), (RECENT, recent)];
     Ok(state.save(path, loaded.model.fingerprint()?, &notes)?)

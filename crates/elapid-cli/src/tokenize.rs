@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use elapid::files::Map;
+use elapid::files::{self, limit};
 use elapid::tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     }
     let text = match (&arguments.text, &arguments.file) {
         (Some(text), _) => text.clone().into_bytes(),
-        (None, Some(path)) => Map::open(path)?.to_vec(),
+        (None, Some(path)) => files::read_file_or_pipe(path, limit::TEXT)?,
         (None, None) => {
             let mut text = Vec::new();
             io::stdin().lock().read_to_end(&mut text)?;

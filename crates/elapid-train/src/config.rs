@@ -7,11 +7,10 @@ mod check;
 mod sections;
 mod toml_error;
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use elapid::files::atomic_write;
+use elapid::files::{self, atomic_write, limit};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -69,7 +68,7 @@ impl TrainConfig {
     /// If the file is unreadable, is not TOML, or has an unknown setting or a value of the wrong kind: with file, line,
     /// setting and fix.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = files::read_text(path, limit::CONFIG)?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
 

@@ -1,10 +1,10 @@
 //! `metrics.jsonl`: a line a logged step, only ever appended to.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use elapid::files::atomic_write;
+use elapid::files::{self, atomic_write, limit};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
@@ -59,7 +59,7 @@ impl Writer {
     /// If the file cannot be read or written, or a line of it (but a last one cut short) is no record.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
-            let old = fs::read(path).map_err(Error::io("read", path))?;
+            let old = files::read(path, limit::TEXT)?;
             let lines = lines(&old, path)?;
             let kept: Vec<u8> = lines
                 .into_iter()
@@ -90,7 +90,7 @@ impl Writer {
 /// # Errors
 /// If the file cannot be read, or another line is no record; the error has its number.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = files::read(path, limit::TEXT)?;
     Ok(lines(&bytes, path)?.into_iter().map(|(record, _)| record).collect())
 }
 
@@ -110,6 +110,8 @@ fn lines<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(Record, &'a [u8])>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::tempdir;
 
     use super::*;

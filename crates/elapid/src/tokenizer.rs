@@ -23,7 +23,6 @@ mod special;
 mod stream;
 
 use std::borrow::Cow;
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +31,7 @@ use serde_json::Value;
 pub use special::stated_end_ids;
 pub use stream::TextStream;
 
-use crate::files::{FileError, atomic_write};
+use crate::files::{self, FileError, atomic_write, limit};
 use crate::{content, json};
 use hf::Hf;
 use special::{Beside, Roles, Template};
@@ -51,17 +50,9 @@ pub enum TokenizerError {
         /// Where it was looked for.
         path: PathBuf,
     },
-    /// A file could not be written.
+    /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
     /// The file is not a tokenizer, or one that elapid cannot use.
     #[error("{}: {what}", path.display())]
     Definition {
@@ -142,9 +133,11 @@ impl Tokenizer {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
-        let bytes = fs::read(&file).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => TokenizerError::Missing { path: path.to_owned() },
-            _ => TokenizerError::Io { path: file.clone(), source },
+        let bytes = files::read(&file, limit::TOKENIZER).map_err(|error| match error {
+            FileError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                TokenizerError::Missing { path: path.to_owned() }
+            }
+            error => error.into(),
         })?;
         let wrong = |what: String| TokenizerError::Definition { path: file.clone(), what };
         let json: Value =

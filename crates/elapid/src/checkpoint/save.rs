@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::card::{self, CARD, Card, GENERATION_CONFIG};
 use super::{CONFIG, CheckpointError, INDEX, Result, SINGLE};
 use crate::config::ModelConfig;
-use crate::files::{FileError, Staged, remove_abandoned};
+use crate::files::{FileError, Staged, Unnamed, remove_abandoned};
 
 /// The type of the numbers written. `A_log` and `D` are always F32: the recurrence needs their digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -197,15 +197,17 @@ fn check<'a>(
 fn stage_weights(dir: &Path, tensors: &[Tensor], options: &SaveOptions) -> Result<(Vec<Staged>, Vec<String>)> {
     let shards = cut(tensors, options.max_shard_bytes);
     if let [all] = shards.as_slice() {
-        let (staged, _) = stage_tensors(&dir.join(SINGLE), all)?;
+        let staged = Staged::write(&dir.join(SINGLE), |file| write_tensors(file, all))?;
         return Ok((vec![staged], vec![SINGLE.into()]));
     }
     let (mut files, mut names, mut weight_map) = (Vec::new(), Vec::new(), BTreeMap::new());
     for (i, shard) in shards.iter().enumerate() {
-        let (staged, hash) = stage_tensors(&dir.join(SINGLE), shard)?;
-        let name = format!("model-{:05}-of-{:05}-{}.safetensors", i + 1, shards.len(), &hash.to_hex()[..8]);
+        let mut hash = blake3::Hasher::new();
+        let written = Unnamed::write(dir, |file| write_tensors(&mut Hashing { file, hash: &mut hash }, shard))?;
+        let hash = hash.finalize().to_hex();
+        let name = format!("model-{:05}-of-{:05}-{}.safetensors", i + 1, shards.len(), &hash[..8]);
         weight_map.extend(shard.iter().map(|tensor| (tensor.name.as_str(), name.clone())));
-        files.push(staged.rename_to(dir.join(&name)));
+        files.push(written.named(dir.join(&name)));
         names.push(name);
     }
     let total: u64 = tensors.iter().map(Tensor::bytes).sum();
@@ -227,8 +229,8 @@ fn cut<'t, 'a>(tensors: &'t [Tensor<'a>], max: u64) -> Vec<&'t [Tensor<'a>]> {
     shards
 }
 
-/// Writes a safetensors file and hashes it on the way.
-fn stage_tensors(path: &Path, tensors: &[Tensor]) -> Result<(Staged, blake3::Hash)> {
+/// Writes a safetensors file.
+fn write_tensors(out: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut offset = 0_u64;
     for tensor in tensors {
@@ -239,14 +241,9 @@ fn stage_tensors(path: &Path, tensors: &[Tensor]) -> Result<(Staged, blake3::Has
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut hash = blake3::Hasher::new();
-    let staged = Staged::write(path, |file| {
-        let mut out = Hashing { file, hash: &mut hash };
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        tensors.iter().try_for_each(|tensor| tensor.dtype.write(tensor.data, &mut out))
-    })?;
-    Ok((staged, hash.finalize()))
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    tensors.iter().try_for_each(|tensor| tensor.dtype.write(tensor.data, out))
 }
 
 /// A file that is hashed while it is written.

@@ -1,12 +1,12 @@
 //! Special tokens by what the files say: which ids have a role, what stands before and after a text, what ends one.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::{CONFIG, Result, TokenizerError};
+use crate::files::{self, FileError, limit};
 use crate::{config, content, json};
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -134,10 +134,10 @@ pub fn stated_end_ids(dir: &Path) -> Result<Option<Vec<u32>>> {
 /// A file that holds a JSON object; null if there is no file.
 fn object(dir: &Path, name: &str) -> Result<Value> {
     let path = dir.join(name);
-    let bytes = match fs::read(&path) {
+    let bytes = match files::read(&path, limit::CONFIG) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),
-        Err(source) => return Err(TokenizerError::Io { path, source }),
+        Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),
+        Err(error) => return Err(error.into()),
     };
     let wrong = |what: String| TokenizerError::Definition { path: path.clone(), what };
     let not_json = |error: &dyn std::fmt::Display| wrong(content::not_json(&bytes, error));
