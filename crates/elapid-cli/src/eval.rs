@@ -101,6 +101,7 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    arguments.report.as_deref().map_or(Ok(()), files::check_output)?;
     let load = |model: Option<PathBuf>| ModelArgument { model }.load_on(place, output);
     if let Some(task) = &arguments.task {
         let request = score::Request {
@@ -224,7 +225,7 @@ fn text(arguments: &Arguments, loaded: &Loaded, output: Output) -> Result<()> {
         return Err(wrong(format!("{name} has {} tokens: there is nothing to predict", stream.len())));
     }
     let bytes = stream.text_bytes(tokenizer)? as usize;
-    let tokens = all(stream);
+    let tokens = all(stream)?;
     let rows = match arguments.length {
         Some(length) => evaluate::windows(&tokens, length),
         None => vec![tokens.as_slice()],
@@ -251,8 +252,8 @@ fn text(arguments: &Arguments, loaded: &Loaded, output: Output) -> Result<()> {
     })
 }
 
-fn all(stream: &TokenStream) -> Vec<u32> {
+fn all(stream: &TokenStream) -> Result<Vec<u32>> {
     let mut tokens = vec![0; stream.len() as usize];
-    stream.copy(0, &mut tokens);
-    tokens
+    stream.copy(0, &mut tokens)?;
+    Ok(tokens)
 }

@@ -64,11 +64,11 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<elapid::Error>() {
         use elapid::Error as E;
         return match error {
-            E::Kernel(_) | E::NonFinite { .. } => Some(WORK),
+            E::Kernel(_) | E::NonFinite { .. } | E::OutOfMemory(_) => Some(WORK),
             E::Checkpoint(error) => code_of(&**error),
             E::File(error) => code_of(error),
             E::Tokenizer(error) => code_of(error),
-            E::Config(_) | E::State { .. } | E::Device { .. } | E::Argument(_) => Some(INPUT),
+            E::Config(_) | E::State { .. } | E::Device { .. } | E::Memory(_) | E::Argument(_) => Some(INPUT),
             _ => Some(WORK),
         };
     }

@@ -140,6 +140,7 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    arguments.save_state.as_deref().map_or(Ok(()), files::check_output)?;
     let loaded = arguments.model.load_on(place, output)?;
     let loaded = if arguments.no_bos { loaded.without_bos()? } else { loaded };
     let tokenizer = loaded.tokenizer.as_ref();
@@ -168,6 +169,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
 
     // Nothing depends on the last token of the prompt before a token is drawn, and a saved state stands before it.
     let reads = if arguments.max_tokens == 0 { head } else { input.as_slice() };
+    model.needs_of_pass(1, arguments.chunk.min(reads.len()), "--chunk").check_on(model.device())?;
     let started = Instant::now();
     read(&mut sequence, reads, arguments.chunk, output)?;
     let prompt_seconds = started.elapsed().as_secs_f64();

@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let model = skeleton(config, checkpoint.as_ref())?;
     let rows = rows(&model, checkpoint.as_ref());
     let config = model.config();
-    let (cost, state) = (model.cost(), model.zero_state(1)?.bytes() as u64);
+    let (cost, state) = (model.cost(), 4 * model.cost().state);
     let parameters = model.params().count() as u64;
     let stored: u64 = rows.iter().map(|row| row.count as u64 * width(&row.dtype)).sum();
     // A token reads every parameter once, and reads and writes the state, all in f32.
@@ -109,13 +109,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     })
 }
 
-/// The model's structure, checked against the checkpoint's tensors. Its values are zeros that nothing reads: the pages of
-/// memory they would take are not touched.
+/// The model's structure, checked against the checkpoint's tensors.
 fn skeleton(config: ModelConfig, checkpoint: Option<&Checkpoint>) -> Result<LanguageModel> {
     if let Some(checkpoint) = checkpoint {
         checkpoint.check_complete(&LanguageModel::outline(&config)?)?;
     }
-    Ok(LanguageModel::build(config, &mut |wanted| Ok(vec![0.0; wanted.shape.iter().product()]))?)
+    Ok(LanguageModel::without_values(config)?)
 }
 
 fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {

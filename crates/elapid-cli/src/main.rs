@@ -14,13 +14,14 @@ mod output;
 mod ranks;
 mod report;
 mod score;
+mod threads;
 mod tokenize;
 mod trace;
 mod train;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use elapid::DType;
 use elapid_kernels::Isa;
@@ -92,8 +93,12 @@ enum Command {
     Bench(bench::Command),
 }
 
+#[global_allocator]
+static ALLOCATOR: elapid_kernels::ProgramAllocator = elapid_kernels::ProgramAllocator;
+
 fn main() -> ExitCode {
     elapid_kernels::keep_freed_memory();
+    elapid_kernels::return_error_for_large_files();
     let cli = Cli::parse();
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -118,11 +123,8 @@ fn run(cli: &Cli) -> Result<()> {
         world = World::from_env()?;
     }
     let place = Place::open(&cli.device, cli.dtype, world.as_ref())?;
-    if let Some(threads) = cli.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
-        pool.build_global().with_context(|| format!("cannot start {threads} threads"))?;
-    }
     let output = Output { json: cli.json, quiet: cli.quiet };
+    threads::start(cli.threads.map(usize::from), output)?;
     match &cli.command {
         Command::Generate(arguments) => generate::run(arguments, place, output),
         Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),

@@ -61,7 +61,9 @@ impl Output {
 /// Whether a write failed because the reader had enough (`elapid … | head`): that is no failure.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+    // A pipe that a file's name leads to should have been read to the end.
+    let of_a_file = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(elapid::Error::File(_))));
+    !of_a_file && error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
 }
 
 /// `1,234,567`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
+use elapid::memory::Needs;
 use elapid::ops::Layout;
 use elapid::trace::{DELTA, Trace};
 use elapid::{LanguageModel, Tensor};
@@ -138,6 +139,8 @@ fn task(arguments: &TraceArguments, model: &ModelArgument) -> Result<Reading> {
     let length = arguments.length.unwrap_or(config.data.length);
     let sequences = Sequences::new(task.clone(), length, arguments.seed, Split::Test)
         .map_err(|unfit| wrong(format!("--length: wanted {}, got {}", unfit.wanted, unfit.got)))?;
+    // A token and its role.
+    Needs::default().and("the sequence", sequences.positions() as u128, 5, "--length").check()?;
     let role = |(token, target): (u32, i32)| match target {
         0.. => (token, Role::Asked),
         _ if task.is_data(token) => (token, Role::Data),
@@ -148,6 +151,7 @@ fn task(arguments: &TraceArguments, model: &ModelArgument) -> Result<Reading> {
 }
 
 fn layers(model: &LanguageModel, tokens: &[u32]) -> Result<Vec<Layer>> {
+    model.needs_of_pass(1, tokens.len(), "--length, or give a shorter --prompt").check_on(model.device())?;
     let trace = Arc::new(Trace::of(DELTA));
     let cx = model.inference(Layout::new(1, tokens.len())).traced(&trace);
     model.hidden(&cx, tokens, &model.zero_state(1)?, false)?;

@@ -182,7 +182,13 @@ fn train(
     introduce(&trainer, ranks.map_or(1, |ranks| ranks.size()), output);
 
     let stop = Arc::new(AtomicBool::new(false));
-    ranks::stop_at_ctrl_c(&stop)?;
+    if let Err(error) = ranks::stop_at_ctrl_c(&stop) {
+        // It takes a thread. The run can do without.
+        output.warn(format_args!(
+            "warning: {}; stop this run by `kill`, and go on by --resume",
+            failure::message(&error)
+        ));
+    }
     ranks::stop_with_launcher(&stop);
     let progress = Progress::new(trainer.step(), trainer.config().train.steps, output.quiet || output.json);
     let outcome = trainer.run(&progress, &stop);

@@ -5,12 +5,13 @@
 //! `f64` it is the oracle. `cpu.rs` is the fast form, written once over [`pulp`]'s vectors and chosen at run time by
 //! [`Isa`]. Forward, backward and, where there is state, step stand side by side.
 //!
-//! Every `unsafe` of elapid is in this crate (but for one memory map). Letters of shapes: `b` batch, `l` length,
+//! Every `unsafe` of elapid is in this crate. Letters of shapes: `b` batch, `l` length,
 //! `d` channels, `n` state size, `k` convolution width or inner dimension of a product, `m` rows of a product,
 //! `v` vocabulary.
 
 pub mod adamw;
 pub mod add_norm;
+mod alloc;
 pub mod causal_conv1d;
 pub mod ceiling;
 pub mod cross_entropy;
@@ -33,10 +34,11 @@ mod segments;
 pub mod selective_scan;
 pub mod testing;
 
+pub use alloc::{OutOfMemory, ProgramAllocator, with_room, zeros};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use float::Float;
 pub use isa::Isa;
-pub use memory::{keep_freed_memory, use_huge_pages};
+pub use memory::{keep_freed_memory, return_error_for_large_files, use_huge_pages};
 pub use rows::{Rows, RowsMut};
 pub use segments::Segments;

@@ -1,4 +1,4 @@
-//! What the allocator does with memory that training frees and asks for again.
+//! What this process asks of the system: memory that is freed and asked for again, pages, limits.
 
 /// Tells the C library's allocator to keep freed blocks for the next request instead of handing them back to the system.
 ///
@@ -37,4 +37,14 @@ pub fn use_huge_pages(numbers: &[f32]) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = numbers;
+}
+
+/// Makes a write beyond the limit on the size of files (`ulimit -f`) an error, as a full disk is one, where the system
+/// would end the process by SIGXFSZ. Does nothing where there is no such signal.
+pub fn return_error_for_large_files() {
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal installs no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }

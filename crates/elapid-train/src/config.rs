@@ -18,7 +18,7 @@ pub use sections::{
     AInit, DataConfig, DtRank, Dtype, Family, Init, Mode, ModelConfig, OutputConfig, Rule, TaskConfig, TrainSettings,
 };
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// `configs/default.toml`: every setting, its default, what it is.
 pub const MANUAL: &str = include_str!("../../../configs/default.toml");

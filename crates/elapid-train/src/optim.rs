@@ -74,8 +74,10 @@ impl AdamW {
         let means = match (params.device(), params.flat()) {
             (Device::Cuda(gpu), Some(flat)) => Means::Cuda(OnDevice::new(gpu, params, flat, &options)?),
             _ => {
-                let zeros = || params.iter().map(|(_, param)| vec![0.0; param.value.len()]).collect();
-                Means::Cpu { m: zeros(), v: zeros() }
+                let zeros = || -> elapid::Result<Vec<Vec<f32>>> {
+                    params.iter().map(|(_, param)| Ok(elapid_kernels::zeros(param.value.len())?)).collect()
+                };
+                Means::Cpu { m: zeros()?, v: zeros()? }
             }
         };
         Ok(Self { options, step: 0, means })

@@ -10,9 +10,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use elapid::checkpoint::SaveOptions;
-use elapid::files::{Map, atomic_write};
+use elapid::files::{TensorFile, atomic_write};
 use elapid::{LanguageModel, State};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::optim::AdamW;
@@ -90,21 +89,18 @@ pub(crate) fn save(
 pub(crate) fn load(dir: &Path, model: &LanguageModel, optimiser: &mut AdamW) -> Result<(Position, Option<State>)> {
     let path = dir.join(FILE);
     let wrong = |reason: String| Error::Resume { path: path.clone(), reason };
-    let map = Map::open(&path)?;
-    let (_, header) = SafeTensors::read_metadata(&map).map_err(|error| wrong(error.to_string()))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    let position = position(&metadata).map_err(|field| wrong(format!("field `{field}` is missing or no number")))?;
-    let file = SafeTensors::deserialize(&map).map_err(|error| wrong(error.to_string()))?;
+    let file = TensorFile::open(&path)?;
+    let position = position(file.notes()).map_err(|field| wrong(format!("field `{field}` is missing or no number")))?;
     for (i, (_, param)) in model.params().iter().enumerate() {
         let mut means = [const { Vec::new() }; 2];
         for (prefix, mean) in ["m", "v"].into_iter().zip(&mut means) {
             let name = format!("{prefix}.{}", param.name);
-            let view = file.tensor(&name).map_err(|_| wrong(format!("tensor `{name}` is missing")))?;
-            if view.dtype() != Dtype::F32 || view.shape() != [param.value.len()] {
-                let (wanted, got) = (param.value.len(), view.shape());
-                return Err(wrong(format!("tensor `{name}`: wanted F32 [{wanted}], got {:?} {got:?}", view.dtype())));
+            let (dtype, got) = file.shape(&name).ok_or_else(|| wrong(format!("tensor `{name}` is missing")))?;
+            if dtype != Dtype::F32 || got != [param.value.len()] {
+                let wanted = param.value.len();
+                return Err(wrong(format!("tensor `{name}`: wanted F32 [{wanted}], got {dtype:?} {got:?}")));
             }
-            mean.extend(view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            *mean = file.f32(&name)?;
         }
         optimiser.set_means(i, means)?;
     }

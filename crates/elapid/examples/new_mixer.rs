@@ -47,7 +47,7 @@ impl Mixer for Decaying {
         let (y, h) = selective_scan(
             ScanArgs {
                 u: xz.columns(0, d),
-                delta: Tensor::zeros(&[b, l, d]).into(),
+                delta: Tensor::zeros(&[b, l, d])?.into(),
                 delta_bias: Some(cx.param(self.dt_bias)),
                 a: neg_exp(&cx.param(self.a_log))?, // [d 1]
                 b: ones.clone(),
@@ -69,14 +69,14 @@ impl Mixer for Decaying {
 
     fn cost(&self) -> Cost {
         let d = self.d as u64;
-        Cost { flops: 6 * d * d + 19 * d, params: 3 * d * d + 2 * d, state: d }
+        Cost { flops: 6 * d * d + 19 * d, params: 3 * d * d + 2 * d, state: d, kept: 5 * d }
     }
 }
 
 fn main() -> Result<()> {
     let model = LanguageModel::build_with(
         ModelConfig::mamba1("48x3")?,
-        &mut |wanted| Ok(wanted.init.numbers(wanted.name, wanted.shape, 1)),
+        &mut |wanted| wanted.init.numbers(wanted.name, wanted.shape, 1),
         |config, prefix, params| Ok(Arc::new(Decaying::new(config, prefix, params)?)),
     )?;
 

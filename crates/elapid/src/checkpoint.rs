@@ -11,12 +11,13 @@ mod names;
 mod open;
 mod save;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::files::{FileError, Map};
+use crate::files::{FileError, RegularFile};
 
 pub use card::Card;
 pub use safetensors::Dtype;
@@ -97,17 +98,42 @@ struct Source {
 
 #[derive(Debug)]
 enum Bytes {
-    Mapped(Map),
+    /// Read where they are asked for: a map of a file that another process cuts would end this one.
+    File(RegularFile),
     Static(&'static [u8]),
 }
 
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
+impl Bytes {
+    fn len(&self) -> usize {
         match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Static(bytes) => bytes,
+            // A file of more bytes than there are addresses is read up to its last address.
+            Bytes::File(file) => usize::try_from(file.len()).unwrap_or(usize::MAX),
+            Bytes::Static(bytes) => bytes.len(),
+        }
+    }
+
+    /// A short range, inside the file.
+    fn range(&self, range: Range<usize>) -> Result<Cow<'static, [u8]>> {
+        Ok(match self {
+            Bytes::File(file) => file.range(range.start as u64..range.end as u64)?.into(),
+            Bytes::Static(bytes) => bytes[range].into(),
+        })
+    }
+
+    /// Calls `take` with one part of a range after another; all but the last have a multiple of 8 bytes.
+    fn windows(&self, range: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
+        match self {
+            Bytes::File(file) => file.windows(range.start as u64..range.end as u64, take)?,
+            Bytes::Static(bytes) => take(&bytes[range]),
+        }
+        Ok(())
+    }
+
+    /// An empty vector with room for `count` elements.
+    fn room_for(&self, count: usize) -> Result<Vec<f32>> {
+        match self {
+            Bytes::File(file) => Ok(file.room_for(count)?),
+            Bytes::Static(_) => Ok(Vec::with_capacity(count)),
         }
     }
 }
@@ -124,7 +150,7 @@ struct Entry {
 }
 
 impl Checkpoint {
-    /// Opens a directory: reads the configuration and the headers, maps the weights.
+    /// Opens a directory: reads the configuration and the headers; tensors are read when they are asked for.
     ///
     /// # Errors
     /// If a file is missing, cut, or says what cannot be; the error names file and tensor.
@@ -175,8 +201,8 @@ impl Checkpoint {
             return Err(CheckpointError::tensor(&self.file_names(), name, "to find it", "no such tensor", MISSING));
         };
         self.check_entry(entry, shape)?;
-        let (values, finite) = decode(entry.dtype, self.bytes(entry));
-        if finite { Ok(values) } else { Err(self.not_finite(name, entry, &values)) }
+        let (values, finite) = self.decode(entry)?;
+        if finite { Ok(values) } else { Err(self.not_finite(name, entry, &values)?) }
     }
 
     /// Checks that the tensors are the ones that a model has, in names, shapes and dtypes, before any is read.
@@ -215,21 +241,23 @@ impl Checkpoint {
     }
 
     /// The error for a tensor with values that are not finite. It names other such tensors too.
-    fn not_finite(&self, name: &str, entry: &Entry, values: &[f32]) -> CheckpointError {
-        let finite =
-            |entry: &Entry| self.check_entry(entry, &entry.shape).is_err() || decode(entry.dtype, self.bytes(entry)).1;
+    fn not_finite(&self, name: &str, entry: &Entry, values: &[f32]) -> Result<CheckpointError> {
+        // What cannot be read is not said of these.
+        let finite = |entry: &Entry| {
+            self.check_entry(entry, &entry.shape).is_err() || self.decode(entry).map_or(true, |(_, finite)| finite)
+        };
         let others: Vec<&str> = self
             .tensors
             .iter()
             .filter(|(other, entry)| *other != name && !finite(entry))
             .map(|(_, entry)| entry.stored.as_str())
             .collect();
-        let mut got = describe_non_finite(entry, self.bytes(entry), values);
+        let mut got = describe_non_finite(entry, &self.files[entry.file].bytes.range(entry.range.clone())?, values);
         if !others.is_empty() {
             got += &format!("; so have {} others: {}", others.len(), names::list(&others, |name| format!("`{name}`")));
         }
         let fix = "the model has diverged or the file is damaged: use an older checkpoint, or fetch it again";
-        CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, "finite values", got, fix)
+        Ok(CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, "finite values", got, fix))
     }
 
     fn file_names(&self) -> String {
@@ -239,36 +267,49 @@ impl Checkpoint {
         }
     }
 
-    /// The bytes of a tensor.
-    fn bytes(&self, entry: &Entry) -> &[u8] {
-        &self.files[entry.file].bytes[entry.range.clone()]
+    /// A tensor's values, and whether all are finite. Nothing of a dtype that is not read.
+    fn decode(&self, entry: &Entry) -> Result<(Vec<f32>, bool)> {
+        let (bytes, range) = (&self.files[entry.file].bytes, entry.range.clone());
+        match entry.dtype {
+            Dtype::F32 => decode_each(bytes, range, f32::from_le_bytes),
+            Dtype::F16 => decode_each(bytes, range, |b| half::f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => decode_each(bytes, range, |b| half::bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => decode_each(bytes, range, |b| f64::from_le_bytes(b) as f32),
+            _ => Ok((Vec::new(), true)),
+        }
+    }
+
+    /// Whether two tensors have the same bytes.
+    fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
+        let hash = |entry: &Entry| -> Result<blake3::Hash> {
+            let mut hasher = blake3::Hasher::new();
+            self.files[entry.file].bytes.windows(entry.range.clone(), |part| {
+                hasher.update(part);
+            })?;
+            Ok(hasher.finalize())
+        };
+        Ok(hash(a)? == hash(b)?)
     }
 }
 
 const MISSING: &str = "config.json and weights must be of one model";
 
-/// A tensor's values, and whether all are finite. Nothing of a dtype that is not read.
-fn decode(dtype: Dtype, bytes: &[u8]) -> (Vec<f32>, bool) {
-    match dtype {
-        Dtype::F32 => decode_each(bytes, f32::from_le_bytes),
-        Dtype::F16 => decode_each(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => decode_each(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
-        Dtype::F64 => decode_each(bytes, |b| f64::from_le_bytes(b) as f32),
-        _ => (Vec::new(), true),
-    }
-}
-
-fn decode_each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> (Vec<f32>, bool) {
+fn decode_each<const N: usize>(
+    bytes: &Bytes,
+    range: Range<usize>,
+    value: impl Fn([u8; N]) -> f32,
+) -> Result<(Vec<f32>, bool)> {
     // A block stays in the cache until it is checked, so that the check costs next to nothing.
     const BLOCK: usize = 4096;
-    let stored = bytes.as_chunks::<N>().0;
-    let (mut values, mut finite) = (Vec::with_capacity(stored.len()), true);
-    for block in stored.chunks(BLOCK) {
-        let from = values.len();
-        values.extend(block.iter().map(|chunk| value(*chunk)));
-        finite &= values[from..].iter().fold(true, |finite, x: &f32| finite & x.is_finite());
-    }
-    (values, finite)
+    let (mut values, mut finite) = (bytes.room_for(range.len() / N)?, true);
+    bytes.windows(range, |part| {
+        for block in part.as_chunks::<N>().0.chunks(BLOCK) {
+            let from = values.len();
+            values.extend(block.iter().map(|chunk| value(*chunk)));
+            finite &= values[from..].iter().fold(true, |finite, x: &f32| finite & x.is_finite());
+        }
+    })?;
+    Ok((values, finite))
 }
 
 /// How many values of a tensor are not finite, in what way, and where the first is.

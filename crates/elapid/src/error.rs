@@ -51,6 +51,12 @@ pub enum Error {
         /// The index of the first such number.
         place: usize,
     },
+    /// Work that takes more memory than there is, known before it began.
+    #[error(transparent)]
+    Memory(Box<crate::memory::Shortage>),
+    /// Memory that the system did not give.
+    #[error(transparent)]
+    OutOfMemory(#[from] elapid_kernels::OutOfMemory),
     /// An argument of a library call.
     #[error("{0}")]
     Argument(String),

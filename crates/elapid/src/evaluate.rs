@@ -48,6 +48,11 @@ impl Reader {
         // Longest first: the rows that are not yet at their end are then always the first of a batch.
         let mut order: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(rows[i].len()));
+        let longest = rows.iter().map(|row| row.len().saturating_sub(1)).max().unwrap_or(0);
+        let (b, l) = (self.batch.min(rows.len()), self.chunk.min(longest));
+        let losses = rows.iter().map(|row| row.len() as u128).sum();
+        let needs = model.needs_of_pass(b, l, "the rows or the positions read together (--batch, --chunk)");
+        needs.and("losses", losses, 4, "the number of tokens").check_on(model.device())?;
         let mut nll: Vec<Vec<f32>> = rows.iter().map(|row| Vec::with_capacity(row.len().saturating_sub(1))).collect();
         for batch in order.chunks(self.batch.max(1)) {
             let mut state = model.zero_state(batch.len())?;

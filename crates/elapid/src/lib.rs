@@ -53,7 +53,7 @@
 //!
 //! is one file that implements [`Mixer`](mixer::Mixer); `examples/new_mixer.rs` shows all of it.
 //! [`mixer::Mamba1`] is the paper's algorithm 2 in the same form.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 pub mod autograd;
 mod block;
@@ -69,6 +69,7 @@ pub mod formats;
 pub mod generate;
 mod json;
 pub mod lm;
+pub mod memory;
 pub mod mixer;
 pub mod ops;
 pub mod params;

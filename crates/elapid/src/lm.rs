@@ -11,6 +11,7 @@ use crate::autograd::{Tape, Var};
 use crate::block::{Block, Stream};
 use crate::checkpoint::{Checkpoint, SaveOptions};
 use crate::config::ModelConfig;
+use crate::memory::Needs;
 use crate::mixer::{self, Cost, Cx, Mamba1, Mixer};
 use crate::ops::{Ids, Layout, Loss, Targets, add_norm, cross_entropy, embedding, linear};
 use crate::params::{Decay, Init, ParamBuilder, ParamId, Params, Source};
@@ -45,16 +46,27 @@ impl LanguageModel {
     /// # Errors
     /// If the configuration has impossible values.
     pub fn new(config: ModelConfig, seed: u64) -> Result<Self> {
-        Self::build(config, &mut |wanted| Ok(wanted.init.numbers(wanted.name, wanted.shape, seed)))
+        config.validate()?;
+        Needs::of_parameters(&config).check()?;
+        Self::build(config, &mut |wanted| wanted.init.numbers(wanted.name, wanted.shape, seed))
+    }
+
+    /// A model whose parameters have names and shapes alone, of any size in no memory: what it is made of and costs.
+    ///
+    /// # Errors
+    /// If the configuration has impossible values.
+    pub fn without_values(config: ModelConfig) -> Result<Self> {
+        Self::assemble(config, None, mixer::build)
     }
 
     /// The model of a checkpoint.
     ///
     /// # Errors
     /// If a tensor is missing, has another shape than the configuration says, or one too many is there; if a value is
-    /// not finite.
+    /// not finite; if there is too little memory.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         checkpoint.check_complete(&Self::outline(&checkpoint.config)?)?;
+        Needs::of_parameters(&checkpoint.config).check()?;
         Self::build(checkpoint.config.clone(), &mut |wanted| Ok(checkpoint.tensor(wanted.name, wanted.shape)?))
     }
 
@@ -64,9 +76,8 @@ impl LanguageModel {
     /// # Errors
     /// If the configuration has impossible values.
     pub fn outline(config: &ModelConfig) -> Result<Vec<(String, Vec<usize>)>> {
-        let (mut params, mut outline) = (Params::default(), Vec::new());
-        Self::structure(config.clone(), &mut ParamBuilder::outline(&mut params, &mut outline), mixer::build)?;
-        Ok(outline)
+        let model = Self::without_values(config.clone())?;
+        Ok(model.params.iter().map(|(_, param)| (param.name.clone(), param.value.shape().to_vec())).collect())
     }
 
     /// The model in a directory.
@@ -95,18 +106,20 @@ impl LanguageModel {
         source: &mut Source<'_>,
         mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
     ) -> Result<Self> {
-        let mut params = Params::default();
-        let model = Self::structure(config, &mut ParamBuilder::new(&mut params, source), mixer)?;
-        Ok(Self { params: Arc::new(params), ..model })
+        Self::assemble(config, Some(source), mixer)
     }
 
-    /// The model without its parameters, which are left to the builder.
-    fn structure(
+    fn assemble(
         config: ModelConfig,
-        builder: &mut ParamBuilder<'_>,
+        source: Option<&mut Source<'_>>,
         mut mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
     ) -> Result<Self> {
         config.validate()?;
+        let mut params = Params::default();
+        let mut builder = match source {
+            Some(source) => ParamBuilder::new(&mut params, source),
+            None => ParamBuilder::outline(&mut params),
+        };
         let (v, d) = (config.padded_vocab_size(), config.d_model);
         let normal = Init::Normal(config.initializer_range);
         let embedding = builder.param("backbone.embeddings.weight".into(), &[v, d], normal, Decay::Yes)?;
@@ -114,7 +127,7 @@ impl LanguageModel {
         for i in 0..config.n_layer {
             let prefix = format!("backbone.layers.{i}");
             let norm = builder.param(format!("{prefix}.norm.weight"), &[d], Init::Constant(1.0), Decay::No)?;
-            let mixer = mixer(&config, &format!("{prefix}.mixer"), builder)?;
+            let mixer = mixer(&config, &format!("{prefix}.mixer"), &mut builder)?;
             blocks.push(Block { norm, eps: config.norm_eps, mixer });
         }
         let norm_f = builder.param("backbone.norm_f.weight".into(), &[d], Init::Constant(1.0), Decay::No)?;
@@ -124,7 +137,7 @@ impl LanguageModel {
             builder.param("lm_head.weight".into(), &[v, d], normal, Decay::Yes)?
         };
         let state = blocks.iter().map(|block| block.mixer.state()).collect();
-        let params = Arc::default();
+        let params = Arc::new(params);
         Ok(Self { config, params, embedding, blocks, norm_f, head, state, fingerprint: OnceLock::new() })
     }
 
@@ -230,9 +243,16 @@ impl LanguageModel {
     /// What one position costs in the forward pass, the projection to the vocabulary included.
     pub fn cost(&self) -> Cost {
         let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model as u64);
-        let norm = Cost { flops: 5 * d, params: d, state: 0 };
-        let head = Cost { flops: 2 * v * d, params: v * d, state: 0 };
+        let norm = Cost { flops: 5 * d, params: d, state: 0, kept: d };
+        let head = Cost { flops: 2 * v * d, params: v * d, state: 0, kept: 0 };
         self.blocks.iter().map(|block| block.mixer.cost() + norm).sum::<Cost>() + norm + head
+    }
+
+    /// What one position costs in the layer that is costliest to hold, its norm included.
+    pub(crate) fn widest(&self) -> Cost {
+        let d = self.config.d_model as u64;
+        let layers = self.blocks.iter().map(|block| block.mixer.cost() + Cost { kept: d, ..Cost::default() });
+        layers.max_by_key(|cost| cost.kept).unwrap_or_default()
     }
 
     /// A pass without gradients.
@@ -397,7 +417,7 @@ fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
         for b in 0..layout.b {
             last.row(b).copy_from_slice(hidden.value().rows().row(last_position(b, layout)?));
         }
-        Ok(())
+        Ok::<(), Error>(())
     })
 }
 

@@ -299,7 +299,10 @@ pub enum Init {
 impl Init {
     /// The numbers of a parameter. They depend on the seed and the name alone, so that a model's other parameters do
     /// not change when one is added.
-    pub fn numbers(self, name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn numbers(self, name: &str, shape: &[usize], seed: u64) -> Result<Vec<f32>> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
         hasher.update(name.as_bytes());
@@ -316,7 +319,9 @@ impl Init {
                 dt + (-(-dt).exp_m1()).ln()
             }
         };
-        (0..count).map(&mut draw).collect()
+        let mut numbers = elapid_kernels::with_room(count)?;
+        numbers.extend((0..count).map(&mut draw));
+        Ok(numbers)
     }
 }
 
@@ -343,13 +348,8 @@ pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
 /// Makes a model's parameters, one after another, from where their numbers come from.
 pub struct ParamBuilder<'a> {
     params: &'a mut Params,
-    from: From<'a>,
-}
-
-enum From<'a> {
-    Source(&'a mut Source<'a>),
-    /// Nowhere: names and shapes are written down, and parameters have no values.
-    Outline(&'a mut Vec<(String, Vec<usize>)>),
+    /// None: parameters have shapes alone.
+    source: Option<&'a mut Source<'a>>,
 }
 
 /// Whether weight decay applies to a parameter.
@@ -364,12 +364,12 @@ pub enum Decay {
 impl<'a> ParamBuilder<'a> {
     /// A builder that appends to `params`.
     pub fn new(params: &'a mut Params, source: &'a mut Source<'a>) -> Self {
-        Self { params, from: From::Source(source) }
+        Self { params, source: Some(source) }
     }
 
-    /// A builder that writes down which parameters a model has. Those it makes have no values.
-    pub(crate) fn outline(params: &'a mut Params, outline: &'a mut Vec<(String, Vec<usize>)>) -> Self {
-        Self { params, from: From::Outline(outline) }
+    /// A builder that appends parameters without numbers.
+    pub(crate) fn outline(params: &'a mut Params) -> Self {
+        Self { params, source: None }
     }
 
     /// Makes a parameter.
@@ -377,15 +377,12 @@ impl<'a> ParamBuilder<'a> {
     /// # Errors
     /// If the source has no such numbers.
     pub fn param(&mut self, name: String, shape: &[usize], init: Init, decay: Decay) -> Result<ParamId> {
-        let value = match &mut self.from {
-            From::Source(source) => {
+        let value = match &mut self.source {
+            None => Tensor::outline(shape),
+            Some(source) => {
                 let numbers = source(Wanted { name: &name, shape, init })?;
                 elapid_kernels::use_huge_pages(&numbers);
                 Tensor::new(numbers, shape)
-            }
-            From::Outline(outline) => {
-                outline.push((name.clone(), shape.to_vec()));
-                Tensor::new(Vec::new(), &[0])
             }
         };
         Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes, compute: None }))
@@ -398,22 +395,23 @@ mod tests {
 
     #[test]
     fn inits_have_their_range_and_spread() {
-        let uniform = Init::Uniform(0.5).numbers("w", &[10_000], 1);
+        let uniform = Init::Uniform(0.5).numbers("w", &[10_000], 1).unwrap();
         assert!(uniform.iter().all(|x| x.abs() <= 0.5) && uniform.iter().any(|x| *x > 0.45));
-        let normal = Init::Normal(0.02).numbers("w", &[100, 100], 1);
+        let normal = Init::Normal(0.02).numbers("w", &[100, 100], 1).unwrap();
         let std = (normal.iter().map(|x| x * x).sum::<f32>() / 1e4).sqrt();
         assert!((std - 0.02).abs() < 5e-4, "{std}");
         assert_eq!(
-            Init::LogArange.numbers("A_log", &[2, 3], 1),
+            Init::LogArange.numbers("A_log", &[2, 3], 1).unwrap(),
             [0.0, 2f32.ln(), 3f32.ln(), 0.0, 2f32.ln(), 3f32.ln()]
         );
-        let bias = Init::SoftplusInverseLogUniform { min: 1e-3, max: 0.1, floor: 1e-4 }.numbers("b", &[1000], 1);
+        let bias =
+            Init::SoftplusInverseLogUniform { min: 1e-3, max: 0.1, floor: 1e-4 }.numbers("b", &[1000], 1).unwrap();
         assert!(bias.iter().map(|b| b.exp().ln_1p()).all(|dt| (0.99e-3..0.101).contains(&dt)));
     }
 
     #[test]
     fn numbers_depend_on_seed_and_name_alone() {
-        let draw = |name, seed| Init::Uniform(1.0).numbers(name, &[8], seed);
+        let draw = |name, seed| Init::Uniform(1.0).numbers(name, &[8], seed).unwrap();
         assert_eq!(draw("a", 1), draw("a", 1));
         assert_ne!(draw("a", 1), draw("b", 1));
         assert_ne!(draw("a", 1), draw("a", 2));

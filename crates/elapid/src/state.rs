@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::autograd::Var;
-use crate::files;
+use crate::files::{self, FileError, TensorFile};
 use crate::mixer::StateTensor;
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -198,12 +198,13 @@ impl State {
     /// If the file is not a state, is damaged, or was made by another model than the one of `fingerprint`.
     pub(crate) fn load(path: &Path, spec: &Spec, fingerprint: &str) -> Result<(Self, HashMap<String, String>)> {
         let wrong = |reason: String| Error::State { path: Some(path.to_owned()), reason };
-        let bytes = files::Map::open(path)?;
-        let damaged = |error: safetensors::SafeTensorError| {
-            wrong(format!("not a state file, or damaged ({error}); write it again with --save-state"))
-        };
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        let file = TensorFile::open(path).map_err(|error| match error {
+            FileError::Damaged { what, .. } => {
+                wrong(format!("not a state file, or damaged ({what}); write it again with --save-state"))
+            }
+            error => error.into(),
+        })?;
+        let metadata = file.notes();
         let field = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
         if field("format") != "elapid-state" {
             return Err(wrong("a safetensors file, but not a state of elapid; write one with --save-state".into()));
@@ -220,28 +221,21 @@ impl State {
             )));
         }
         let position = field("position").parse().map_err(|_| wrong("field `position` is not a number".into()))?;
-        let file = safetensors::SafeTensors::deserialize(&bytes).map_err(damaged)?;
         let mut rows = None;
         let mut layers = Vec::new();
         for (i, tensors) in spec.iter().enumerate() {
             let mut layer = Vec::new();
             for t in tensors {
                 let name = format!("layers.{i}.{}", t.name);
-                let view = file.tensor(&name).map_err(|_| wrong(format!("tensor `{name}` is missing")))?;
-                let b = *rows.get_or_insert(view.shape().first().copied().unwrap_or(0));
+                let Some((dtype, got)) = file.shape(&name) else {
+                    return Err(wrong(format!("tensor `{name}` is missing")));
+                };
+                let b = *rows.get_or_insert(got.first().copied().unwrap_or(0));
                 let wanted = with_batch(b, &t.shape);
-                if view.shape() != wanted || view.dtype() != Dtype::F32 {
-                    let got = view.shape();
-                    return Err(wrong(format!(
-                        "tensor `{name}`: wanted F32 {wanted:?}, got {:?} {got:?}",
-                        view.dtype()
-                    )));
+                if got != wanted || dtype != Dtype::F32 {
+                    return Err(wrong(format!("tensor `{name}`: wanted F32 {wanted:?}, got {dtype:?} {got:?}")));
                 }
-                let numbers: Vec<f32> = view
-                    .data()
-                    .chunks_exact(4)
-                    .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-                    .collect();
+                let numbers = file.f32(&name)?;
                 if let Some(place) = numbers.iter().position(|x| !x.is_finite()) {
                     return Err(wrong(format!(
                         "tensor `{name}`: element {place} is not finite; write the state again"

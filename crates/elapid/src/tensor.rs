@@ -95,9 +95,17 @@ impl Tensor {
         Self { data, offset, stride: shape.last().copied().unwrap_or(1), shape: shape.to_vec() }
     }
 
+    /// A tensor without numbers: a shape.
+    pub(crate) fn outline(shape: &[usize]) -> Self {
+        Self::over(Storage::Nothing(Device::Cpu, DType::F32), 0, shape)
+    }
+
     /// All zeros.
-    pub fn zeros(shape: &[usize]) -> Self {
-        Self::new(vec![0.0; shape.iter().product()], shape)
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn zeros(shape: &[usize]) -> Result<Self> {
+        Ok(Self::new(elapid_kernels::zeros(elements(shape)?)?, shape))
     }
 
     /// All zeros, on a device.
@@ -106,7 +114,7 @@ impl Tensor {
     /// If the device has too little memory.
     pub fn zeros_on(device: Device, dtype: DType, shape: &[usize]) -> Result<Self> {
         match device {
-            Device::Cpu => Ok(Self::zeros(shape)),
+            Device::Cpu => Self::zeros(shape),
             Device::Cuda(gpu) => {
                 let mut zeros = Self::uninit(gpu, dtype, shape)?;
                 gpu.zero(zeros.mat_mut())?;
@@ -120,7 +128,8 @@ impl Tensor {
     /// # Errors
     /// If the device has too little memory.
     pub fn uninit(gpu: Gpu, dtype: DType, shape: &[usize]) -> Result<Self> {
-        let buffer = gpu.alloc(shape.iter().product::<usize>() * dtype.bytes())?;
+        let bytes = elements(shape)?.checked_mul(dtype.bytes()).ok_or_else(|| too_many(shape))?;
+        let buffer = gpu.alloc(bytes)?;
         Ok(Self::over(Storage::Cuda(Arc::new(buffer), dtype), 0, shape))
     }
 
@@ -415,7 +424,12 @@ impl Tensor {
 
     fn joined(device: Device, dtype: DType, shape: &[usize], parts: &[&Tensor]) -> Result<Self> {
         let Device::Cuda(gpu) = device else {
-            return Ok(Self::new(parts.iter().flat_map(|part| part.rows().to_vec()).collect(), shape));
+            let mut numbers = elapid_kernels::with_room(elements(shape)?)?;
+            for part in parts {
+                let rows = part.rows();
+                (0..part.row_count()).for_each(|row| numbers.extend_from_slice(rows.row(row)));
+            }
+            return Ok(Self::new(numbers, shape));
         };
         let mut whole = Self::uninit(gpu, dtype, shape)?;
         let mut at = 0;
@@ -434,11 +448,26 @@ impl Tensor {
     }
 
     /// A new tensor that `write` fills; it starts as zeros.
-    pub fn filled<E>(shape: &[usize], write: impl FnOnce(RowsMut<'_>) -> Result<(), E>) -> Result<Self, E> {
-        let mut data = vec![0.0; shape.iter().product()];
+    ///
+    /// # Errors
+    /// Those of `write`; if there is too little memory.
+    pub fn filled<E>(shape: &[usize], write: impl FnOnce(RowsMut<'_>) -> Result<(), E>) -> Result<Self>
+    where
+        Error: From<E>,
+    {
+        let mut data = elapid_kernels::zeros(elements(shape)?)?;
         write(RowsMut::new(&mut data, shape.last().copied().unwrap_or(1)))?;
         Ok(Self::new(data, shape))
     }
+}
+
+/// The number of elements of a shape.
+fn elements(shape: &[usize]) -> Result<usize> {
+    shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)).ok_or_else(|| too_many(shape))
+}
+
+fn too_many(shape: &[usize]) -> Error {
+    Error::Argument(format!("a tensor of shape {shape:?} has more elements than can be addressed"))
 }
 
 #[cfg(test)]

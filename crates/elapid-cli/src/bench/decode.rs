@@ -8,7 +8,7 @@ use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use super::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::Output;
 
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1())]
     batch: usize,
     /// Steps to time; before them, some more for warming up
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_1())]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = repetitions())]
     reps: usize,
 }
 
@@ -40,6 +40,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     }
     let mut subject = arguments.model.subject(output)?;
     let b = arguments.batch;
+    subject.check_pass(b, 1, place)?;
     let mut tokens = subject.tokens(b);
     let model = &subject.model;
     let (cx, mut state) = (model.inference(Layout::new(b, 1)), model.zero_state(b)?);
@@ -65,6 +66,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
 fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Result<()> {
     let mut subject = arguments.model.subject(output)?;
     let b = arguments.batch;
+    subject.check_pass(b, 1, Place { device: Device::Cuda(gpu), dtype })?;
     let tokens = subject.tokens(b);
     let model = subject.model.to(Device::Cuda(gpu), dtype)?;
     let mut decoder = Decoder::new(&model, b)?;

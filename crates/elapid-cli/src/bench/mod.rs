@@ -49,6 +49,11 @@ fn at_least_1() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// Parses a number of repetitions.
+fn repetitions() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 20)
+}
+
 /// The model to measure.
 #[derive(clap::Args)]
 struct ModelArguments {
@@ -94,6 +99,14 @@ impl ModelArguments {
 }
 
 impl Subject {
+    /// Whether passes over `b` rows of `l` positions fit into the memory, with the logits after the last ones.
+    fn check_pass(&self, b: usize, l: usize, place: Place) -> Result<()> {
+        let lower = if l > 1 { "--batch or --chunk" } else { "--batch" };
+        let logits = b as u128 * self.model.config().padded_vocab_size() as u128;
+        let needs = self.model.needs_of_pass(b, l, lower).and("logits", logits, place.dtype.bytes() as u32, lower);
+        Ok(needs.check_on(place.device)?)
+    }
+
     fn tokens(&mut self, count: usize) -> Vec<u32> {
         let v = self.model.config().vocab_size;
         (0..count).map(|_| self.random.below(v) as u32).collect()
@@ -125,7 +138,7 @@ impl Timing {
         for _ in 0..warmup {
             f()?;
         }
-        let mut seconds = Vec::with_capacity(reps);
+        let mut seconds = Vec::new();
         for _ in 0..reps.max(1) {
             let started = Instant::now();
             f()?;

@@ -4,10 +4,11 @@ use anyhow::Result;
 use elapid::Device;
 use elapid::generate::PREFILL_CHUNK;
 use elapid::lm::Positions;
+use elapid::memory::Needs;
 use elapid::ops::Layout;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use super::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::{Output, thousands};
 
@@ -38,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = at_least_1())]
     chunk: Option<usize>,
     /// Prompts to time; before them, one more for warming up
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_1())]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = repetitions())]
     reps: usize,
 }
 
@@ -46,7 +47,10 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
     let whole = if place.device.gpu().is_some() { (GPU_POSITIONS / b).max(1) } else { PREFILL_CHUNK };
-    let chunk = arguments.chunk.unwrap_or(whole);
+    let chunk = arguments.chunk.unwrap_or(whole).min(l);
+    subject.check_pass(b, chunk, place)?;
+    let tokens = (b as u128).saturating_mul(l as u128);
+    Needs::default().and("tokens", tokens, 4, "--batch or --length").check()?;
     // Chunks of all rows, `[b chunk]` each.
     let chunks: Vec<(usize, Vec<u32>)> =
         (0..l).step_by(chunk).map(|from| (l - from).min(chunk)).map(|len| (len, subject.tokens(b * len))).collect();

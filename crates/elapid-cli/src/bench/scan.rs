@@ -2,12 +2,14 @@
 
 use anyhow::Result;
 use clap::ValueEnum;
+use elapid::DType;
+use elapid::memory::Needs;
 use elapid_kernels::selective_scan::{self, Args, Dims, Discretisation, Grads, Saved, naive};
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, Rows, RowsMut, Segments, ceiling};
 use serde_json::json;
 
-use super::{Timing, at_least_1, peak_rss, scan_cuda};
+use super::{Timing, at_least_1, peak_rss, repetitions, scan_cuda};
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
@@ -44,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "RULE", default_value = "exp-euler")]
     rule: Discretisation,
     /// Calls to time; before them, two more for warming up
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_1())]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = repetitions())]
     reps: usize,
     /// Time something else in the same run, and give the ratio
     #[arg(long, value_name = "WITH")]
@@ -184,6 +186,7 @@ impl Times {
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let Arguments { b, l, d, n, rule, reps, .. } = *arguments;
     let dims = Dims { b, l, d, n };
+    needs(dims, place.dtype).check_on(place.device)?;
     if let Some(gpu) = place.device.gpu() {
         if arguments.compare.is_some() {
             output.note("--compare is for the processor: give --device cpu with it");
@@ -262,6 +265,16 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         let rows: Vec<Vec<String>> = rows.into_iter().map(|row| row[..shown].to_vec()).collect();
         format!("{head}\n{}", table(&heading[..shown], &rows))
     })
+}
+
+/// Inputs and outputs, and the states that the forward keeps.
+fn needs(Dims { b, l, d, n }: Dims, dtype: DType) -> Needs {
+    let product = |sizes: &[usize]| sizes.iter().fold(1_u128, |product, &size| product.saturating_mul(size as u128));
+    let size = dtype.bytes() as u32;
+    Needs::default()
+        .and("inputs and outputs", product(&[8, b, l, d]), size, "--b, --l or --d")
+        .and("B, C and their gradients", product(&[4, b, l, n]), size, "--b, --l or --n")
+        .and("A and states", product(&[2, d, n]).saturating_add(product(&[4, b, d, n])), 4, "--b, --d or --n")
 }
 
 fn fast(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use elapid::autograd::Tape;
+use elapid::memory::Needs;
 use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device};
@@ -13,7 +14,7 @@ use elapid_train::data::Batch;
 use elapid_train::optim::{AdamW, Options};
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, report, report_gpu};
+use super::{ModelArguments, Subject, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::{Output, thousands};
 
@@ -41,8 +42,21 @@ pub(crate) struct Arguments {
     #[arg(long)]
     recompute: bool,
     /// Steps to time; before them, one more for warming up
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_1())]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = repetitions())]
     reps: usize,
+}
+
+impl Arguments {
+    /// Whether steps of these sizes fit into the memory.
+    fn check(&self, subject: &Subject, place: Place) -> Result<()> {
+        let lower = "--batch or --length, or give --recompute";
+        let training = subject.model.needs_of_training(self.batch, self.length, place.dtype, self.recompute, lower);
+        let parameters = match place.device {
+            Device::Cpu => Needs::default(),
+            Device::Cuda(_) => Needs::of_parameters(subject.model.config()),
+        };
+        Ok(parameters.with(training).check_on(place.device)?)
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
@@ -51,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     }
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
+    arguments.check(&subject, place)?;
     let tokens = subject.tokens(b * l);
     let targets: Vec<i32> = subject.tokens(b * l).into_iter().map(|id| id as i32).collect();
     let layout = Layout::new(b, l);
@@ -83,6 +98,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
 fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Result<()> {
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
+    arguments.check(&subject, Place { device: Device::Cuda(gpu), dtype })?;
     let batch = Batch {
         tokens: subject.tokens(b * l),
         targets: subject.tokens(b * l).into_iter().map(|id| id as i32).collect(),

@@ -7,6 +7,9 @@ use elapid::config as model;
 use super::{ConfigError, Mode, TrainConfig};
 use crate::tasks;
 
+/// Most positions of a batch: sizes of tensors stay far from the end of their type.
+const POSITIONS: usize = 1 << 40;
+
 impl TrainConfig {
     /// Checks every value; `file` is the name that errors give.
     ///
@@ -36,6 +39,9 @@ impl TrainConfig {
         for (field, value) in [("train.batch", train.batch), ("train.accumulate", train.accumulate)] {
             check(value >= 1, field, "1 or more", &value)?;
         }
+        let most = POSITIONS / data.length.min(POSITIONS);
+        let wanted = format!("at most {most} rows of data.length = {}", data.length);
+        check(train.batch <= most, "train.batch", &wanted, &train.batch)?;
         for (field, value) in [("train.steps", train.steps), ("train.log_every", train.log_every)] {
             check(value >= 1, field, "1 or more", &value)?;
         }

@@ -190,7 +190,7 @@ impl ModelConfig {
     }
 
     /// The library's form with a vocabulary of 256.
-    pub(super) fn with_any_vocabulary(&self) -> model::ModelConfig {
+    pub(crate) fn with_any_vocabulary(&self) -> model::ModelConfig {
         let Family::Mamba1 = self.family;
         let mixer = model::Mamba1Config {
             d_state: self.d_state,

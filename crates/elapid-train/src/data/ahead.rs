@@ -3,17 +3,15 @@
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use super::Batch;
-
 /// Batches that wait at most: enough that a late one is not waited for.
 const WAITING: usize = 2;
 
 /// The batches of these numbers, one after another, made on a thread of their own: a GPU never waits for them, as long as
 /// one is made in less time than a step takes.
-pub(crate) fn ahead(
+pub(crate) fn ahead<B: Send + 'static>(
     numbers: impl Iterator<Item = u64> + Clone + Send + 'static,
-    make: impl Fn(u64) -> Batch + Send + Sync + 'static,
-) -> impl Iterator<Item = Batch> {
+    make: impl Fn(u64) -> B + Send + Sync + 'static,
+) -> impl Iterator<Item = B> {
     let (sender, made) = mpsc::sync_channel(WAITING);
     let make = Arc::new(make);
     let (theirs, maker) = (numbers.clone(), make.clone());
@@ -28,6 +26,7 @@ pub(crate) fn ahead(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Batch;
     use super::*;
 
     fn batch(number: u64) -> Batch {

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use elapid::files::{Map, atomic_write};
+use elapid::files::{FileError, RegularFile, atomic_write};
 use elapid::tokenizer::Tokenizer;
 
 use super::source::{Part, Text};
@@ -141,12 +141,19 @@ impl From<&str> for Unusable {
     }
 }
 
+impl From<FileError> for Unusable {
+    fn from(error: FileError) -> Self {
+        Self::Because(error.to_string())
+    }
+}
+
 fn read(path: &Path, wanted: &Wanted) -> Result<Store, Unusable> {
     if !path.exists() {
         return Err(Unusable::Absent);
     }
-    let map = Map::open(path).map_err(|e| Unusable::Because(e.to_string()))?;
-    let (header, payload) = map.split_at_checked(HEADER).ok_or("it is cut short")?;
+    let file = RegularFile::open(path)?;
+    let payload = file.len().checked_sub(HEADER as u64).ok_or("it is cut short")?;
+    let header = file.range(0..HEADER as u64)?;
     let (fields, checksum) = header.split_at(FIELDS);
     let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fields[at + i]));
     let (count, documents) = (number(16), number(24));
@@ -165,20 +172,23 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Store, Unusable> {
     }
     let id_bytes = count.checked_mul(wanted.width as u64);
     let size = id_bytes.and_then(|ids| documents.checked_mul(8)?.checked_add(ids));
-    if size != Some(payload.len() as u64) {
+    if size != Some(payload) {
         return Err("its size is not what its header says".into());
     }
     let mut hasher = blake3::Hasher::new();
-    if hasher.update(payload).update(fields).finalize().as_bytes() != checksum {
+    let (start, split) = (HEADER as u64, HEADER as u64 + id_bytes.unwrap_or(0));
+    file.windows(start..file.len(), |part| {
+        hasher.update(part);
+    })?;
+    if hasher.update(fields).finalize().as_bytes() != checksum {
         return Err("its checksum is wrong".into());
     }
-    let split = HEADER + id_bytes.unwrap_or(0) as usize;
-    let documents: Vec<u64> = map[split..].as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect();
-    let end = map.len() - documents.len() * 8;
+    let table = file.range(split..file.len())?;
+    let documents: Vec<u64> = table.as_chunks().0.iter().map(|&bytes| u64::from_le_bytes(bytes)).collect();
     if !documents.is_sorted() || documents.last().is_some_and(|&last| last > count) {
         return Err("its documents are out of order".into());
     }
-    Ok(Store::mapped(map, HEADER..end, wanted.width, documents))
+    Ok(Store::file(file, start, count, wanted.width, documents))
 }
 
 fn write(

@@ -1,6 +1,6 @@
 //! Text as a stream of token ids, and the batches that training reads from it.
 //!
-//! [`Corpus::prepare`] tokenises files once into a cache that is memory mapped. [`Windows`] cuts a stream into shuffled
+//! [`Corpus::prepare`] tokenises files once into a cache, of which batches read their windows. [`Windows`] cuts a stream into shuffled
 //! windows, [`Streams`] reads it in order with the state carried over. Both are pure functions of a step number, so that
 //! a run resumes with nothing but that number. [`Sequential`] covers a stream once, for evaluation.
 
@@ -216,11 +216,14 @@ impl TokenStream {
 
     /// Copies `out.len()` tokens from position `from` on.
     ///
+    /// # Errors
+    /// If they are in a cache file that cannot be read any more, or became shorter.
+    ///
     /// # Panics
     /// If the stream is shorter than that.
-    pub fn copy(&self, from: u64, out: &mut [u32]) {
+    pub fn copy(&self, from: u64, out: &mut [u32]) -> Result<()> {
         assert!(from + out.len() as u64 <= self.len(), "tokens {from}.. beyond the end {}", self.len());
-        self.store.copy(self.range.start + from, out);
+        self.store.copy(self.range.start + from, out)
     }
 
     /// Where documents begin in a part of the stream, as positions of the stream.
@@ -241,7 +244,7 @@ impl TokenStream {
         let mut at = 0;
         while at < self.len() {
             let part = &mut tokens[..(self.len() - at).min(1 << 16) as usize];
-            self.copy(at, part);
+            self.copy(at, part)?;
             for &id in &*part {
                 // A byte is one, also where it is no part of a character.
                 bytes += if tokenizer.is_byte() { u64::from(id < 256) } else { stream.push(id)?.len() as u64 };
@@ -252,11 +255,11 @@ impl TokenStream {
     }
 
     /// Fills a row: `tokens` from position `from`, targets one further on, resets where documents begin if `pack`.
-    fn row(&self, from: u64, tokens: &mut [u32], targets: &mut [i32], pack: Option<&mut [u8]>) {
+    fn row(&self, from: u64, tokens: &mut [u32], targets: &mut [i32], pack: Option<&mut [u8]>) -> Result<()> {
         let l = tokens.len();
-        self.copy(from, tokens);
+        self.copy(from, tokens)?;
         let mut last = [0];
-        self.copy(from + l as u64, &mut last);
+        self.copy(from + l as u64, &mut last)?;
         let next = tokens[1..].iter().chain(&last);
         // Vocabularies are far below 2^31 (`Store` checks what it reads).
         targets.iter_mut().zip(next).for_each(|(target, &id)| *target = id as i32);
@@ -272,6 +275,7 @@ impl TokenStream {
                 }
             }
         }
+        Ok(())
     }
 }
 

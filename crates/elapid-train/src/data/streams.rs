@@ -46,7 +46,10 @@ impl Streams {
     }
 
     /// The batch of a step, counted from 0: always the same.
-    pub fn batch(&self, step: u64) -> Batch {
+    ///
+    /// # Errors
+    /// As [`TokenStream::copy`].
+    pub fn batch(&self, step: u64) -> Result<Batch> {
         let (b, l) = (self.b, self.l);
         let begin = step.wrapping_mul(l as u64);
         let mut batch = Batch::empty(b, l, begin / self.part, true);
@@ -59,14 +62,14 @@ impl Streams {
                 let here = row * l + t..row * l + t + n;
                 let resets = batch.resets.as_mut().map(|resets| &mut resets[here.clone()]);
                 let tokens = &mut batch.tokens[here.clone()];
-                self.stream.row(part + at, tokens, &mut batch.targets[here.clone()], resets.filter(|_| self.pack));
+                self.stream.row(part + at, tokens, &mut batch.targets[here.clone()], resets.filter(|_| self.pack))?;
                 if let Some(resets) = batch.resets.as_mut().filter(|_| at == 0) {
                     resets[here.start] = 1;
                 }
                 t += n;
             }
         }
-        batch.without_empty_resets()
+        Ok(batch.without_empty_resets())
     }
 }
 
@@ -85,22 +88,22 @@ mod tests {
     fn rows_go_on_and_wrap() {
         // 11 tokens are two parts of five predictions.
         let streams = Streams::new(counting(11), 2, 3, false).unwrap();
-        let first = streams.batch(0);
+        let first = streams.batch(0).unwrap();
         assert_eq!(first.tokens, [0, 1, 2, 5, 6, 7]);
         assert_eq!(first.targets, [1, 2, 3, 6, 7, 8]);
         assert_eq!(first.resets.unwrap(), [1, 0, 0, 1, 0, 0]);
-        let second = streams.batch(1);
+        let second = streams.batch(1).unwrap();
         assert_eq!(second.tokens, [3, 4, 0, 8, 9, 5]);
         assert_eq!(second.targets, [4, 5, 1, 9, 10, 6], "the last of a part is predicted too");
         assert_eq!(second.resets.unwrap(), [0, 0, 1, 0, 0, 1]);
-        assert_eq!((first.epoch, second.epoch, streams.batch(2).epoch), (0, 0, 1));
-        assert_eq!(streams.batch(2).resets, None);
+        assert_eq!((first.epoch, second.epoch, streams.batch(2).unwrap().epoch), (0, 0, 1));
+        assert_eq!(streams.batch(2).unwrap().resets, None);
     }
 
     #[test]
     fn documents_are_packed() {
         let stream = TokenStream::from_tokens((0..9).collect(), vec![0, 3]);
-        let batch = Streams::new(stream, 1, 8, true).unwrap().batch(0);
+        let batch = Streams::new(stream, 1, 8, true).unwrap().batch(0).unwrap();
         assert_eq!(batch.resets.unwrap(), [1, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!(batch.targets, [1, 2, IGNORE, 4, 5, 6, 7, 8]);
     }
@@ -121,7 +124,7 @@ mod tests {
             for row in 0..b {
                 let mut position = 0;
                 for step in 0..40 {
-                    let batch = streams.batch(step);
+                    let batch = streams.batch(step).unwrap();
                     for t in row * l..(row + 1) * l {
                         prop_assert_eq!(u64::from(batch.tokens[t]), row as u64 * part + position % part);
                         prop_assert_eq!(batch.targets[t], batch.tokens[t] as i32 + 1);

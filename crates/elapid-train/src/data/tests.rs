@@ -12,7 +12,7 @@ fn hf() -> Tokenizer {
 
 fn all(stream: &TokenStream) -> Vec<u32> {
     let mut tokens = vec![0; stream.len() as usize];
-    stream.copy(0, &mut tokens);
+    stream.copy(0, &mut tokens).unwrap();
     tokens
 }
 
@@ -134,6 +134,21 @@ fn a_stale_cache_is_made_again() {
     assert!(corpus.notices[0].contains("the text has changed"), "{:?}", corpus.notices);
     assert_eq!(corpus.train.len(), 6);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "in place of the old one");
+}
+
+#[test]
+fn a_cache_that_becomes_shorter_is_an_error() {
+    let dir = tempdir().unwrap();
+    let (path, cache) = (dir.path().join("a.txt"), dir.path().join("cache"));
+    fs::write(&path, "word ".repeat(40_000)).unwrap();
+    let corpus = prepare(&path, &Tokenizer::byte(), Some(&cache)).unwrap();
+    let windows = Windows::new(corpus.train.clone(), 4, 64, 0, false).unwrap();
+    let steps = windows.windows_per_epoch() / 4;
+    assert!((0..steps).all(|step| windows.batch(step).is_ok()));
+    let cache = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    fs::File::options().write(true).open(&cache).unwrap().set_len(100_000).unwrap();
+    let error = (0..steps).find_map(|step| windows.batch(step).err()).unwrap().to_string();
+    assert!(error.contains(cache.to_str().unwrap()) && error.contains("became shorter"), "{error}");
 }
 
 #[test]

@@ -51,7 +51,10 @@ impl Windows {
     }
 
     /// The batch of a step, counted from 0: always the same for one seed.
-    pub fn batch(&self, step: u64) -> Batch {
+    ///
+    /// # Errors
+    /// As [`TokenStream::copy`].
+    pub fn batch(&self, step: u64) -> Result<Batch> {
         let (b, l) = (self.b, self.l);
         let first = step.wrapping_mul(b as u64);
         let mut batch = Batch::empty(b, l, first / self.count, self.pack);
@@ -61,9 +64,9 @@ impl Windows {
             let slack = self.stream.len() - 1 - self.count * l as u64;
             let phase = mix(self.seed, epoch, u64::MAX) % (slack + 1);
             let window = permute(i, self.count, mix(self.seed, epoch, 0));
-            batch.fill(row, &self.stream, phase + window * l as u64);
+            batch.fill(row, &self.stream, phase + window * l as u64)?;
         }
-        batch.without_empty_resets()
+        Ok(batch.without_empty_resets())
     }
 }
 
@@ -116,19 +119,22 @@ impl Sequential {
     }
 
     /// A batch, counted from 0; `None` beyond the last.
-    pub fn batch(&self, i: u64) -> Option<Batch> {
+    ///
+    /// # Errors
+    /// As [`TokenStream::copy`].
+    pub fn batch(&self, i: u64) -> Result<Option<Batch>> {
         let l = self.l as u64;
-        let first = i.checked_mul(self.b as u64)?;
-        let rows = self.windows().checked_sub(first)?.min(self.b as u64) as usize;
+        let first = i.saturating_mul(self.b as u64);
+        let rows = self.windows().saturating_sub(first).min(self.b as u64) as usize;
         if rows == 0 {
-            return None;
+            return Ok(None);
         }
         let mut batch = Batch::empty(rows, self.l, 0, self.pack);
         for row in 0..rows {
             let from = (first + row as u64) * l;
-            batch.fill(row, &self.stream, from);
+            batch.fill(row, &self.stream, from)?;
         }
-        Some(batch.without_empty_resets())
+        Ok(Some(batch.without_empty_resets()))
     }
 }
 
@@ -139,11 +145,11 @@ impl Batch {
     }
 
     /// Fills a row from a position of the stream, as far as the stream goes.
-    pub(super) fn fill(&mut self, row: usize, stream: &TokenStream, from: u64) {
+    pub(super) fn fill(&mut self, row: usize, stream: &TokenStream, from: u64) -> Result<()> {
         let n = (stream.len() - 1 - from).min(self.l as u64) as usize;
         let at = row * self.l..row * self.l + n;
         let pack = self.resets.as_mut().map(|resets| &mut resets[at.clone()]);
-        stream.row(from, &mut self.tokens[at.clone()], &mut self.targets[at], pack);
+        stream.row(from, &mut self.tokens[at.clone()], &mut self.targets[at], pack)
     }
 
     pub(super) fn without_empty_resets(mut self) -> Self {
@@ -218,7 +224,7 @@ mod tests {
             prop_assert!(per_epoch * l as u64 + l as u64 + 1 > n - l as u64, "little is left out");
             let mut seen: Vec<HashSet<u32>> = vec![HashSet::new(); 2];
             for index in 0..2 * per_epoch {
-                let batch = windows.batch(index / b as u64);
+                let batch = windows.batch(index / b as u64).unwrap();
                 let row = (index % b as u64) as usize * l;
                 let inputs = &batch.tokens[row..row + l];
                 prop_assert!(inputs.windows(2).all(|w| w[1] == w[0] + 1));
@@ -232,8 +238,8 @@ mod tests {
         #[test]
         fn sequential_predicts_every_token_once(n in 2_u64..200, b in 1_usize..5, l in 1_usize..9) {
             let all = Sequential::new(counting(n), b, l, false).unwrap();
-            let batches: Vec<Batch> = (0..all.len()).map(|i| all.batch(i).unwrap()).collect();
-            prop_assert!(all.batch(all.len()).is_none() && all.batch(u64::MAX).is_none());
+            let batches: Vec<Batch> = (0..all.len()).map(|i| all.batch(i).unwrap().unwrap()).collect();
+            prop_assert!(all.batch(all.len()).unwrap().is_none() && all.batch(u64::MAX).unwrap().is_none());
             let targets: Vec<i32> =
                 batches.iter().flat_map(|batch| &batch.targets).copied().filter(|&y| y != IGNORE).collect();
             prop_assert_eq!(targets, (1..n as i32).collect::<Vec<_>>());
@@ -244,30 +250,30 @@ mod tests {
     #[test]
     fn a_step_is_a_pure_function() {
         let windows = |seed| Windows::new(counting(1000), 4, 16, seed, false).unwrap();
-        assert_eq!(windows(1).batch(77), windows(1).batch(77));
-        assert_ne!(windows(1).batch(77), windows(2).batch(77));
-        let (first, second) = (windows(1).batch(0), windows(1).batch(1));
+        assert_eq!(windows(1).batch(77).unwrap(), windows(1).batch(77).unwrap());
+        assert_ne!(windows(1).batch(77).unwrap(), windows(2).batch(77).unwrap());
+        let (first, second) = (windows(1).batch(0).unwrap(), windows(1).batch(1).unwrap());
         assert_ne!(first.tokens, second.tokens);
-        assert_eq!(windows(1).batch(16).epoch, 1, "61 windows are 15.25 batches");
-        assert_eq!(windows(1).batch(u64::MAX / 8).b, 4, "far away is as good as near");
+        assert_eq!(windows(1).batch(16).unwrap().epoch, 1, "61 windows are 15.25 batches");
+        assert_eq!(windows(1).batch(u64::MAX / 8).unwrap().b, 4, "far away is as good as near");
     }
 
     #[test]
     fn epochs_differ_in_phase() {
         let windows = Windows::new(counting(1000), 1, 100, 5, false).unwrap();
         let phases: HashSet<u32> =
-            (0..20).map(|epoch| windows.batch(epoch * windows.windows_per_epoch()).tokens[0] % 100).collect();
+            (0..20).map(|epoch| windows.batch(epoch * windows.windows_per_epoch()).unwrap().tokens[0] % 100).collect();
         assert!(phases.len() > 10, "{phases:?}");
     }
 
     #[test]
     fn documents_are_packed() {
         let stream = TokenStream::from_tokens((0..9).collect(), vec![0, 3, 8]);
-        let batch = Windows::new(stream.clone(), 1, 8, 0, true).unwrap().batch(0);
+        let batch = Windows::new(stream.clone(), 1, 8, 0, true).unwrap().batch(0).unwrap();
         assert_eq!(batch.tokens, (0..8).collect::<Vec<_>>());
         assert_eq!(batch.resets.unwrap(), [1, 0, 0, 1, 0, 0, 0, 0]);
         assert_eq!(batch.targets, [1, 2, IGNORE, 4, 5, 6, 7, IGNORE]);
-        let batch = Windows::new(stream, 1, 8, 0, false).unwrap().batch(0);
+        let batch = Windows::new(stream, 1, 8, 0, false).unwrap().batch(0).unwrap();
         assert_eq!((batch.resets, batch.targets[2]), (None, 3));
     }
 

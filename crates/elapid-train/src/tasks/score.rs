@@ -107,6 +107,9 @@ impl Reader {
                 got: model.config().padded_vocab_size().to_string(),
             });
         }
+        let count = numbers.end.saturating_sub(numbers.start).min(self.rows(sequences));
+        let (b, l) = (usize::try_from(count).unwrap_or(usize::MAX), self.chunk.max(1).min(sequences.positions()));
+        model.needs_of_pass(b, l, "the positions read at a time (--chunk)").check_on(model.device())?;
         let mut score = Score::default();
         let mut from = numbers.start;
         while from < numbers.end {

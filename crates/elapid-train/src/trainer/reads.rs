@@ -33,9 +33,9 @@ pub(super) enum Feed {
 }
 
 impl Feed {
-    pub(super) fn batch(&self, index: u64) -> Batch {
+    pub(super) fn batch(&self, index: u64) -> Result<Batch> {
         match self {
-            Feed::Task(sequences, b) => sequences.batch(index, *b),
+            Feed::Task(sequences, b) => Ok(sequences.batch(index, *b)),
             Feed::Windows(windows) => windows.batch(index),
             Feed::Streams(streams) => streams.batch(index),
         }
@@ -97,7 +97,7 @@ pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
         lengths => lengths,
     };
     let held_out = lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?;
-    let held_out = HeldOut::Task(held_out, train.eval_batches * train.batch as u64);
+    let held_out = HeldOut::Task(held_out, train.eval_batches.saturating_mul(train.batch as u64));
     Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
 }
 
@@ -106,7 +106,7 @@ fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> R
     let (b, l) = (config.train.batch, config.data.length);
     let count = match config.train.eval_batches {
         0 => val.len(),
-        batches => val.len().min(batches * (b * l) as u64 + 1),
+        batches => val.len().min(batches.saturating_mul(b as u64).saturating_mul(l as u64).saturating_add(1)),
     };
     let (val, _) = val.split(count);
     let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use elapid::config::ModelConfig;
+use elapid::memory::Needs;
 use elapid::params::ParamGrads;
 use elapid::tokenizer::Tokenizer;
 use elapid::{Device, LanguageModel, State};
@@ -33,8 +35,10 @@ impl Trainer {
             check_mode(&config)?;
             ranks.keeps_in(dir.clone());
         }
-        let from = if first { prepare_directory(&dir, &config, resume)? } else { None };
         let task = tasks::open(&config.task)?;
+        // Before anything is read or made; with the vocabulary of the text it is looked at again.
+        needs(&config, config.model.with_any_vocabulary(), task.as_deref(), device)?.check_on(device)?;
+        let from = if first { prepare_directory(&dir, &config, resume)? } else { None };
         let Data { tokenizer, feed, train_tokens, held_out, notices } = match &task {
             None => reads::text(&config, ranks.as_deref(), tokenising)?,
             Some(task) => reads::made(task, &config)?,
@@ -42,7 +46,11 @@ impl Trainer {
 
         let model = match &from {
             Some(from) => LanguageModel::open(from)?,
-            None => new_model(&config, tokenizer.as_ref(), task.as_deref())?,
+            None => {
+                let resolved = resolve(&config, tokenizer.as_ref(), task.as_deref())?;
+                needs(&config, resolved.clone(), task.as_deref(), device)?.check_on(device)?;
+                LanguageModel::new(resolved, config.train.seed)?
+            }
         };
         let mut model = match device {
             Device::Cpu => model,
@@ -100,14 +108,25 @@ fn check_mode(config: &TrainConfig) -> Result<()> {
     }
 }
 
-/// A model with random weights and the vocabulary of the tokenizer, or of the task.
-fn new_model(config: &TrainConfig, tokenizer: Option<&Tokenizer>, task: Option<&dyn Task>) -> Result<LanguageModel> {
+/// What a run takes of the memory of its device.
+fn needs(config: &TrainConfig, model: ModelConfig, task: Option<&dyn Task>, device: Device) -> Result<Needs> {
+    let (train, data) = (&config.train, &config.data);
+    let length = task.and_then(|task| task.positions(data.length).ok()).unwrap_or(data.length);
+    let lower = "train.batch or data.length (--batch, --length), or set train.checkpoint_blocks";
+    let parameters = Needs::of_parameters(&model);
+    let model = LanguageModel::without_values(model)?;
+    let (dtype, recompute) = (train.dtype.on(device), train.checkpoint_blocks);
+    Ok(parameters.with(model.needs_of_training(train.batch, length, dtype, recompute, lower)))
+}
+
+/// The model's configuration with the vocabulary of the tokenizer, or of the task.
+fn resolve(config: &TrainConfig, tokenizer: Option<&Tokenizer>, task: Option<&dyn Task>) -> Result<ModelConfig> {
     let resolved = match (tokenizer, task) {
         (Some(tokenizer), _) => config.model.resolve(tokenizer),
         (None, Some(task)) => config.model.resolve_for(task.vocab_size()),
         (None, None) => unreachable!("text has a tokenizer"),
     };
-    Ok(LanguageModel::new(resolved.map_err(elapid::Error::from)?, config.train.seed)?)
+    Ok(resolved.map_err(elapid::Error::from)?)
 }
 
 fn optimiser_options(train: &TrainSettings) -> optim::Options {

@@ -46,7 +46,7 @@ impl Asked {
 impl Trainer {
     /// Forward and backward over `accumulate` batches, then one step of the optimiser: done on the processor, asked for
     /// on a GPU.
-    pub(super) fn ask(&mut self, lr: f64, batches: &mut impl Iterator<Item = Batch>) -> Result<Asked> {
+    pub(super) fn ask(&mut self, lr: f64, batches: &mut impl Iterator<Item = Result<Batch>>) -> Result<Asked> {
         let began = Instant::now();
         let step = self.position.step + 1;
         let size = self.place().1;
@@ -54,7 +54,7 @@ impl Trainer {
         // Batches of all ranks make one step.
         let parts = self.parts() * size;
         if self.cuda.is_none() {
-            let batches: Vec<Batch> = batches.collect();
+            let batches: Vec<Batch> = batches.collect::<Result<_>>()?;
             let done = self.train_step(&batches, lr as f32)?;
             return Ok(Asked { step, lr, began, work: Work::Done(done) });
         }
@@ -62,7 +62,7 @@ impl Trainer {
         let Some(cuda) = &mut self.cuda else { unreachable!("it was just there") };
         cuda.begin(&mut self.grads)?;
         for batch in batches {
-            let share = 1.0 / parts as f32;
+            let (batch, share) = (batch?, 1.0 / parts as f32);
             cuda.run(&self.model, &mut self.grads, &batch, share, self.config.train.checkpoint_blocks)?;
             tokens += (batch.b * batch.l) as u64;
             last = Some(batch);
@@ -138,7 +138,7 @@ impl Trainer {
     }
 
     /// This rank's batches from here on.
-    pub(super) fn batches(&self) -> impl Iterator<Item = Batch> + use<> {
+    pub(super) fn batches(&self) -> impl Iterator<Item = Result<Batch>> + use<> {
         let (rank, size) = self.place();
         let feed = self.feed.clone();
         let numbers = (self.position.step * self.parts()..).map(move |part| part * size + rank);

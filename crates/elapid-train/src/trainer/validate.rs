@@ -55,7 +55,8 @@ impl Trainer {
     fn loss_of(&self, batches: &Sequential, carries: bool) -> Result<f64> {
         let mut summary = Summary::default();
         let mut carried: Option<State> = None;
-        for batch in (0..batches.len()).filter_map(|i| batches.batch(i)) {
+        for batch in (0..batches.len()).filter_map(|i| batches.batch(i).transpose()) {
+            let batch = batch?;
             summary.tokens += batch.predictions();
             let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
             let state = match carried.take() {

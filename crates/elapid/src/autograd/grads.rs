@@ -41,7 +41,7 @@ impl Form {
     fn matrix(&self, cols: usize) -> Result<Tensor> {
         let shape = [self.rows, cols];
         match self.device {
-            Device::Cpu => Ok(Tensor::zeros(&shape)),
+            Device::Cpu => Tensor::zeros(&shape),
             Device::Cuda(gpu) => Tensor::uninit(gpu, self.dtype, &shape),
         }
     }
@@ -389,7 +389,7 @@ fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usiz
         let direct = lent[i].take();
         i += 1;
         direct.unwrap_or_else(|| {
-            let own = target.own.get_or_insert_with(|| Tensor::zeros(&[0, 0]));
+            let own = target.own.get_or_insert_with(|| Tensor::new(Vec::new(), &[0, 0]));
             RowsMut::new(own.make_mut(), target.cols)
         })
     })

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{CheckpointError, Result};
+use super::{Bytes, CheckpointError, Result};
 use crate::json;
 
 /// Longest header that the format allows, in bytes.
@@ -37,29 +37,29 @@ const FETCH_AGAIN: &str = "fetch or save the file again";
 
 /// Reads the header of a file. Every range given back is inside the file and fits its tensor's shape and type; together
 /// they cover all that comes after the header, and none overlaps another.
-pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Described>> {
+pub(super) fn read(file: &str, bytes: &Bytes) -> Result<Vec<Described>> {
     let wrong = |wanted: String, got: String| CheckpointError::format(file, wanted, got, FETCH_AGAIN);
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+    let Some(rest) = bytes.len().checked_sub(8) else {
         return Err(wrong("a safetensors file, at least 8 bytes".into(), format!("{} bytes", bytes.len())));
     };
-    let length = u64::from_le_bytes(*length);
-    let Some((header, data)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)) else {
+    let length = bytes.range(0..8)?.iter().rev().fold(0, |length, &byte| length << 8 | u64::from(byte));
+    let Some(header) = usize::try_from(length).ok().filter(|&length| length <= rest) else {
         let wanted = format!("a header of {length} bytes, as the first 8 bytes say");
-        return Err(wrong(wanted, format!("{} bytes after them", rest.len())));
+        return Err(wrong(wanted, format!("{rest} bytes after them")));
     };
-    if header.len() > MAX_HEADER {
+    if header > MAX_HEADER {
         return Err(wrong(format!("a header of at most {MAX_HEADER} bytes"), format!("{length}")));
     }
-    let json = json::parse(header).map_err(|e| wrong("a header in JSON".into(), e.to_string()))?;
+    let (start, available) = (8 + header, rest - header);
+    let json = json::parse(&bytes.range(8..start)?).map_err(|e| wrong("a header in JSON".into(), e.to_string()))?;
     let Value::Object(entries) = json else {
         return Err(wrong("a header that is a JSON object".into(), "another value".into()));
     };
 
-    let start = bytes.len() - data.len();
     let mut tensors = Vec::new();
     for (name, value) in entries {
         if name != "__metadata__" {
-            tensors.push(describe(file, name, value, start, data.len())?);
+            tensors.push(describe(file, name, value, start, available)?);
         }
     }
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
@@ -77,7 +77,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Described>> {
         end = tensor.range.end;
     }
     if end != bytes.len() {
-        return Err(wrong(format!("{} bytes of tensors, as the header says", end - start), data.len().to_string()));
+        return Err(wrong(format!("{} bytes of tensors, as the header says", end - start), available.to_string()));
     }
     Ok(tensors)
 }

@@ -10,7 +10,7 @@ use super::names::{EMBEDDING, HEAD, Renaming};
 use super::{Bytes, CONFIG, Checkpoint, CheckpointError, Entry, INDEX, Result, SINGLE, Source, elsewhere};
 use crate::config::{ConfigError, ModelConfig};
 use crate::content::{self, Content};
-use crate::files::Map;
+use crate::files::{RegularFile, limit};
 use crate::json;
 
 const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
@@ -21,7 +21,7 @@ type WeightMap = BTreeMap<String, String>;
 pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
     check_directory(dir)?;
     let shown = |name: &str| dir.join(name).display().to_string();
-    let (config, mut warnings) = read_config(&shown(CONFIG), &open(dir, CONFIG)?)?;
+    let (config, mut warnings) = read_config(&shown(CONFIG), &read(dir, CONFIG)?)?;
     let (single, index) = (dir.join(SINGLE).exists(), dir.join(INDEX).exists());
     if single {
         if index {
@@ -30,7 +30,7 @@ pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
         return assemble(config, warnings, vec![source(dir, SINGLE)?]);
     }
     if index {
-        let weight_map = read_index(&shown(INDEX), &open(dir, INDEX)?)?;
+        let weight_map = read_index(&shown(INDEX), &read(dir, INDEX)?)?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
         let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
         return assemble_indexed(config, warnings, sources, &shards, &weight_map, &shown(INDEX));
@@ -62,17 +62,21 @@ fn check_directory(dir: &Path) -> Result<()> {
     wrong("a file", format!("give the directory that has {CONFIG} and {SINGLE}"))
 }
 
-fn open(dir: &Path, name: &str) -> Result<Map> {
+fn open(dir: &Path, name: &str) -> Result<RegularFile> {
     let path = dir.join(name);
     if path.is_dir() {
         let fix = format!("put the file {name} there");
         return Err(CheckpointError::format(&path.display().to_string(), "a file", "a directory", fix));
     }
-    Ok(Map::open(&path)?)
+    Ok(RegularFile::open(&path)?)
+}
+
+fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
+    Ok(open(dir, name)?.read_all(limit::CONFIG)?)
 }
 
 fn source(dir: &Path, name: &str) -> Result<Source> {
-    Ok(Source { name: dir.join(name).display().to_string(), bytes: Bytes::Mapped(open(dir, name)?) })
+    Ok(Source { name: dir.join(name).display().to_string(), bytes: Bytes::File(open(dir, name)?) })
 }
 
 /// The error for a file that is something else.
@@ -156,10 +160,15 @@ pub(super) fn assemble(config: ModelConfig, warnings: Vec<String>, files: Vec<So
 
 /// The headers of all files. One that cannot be read is named for what it is, if that can be seen.
 fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
+    /// Enough of a file to recognise it by.
+    const BEGINNING: usize = 1 << 16;
     let read = |source: &Source| {
-        header::read(&source.name, &source.bytes).map_err(|error| match content::recognise_binary(&source.bytes) {
-            Some(found) => other(&source.name, "a safetensors file", found),
-            None => error,
+        header::read(&source.name, &source.bytes).map_err(|error| {
+            let beginning = source.bytes.range(0..source.bytes.len().min(BEGINNING));
+            match beginning.ok().and_then(|bytes| content::recognise_binary(&bytes)) {
+                Some(found) => other(&source.name, "a safetensors file", found),
+                None => error,
+            }
         })
     };
     files.iter().map(read).collect()
@@ -206,8 +215,8 @@ fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
         checkpoint.tensors.insert(EMBEDDING.to_owned(), head);
         return Ok(());
     };
-    let same = (head.dtype, &head.shape) == (embedding.dtype, &embedding.shape)
-        && checkpoint.bytes(&head) == checkpoint.bytes(embedding);
+    let same =
+        (head.dtype, &head.shape) == (embedding.dtype, &embedding.shape) && checkpoint.same_bytes(&head, embedding)?;
     if same {
         return Ok(());
     }

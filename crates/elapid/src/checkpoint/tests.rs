@@ -354,11 +354,27 @@ fn save_and_open() {
                 assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
                 for (name, view) in reference.iter() {
                     assert_eq!(view.shape(), again.shape(name).unwrap());
-                    assert_eq!(view.data(), again.bytes(&again.tensors[name]));
+                    let entry = &again.tensors[name];
+                    assert_eq!(view.data(), &*again.files[entry.file].bytes.range(entry.range.clone()).unwrap());
                 }
             }
         }
     }
+}
+
+#[test]
+fn a_file_that_becomes_shorter_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = golden(1);
+    write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, u64::MAX).unwrap();
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    let path = dir.path().join(SINGLE);
+    let half = fs::metadata(&path).unwrap().len() / 2;
+    fs::File::options().write(true).open(&path).unwrap().set_len(half).unwrap();
+    let read = |name: &str| opened.tensor(name, opened.shape(name).unwrap());
+    let errors: Vec<String> = opened.names().filter_map(|name| Some(read(name).err()?.to_string())).collect();
+    assert!(!errors.is_empty() && errors.len() < opened.names().count(), "{errors:?}");
+    assert!(errors.iter().all(|error| error.contains(SINGLE) && error.contains("became shorter")), "{errors:?}");
 }
 
 #[test]

@@ -1,17 +1,17 @@
 //! Files: regular ones read with a limit or at positions, and outputs that are whole or not there.
 
-mod map;
 mod read;
+mod tensors;
 mod write;
 
 use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use map::Map;
 pub use read::{RegularFile, read, read_file_or_pipe, read_text};
-pub use write::atomic_write;
+pub use tensors::TensorFile;
 pub(crate) use write::{Staged, Unnamed, remove_abandoned};
+pub use write::{atomic_write, check_output};
 
 /// The most bytes that are read of files whose size says nothing about their use.
 pub mod limit {
@@ -68,6 +68,14 @@ pub enum FileError {
     Shortened {
         /// The file.
         path: PathBuf,
+    },
+    /// A file of elapid's own that is another, or was damaged.
+    #[error("cannot read {}: {what}; write it again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
     },
     /// Text that is not UTF-8.
     #[error("cannot read {}: not UTF-8 text at byte {at}; give a text file in UTF-8", path.display())]

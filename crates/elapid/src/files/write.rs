@@ -22,6 +22,20 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io:
     Staged::write(path, write)?.commit()
 }
 
+/// Checks, before work whose result goes there, that a file can be written: that it is no directory, and in one.
+///
+/// # Errors
+/// If it cannot.
+pub fn check_output(path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => {
+            Err(FileError::NotAFile { doing: "write", path: path.to_owned(), what: kind(&data) })
+        }
+        Ok(_) => Ok(()),
+        Err(_) => fs::metadata(directory(path)).map(|_| ()).map_err(FileError::io("write", path)),
+    }
+}
+
 /// A file that is on the disk under a temporary name. Dropped, it is removed.
 #[derive(Debug)]
 pub(crate) struct Staged {

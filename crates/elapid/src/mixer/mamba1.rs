@@ -245,6 +245,8 @@ impl Mixer for Mamba1 {
             flops: 2 * products + 2 * ed * k + 4 * ed + scan,
             params: products + ed * k + conv_bias + biases + 2 * ed + ed * n + constants * n,
             state: ed * (k - 1) + ed * n,
+            // [x z], x after the convolution, [Δ B C] before the projection, y; a state every 32 positions.
+            kept: (halves + 2) * ed + r + (2 - constants) * n + ed * n / 32,
         }
     }
 }

@@ -118,12 +118,19 @@ pub struct Cost {
     pub params: u64,
     /// Numbers of state of one sequence, read and written.
     pub state: u64,
+    /// Elements that exist at the same time: in training those kept for the backward pass, else those of one layer.
+    pub kept: u64,
 }
 
 impl std::ops::Add for Cost {
     type Output = Cost;
     fn add(self, other: Cost) -> Cost {
-        Cost { flops: self.flops + other.flops, params: self.params + other.params, state: self.state + other.state }
+        Cost {
+            flops: self.flops + other.flops,
+            params: self.params + other.params,
+            state: self.state + other.state,
+            kept: self.kept + other.kept,
+        }
     }
 }
 

@@ -74,10 +74,9 @@ fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f
 
 fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
     let rows = x.value().row_count();
-    let mut rstd = vec![0.0; rows];
-    let mut sum = Vec::new();
+    let mut rstd = elapid_kernels::zeros(rows)?;
+    let mut sum = elapid_kernels::zeros(x.value().len())?;
     let y = Tensor::filled(x.shape(), |y| {
-        sum.resize(x.value().len(), 0.0);
         kernel::forward(
             x.value().rows(),
             residual.map(|r| r.value().rows()),
@@ -96,7 +95,7 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
     let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| {
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;
-        let mut dx = Tensor::zeros(x.shape());
+        let mut dx = Tensor::zeros(x.shape())?;
         grads.write([Want::Add(&weight)], |[dweight]| {
             let dx = elapid_kernels::RowsMut::new(dx.make_mut(), y.value().cols());
             let dsum = dsum.as_ref().map(Tensor::rows);
@@ -120,9 +119,9 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
         }
     });
     let again = move || {
-        Ok(Tensor::filled(again_sum.shape(), |y| {
+        Tensor::filled(again_sum.shape(), |y| {
             kernel::scale(again_sum.rows(), again_weight.as_slice(), again_rstd.as_slice(), y)
-        })?)
+        })
     };
     Ok((y.recomputed_by(again), sum))
 }

@@ -86,7 +86,7 @@ fn device_args<'a>(
 }
 
 fn on_cpu(dims: Dims, x: &Var, weight: &Var, bias: Option<&Var>, window: &Var, layout: &Layout) -> Result<(Var, Var)> {
-    let mut last = vec![0.0; dims.b * (dims.k - 1) * dims.d];
+    let mut last = elapid_kernels::zeros(window.value().len())?;
     let y = Tensor::filled(x.shape(), |y| kernel::forward(dims, &args(x, weight, bias, window, layout), y, &mut last))?;
     let last = Tensor::new(last, window.shape());
     let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();

@@ -120,11 +120,11 @@ type Computed = (Loss, Option<(Tensor, Tensor)>);
 fn on_cpu(h: &Var, weight: &Var, targets: &[i32], smoothing: f32) -> Result<Computed> {
     let count = targets.iter().filter(|&&target| target >= 0).count();
     let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets, smoothing };
-    let mut nll = vec![0.0; targets.len()];
+    let mut nll = elapid_kernels::zeros(targets.len())?;
     let scale = 1.0 / count.max(1) as f32;
     let recorded = h.wants_grad() || weight.wants_grad();
     let saved = if recorded {
-        let (mut dh, mut dw) = (Tensor::zeros(h.shape()), Tensor::zeros(weight.shape()));
+        let (mut dh, mut dw) = (Tensor::zeros(h.shape())?, Tensor::zeros(weight.shape())?);
         let grads = kernel::Grads {
             dh: RowsMut::new(dh.make_mut(), h.value().cols()),
             dw: RowsMut::new(dw.make_mut(), h.value().cols()),

@@ -156,7 +156,7 @@ fn on_cpu(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let dims = args.dims(layout);
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = recorded.then(kernel::Saved::new);
-    let mut last = vec![0.0; dims.b * dims.d * dims.n];
+    let mut last = elapid_kernels::zeros(args.initial.value().len())?;
     let y = Tensor::filled(args.u.shape(), |y| {
         kernel::forward(dims, &args.as_kernel(layout), y, &mut last, saved.as_mut())
     })?;

@@ -146,7 +146,7 @@ fn scan_with_delta(device: Device, dtype: DType, product: fn(&Var, &Var, Option<
         c: b.clone(),
         skip: None,
         z: None,
-        initial: on(Tensor::zeros(&[1, d, n]), DType::F32).into(),
+        initial: on(Tensor::zeros(&[1, d, n]).unwrap(), DType::F32).into(),
         rule: Discretisation::ExpEuler,
         in_place: false,
     };
