@@ -19,6 +19,7 @@
 mod byte;
 mod decoder;
 mod hf;
+mod pieces;
 mod special;
 mod stream;
 
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use pieces::{Encoded, Encoder};
 pub use special::stated_end_ids;
 pub use stream::TextStream;
 
@@ -75,6 +77,16 @@ pub enum TokenizerError {
     Decode {
         /// What it said.
         what: String,
+    },
+    /// Text of which no part has the tokens that it has in the whole, and too much of it.
+    #[error(
+        "this tokenizer gives a part of the text other tokens than the whole, and over {} MiB of it cannot be read at once; \
+         divide it into several files, or into the lines of a .jsonl",
+        limit >> 20
+    )]
+    TooLong {
+        /// Bytes that can be read at once.
+        limit: usize,
     },
     /// The tokenizer refused the text.
     #[error("the tokenizer refused the text: {what}")]
@@ -178,12 +190,26 @@ impl Tokenizer {
         let bytes = text.as_ref();
         match &self.kind {
             Kind::Byte => Ok(bytes.iter().map(|&byte| u32::from(byte)).collect()),
+            Kind::Hf(_) if bytes.len() > pieces::WHOLE => Ok(self.encode_counted(bytes)?.ids),
             Kind::Hf(hf) => {
                 let text =
                     std::str::from_utf8(bytes).map_err(|e| TokenizerError::InvalidUtf8 { offset: e.valid_up_to() })?;
                 hf.encode(text).map_err(|what| TokenizerError::Encode { what })
             }
         }
+    }
+
+    /// The ids of a text, without special tokens around it, and how many of its bytes each stands for.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_counted(&self, text: impl AsRef<[u8]>) -> Result<Encoded> {
+        pieces::encode(self, text.as_ref())
+    }
+
+    /// What encodes a text that comes in parts.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder::new(self)
     }
 
     /// The ids of a text that is to be continued, after [`document_prefix`](Self::document_prefix).

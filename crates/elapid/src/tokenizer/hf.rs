@@ -46,6 +46,11 @@ impl Hf {
         Ok(Self { inner, definition, vocab_size, special_ids, decoder })
     }
 
+    /// The tokenizer of the `tokenizers` crate.
+    pub(super) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.inner.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|e| e.to_string())
     }
