@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use elapid::evaluate::{self, Reader, Summary};
 use elapid::files::{self, limit};
-use elapid_train::data::{Corpus, HeldOut, Options, Source, TokenStream};
+use elapid_train::data::{Corpus, HeldOut, JSONL_FIELD, Options, Source, TokenStream};
 use serde_json::{Value, json};
 
 use crate::failure::wrong;
@@ -31,7 +31,9 @@ Examples:
       several models side by side on one page, with the paper's figures, how they were trained, and pictures
 
 The loss is the mean negative log-likelihood of a token, in nats. Bits per byte are over all bytes
-of the text; its first token is given, not predicted.";
+of the text that was read, after decompression and as UTF-8, whatever the tokenizer makes of them; its
+first token is given, not predicted. Of a last part of the text, they are its bytes from the end of the
+token before it.";
 
 /// The part of the built-in text that training did not see.
 const HELD_OUT: f64 = 0.1;
@@ -50,9 +52,13 @@ pub(crate) struct Arguments {
     /// The loss of every single token too
     #[arg(long, requires = "tokens")]
     per_token: bool,
-    /// A text file, a directory of *.txt and *.md, or `tinyshakespeare` [default: the held-out tenth of that]
+    /// A file of text, a pipe, a directory of *.txt, *.md and *.jsonl (.gz and .zst too), or `tinyshakespeare`
+    /// [default: the held-out tenth of that]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    /// The field of a *.jsonl that has the text of each line
+    #[arg(long, value_name = "NAME", default_value = JSONL_FIELD)]
+    jsonl_field: String,
     /// Leave out what the tokenizer puts before each document, such as <s>
     #[arg(long, conflicts_with_all = ["tokens", "task"])]
     no_bos: bool,
@@ -210,7 +216,8 @@ fn text(arguments: &Arguments, loaded: &Loaded, output: Output) -> Result<()> {
     let source = arguments.data.as_deref().map_or(Source::TinyShakespeare, Source::parse);
     let fraction = arguments.val_fraction.or(arguments.data.is_none().then_some(HELD_OUT)).filter(|&share| share < 1.0);
     let held_out = HeldOut::Fraction(fraction.unwrap_or(0.0));
-    let corpus = Corpus::prepare(std::slice::from_ref(&source), &held_out, tokenizer, Options::default())?;
+    let options = Options { jsonl_field: arguments.jsonl_field.clone(), ..Options::default() };
+    let corpus = Corpus::prepare(std::slice::from_ref(&source), &held_out, tokenizer, options)?;
     corpus.notices.iter().for_each(|line| output.note(line));
     let stream = match fraction {
         Some(_) => corpus.val.as_ref().unwrap_or(&corpus.train),
@@ -224,7 +231,7 @@ fn text(arguments: &Arguments, loaded: &Loaded, output: Output) -> Result<()> {
     if stream.len() < 2 {
         return Err(wrong(format!("{name} has {} tokens: there is nothing to predict", stream.len())));
     }
-    let bytes = stream.text_bytes(tokenizer)? as usize;
+    let bytes = stream.text_bytes()?.unwrap_or(0) as usize;
     let tokens = all(stream)?;
     let rows = match arguments.length {
         Some(length) => evaluate::windows(&tokens, length),

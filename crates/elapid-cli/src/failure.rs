@@ -99,7 +99,8 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
 }
 
-/// A path that is not there or may not be touched is the command's fault, a full or failing disk is not.
+/// A path that is not there or may not be touched, and a file that is damaged, are the command's fault; a full or failing
+/// disk is not.
 fn system(error: &io::Error) -> u8 {
     use io::ErrorKind as K;
     match error.kind() {
@@ -108,6 +109,8 @@ fn system(error: &io::Error) -> u8 {
         | K::IsADirectory
         | K::NotADirectory
         | K::InvalidData
+        | K::InvalidInput
+        | K::UnexpectedEof
         | K::ReadOnlyFilesystem => INPUT,
         _ => WORK,
     }

@@ -1,6 +1,6 @@
 //! `elapid generate`: reads a prompt, draws tokens, streams their text.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,9 +11,11 @@ use elapid::files::{self, limit};
 use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
 use elapid::text::StopStrings;
 use elapid::tokenizer::{SpecialTokens, TextStream, Tokenizer};
+use elapid_train::data::read_text;
 use serde_json::json;
 
 use crate::failure::wrong;
+use crate::input::read_stdin;
 use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, thousands};
 
@@ -39,7 +41,7 @@ pub(crate) struct Arguments {
     /// Text to continue; `-` or, if nothing is given and stdin is not a terminal, all of stdin
     #[arg(group = "input")]
     prompt: Option<String>,
-    /// Continue the text of this file
+    /// Continue the text of this file or pipe; gzip and zstd are decompressed, UTF-16 decoded, as by `eval`
     #[arg(long, value_name = "FILE", group = "input")]
     prompt_file: Option<PathBuf>,
     /// Continue these token ids
@@ -302,10 +304,10 @@ impl Arguments {
             return Ok(Prompt::of_ids(ids.clone()));
         }
         let text = match (&self.prompt, &self.prompt_file) {
-            (Some(prompt), _) if prompt == "-" => stdin()?,
+            (Some(prompt), _) if prompt == "-" => read_stdin()?,
             (Some(prompt), _) => prompt.clone().into_bytes(),
-            (_, Some(path)) => files::read_file_or_pipe(path, limit::TEXT)?,
-            _ if !resumed && !io::stdin().is_terminal() => stdin()?,
+            (_, Some(path)) => read_text(path)?,
+            _ if !resumed && !io::stdin().is_terminal() => read_stdin()?,
             _ => Vec::new(),
         };
         if !text.is_empty() {
@@ -328,12 +330,6 @@ impl Arguments {
             }
         }))
     }
-}
-
-fn stdin() -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    io::stdin().lock().read_to_end(&mut text)?;
-    Ok(text)
 }
 
 /// What a state file says.

@@ -8,6 +8,7 @@ mod doctor;
 mod eval;
 mod failure;
 mod generate;
+mod input;
 mod inspect;
 mod model;
 mod output;

@@ -1,14 +1,15 @@
 //! `elapid tokenize`: text in, token ids out, and back.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use elapid::files::{self, limit};
 use elapid::tokenizer::{SpecialTokens, Tokenizer};
+use elapid_train::data::read_text;
 use serde_json::{Value, json};
 
 use crate::failure::wrong;
+use crate::input::read_stdin;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -67,12 +68,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     }
     let text = match (&arguments.text, &arguments.file) {
         (Some(text), _) => text.clone().into_bytes(),
-        (None, Some(path)) => files::read_file_or_pipe(path, limit::TEXT)?,
-        (None, None) => {
-            let mut text = Vec::new();
-            io::stdin().lock().read_to_end(&mut text)?;
-            text
-        }
+        (None, Some(path)) => read_text(path)?,
+        (None, None) => read_stdin()?,
     };
     let ids = arguments.ids_of(&text, &tokenizer)?;
     let object = json!({"tokens": ids});

@@ -25,7 +25,7 @@ Examples:
   elapid train
       the default: a small byte-level Mamba on the text inside the binary, in minutes on a laptop
   elapid train --data books/ --output runs/out/books --steps 5000
-      on files of your own (*.txt and *.md of a directory, at any depth); the last tenth is held out
+      on files of your own (*.txt, *.md and *.jsonl of a directory, .gz and .zst too); the last tenth is held out
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
       settings from a file, some of them overridden; configs/default.toml explains every one
   elapid train --task induction-heads

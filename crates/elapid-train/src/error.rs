@@ -41,7 +41,25 @@ pub enum Error {
         /// Where it was looked for.
         sources: Vec<String>,
         /// Why, and what would do.
-        reason: &'static str,
+        reason: String,
+    },
+    /// A file, or something else, that is no text.
+    #[error("{} is not text: {what}", path.display())]
+    NotText {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// A line of a `.jsonl` that is no document.
+    #[error("{}:{line}: {what}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        what: String,
     },
     /// Text that the tokenizer cannot read.
     #[error("{}: {source}", path.display())]

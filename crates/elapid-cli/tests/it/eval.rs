@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{elapid, file, tiny};
+use crate::{elapid, elapid_with_stdin, file, tiny};
 
 fn nll(value: &Value) -> Vec<Vec<f64>> {
     let row = |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
@@ -83,6 +83,37 @@ fn texts_that_are_wrong() {
     elapid(&["eval", "--data", &file(&dir, "one.txt", "a")]).fails(2, &["nothing to predict"]);
     elapid(&["eval", "--model", &tiny(), "--data", &file(&dir, "two.txt", "ab")]).fails(2, &["tokenizer.json"]);
     elapid(&["eval", "--val-fraction", "2"]).fails(2, &["--val-fraction"]);
+}
+
+#[test]
+fn a_directory_of_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "Now is the winter of our discontent.\n".repeat(20);
+    let utf16: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    file(&dir, "a.txt", &text);
+    file(&dir, "b.txt", utf16);
+    file(&dir, "c.jsonl", format!("{{\"body\": {text:?}}}\n"));
+    file(&dir, "d.txt", b"\x89PNG\r\n\x1a\n\0\0");
+    file(&dir, "._a.txt", &text);
+    let path = dir.path().display().to_string();
+    let arguments = ["eval", "--data", &path, "--jsonl-field", "body"];
+    assert_eq!(elapid(&[&arguments[..], &["--json"]].concat()).json()["bytes"], 3 * text.len());
+    let run = elapid(&arguments);
+    for words in ["3 files read", "decoded from UTF-16", "b.txt", "d.txt (a PNG image)"] {
+        assert!(run.stderr.contains(words), "{words}: {}", run.stderr);
+    }
+    elapid(&["eval", "--data", &path]).fails(2, &["c.jsonl:1", "`body`"]);
+    elapid(&["eval", "--data", &format!("{path}/d.txt")]).fails(2, &["d.txt", "PNG"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn text_through_a_pipe_and_from_a_device() {
+    let text = "Now is the winter of our discontent.\n".repeat(3);
+    let piped = elapid_with_stdin(&["eval", "--data", "/dev/stdin", "--json"], text.as_bytes()).json();
+    assert_eq!(piped["bytes"], text.len());
+    elapid(&["eval", "--data", "/dev/zero"]).fails(2, &["/dev/zero", "a device"]);
+    elapid(&["generate", "--prompt-file", "/dev/zero"]).fails(2, &["/dev/zero", "a device"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ConfigError;
-use crate::data::{HeldOut, Separator, Source, cache_dir};
+use crate::data::{HeldOut, JSONL_FIELD, Separator, Source, cache_dir};
 use crate::schedule::{Decay, Schedule};
 
 /// The sequence mixer.
@@ -252,6 +252,7 @@ pub struct DataConfig {
     pub tokenizer: String,
     pub mode: Mode,
     pub length: usize,
+    pub jsonl_field: String,
     pub separator: Separator,
     pub bos: bool,
     pub pack: bool,
@@ -267,6 +268,7 @@ impl Default for DataConfig {
             tokenizer: "byte".into(),
             mode: Mode::Windows,
             length: 256,
+            jsonl_field: JSONL_FIELD.into(),
             separator: Separator::Tokenizer,
             bos: true,
             pack: false,

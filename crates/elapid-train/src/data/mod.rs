@@ -16,16 +16,18 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use elapid::tokenizer::{SpecialTokens, Tokenizer};
+use elapid::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use ahead::ahead;
-pub use source::{Source, TINY_SHAKESPEARE};
+pub use source::{Source, TINY_SHAKESPEARE, read_text};
 pub use streams::Streams;
 pub use windows::{Sequential, Windows};
 
-use crate::Result;
+use crate::{Error, Result};
+use source::{Found, Overlap, Part, names};
 use store::Store;
+use tokenise::Plan;
 
 /// The target of a position that predicts nothing.
 pub const IGNORE: i32 = -1;
@@ -76,7 +78,7 @@ impl Separator {
     /// # Errors
     /// If the tokenizer has no such token.
     pub fn apply(self, tokenizer: Tokenizer) -> Result<Tokenizer> {
-        let wanted = |token, id: Option<u32>| id.ok_or(crate::Error::Separator { token }).map(|id| vec![id]);
+        let wanted = |token, id: Option<u32>| id.ok_or(Error::Separator { token }).map(|id| vec![id]);
         let (prefix, suffix) = match self {
             Self::Tokenizer => return Ok(tokenizer),
             Self::None => (Vec::new(), Vec::new()),
@@ -90,7 +92,8 @@ impl Separator {
 /// Which part of the text training never sees.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeldOut {
-    /// The last part of the token stream, by fraction; of tiny Shakespeare, the last part of its bytes. 0 is none.
+    /// The last part of the token stream, by fraction; of tiny Shakespeare, the last part of its bytes. 0 is none. The
+    /// bytes of text on both sides of the cut are known exactly.
     Fraction(f64),
     /// Text of its own.
     Sources(Vec<Source>),
@@ -99,22 +102,32 @@ pub enum HeldOut {
 /// How far tokenising has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of text done.
+    /// Bytes of the files done.
     pub bytes: u64,
-    /// All bytes.
+    /// All their bytes, as they are stored.
     pub total_bytes: u64,
     /// Tokens so far.
     pub tokens: u64,
 }
 
 /// How a corpus is prepared.
-#[derive(Default)]
 pub struct Options<'a> {
     /// Where token caches go; `None` keeps the tokens in memory. The directory is made if need be.
     pub cache: Option<PathBuf>,
+    /// The field of a `.jsonl` that has the text of a document.
+    pub jsonl_field: String,
     /// Called every few megabytes while tokenising.
     pub progress: Option<&'a mut dyn FnMut(Progress)>,
 }
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { cache: None, jsonl_field: JSONL_FIELD.into(), progress: None }
+    }
+}
+
+/// The usual field of a `.jsonl` that has the text of a document.
+pub const JSONL_FIELD: &str = "text";
 
 /// A text as tokens: the part to train on and the part held out.
 #[derive(Debug, Clone)]
@@ -123,20 +136,22 @@ pub struct Corpus {
     pub train: TokenStream,
     /// Held out.
     pub val: Option<TokenStream>,
-    /// What the user should know: caches that had to be made again, and why.
+    /// What the user should know: which files were read, and how, which were not, and why; caches that had to be made
+    /// again or cannot be written.
     pub notices: Vec<String>,
 }
 
 impl Corpus {
     /// Tokenises text, or opens the cache of an earlier time.
     ///
-    /// A cache belongs to a tokenizer and to files with their sizes and times of change. One that does not fit, or whose
-    /// checksum is wrong, is made again, with a notice. Text over 256 KiB is tokenised in pieces that end at the end of
-    /// a word, in bounded memory; embedded text is never cached.
+    /// A text has the tokens that [`Tokenizer::encode`] gives for the whole of it. A cache belongs to a tokenizer and to
+    /// files with their sizes and times of change. One that does not fit, or whose checksum is wrong, is made again, with
+    /// a notice; where none can be written, tokens stay in memory, with a notice. Text that is embedded or comes through a
+    /// pipe is never cached. Files that are held out by name are not trained on, unless there are no others.
     ///
     /// # Errors
-    /// If a source is missing, unreadable, or has no text, the tokenizer refuses it (the error has the file and the
-    /// byte), or the cache cannot be written.
+    /// If a source is missing, unreadable, or has no text, or the tokenizer refuses it (the error has the file and the
+    /// byte).
     pub fn prepare(
         train: &[Source],
         held_out: &HeldOut,
@@ -144,12 +159,14 @@ impl Corpus {
         mut options: Options<'_>,
     ) -> Result<Self> {
         let mut notices = Vec::new();
-        let mut open = |sources: &[source::Part]| {
-            cache::open_or_make(sources, tokenizer, &mut options, &mut notices).map(TokenStream::whole)
+        let field = std::mem::take(&mut options.jsonl_field);
+        let plan = Plan { tokenizer, field: &field };
+        let mut open = |parts: &[Part], notices: &mut Vec<String>| {
+            cache::open_or_make(parts, plan, &mut options, notices).map(TokenStream::whole)
         };
         let (train, val) = match held_out {
             HeldOut::Fraction(fraction) if !(0.0..1.0).contains(fraction) => {
-                return Err(crate::Error::Argument {
+                return Err(Error::Argument {
                     argument: "val_fraction",
                     wanted: "at least 0 and below 1".into(),
                     got: fraction.to_string(),
@@ -157,21 +174,41 @@ impl Corpus {
             }
             HeldOut::Fraction(fraction) if train == [Source::TinyShakespeare] && *fraction > 0.0 => {
                 let (first, last) = TINY_SHAKESPEARE.split_at(kept(TINY_SHAKESPEARE.len() as u64, *fraction) as usize);
-                let part = |bytes| source::Part::embedded("tinyshakespeare", bytes);
-                (open(&[part(first)])?, Some(open(&[part(last)])?))
+                let part = |bytes| Part::embedded("tinyshakespeare", bytes);
+                (open(&[part(first)], &mut notices)?, Some(open(&[part(last)], &mut notices)?))
             }
             HeldOut::Fraction(fraction) => {
-                let whole = open(&source::parts(train)?)?;
+                let found = source::find(train)?;
+                notices.extend(found.summary());
+                let whole = open(&found.parts, &mut notices)?;
                 let (first, last) = whole.split(kept(whole.len(), *fraction));
                 (first, (*fraction > 0.0).then_some(last))
             }
             HeldOut::Sources(val) => {
-                let val = source::parts(val)?;
-                (open(&source::parts(train)?)?, Some(open(&val)?))
+                let (train, val) = apart(source::find(train)?, source::find(val)?, &mut notices);
+                (open(&train.parts, &mut notices)?, Some(open(&val.parts, &mut notices)?))
             }
         };
         Ok(Self { train, val, notices })
     }
+}
+
+/// Text to train on without that held out, and notices of both.
+fn apart(mut train: Found, val: Found, notices: &mut Vec<String>) -> (Found, Found) {
+    let overlap = train.without(&val);
+    notices.extend(train.summary());
+    notices.extend(val.summary().map(|line| format!("held out: {line}")));
+    match overlap {
+        Overlap::None => {}
+        Overlap::Some(paths) => {
+            notices.push(format!("held out and therefore not trained on: {}", names(&paths)));
+        }
+        Overlap::All(paths) => notices.push(format!(
+            "trained on and held out, as there is no other text: {}; the held-out loss is that of text the model has seen",
+            names(&paths)
+        )),
+    }
+    (train, val)
 }
 
 /// What is left of `count` without the last `fraction`.
@@ -194,7 +231,7 @@ impl TokenStream {
 
     /// A stream of tokens in memory; `documents` are the positions where a document begins, ascending.
     pub fn from_tokens(tokens: Vec<u32>, documents: Vec<u64>) -> Self {
-        Self::whole(Store::memory(tokens, documents))
+        Self::whole(Store::of_ids(&tokens, documents))
     }
 
     /// Number of tokens.
@@ -233,25 +270,16 @@ impl TokenStream {
         self.store.documents(absolute).iter().map(move |at| at - start)
     }
 
-    /// Bytes of text that the stream stands for: what bits per byte are measured by.
+    /// Bytes of the text that was read for these tokens, decompressed and as UTF-8: what bits per byte are measured by.
+    /// Tokens that stand around documents have none. `None` for tokens that are of no text.
+    ///
+    /// A token has the bytes from the end of the one before to its own; a character of several tokens belongs to the
+    /// first of them. So the parts of a stream have the bytes of the whole, wherever it is cut.
     ///
     /// # Errors
-    /// If the tokenizer cannot make text of the tokens.
-    pub fn text_bytes(&self, tokenizer: &Tokenizer) -> Result<u64> {
-        let mut tokens = vec![0; 1 << 16];
-        let mut stream = tokenizer.stream(SpecialTokens::Skip);
-        let mut bytes = 0;
-        let mut at = 0;
-        while at < self.len() {
-            let part = &mut tokens[..(self.len() - at).min(1 << 16) as usize];
-            self.copy(at, part)?;
-            for &id in &*part {
-                // A byte is one, also where it is no part of a character.
-                bytes += if tokenizer.is_byte() { u64::from(id < 256) } else { stream.push(id)?.len() as u64 };
-            }
-            at += part.len() as u64;
-        }
-        Ok(bytes + stream.finish()?.len() as u64)
+    /// If the cache file cannot be read.
+    pub fn text_bytes(&self) -> Result<Option<u64>> {
+        self.store.text_bytes(self.range.clone())
     }
 
     /// Fills a row: `tokens` from position `from`, targets one further on, resets where documents begin if `pack`.

@@ -2,7 +2,7 @@ use std::fs;
 
 use tempfile::tempdir;
 
-use super::tokenise::PIECE;
+use super::tokenise::SHORT;
 use super::*;
 use crate::Error;
 
@@ -17,7 +17,7 @@ fn all(stream: &TokenStream) -> Vec<u32> {
 }
 
 fn prepare(path: &Path, tokenizer: &Tokenizer, cache: Option<&Path>) -> Result<Corpus> {
-    let options = Options { cache: cache.map(Path::to_owned), progress: None };
+    let options = Options { cache: cache.map(Path::to_owned), ..Options::default() };
     let tokenizer = Separator::Eos.apply(tokenizer.clone())?;
     Corpus::prepare(&[Source::Path(path.into())], &HeldOut::Fraction(0.0), &tokenizer, options)
 }
@@ -28,9 +28,9 @@ fn tiny_shakespeare_is_split_by_bytes() {
         let corpus =
             Corpus::prepare(&[Source::TinyShakespeare], &HeldOut::Fraction(0.1), &tokenizer, Options::default())
                 .unwrap();
-        assert_eq!(corpus.train.text_bytes(&tokenizer).unwrap(), 1_003_854);
+        assert_eq!(corpus.train.text_bytes().unwrap(), Some(1_003_854));
         let val = corpus.val.unwrap();
-        assert_eq!(val.text_bytes(&tokenizer).unwrap(), 111_540);
+        assert_eq!(val.text_bytes().unwrap(), Some(111_540));
         let text = tokenizer.decode_bytes(&all(&val)).unwrap();
         assert_eq!(text, &TINY_SHAKESPEARE[1_003_854..]);
     }
@@ -76,7 +76,7 @@ fn no_text_is_an_error() {
 fn text_that_is_not_utf8_is_located() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("a.txt");
-    let mut text = "word ".repeat(PIECE / 4).into_bytes();
+    let mut text = "word ".repeat(SHORT / 4).into_bytes();
     let at = text.len();
     text.extend_from_slice(b"\xff end");
     fs::write(&path, text).unwrap();
@@ -90,7 +90,7 @@ fn text_that_is_not_utf8_is_located() {
 
 #[test]
 fn pieces_give_the_tokens_of_the_whole() {
-    let text: String = TINY_SHAKESPEARE[..3 * PIECE + 1000].iter().map(|&b| b as char).collect();
+    let text: String = TINY_SHAKESPEARE[..3 * SHORT + 1000].iter().map(|&b| b as char).collect();
     let dir = tempdir().unwrap();
     let path = dir.path().join("a.txt");
     fs::write(&path, &text).unwrap();
@@ -99,6 +99,116 @@ fn pieces_give_the_tokens_of_the_whole() {
         whole.extend(tokenizer.eos());
         assert_eq!(all(&prepare(&path, &tokenizer, None).unwrap().train), whole);
     }
+}
+
+/// A tokenizer that does not keep the text: it composes characters, drops white space, and knows few words.
+fn lossy() -> Tokenizer {
+    let dir = tempdir().unwrap();
+    let vocab: serde_json::Map<_, _> = ["[UNK]", "the", "miller", "é", "<s>", "</s>"]
+        .iter()
+        .enumerate()
+        .map(|(i, t)| (t.to_string(), i.into()))
+        .collect();
+    let token = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                           "normalized": false, "special": true})
+    };
+    let definition = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [token(4, "<s>"), token(5, "</s>")],
+        "normalizer": {"type": "NFC"}, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": true},
+        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": vocab},
+    });
+    fs::write(dir.path().join("tokenizer.json"), definition.to_string()).unwrap();
+    Tokenizer::open(dir.path()).unwrap()
+}
+
+#[test]
+fn bytes_are_those_of_the_text_wherever_it_is_cut() {
+    let dir = tempdir().unwrap();
+    let words = "the miller, e\u{301} é 世界 <s> \u{1f980}\u{200d}  \n";
+    let texts = [words.to_owned(), " \n ".into(), words.repeat(20_000), "x".repeat(700), "\t".into()];
+    for (i, text) in texts.iter().enumerate() {
+        fs::write(dir.path().join(format!("{i}.txt")), text).unwrap();
+    }
+    let total: u64 = texts.iter().map(|text| text.len() as u64).sum();
+    for tokenizer in [Tokenizer::byte(), hf(), lossy()] {
+        let memory = prepare(dir.path(), &tokenizer, None).unwrap().train;
+        prepare(dir.path(), &tokenizer, Some(&dir.path().join("cache"))).unwrap();
+        let cached = prepare(dir.path(), &tokenizer, Some(&dir.path().join("cache"))).unwrap().train;
+        for stream in [memory, cached] {
+            assert_eq!(stream.text_bytes().unwrap(), Some(total));
+            let documents: Vec<u64> = stream.documents(0..stream.len()).chain([stream.len()]).collect();
+            for (i, text) in texts.iter().enumerate() {
+                let (_, from) = stream.split(documents[i]);
+                let (document, _) = from.split(documents[i + 1] - documents[i]);
+                assert_eq!(document.text_bytes().unwrap(), Some(text.len() as u64), "document {i}");
+            }
+            for at in [0, 1, 2, 3, 11, stream.len() / 3, stream.len() - 1, stream.len()] {
+                let (first, second) = stream.split(at);
+                assert_eq!(first.text_bytes().unwrap().unwrap() + second.text_bytes().unwrap().unwrap(), total, "cut at {at}");
+            }
+        }
+    }
+    assert_eq!(TokenStream::from_tokens(vec![1, 2], vec![0]).text_bytes().unwrap(), None, "of no text");
+}
+
+#[test]
+fn a_document_is_the_line_of_a_jsonl() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    fs::write(&path, "{\"text\": \"one\"}\n{\"text\": \"\"}\n{\"text\": \"other\"}\n").unwrap();
+    let stream = prepare(&path, &Tokenizer::byte(), None).unwrap().train;
+    assert_eq!(stream.documents(0..stream.len()).collect::<Vec<_>>(), [0, 4]);
+    assert_eq!((stream.len(), stream.text_bytes().unwrap()), (10, Some(8)));
+    let options = Options { jsonl_field: "body".into(), cache: Some(dir.path().into()), ..Options::default() };
+    let error = Corpus::prepare(&[Source::Path(path.clone())], &HeldOut::Fraction(0.0), &Tokenizer::byte(), options);
+    assert!(error.unwrap_err().to_string().contains("a.jsonl:1: no field `body`"));
+    // Another field is another text, also where there is a cache.
+    fs::write(&path, "{\"text\": \"one\", \"body\": \"more\"}").unwrap();
+    for (field, tokens) in [("text", 3), ("body", 4), ("text", 3)] {
+        let options = Options { jsonl_field: field.into(), cache: Some(dir.path().into()), ..Options::default() };
+        let corpus =
+            Corpus::prepare(&[Source::Path(path.clone())], &HeldOut::Fraction(0.0), &Tokenizer::byte(), options);
+        assert_eq!(corpus.unwrap().train.len(), tokens);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_a_notice() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("a.txt");
+    fs::write(&path, "to be or not to be").unwrap();
+    // Below a file there is no directory, whoever asks.
+    let corpus = prepare(&path, &hf(), Some(&path.join("cache"))).unwrap();
+    assert_eq!(corpus.train.text_bytes().unwrap(), Some(18));
+    let [notice] = corpus.notices.as_slice() else { panic!("{:?}", corpus.notices) };
+    assert!(
+        notice.contains("data.cache") && notice.contains("ELAPID_CACHE") && notice.contains("a.txt/cache"),
+        "{notice}"
+    );
+}
+
+#[test]
+fn held_out_files_are_not_trained_on() {
+    let dir = tempdir().unwrap();
+    let d = dir.path().join("d");
+    fs::create_dir(&d).unwrap();
+    for (name, text) in [("a.txt", "to train"), ("val.txt", "to test")] {
+        fs::write(d.join(name), text).unwrap();
+    }
+    let prepare = |train: &Path, val: &Path| {
+        let held_out = HeldOut::Sources(vec![Source::Path(val.into())]);
+        Corpus::prepare(&[Source::Path(train.into())], &held_out, &Tokenizer::byte(), Options::default()).unwrap()
+    };
+    let corpus = prepare(&d, &d.join("../d/val.txt"));
+    assert_eq!((corpus.train.len(), corpus.val.unwrap().len()), (8, 7));
+    let said =
+        |notices: &[String], what: &str| notices.iter().any(|line| line.contains(what) && line.contains("val.txt"));
+    assert!(said(&corpus.notices, "held out and therefore not trained on"), "{:?}", corpus.notices);
+    let corpus = prepare(&d.join("val.txt"), &d.join("val.txt"));
+    assert_eq!((corpus.train.len(), corpus.val.unwrap().len()), (7, 7));
+    assert!(said(&corpus.notices, "trained on and held out"), "{:?}", corpus.notices);
 }
 
 #[test]
@@ -111,7 +221,7 @@ fn a_cache_is_made_once() {
         let first = prepare(&path, &tokenizer, Some(&cache)).unwrap();
         let mut calls = 0;
         let mut count = |_| calls += 1;
-        let options = Options { cache: Some(cache.clone()), progress: Some(&mut count) };
+        let options = Options { cache: Some(cache.clone()), progress: Some(&mut count), ..Options::default() };
         let sources = [Source::Path(path.clone())];
         let second = Corpus::prepare(&sources, &HeldOut::Fraction(0.0), &tokenizer, options).unwrap();
         assert_eq!(calls, 0, "nothing was tokenised");
@@ -167,10 +277,10 @@ fn a_damaged_cache_is_made_again() {
             bytes
         })
         .collect();
-    damaged.extend([0, 1, 127, 128, 130, good.len() - 1].map(|len| good[..len].to_vec()));
+    damaged.extend([0, 1, 143, 144, 146, good.len() - 1].map(|len| good[..len].to_vec()));
     damaged.push([good.as_slice(), b"more"].concat());
     // Numbers that overflow.
-    damaged.push([&good[..16], &[0xff; 16], &good[32..]].concat());
+    damaged.push([&good[..16], &[0xff; 24], &good[40..]].concat());
     for bytes in damaged {
         fs::write(&cache, bytes).unwrap();
         let corpus = prepare(&path, &Tokenizer::byte(), Some(dir.path())).unwrap();
@@ -198,7 +308,9 @@ fn held_out_text_of_its_own() {
     let corpus =
         Corpus::prepare(&[Source::Path(train)], &HeldOut::Fraction(0.25), &Tokenizer::byte(), Options::default())
             .unwrap();
-    assert_eq!((corpus.train.len(), corpus.val.unwrap().len()), (6, 2));
+    let val = corpus.val.unwrap();
+    assert_eq!((corpus.train.len(), val.len()), (6, 2));
+    assert_eq!((corpus.train.text_bytes().unwrap(), val.text_bytes().unwrap()), (Some(6), Some(2)));
 }
 
 #[test]
@@ -208,7 +320,7 @@ fn progress_is_told() {
     fs::write(&path, vec![b'a'; 20 << 20]).unwrap();
     let mut told = Vec::new();
     let mut tell = |progress| told.push(progress);
-    let options = Options { cache: Some(dir.path().into()), progress: Some(&mut tell) };
+    let options = Options { cache: Some(dir.path().into()), progress: Some(&mut tell), ..Options::default() };
     let tokenizer = Separator::Bos.apply(Tokenizer::byte()).unwrap();
     Corpus::prepare(&[Source::Path(path)], &HeldOut::Fraction(0.1), &tokenizer, options).unwrap();
     assert!(told.len() >= 3 && told.is_sorted_by_key(|progress| progress.bytes));

@@ -1,18 +1,19 @@
-//! Text to token ids, piece by piece, on all cores, in bounded memory.
+//! Text to token ids, on all cores, in bounded memory.
 
-use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use elapid::tokenizer::{Tokenizer, TokenizerError};
+use elapid::tokenizer::{Encoded, Encoder, Tokenizer};
 use rayon::prelude::*;
 
 use super::Progress;
-use super::source::{Part, Text};
+use super::source::{DOCUMENT, Document, Part};
 use crate::{Error, Result};
 
-/// The longest text that is tokenised at once, in bytes.
-pub(super) const PIECE: usize = 256 << 10;
-/// Text in memory at once, in bytes.
+/// Documents up to this length are tokenised together, one a core; a longer one alone, by parts.
+pub(super) const SHORT: usize = 256 << 10;
+/// Short documents in memory at once, in bytes.
 const GROUP: usize = 8 << 20;
 
 /// Why tokenising ended early.
@@ -29,126 +30,183 @@ impl From<Error> for Stop {
     }
 }
 
-/// A part of a document.
-struct Piece {
-    /// Which document.
-    part: usize,
-    /// Its first byte in the document.
-    offset: u64,
-    text: Vec<u8>,
-    first: bool,
-    last: bool,
+/// What tokens are made of, besides the text.
+#[derive(Clone, Copy)]
+pub(super) struct Plan<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    /// The field of a `.jsonl` that has the text.
+    pub(super) field: &'a str,
 }
 
-/// Tokenises documents one after another into `sink`, and gives the positions where they begin.
+/// Where documents begin, and what else is known of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    /// The position of the first token of each document, ascending.
+    pub(super) documents: Vec<u64>,
+    /// Bytes of text without a token, as white space alone may be, by the position of the token after them.
+    pub(super) rest: Vec<(u64, u64)>,
+}
+
+/// Takes tokens, with the bytes of text that each stands for.
+type Sink<'a> = &'a mut dyn FnMut(&Encoded) -> io::Result<()>;
+
+/// Tokenises documents one after another into `sink`.
 pub(super) fn tokenise(
     parts: &[Part],
-    tokenizer: &Tokenizer,
+    plan: Plan<'_>,
     progress: &mut dyn FnMut(Progress),
-    sink: &mut dyn FnMut(&[u32]) -> io::Result<()>,
-) -> Result<Vec<u64>, Stop> {
-    let mut state = Progress { bytes: 0, total_bytes: parts.iter().map(|part| part.len).sum(), tokens: 0 };
-    let mut documents = Vec::new();
-    let mut group: Vec<Piece> = Vec::new();
-    let mut flush = |group: &mut Vec<Piece>| -> Result<(), Stop> {
-        let encoded: Vec<Result<Vec<u32>>> = group.par_iter().map(|piece| encode(piece, parts, tokenizer)).collect();
-        for (piece, ids) in group.drain(..).zip(encoded) {
-            let mut ids = ids?;
-            if piece.first {
-                documents.push(state.tokens);
-                ids.splice(0..0, tokenizer.document_prefix().iter().copied());
-            }
-            if piece.last {
-                ids.extend_from_slice(tokenizer.document_suffix());
-            }
-            state.tokens += ids.len() as u64;
-            sink(&ids).map_err(Stop::Sink)?;
-            state.bytes += piece.text.len() as u64;
-        }
-        progress(state);
-        Ok(())
-    };
-    let mut bytes = 0;
+    sink: Sink<'_>,
+) -> Result<Table, Stop> {
+    let read = Arc::new(AtomicU64::new(0));
+    let total_bytes = parts.iter().map(|part| part.len).sum();
+    let mut writer = Writer::new(parts, plan, total_bytes, &read, progress, sink);
+    let mut done = 0;
     for (i, part) in parts.iter().enumerate() {
-        pieces(part, tokenizer, &mut |offset, text, last| {
-            bytes += text.len();
-            // An empty document still costs something.
-            group.push(Piece { part: i, offset, text, first: offset == 0, last });
-            if bytes >= GROUP || group.len() >= 1 << 14 {
-                bytes = 0;
-                flush(&mut group)?;
-            }
-            Ok(())
+        part.documents(plan.field, DOCUMENT, &read, &mut |document| match document {
+            Document::Text(text) => writer.text(i, text),
+            Document::Line(line, text) => writer.document(Place { part: i, line: Some(line) }, text.into_bytes()),
         })?;
+        done += part.len;
+        read.store(done, Ordering::Relaxed);
     }
-    flush(&mut group)?;
-    Ok(documents)
+    writer.flush()?;
+    Ok(writer.table)
 }
 
-fn encode(piece: &Piece, parts: &[Part], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    tokenizer.encode(&piece.text).map_err(|source| {
-        let source = match source {
-            TokenizerError::InvalidUtf8 { offset } => {
-                TokenizerError::InvalidUtf8 { offset: offset + piece.offset as usize }
-            }
-            other => other,
-        };
-        Error::Text { path: parts[piece.part].path.clone(), source }
-    })
+/// Where a document is.
+#[derive(Clone, Copy)]
+struct Place {
+    part: usize,
+    line: Option<u64>,
 }
 
-/// Cuts a document into pieces: calls `take(offset, text, is_last)`. An empty document has none.
-fn pieces(
-    part: &Part,
-    tokenizer: &Tokenizer,
-    take: &mut dyn FnMut(u64, Vec<u8>, bool) -> Result<(), Stop>,
-) -> Result<(), Stop> {
-    let read = |e| Stop::Error(Error::io("read", &part.path)(e));
-    let mut reader: Box<dyn Read> = match part.text {
-        Text::Embedded(bytes) => Box::new(bytes),
-        Text::File { .. } => Box::new(File::open(&part.path).map_err(read)?),
-    };
-    let mut text = Vec::new();
-    let mut offset = 0;
-    loop {
-        // One byte more than a piece tells whether there is another.
-        let room = (PIECE + 1 - text.len()) as u64;
-        reader.by_ref().take(room).read_to_end(&mut text).map_err(read)?;
-        if text.len() <= PIECE {
-            return if text.is_empty() { Ok(()) } else { take(offset, text, true) };
+struct Writer<'a> {
+    parts: &'a [Part],
+    tokenizer: &'a Tokenizer,
+    /// Short documents that wait, and their bytes.
+    group: Vec<(Place, Vec<u8>)>,
+    waiting: usize,
+    table: Table,
+    tokens: u64,
+    total_bytes: u64,
+    read: &'a AtomicU64,
+    progress: &'a mut dyn FnMut(Progress),
+    sink: Sink<'a>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(
+        parts: &'a [Part],
+        plan: Plan<'a>,
+        total_bytes: u64,
+        read: &'a AtomicU64,
+        progress: &'a mut dyn FnMut(Progress),
+        sink: Sink<'a>,
+    ) -> Self {
+        Self {
+            parts,
+            tokenizer: plan.tokenizer,
+            group: Vec::new(),
+            waiting: 0,
+            table: Table::default(),
+            tokens: 0,
+            total_bytes,
+            read,
+            progress,
+            sink,
         }
-        let at = if tokenizer.is_byte() { PIECE } else { cut(&text[..=PIECE]) };
-        let rest = text.split_off(at);
-        take(offset, std::mem::replace(&mut text, rest), false)?;
-        offset += at as u64;
     }
-}
 
-/// Where to cut a text so that its two parts give the tokens of the whole: before the last space or line end that stands
-/// between a word and another, for there every common pre-tokenizer cuts too. In text without such a place, at the last
-/// character.
-fn cut(text: &[u8]) -> usize {
-    let between = |space: u8| {
-        let after_word = |&at: &usize| text[at] == space && text[at - 1].is_ascii_alphanumeric();
-        (text.len() / 2..text.len() - 1).rev().find(|at| after_word(at) && text[at + 1].is_ascii_alphanumeric())
-    };
-    let character = || {
-        let begins = |&at: &usize| text[at] & 0xc0 != 0x80;
-        (text.len().saturating_sub(4).max(1)..text.len()).rev().find(begins).unwrap_or(text.len() - 1)
-    };
-    between(b' ').or_else(|| between(b'\n')).unwrap_or_else(character)
-}
+    /// Takes a document that is in memory.
+    fn document(&mut self, place: Place, text: Vec<u8>) -> Result<(), Stop> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if text.len() > SHORT {
+            return self.long(place, &text, &mut io::empty());
+        }
+        self.waiting += text.len();
+        self.group.push((place, text));
+        if self.waiting >= GROUP || self.group.len() >= 1 << 14 { self.flush() } else { Ok(()) }
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Takes a document of any length.
+    fn text(&mut self, part: usize, text: &mut dyn Read) -> Result<(), Stop> {
+        let place = Place { part, line: None };
+        let mut begin = Vec::new();
+        text.take(SHORT as u64 + 1).read_to_end(&mut begin).map_err(|e| self.unreadable(place, e))?;
+        if begin.len() <= SHORT { self.document(place, begin) } else { self.long(place, &begin, text) }
+    }
 
-    #[test]
-    fn cuts_before_a_space_between_words() {
-        assert_eq!(cut(b"and one two three. F"), 11);
-        assert_eq!(cut(b"and\none\ntwo\nthree.\n\nF"), 11);
-        assert_eq!(cut("日本語日".as_bytes()), 9);
-        assert_eq!(cut(b"\x80\x80\x80\x80\x80\x80"), 5, "not UTF-8: anywhere, but ahead");
-        assert_eq!(cut(b"ab"), 1);
+    /// Takes a long document, of which the beginning is there.
+    fn long(&mut self, place: Place, begin: &[u8], rest: &mut dyn Read) -> Result<(), Stop> {
+        self.flush()?;
+        self.begin()?;
+        let mut encoder = self.tokenizer.encoder();
+        let mut part = begin.to_vec();
+        while !part.is_empty() {
+            let encoded = encoder.push(&part).map_err(|e| self.refused(place, e))?;
+            self.write(&encoded)?;
+            self.report();
+            part.clear();
+            rest.take(Encoder::PART as u64).read_to_end(&mut part).map_err(|e| self.unreadable(place, e))?;
+        }
+        let encoded = encoder.finish().map_err(|e| self.refused(place, e))?;
+        self.write(&encoded)?;
+        self.end()
+    }
+
+    /// Writes the documents that wait.
+    fn flush(&mut self) -> Result<(), Stop> {
+        self.waiting = 0;
+        let group = std::mem::take(&mut self.group);
+        let encoded: Vec<_> = group.par_iter().map(|(_, text)| self.tokenizer.encode_counted(text)).collect();
+        for ((place, text), encoded) in group.iter().zip(encoded) {
+            let encoded = encoded.map_err(|e| self.refused(*place, e))?;
+            self.begin()?;
+            if encoded.ids.is_empty() {
+                self.table.rest.push((self.tokens, text.len() as u64));
+            }
+            self.write(&encoded)?;
+            self.end()?;
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Stop> {
+        self.table.documents.push(self.tokens);
+        self.special(self.tokenizer.document_prefix())
+    }
+
+    fn end(&mut self) -> Result<(), Stop> {
+        self.special(self.tokenizer.document_suffix())
+    }
+
+    fn special(&mut self, ids: &[u32]) -> Result<(), Stop> {
+        let bytes = vec![0; ids.len()];
+        self.write(&Encoded { ids: ids.to_vec(), bytes })
+    }
+
+    fn write(&mut self, encoded: &Encoded) -> Result<(), Stop> {
+        self.tokens += encoded.ids.len() as u64;
+        (self.sink)(encoded).map_err(Stop::Sink)
+    }
+
+    fn report(&mut self) {
+        let bytes = self.read.load(Ordering::Relaxed).min(self.total_bytes);
+        (self.progress)(Progress { bytes, total_bytes: self.total_bytes, tokens: self.tokens });
+    }
+
+    fn unreadable(&self, place: Place, error: io::Error) -> Stop {
+        Stop::Error(Error::io("read", &self.parts[place.part].path)(error))
+    }
+
+    fn refused(&self, place: Place, source: elapid::tokenizer::TokenizerError) -> Stop {
+        let path = self.parts[place.part].path.clone();
+        Stop::Error(match place.line {
+            Some(line) => Error::Line { path, line, what: source.to_string() },
+            None => Error::Text { path, source },
+        })
     }
 }

@@ -48,6 +48,7 @@ pub(super) enum HeldOut {
         batches: Sequential,
         /// Whether the state goes on from batch to batch.
         carries: bool,
+        /// Bytes of the text that is read, over the tokens of it that are predicted.
         bytes_per_token: f64,
     },
     /// Fresh sequences at every validation, this many of each length.
@@ -69,7 +70,11 @@ pub(super) fn text(
 ) -> Result<Data> {
     let tokenizer = config.data.open_tokenizer()?;
     let mut prepare = || {
-        let options = data::Options { cache: config.data.cache_dir(), progress: Some(&mut *tokenising) };
+        let options = data::Options {
+            cache: config.data.cache_dir(),
+            jsonl_field: config.data.jsonl_field.clone(),
+            progress: Some(&mut *tokenising),
+        };
         Corpus::prepare(&config.data.train_sources(), &config.data.held_out(), &tokenizer, options)
     };
     let corpus = match ranks {
@@ -82,7 +87,7 @@ pub(super) fn text(
         Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
         Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
     };
-    let held_out = corpus.val.map(|val| held_out(&val, config, &tokenizer)).transpose()?;
+    let held_out = corpus.val.map(|val| held_out(&val, config)).transpose()?;
     Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, notices: corpus.notices })
 }
 
@@ -102,14 +107,17 @@ pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
 }
 
 /// What validation reads: windows as training has them, or in order with the state carried; packed as training is.
-fn held_out(val: &TokenStream, config: &TrainConfig, tokenizer: &Tokenizer) -> Result<HeldOut> {
+fn held_out(val: &TokenStream, config: &TrainConfig) -> Result<HeldOut> {
     let (b, l) = (config.train.batch, config.data.length);
     let count = match config.train.eval_batches {
         0 => val.len(),
         batches => val.len().min(batches.saturating_mul(b as u64).saturating_mul(l as u64).saturating_add(1)),
     };
     let (val, _) = val.split(count);
-    let bytes_per_token = val.text_bytes(tokenizer)? as f64 / val.len().max(1) as f64;
+    // Of packed text, the first token of a document is not predicted.
+    let given = if config.data.pack { val.documents(1..val.len()).count() as u64 } else { 0 };
+    let predicted = val.len().saturating_sub(1 + given).max(1);
+    let bytes_per_token = val.text_bytes()?.unwrap_or(0) as f64 / predicted as f64;
     let carries = config.data.mode == Mode::Streams;
     let (b, l) = if carries { (1, l.min(evaluate::CHUNK)) } else { ((POSITIONS / l).max(1), l) };
     Ok(HeldOut::Text { batches: Sequential::new(val, b, l, config.data.pack)?, carries, bytes_per_token })
