@@ -17,11 +17,13 @@
 //! the file). [`Tokenizer::save`] therefore writes the post-processor that was in force.
 
 mod byte;
+mod check;
 mod decoder;
 mod hf;
 mod pieces;
 mod special;
 mod stream;
+pub mod trial;
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -139,6 +141,9 @@ impl Tokenizer {
     /// Special ids come from the files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `config.json`),
     /// else from the usual names among the tokens; what stands around a text as [the rule](self) has it. `dropout` is off,
     /// and texts are not truncated or padded, whatever the file says.
+    ///
+    /// What is known to break the `tokenizers` crate is refused, with the field and the fix. That is not all that might:
+    /// for files of unknown origin see [`trial`].
     ///
     /// # Errors
     /// If the file is missing or unreadable or is not a tokenizer, or if one beside it is not JSON or says what cannot be.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::check;
 use super::decoder::Chain;
 use super::special::Template;
 
@@ -30,8 +31,10 @@ impl Hf {
         for pointer in ["/model/dropout", "/truncation", "/padding"] {
             json.pointer_mut(pointer).map(Value::take);
         }
+        check::check(&json)?;
         let definition = json.to_string();
         let inner = tokenizers::Tokenizer::from_bytes(&definition).map_err(|e| format!("not a tokenizer: {e}"))?;
+        check::check_loaded(&inner)?;
 
         let vocab = inner.get_vocab(true);
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
