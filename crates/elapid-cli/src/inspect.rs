@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         }
         (_, Some(dir)) => {
             let checkpoint = Checkpoint::open(dir)?;
-            (dir.display().to_string(), checkpoint.config.clone(), Some(checkpoint), tokenizer(dir))
+            (dir.display().to_string(), checkpoint.config.clone(), Some(checkpoint), tokenizer(dir, output))
         }
         _ => {
             let checkpoint = embedded::checkpoint()?;
@@ -157,8 +157,8 @@ fn width(dtype: &str) -> u64 {
 }
 
 /// What a directory has for a tokenizer.
-fn tokenizer(dir: &Path) -> Option<String> {
-    match model::tokenizer(dir) {
+fn tokenizer(dir: &Path, output: Output) -> Option<String> {
+    match model::tokenizer(dir, output) {
         Ok(tokenizer) => tokenizer.as_ref().map(describe),
         Err(error) => Some(format!("unusable: {error}")),
     }

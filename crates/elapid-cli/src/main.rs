@@ -19,6 +19,7 @@ mod threads;
 mod tokenize;
 mod trace;
 mod train;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -92,6 +93,9 @@ enum Command {
     /// Measure speed on random numbers, against the limits of this machine
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Try tokenizers in this process, which may end it
+    #[command(name = trial::COMMAND, hide = true)]
+    TryTokenizer(trial::Arguments),
 }
 
 #[global_allocator]
@@ -116,6 +120,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     Isa::from_env().map_err(|error| failure::wrong(error.to_string()))?;
+    // No device is opened for it, and no thread is started: it is to be quick.
+    if let Command::TryTokenizer(arguments) = &cli.command {
+        return trial::run(arguments);
+    }
     let mut world = None;
     if let Command::Train(arguments) = &cli.command {
         if let Some(gpus) = arguments.ranks()? {
@@ -134,5 +142,6 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Tokenize(arguments) => tokenize::run(arguments, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
         Command::Bench(command) => bench::run(command, place, output),
+        Command::TryTokenizer(arguments) => trial::run(arguments),
     }
 }

@@ -10,9 +10,9 @@ use elapid::{DType, Device, LanguageModel, embedded};
 use elapid_kernels::cuda;
 use elapid_train::parallel::World;
 
-use crate::failure::wrong;
+use crate::failure::{self, wrong};
 use crate::output::Output;
-use crate::ranks;
+use crate::{ranks, trial};
 
 /// Where a command computes, and in which format.
 #[derive(Debug, Clone, Copy)]
@@ -87,20 +87,21 @@ impl ModelArgument {
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
         let model = LanguageModel::load(&checkpoint)?;
-        let (tokenizer, unusable) = match tokenizer(dir) {
+        let (tokenizer, unusable) = match tokenizer(dir, output) {
             Ok(tokenizer) => (tokenizer, None),
-            Err(error) => (None, Some(error.to_string())),
+            Err(error) => (None, Some(failure::message(&error))),
         };
         Ok(Loaded { model, tokenizer, unusable, name: dir.display().to_string(), dir: Some(dir.clone()) })
     }
 }
 
 /// The tokenizer of a model's directory, if it has one.
-pub(crate) fn tokenizer(dir: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
+pub(crate) fn tokenizer(dir: &Path, output: Output) -> Result<Option<Tokenizer>> {
+    trial::check(dir, output)?;
     match Tokenizer::open(dir) {
         Ok(tokenizer) => Ok(Some(tokenizer)),
         Err(TokenizerError::Missing { .. }) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::failure::wrong;
 use crate::input::read_stdin;
 use crate::output::Output;
+use crate::trial;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,7 +57,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     let tokenizer = match &arguments.model {
-        Some(path) => Tokenizer::open(path)?,
+        Some(path) => {
+            trial::check(path, output)?;
+            Tokenizer::open(path)?
+        }
         None => Tokenizer::byte(),
     };
     if arguments.lines {

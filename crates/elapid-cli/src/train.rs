@@ -1,6 +1,6 @@
 //! `elapid train`: trains a language model on text, or on a synthetic task.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, thousands};
-use crate::{failure, ranks};
+use crate::{failure, ranks, trial};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -168,6 +168,9 @@ fn train(
         Some(DType::F32) => Dtype::F32,
         Some(DType::Bf16) => Dtype::Bf16,
     };
+    if config.task.is_text() && config.data.tokenizer != "byte" {
+        trial::check(Path::new(&config.data.tokenizer), output)?;
+    }
     let bar = output.bar("tokenising", 0);
     let mut tokenising = |progress: data::Progress| {
         bar.set_length(progress.tokens * progress.total_bytes / progress.bytes.max(1));

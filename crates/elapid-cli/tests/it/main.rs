@@ -3,6 +3,7 @@
 mod bench;
 mod eval;
 mod generate;
+mod hostile;
 mod inspect;
 mod limits;
 mod text;
