@@ -51,7 +51,7 @@ fn on_device(gpu: Gpu, case: &Case, dtype: DType, gap: usize) -> [Vec<f32>; 6] {
 
 fn agrees(gpu: Gpu, case: &Case, dtype: DType, gap: usize) {
     let case = round(case, dtype);
-    let given = Wide::of(&case);
+    let given = Wide::<f64>::of(&case);
     let (y, last) = given.forward(&case);
     let [dx, mut dweight, mut dbias, dinitial] = given.backward(&case);
     dweight.iter_mut().chain(&mut dbias).for_each(|x| *x += f64::from(BASE));

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, error_of_sums, wide, with_threads};
+use crate::Float;
+use crate::testing::{Poisoned, Random, Terms, bits, central_difference, err_ratio, wide, with_threads, worst_error};
 
 /// Random arguments of one problem.
 #[derive(Debug, Clone)]
@@ -59,21 +60,26 @@ impl Case {
     }
 }
 
-/// The parameters and inputs of a case in f64.
-#[derive(Clone)]
-pub(super) struct Wide {
-    pub(super) x: Vec<f64>,
-    pub(super) weight: Vec<f64>,
-    pub(super) bias: Vec<f64>,
-    pub(super) initial: Vec<f64>,
+fn converted<T: From<f32>>(x: &[f32]) -> Vec<T> {
+    x.iter().map(|&x| T::from(x)).collect()
 }
 
-impl Wide {
+/// The parameters and inputs of a case in f64, or as [`Terms`].
+#[derive(Clone)]
+pub(super) struct Wide<T = f64> {
+    pub(super) x: Vec<T>,
+    pub(super) weight: Vec<T>,
+    pub(super) bias: Vec<T>,
+    pub(super) initial: Vec<T>,
+}
+
+impl<T: Float + From<f32>> Wide<T> {
     pub(super) fn of(case: &Case) -> Self {
-        Self { x: wide(&case.x), weight: wide(&case.weight), bias: wide(&case.bias), initial: wide(&case.initial) }
+        let [x, weight, bias, initial] = [&case.x, &case.weight, &case.bias, &case.initial].map(|x| converted(x));
+        Self { x, weight, bias, initial }
     }
 
-    fn args<'a>(&'a self, case: &'a Case) -> Args<'a, f64> {
+    fn args<'a>(&'a self, case: &'a Case) -> Args<'a, T> {
         let [bias, initial, _, _, silu, _] = case.with;
         Args {
             x: Rows::new(&self.x, case.dims.d),
@@ -85,23 +91,23 @@ impl Wide {
         }
     }
 
-    pub(super) fn forward(&self, case: &Case) -> (Vec<f64>, Vec<f64>) {
-        let (mut y, mut last) = (vec![0.0; case.x.len()], vec![0.0; case.initial.len()]);
+    pub(super) fn forward(&self, case: &Case) -> (Vec<T>, Vec<T>) {
+        let (mut y, mut last) = (vec![T::zero(); case.x.len()], vec![T::zero(); case.initial.len()]);
         naive::forward(case.dims, &self.args(case), RowsMut::new(&mut y, case.dims.d), &mut last);
         (y, last)
     }
 
     /// dx, dweight, dbias, dinitial.
-    pub(super) fn backward(&self, case: &Case) -> [Vec<f64>; 4] {
+    pub(super) fn backward(&self, case: &Case) -> [Vec<T>; 4] {
         let [mut dx, mut dw, mut db, mut di] =
-            [case.x.len(), case.weight.len(), case.bias.len(), case.initial.len()].map(|n| vec![0.0; n]);
+            [case.x.len(), case.weight.len(), case.bias.len(), case.initial.len()].map(|n| vec![T::zero(); n]);
         let grads = Grads {
             dx: RowsMut::new(&mut dx, case.dims.d),
             dweight: &mut dw,
             dbias: Some(&mut db),
             dinitial: Some(&mut di),
         };
-        let (dy, dlast) = (wide(&case.dy), wide(&case.dlast));
+        let (dy, dlast) = (converted(&case.dy), converted(&case.dlast));
         let dy = Rows::new(&dy, case.dims.d);
         naive::backward(case.dims, &self.args(case), dy, case.with[5].then_some(&dlast), grads);
         [dx, dw, db, di]
@@ -111,7 +117,7 @@ impl Wide {
 /// An independent form of the definition: documents are laid out with their zeros (or `initial`) in front of them.
 fn definition(case: &Case) -> (Vec<f64>, Vec<f64>) {
     let Dims { b, l, d, k } = case.dims;
-    let (args, given) = (case.args(), Wide::of(case));
+    let (args, given) = (case.args(), Wide::<f64>::of(case));
     let mut y = vec![0.0; b * l * d];
     let mut last = Vec::new();
     for row in 0..b {
@@ -152,7 +158,7 @@ fn naive_gradients_are_difference_quotients() {
         [(Dims { l: 2, ..dims }, [true; 6]), (Dims { l: 0, ..dims }, [true; 6]), (Dims { k: 1, ..dims }, [true; 6])];
     for (seed, (dims, with)) in (0..).zip(cases.chain(short)) {
         let case = Case::new(dims, with, 4, seed);
-        let at = Wide::of(&case);
+        let at = Wide::<f64>::of(&case);
         let (dy, dlast) = (wide(&case.dy), if with[5] { wide(&case.dlast) } else { vec![0.0; case.dlast.len()] });
         let loss = |at: &Wide| -> f64 {
             let (y, last) = at.forward(&case);
@@ -172,25 +178,10 @@ fn naive_gradients_are_difference_quotients() {
     }
 }
 
-/// Sums of the magnitudes of the terms of dweight and of dbias: they are linear in dy, and a position of it gives a term.
-fn magnitudes(case: &Case) -> [Vec<f64>; 2] {
-    let Dims { b, l, d, k } = case.dims;
-    let (at, mut sums) = (Wide::of(case), [vec![0.0; d * k], vec![0.0; d]]);
-    for position in 0..b * l {
-        let mut dy = vec![0.0; b * l * d];
-        dy[position * d..][..d].copy_from_slice(&case.dy[position * d..][..d]);
-        let [_, dweight, dbias, _] = at.backward(&Case { dy, ..case.clone() });
-        for (sums, terms) in sums.iter_mut().zip([dweight, dbias]) {
-            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term.abs());
-        }
-    }
-    sums
-}
-
 proptest! {
     #[test]
     fn naive_is_the_definition(case in case()) {
-        let ((y, last), (y2, last2)) = (definition(&case), Wide::of(&case).forward(&case));
+        let ((y, last), (y2, last2)) = (definition(&case), Wide::<f64>::of(&case).forward(&case));
         prop_assert!(crate::testing::err_ratio_f64(&y, &y2) < 1e-12);
         prop_assert_eq!(last, last2);
     }
@@ -198,13 +189,13 @@ proptest! {
     #[test]
     fn fast_is_naive(case in case(), gap in 0usize..3) {
         let Dims { b, l, d, k } = case.dims;
-        let (y64, last64) = Wide::of(&case).forward(&case);
-        let (want, size) = (Wide::of(&case).backward(&case), magnitudes(&case));
+        let given = Wide::<Terms>::of(&case);
+        let ((want_y, want_last), want) = (given.forward(&case), given.backward(&case));
         for isa in Isa::available() {
             let (mut y, mut last) = (Poisoned::new(b * l, d, gap), Poisoned::new(1, b * (k - 1) * d, 1));
             cpu::forward(isa, case.dims, &case.args(), y.rows_mut(), last.rows_mut().row(0));
-            prop_assert!(err_ratio(&y64, &y.values()) < 1e-5);
-            prop_assert!(err_ratio(&last64, &last.values()) < 1e-7);
+            prop_assert!(worst_error(&want_y, &y.values()) < 1e-5);
+            prop_assert!(worst_error(&want_last, &last.values()) < 1e-7);
 
             let mut dx = Poisoned::new(b * l, d, gap);
             let (mut dw, mut db) = (Poisoned::with(&vec![1.0; d * k], d * k, 1), Poisoned::with(&vec![1.0; d], d, 1));
@@ -213,11 +204,11 @@ proptest! {
             let (dweight, dbias, dinitial) = (dw_rows.row(0), Some(db_rows.row(0)), Some(di_rows.row(0)));
             let grads = Grads { dx: dx.rows_mut(), dweight, dbias, dinitial };
             cpu::backward(isa, case.dims, &case.args(), Rows::new(&case.dy, d), case.dlast(), grads);
-            let plus_one = |x: &[f64]| x.iter().map(|x| x + 1.0).collect::<Vec<_>>();
-            prop_assert!(err_ratio(&want[0], &dx.values()) < 1e-5);
-            prop_assert!(error_of_sums(&plus_one(&want[1]), &plus_one(&size[0]), &dw.values()) < 1e-6);
-            prop_assert!(error_of_sums(&plus_one(&want[2]), &plus_one(&size[1]), &db.values()) < 1e-6);
-            prop_assert!(err_ratio(&want[3], &di.values()) < 1e-5);
+            let plus_one = |x: &[Terms]| x.iter().map(|&x| x + Terms::from(1.0)).collect::<Vec<_>>();
+            prop_assert!(worst_error(&want[0], &dx.values()) < 1e-5);
+            prop_assert!(worst_error(&plus_one(&want[1]), &dw.values()) < 1e-6);
+            prop_assert!(worst_error(&plus_one(&want[2]), &db.values()) < 1e-6);
+            prop_assert!(worst_error(&want[3], &di.values()) < 1e-5);
         }
     }
 
@@ -277,7 +268,7 @@ fn gradients_go_through_a_chain_of_chunks() {
     let dims = Dims { b: 1, l: 23, d: 19, k: 4 };
     let Dims { l, d, k, .. } = dims;
     let case = Case::new(dims, [true, true, false, true, true, true], 9, 11);
-    let want = Wide::of(&case).backward(&case);
+    let want = Wide::<f64>::of(&case).backward(&case);
     for isa in Isa::available() {
         for cut in [0, 1, 2, 3, 11, 21, 22, 23] {
             let args = case.args();

@@ -1,6 +1,10 @@
 //! What tests of this crate and of the crates above share: error measures, gradient checks, deterministic random
 //! numbers and outputs that start poisoned. No part of the library proper uses it.
 
+mod terms;
+
+pub use terms::{Terms, terms, worst_error};
+
 use crate::{Rows, RowsMut};
 
 /// RMS of the error over RMS of the reference. Infinity where `got` has another length, or a NaN or infinity.
@@ -22,17 +26,6 @@ pub fn err_ratio_f64(want: &[f64], got: &[f64]) -> f64 {
     let error: f64 = want.iter().zip(got).map(|(w, g)| (w - g).powi(2)).sum();
     let reference: f64 = want.iter().map(|w| w * w).sum();
     if reference > 0.0 { (error / reference).sqrt() } else { (error / want.len().max(1) as f64).sqrt() }
-}
-
-/// RMS of the error over that of the sums of the terms' magnitudes: a sum itself may come out near 0. Infinity
-/// where `got` has another length, or a NaN or infinity.
-pub fn error_of_sums(want: &[f64], magnitudes: &[f64], got: &[f32]) -> f64 {
-    if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
-        return f64::INFINITY;
-    }
-    let rms = |x: &mut dyn Iterator<Item = f64>| (x.map(|x| x * x).sum::<f64>() / want.len().max(1) as f64).sqrt();
-    let error = rms(&mut want.iter().zip(got).map(|(want, &got)| f64::from(got) - want));
-    error / rms(&mut magnitudes.iter().copied()).max(f64::MIN_POSITIVE)
 }
 
 /// The gradient of `f` at `at` by central differences with step `h`: (f(x + h) - f(x - h)) / 2h for each element.
