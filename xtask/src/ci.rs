@@ -18,7 +18,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// All tests, examples and documentation tests, optimised.
 pub(crate) fn test() -> Result<()> {
-    cargo(&["test", "--workspace"], &[])
+    cargo(&["test"], &[])
 }
 
 /// Every folder of `golden/`.
@@ -37,4 +37,19 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
     ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
     eprintln!("   {:.0} s", started.elapsed().as_secs_f64());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plain `cargo test` at the root runs the tests of every crate, and `cargo run` the one default program.
+    #[test]
+    fn every_crate_is_a_default_member() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+        assert!(!read("Cargo.toml").contains("default-members"), "the default is all members");
+        let programs = |file: &str| read(file).matches("\ndefault-run = \"elapid\"\n").count();
+        assert_eq!((programs("crates/elapid-cli/Cargo.toml"), programs("xtask/Cargo.toml")), (1, 0));
+    }
 }
