@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use elapid_kernels::cuda::{self, nccl};
-use elapid_train::parallel::{self, Failed, Group, Launch, Patience, World};
+use elapid_train::parallel::{self, Failed, Group, Launch, Secret, Timeouts, World};
 
 use crate::failure::{Ended, wrong};
 use crate::output::Output;
@@ -82,11 +82,12 @@ fn without_gpus(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// This process among the others, if the environment says that it is one of several.
 pub(crate) fn join(world: Option<&World>, output: Output) -> Result<Option<Arc<Group>>> {
     let Some(world) = world.filter(|world| world.size > 1) else { return Ok(None) };
-    let group = Group::join(world, Patience::default(), &mut |note| output.warn(note))?;
-    group.on_loss(|loss| {
+    let secret = Secret::from_env()?;
+    let group = Group::join(world, secret.as_ref(), Timeouts::default(), &mut |note| output.warn(note))?;
+    group.on_loss(|lost| {
         // Whoever can end by itself says the same. Work on a GPU that waits for the lost rank may keep it from that.
         thread::sleep(GRACE);
-        Output { json: false, quiet: false }.warn(format_args!("error: {loss}"));
+        Output { json: false, quiet: false }.warn(format_args!("error: {lost}"));
         nccl::exit_at_once(1);
     });
     Ok(Some(group))

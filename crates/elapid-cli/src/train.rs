@@ -36,6 +36,8 @@ Examples:
   elapid train --gpus 8 --config configs/books.toml
       on 8 GPUs of this host, each with a batch of its own; torchrun and srun start one process a GPU themselves:
       torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid train …
+      On several hosts, ELAPID_SECRET_FILE must name a file (mode 0600) with the same secret everywhere, or ELAPID_SECRET
+      hold it; docs/several-gpus.md has the commands for torchrun, Slurm and mpirun
 
 The output directory then has the model (config.json, model.safetensors, tokenizer.json: what --model takes and what
 transformers loads), config.toml, metrics.jsonl, loss.png and loss.svg.";
@@ -150,7 +152,7 @@ pub(crate) fn run(
     let ranks = ranks::join(world, output)?;
     let done = train(arguments, place, dtype, ranks.as_ref(), output);
     if let (Some(ranks), Err(error)) = (&ranks, &done) {
-        ranks.fail(&failure::message(error));
+        ranks.report_failure(&failure::message(error));
     }
     done
 }

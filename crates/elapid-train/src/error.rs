@@ -149,7 +149,7 @@ pub enum Error {
     },
     /// A rank that is gone.
     #[error(transparent)]
-    Lost(#[from] crate::parallel::Loss),
+    Lost(#[from] crate::parallel::LostRank),
     /// Ranks that do not do the same.
     #[error("ranks do not fit together: {what}")]
     Ranks {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use elapid::LanguageModel;
 use elapid_train::config::TrainConfig;
-use elapid_train::parallel::{Group, Patience, World};
+use elapid_train::parallel::{Group, Timeouts, World};
 use elapid_train::progress::Progress;
 use elapid_train::{Outcome, Result, Stopped, Trainer, metrics};
 
@@ -171,14 +171,16 @@ fn ranks<R: Send>(size: usize, f: impl Fn(usize, Arc<Group>) -> R + Sync) -> Vec
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
-    let patience = Patience { meet: Duration::from_secs(60), beat: Duration::from_millis(100), ..Patience::default() };
+    let long = Duration::from_secs(600);
+    let timeouts =
+        Timeouts { handshake: long, silence: long, heartbeat: Duration::from_millis(100), ..Timeouts::default() };
     let met = std::sync::Barrier::new(size);
     let (f, met) = (&f, &met);
     std::thread::scope(|scope| {
         let rank = |rank| {
             let world = World { rank, local_rank: rank, size, address: "127.0.0.1".into(), port };
             scope.spawn(move || {
-                let group = Group::join(&world, patience, &mut |_| ()).unwrap();
+                let group = Group::join(&world, None, timeouts, &mut |_| ()).unwrap();
                 met.wait();
                 f(rank, group)
             })
@@ -206,7 +208,7 @@ fn train_together(
         };
         let trained: Result<Outcome> = trained();
         if let Err(error) = &trained {
-            group.fail(&format!("rank {rank}: {error}"));
+            group.report_failure(&format!("rank {rank}: {error}"));
         }
         trained
     })
@@ -304,7 +306,7 @@ fn ranks_that_train_something_else_are_refused() {
             let device = elapid::Device::Cpu;
             let trainer = Trainer::parallel(config(dir.path(), settings), false, device, group.clone(), &mut |_| ());
             let error = trainer.err().unwrap().to_string();
-            group.fail(&error);
+            group.report_failure(&error);
             error
         });
         words.iter().for_each(|word| assert!(errors.iter().all(|error| error.contains(word)), "{errors:?}"));

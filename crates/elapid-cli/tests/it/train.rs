@@ -120,7 +120,7 @@ impl Running {
     fn end(mut self) -> Run {
         let since = Instant::now();
         while self.0.try_wait().unwrap().is_none() {
-            assert!(since.elapsed() < Duration::from_secs(60), "it does not end");
+            assert!(since.elapsed() < Duration::from_secs(600), "it does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
         let read = |from: &mut dyn std::io::Read| {
@@ -141,7 +141,7 @@ fn checkpoint(out: &Path) -> PathBuf {
         if let Some(found) = entries.map(|entry| entry.path()).find(|path| path.extension().is_none()) {
             return found;
         }
-        assert!(since.elapsed() < Duration::from_secs(60), "no checkpoint");
+        assert!(since.elapsed() < Duration::from_secs(600), "no checkpoint");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -151,6 +151,28 @@ fn endless<'a>(out: &'a str, text: &'a str) -> Vec<&'a str> {
                --set model.d_model=24 --set model.n_layer=1 --set train.warmup=1 --set train.save_every=2 --set \
                train.eval_every=0";
     all.split_whitespace().chain(["--output", out, "--data", text]).collect()
+}
+
+#[test]
+fn ranks_of_several_hosts_need_a_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    std::fs::write(&file, "0123456789abcdef").unwrap();
+    let rank = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));
+        command.args(["train", "--device", "cpu"]).stdin(Stdio::null()).current_dir(dir.path());
+        let place = [("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "192.0.2.1")];
+        command.env_remove("ELAPID_SECRET").env_remove("ELAPID_SECRET_FILE").env("MASTER_PORT", "29500");
+        Run::from(command.envs(place).envs(variables.iter().copied()).output().unwrap())
+    };
+    rank(&[]).fails(2, &["MASTER_ADDR is 192.0.2.1", "ELAPID_SECRET_FILE", "openssl rand"]);
+    rank(&[("ELAPID_SECRET", "secret")]).fails(2, &["ELAPID_SECRET has 6 bytes", "16"]);
+    #[cfg(unix)]
+    {
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&file, readable).unwrap();
+        rank(&[("ELAPID_SECRET_FILE", file.to_str().unwrap())]).fails(2, &["other users", "chmod 600"]);
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::World;
+use super::secret::{SECRET, SECRET_FILE, SecretFile};
 use crate::{Error, Result};
 
 /// Exit code of a Rust program that panicked.
@@ -65,21 +66,22 @@ struct Rank {
 }
 
 /// Runs every rank of `launch` on this host until all have ended. Rank 0 talks where this process does; the others are
-/// silent.
+/// silent. They know each other by a secret in a file that only this user can read, and that is removed in the end.
 ///
 /// Each rank's stdin is a line to this process: a byte asks it to stop, and its end says that this process is gone. When
 /// `stop` is set, all are asked. When one ends with an error, the others have some time to end by themselves, and are
 /// then killed.
 ///
 /// # Errors
-/// If the program cannot be started.
+/// If the program cannot be started, or the secret not be written.
 pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
     let failed = |source| Error::Io { doing: "run", path: launch.program.clone(), source };
     // Free now: so it will be when rank 0 listens there.
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_err(failed)?.port();
+    let secret = SecretFile::new().map_err(Error::io("write a secret in", &std::env::temp_dir()))?;
     let mut ranks = Ranks(Vec::with_capacity(launch.ranks));
     for rank in 0..launch.ranks {
-        ranks.0.push(start(launch, rank, port).map_err(failed)?);
+        ranks.0.push(start(launch, rank, port, &secret).map_err(failed)?);
     }
     let (mut asked, mut first, mut since) = (false, None, Instant::now());
     loop {
@@ -116,10 +118,11 @@ pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
     Ok(Ended { code, failed: Some(Failed { rank: failed, how, crashed, said }) })
 }
 
-fn start(launch: &Launch, rank: usize, port: u16) -> std::io::Result<Rank> {
+fn start(launch: &Launch, rank: usize, port: u16, secret: &SecretFile) -> std::io::Result<Rank> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).envs(launch.variables.iter().map(|(name, value)| (name, value)));
     command.envs(World::variables(rank, launch.ranks, port)).env_remove("TORCHELASTIC_USE_AGENT_STORE");
+    command.env_remove(SECRET).env(SECRET_FILE, secret.path());
     command.stdin(Stdio::piped());
     if rank > 0 {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -207,18 +210,41 @@ mod tests {
     }
 
     #[test]
+    fn ranks_share_a_secret_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "echo ${ELAPID_SECRET-none} $(stat -c %a $ELAPID_SECRET_FILE) $ELAPID_SECRET_FILE $(cat \
+                      $ELAPID_SECRET_FILE) > $OUT/$RANK";
+        let ended = |variables: Vec<(OsString, OsString)>| {
+            let mut all = shell(script, dir.path(), 2);
+            all.variables.extend(variables);
+            assert_eq!(launch(&all, &AtomicBool::new(false)).unwrap().code, 0);
+            [0, 1].map(|rank| read(dir.path(), &rank.to_string()))
+        };
+        let [one, two] = ended(Vec::new());
+        assert_eq!(one, two);
+        let said: Vec<&str> = one.split_whitespace().collect();
+        let [own, mode, file, secret] = said[..] else { panic!("{one}") };
+        assert_eq!((own, mode, secret.len()), ("none", "600", 64));
+        assert!(!Path::new(file).exists(), "it is removed in the end");
+        // One of the user's is for other runs.
+        let [other, _] = ended(vec![(SECRET.into(), "0123456789abcdef".into())]);
+        assert!(other.starts_with("none 600") && !other.contains(secret), "{other}");
+    }
+
+    #[test]
     fn one_that_fails_ends_all_and_says_why() {
         let dir = tempfile::tempdir().unwrap();
-        let script = "if [ $RANK = 2 ]; then echo 'error: no luck' >&2; exit 7; fi; exec sleep 100";
+        let script = "if [ $RANK = 2 ]; then echo 'error: no luck' >&2; exit 7; fi; exec sleep 1000";
         let since = Instant::now();
         let ended = launch(&shell(script, dir.path(), 4), &AtomicBool::new(false)).unwrap();
         let failed = ended.failed.unwrap();
         assert_eq!((ended.code, failed.rank, failed.said.trim()), (7, 2, "error: no luck"));
         assert!(failed.how.contains('7') && !failed.crashed, "{failed:?}");
-        assert!(since.elapsed() < Duration::from_secs(20));
+        assert!(since.elapsed() < Duration::from_secs(500));
         // The others end of it, perhaps before it is seen that it was killed.
         let killed = "if [ $RANK = 1 ]; then echo oh >&2; kill -9 $$; fi; sleep 0.01; exit 1";
-        let ended = launch(&shell(killed, dir.path(), 3), &AtomicBool::new(false)).unwrap();
+        let patient = Launch { grace: Duration::from_secs(300), ..shell(killed, dir.path(), 3) };
+        let ended = launch(&patient, &AtomicBool::new(false)).unwrap();
         let failed = ended.failed.unwrap();
         assert!(ended.code == 1 && failed.rank == 1 && failed.crashed && failed.how.contains("signal"), "{failed:?}");
         assert_eq!(failed.said.trim(), "oh");

@@ -35,7 +35,13 @@ pub(crate) fn in_turn<R>(group: &Group, mut f: impl FnMut() -> Result<R>) -> Res
 }
 
 /// Checks that all ranks train the same thing by the same settings, each on a GPU of its own.
-pub(crate) fn check(group: &Group, config: &TrainConfig, tokens: u64, device: Device) -> Result<()> {
+pub(crate) fn check(
+    group: &Group,
+    config: &TrainConfig,
+    tokens: u64,
+    model: &LanguageModel,
+    device: Device,
+) -> Result<()> {
     let mut settings = config.clone();
     // Where files are may differ from host to host.
     settings.output = Default::default();
@@ -54,6 +60,10 @@ pub(crate) fn check(group: &Group, config: &TrainConfig, tokens: u64, device: De
     let cards = group.gather(card.as_bytes())?;
     let cards: Vec<String> = cards.iter().map(|card| String::from_utf8_lossy(card).into_owned()).collect();
     compare(&cards)?;
+    if device == Device::Cpu {
+        // All gradients and a loss.
+        group.allow_values(model.params().count() + 1);
+    }
     group.barrier()
 }
 
@@ -143,16 +153,13 @@ fn share_on_gpus(communicator: &Communicator, model: &LanguageModel, optimiser: 
 }
 
 fn share_on_cpus(group: &Group, model: &mut LanguageModel, optimiser: &mut AdamW) -> Result<()> {
-    let shared = |numbers: &[f32]| -> Result<Vec<f32>> {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok(group.broadcast(&bytes)?.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    };
     for (_, param) in model.params_mut().iter_mut() {
-        let numbers = shared(param.value.as_slice())?;
-        param.value.make_mut().copy_from_slice(&numbers);
+        group.broadcast_values(param.value.make_mut())?;
     }
-    for (i, [m, v]) in optimiser.means()?.into_iter().enumerate() {
-        optimiser.set_means(i, [shared(&m)?, shared(&v)?]).map_err(Error::from)?;
+    for (i, [mut m, mut v]) in optimiser.means()?.into_iter().enumerate() {
+        group.broadcast_values(&mut m)?;
+        group.broadcast_values(&mut v)?;
+        optimiser.set_means(i, [m, v]).map_err(Error::from)?;
     }
     Ok(())
 }

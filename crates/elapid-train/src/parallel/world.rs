@@ -99,7 +99,13 @@ fn slurm_master(
     port: Option<String>,
 ) -> Result<(String, u16)> {
     let nodes = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"].into_iter().find_map(env);
-    let address = address.or_else(|| nodes.as_deref().map(first_host));
+    let address = address.or_else(|| {
+        nodes.as_deref().map(|nodes| match nodes.contains(['[', ',']) {
+            true => first_host(nodes),
+            // All ranks are on one host, where they need no secret.
+            false => "127.0.0.1".to_owned(),
+        })
+    });
     let rank = || env("SLURM_PROCID").unwrap_or_default();
     let address = address.ok_or_else(|| half("SLURM_PROCID", &rank(), "MASTER_ADDR"))?;
     let port = match (port, env("SLURM_JOB_ID")) {
@@ -184,6 +190,9 @@ mod tests {
         assert_eq!(read(&[&slurm[..], &master].concat()).unwrap(), world(3, 1, 4, "10.0.0.1", 1234));
         let job = [("SLURM_JOB_ID", "30007"), ("SLURM_STEP_ID", "0"), ("SLURM_STEP_NODELIST", "gpu[08-09,12],x1")];
         assert_eq!(read(&[&slurm[..], &job].concat()).unwrap(), world(3, 1, 4, "gpu08", 15_007));
+        let alone =
+            [&slurm[..], &job[..2], &[("SLURM_STEP_NODELIST", "gpu-08"), ("SLURM_JOB_NODELIST", "gpu-[08-09]")]];
+        assert_eq!(read(&alone.concat()).unwrap(), world(3, 1, 4, "127.0.0.1", 15_007), "a step on one host");
         assert_eq!(read(&[&slurm[..], &job[..1]].concat()).unwrap(), None, "the shell of a batch script");
         assert!(read(&slurm).unwrap_err().to_string().contains("MASTER_ADDR is not set"));
         // Variables of torchrun go first: it may run inside srun.

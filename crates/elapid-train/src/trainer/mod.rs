@@ -181,7 +181,7 @@ impl Trainer {
 /// The lost rank that an error of the device came of, or the error.
 fn blamed(ranks: Option<&Group>, error: Error) -> Error {
     match (ranks, &error) {
-        (Some(ranks), Error::Elapid(inner)) if matches!(**inner, elapid::Error::Cuda(_)) => ranks.blame(error),
+        (Some(ranks), Error::Elapid(inner)) if matches!(**inner, elapid::Error::Cuda(_)) => ranks.cause_of(error),
         _ => error,
     }
 }

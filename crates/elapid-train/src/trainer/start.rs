@@ -63,7 +63,7 @@ impl Trainer {
         };
         let mut communicator = None;
         if let Some(ranks) = &ranks {
-            start::check(ranks, &config, train_tokens, device)?;
+            start::check(ranks, &config, train_tokens, &model, device)?;
             communicator = device.gpu().map(|gpu| start::connect(ranks, gpu)).transpose()?;
             start::share(ranks, communicator.as_deref(), &mut model, &mut optimiser, &mut position)?;
         }
