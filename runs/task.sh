@@ -14,7 +14,7 @@ models=() jobs=()
 train() {
     local dir=$1 resume=()
     shift
-    [[ ! -d $dir/resume ]] || resume=(--resume)
+    compgen -G "$dir/resume/step-*" >/dev/null && resume=(--resume)
     models+=(--model "$dir")
     if [[ ${PARALLEL:-} != 1 ]]; then
         elapid train --output "$dir" ${resume[@]+"${resume[@]}"} "$@"

@@ -15,6 +15,7 @@ mod output;
 mod ranks;
 mod report;
 mod score;
+mod signals;
 mod threads;
 mod tokenize;
 mod trace;

@@ -13,6 +13,7 @@ use elapid_train::parallel::{self, Failed, Group, Launch, Secret, Timeouts, Worl
 
 use crate::failure::{Ended, wrong};
 use crate::output::Output;
+use crate::signals;
 
 /// Set where [`launch`] started this process: its stdin is a line from there.
 const LAUNCHED: &str = "ELAPID_LAUNCHED";
@@ -46,7 +47,7 @@ pub(crate) fn launch(gpus: usize, device: &str, threads: Option<u16>) -> Result<
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
-    stop_at_ctrl_c(&stop)?;
+    signals::stop_at_signals(&stop)?;
     let program = std::env::current_exe().context("cannot find the program that this is")?;
     let arguments = without_gpus(std::env::args_os().skip(1));
     // A little longer than a rank gives itself.
@@ -106,34 +107,33 @@ pub(crate) fn own_gpu(world: &World, found: usize) -> Result<usize> {
     }
 }
 
-/// Sets `stop` at Ctrl-C; a second one ends the process.
-pub(crate) fn stop_at_ctrl_c(stop: &Arc<AtomicBool>) -> Result<()> {
-    let asked = stop.clone();
-    ctrlc::set_handler(move || ask(&asked)).context("cannot listen for Ctrl-C")
+/// Whether [`launch`] started this process.
+pub(crate) fn is_launched() -> bool {
+    std::env::var_os(LAUNCHED).is_some()
 }
 
-/// Sets `stop` when who launched this process asks for it, or is gone.
+/// Sets `stop` when the launcher asks for it or is gone; when it asks again, or is gone after it asked, the process
+/// ends. A signal to this process is counted separately: it may come beside the launcher's request.
 pub(crate) fn stop_with_launcher(stop: &Arc<AtomicBool>) {
-    if std::env::var_os(LAUNCHED).is_none() {
+    if !is_launched() {
         return;
     }
-    let asked = stop.clone();
+    let stop = stop.clone();
     thread::spawn(move || {
         let mut stdin = std::io::stdin().lock();
+        let mut asked = false;
         loop {
-            let heard = stdin.read(&mut [0]);
-            ask(&asked);
-            if !matches!(heard, Ok(1..)) {
+            let more = matches!(stdin.read(&mut [0]), Ok(1..));
+            if asked {
+                nccl::exit_at_once(130);
+            }
+            asked = true;
+            stop.store(true, Ordering::Relaxed);
+            if !more {
                 return;
             }
         }
     });
-}
-
-fn ask(stop: &AtomicBool) {
-    if stop.swap(true, Ordering::Relaxed) {
-        std::process::exit(130);
-    }
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     )?;
     for run in runs {
         let Some(((_, config), last)) = run.answers.trained.as_ref().zip(run.records.last()) else { continue };
-        let differences = config.differences(&base).into_iter();
+        let differences = config.differences(&base)?.into_iter();
         let own = differences.filter(|one| !one.starts_with("output.") && !one.starts_with("train.seed="));
         let sets: String = own.map(|one| format!(" --set '{one}'")).collect();
         writeln!(

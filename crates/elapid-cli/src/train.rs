@@ -12,13 +12,14 @@ use elapid_train::config::{Dtype, TrainConfig};
 use elapid_train::data;
 use elapid_train::parallel::{Group, World};
 use elapid_train::progress::Progress;
+use elapid_train::schedule::Warmup;
 use elapid_train::tasks::Kind;
-use elapid_train::{Outcome, Stopped, Trainer};
+use elapid_train::{Outcome, Start, Stopped, Trainer, shell_word};
 use serde_json::json;
 
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, thousands};
-use crate::{failure, ranks, trial};
+use crate::{failure, ranks, signals, trial};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +33,10 @@ Examples:
       on a synthetic task, with the paper's settings: copying, selective-copying or induction-heads; --set and the rest
       change single ones. Sequences are made on the fly; right answers are counted on fresh ones
   elapid train --resume --output runs/out/books
-      goes on where that run stopped, bit for bit; Ctrl-C stops a run so that it can
+      goes on where that run stopped, bit for bit; Ctrl-C, SIGTERM and a closed terminal stop a run so that it can
+      (a second Ctrl-C or SIGTERM ends it at once)
+  elapid train --from runs/out/books --data letters/ --output runs/out/letters --lr 3e-4
+      a new run that begins from the weights, the sizes and the tokenizer of a model: fine-tuning on other text
   elapid train --gpus 8 --config configs/books.toml
       on 8 GPUs of this host, each with a batch of its own; torchrun and srun start one process a GPU themselves:
       torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid train …
@@ -62,9 +66,16 @@ pub(crate) struct Arguments {
     /// Text to hold out, instead of the last tenth; may be repeated
     #[arg(long, value_name = "PATH")]
     val: Vec<String>,
-    /// Directory for the results
+    /// Begin from the weights, the sizes and the tokenizer of the model in a directory, as a run leaves it or as it was
+    /// downloaded; the results go to another directory
+    #[arg(long, value_name = "DIR")]
+    from: Option<String>,
+    /// Directory for the results; one that holds a model or another run is refused
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Move what the output directory holds into a folder in it (old-1), instead of refusing it
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
     /// Optimiser steps
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -77,7 +88,7 @@ pub(crate) struct Arguments {
     /// Peak learning rate
     #[arg(long, value_name = "X")]
     lr: Option<f64>,
-    /// What everything random follows from
+    /// Random seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Leave out what the tokenizer puts before each document, such as <s>; the trained model has it so
@@ -101,8 +112,16 @@ impl Arguments {
         gpus.map(|gpus| self.settings().map(|_| gpus)).transpose()
     }
 
-    /// The settings, later ones over earlier ones: defaults, file, short options, `--set`.
-    fn settings(&self) -> Result<TrainConfig> {
+    fn start(&self) -> Start {
+        match (self.resume, self.overwrite) {
+            (true, _) => Start::Resume,
+            (false, true) => Start::Overwrite,
+            (false, false) => Start::New,
+        }
+    }
+
+    /// The settings, later ones over earlier ones: defaults, file, short options, `--set`; and what to say of them.
+    fn settings(&self) -> Result<(TrainConfig, Vec<String>)> {
         let kind = self.task.as_deref().map(Kind::find).transpose()?;
         let defaults = kind.map_or(Ok(TrainConfig::default()), |kind| TrainConfig::parse(kind.settings, kind.name))?;
         let own = || {
@@ -125,6 +144,9 @@ impl Arguments {
         if let Some(dir) = &self.output {
             config.output.dir = dir.clone();
         }
+        if let Some(from) = &self.from {
+            config.model.from = from.clone();
+        }
         config.train.steps = self.steps.unwrap_or(config.train.steps);
         config.train.batch = self.batch.unwrap_or(config.train.batch);
         config.data.length = self.length.unwrap_or(config.data.length);
@@ -134,8 +156,27 @@ impl Arguments {
         for assignment in &self.set {
             config.apply_override(assignment)?;
         }
+        let notices = self.follow(&mut config);
         config.validate("the command line")?;
-        Ok(config)
+        Ok((config, notices))
+    }
+
+    /// What a short option leaves no room for follows it, unless it was set beside that option.
+    fn follow(&self, config: &mut TrainConfig) -> Vec<String> {
+        let set = |key: &str| self.set.iter().any(|one| one.split('=').next().is_some_and(|field| field.trim() == key));
+        let mut notices = Vec::new();
+        let (steps, warmup) = (config.train.steps, config.train.warmup.of(config.train.steps));
+        if self.steps.is_some() && warmup > steps && !set("train.warmup") {
+            let shorter = Warmup::Auto.of(steps);
+            notices.push(format!("train.warmup = {warmup} is longer than --steps {steps}: {shorter} instead"));
+            config.train.warmup = Warmup::Steps(shorter);
+        }
+        let (lr, floor) = (config.train.lr, config.train.min_lr);
+        if self.lr.is_some() && lr > 0.0 && floor > lr && !set("train.min_lr") {
+            notices.push(format!("train.min_lr = {floor} is above --lr {lr}: {} instead", lr / 10.0));
+            config.train.min_lr = lr / 10.0;
+        }
+        notices
     }
 }
 
@@ -164,7 +205,8 @@ fn train(
     ranks: Option<&Arc<Group>>,
     output: Output,
 ) -> Result<()> {
-    let mut config = arguments.settings()?;
+    let (mut config, notices) = arguments.settings()?;
+    notices.iter().for_each(|notice| output.note(notice));
     config.train.dtype = match dtype {
         None => config.train.dtype,
         Some(DType::F32) => Dtype::F32,
@@ -179,15 +221,15 @@ fn train(
         bar.set_position(progress.tokens);
     };
     let mut trainer = match ranks {
-        None => Trainer::new(config, arguments.resume, place.device, &mut tokenising)?,
-        Some(ranks) => Trainer::parallel(config, arguments.resume, place.device, ranks.clone(), &mut tokenising)?,
+        None => Trainer::new(config, arguments.start(), place.device, &mut tokenising)?,
+        Some(ranks) => Trainer::parallel(config, arguments.start(), place.device, ranks.clone(), &mut tokenising)?,
     };
     bar.finish_and_clear();
-    trainer.notices().iter().for_each(|notice| output.note(notice));
+    trainer.notices().iter().for_each(|notice| output.warn(notice));
     introduce(&trainer, ranks.map_or(1, |ranks| ranks.size()), output);
 
     let stop = Arc::new(AtomicBool::new(false));
-    if let Err(error) = ranks::stop_at_ctrl_c(&stop) {
+    if let Err(error) = signals::stop_at_signals(&stop) {
         // It takes a thread. The run can do without.
         output.warn(format_args!(
             "warning: {}; stop this run by `kill`, and go on by --resume",
@@ -206,10 +248,13 @@ fn train(
         }
     }
 
+    let interrupted = outcome.stopped == Stopped::Interrupted;
+    // Whoever stopped it waits for its end.
     let sample = match trainer.tokenizer() {
-        Some(tokenizer) => Some(sample(&LanguageModel::open(&outcome.dir)?, tokenizer)?),
-        None => None,
+        Some(tokenizer) if !interrupted => Some(sample(&LanguageModel::open(&outcome.dir)?, tokenizer)?),
+        _ => None,
     };
+    let resume = interrupted.then(|| resume_command(&outcome, ranks.map_or(1, |ranks| ranks.size())));
     let object = json!({
         "stopped": stopped(outcome.stopped),
         "step": outcome.step,
@@ -221,8 +266,31 @@ fn train(
         "accuracy": outcome.accuracy,
         "output": outcome.dir,
         "sample": sample,
+        "resume": resume,
     });
-    output.result(&object, || summary(&outcome, sample.as_deref()))
+    output.result(&object, || summary(&outcome, sample.as_deref(), resume.as_deref()))
+}
+
+/// The command that goes on with a run. Settings are in its directory; where it runs is on the command line alone.
+fn resume_command(outcome: &Outcome, ranks: usize) -> String {
+    let mut command = format!("elapid train --resume --output {}", shell_word(&outcome.dir));
+    let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    while let Some(argument) = arguments.next() {
+        for option in ["--device", "--threads"] {
+            let value = match argument.strip_prefix(option) {
+                Some("") => arguments.next(),
+                Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+                None => None,
+            };
+            if let Some(value) = value {
+                command += &format!(" {option} {}", shell_word(value.as_ref()));
+            }
+        }
+    }
+    if ranks::is_launched() {
+        command += &format!(" --gpus {ranks}");
+    }
+    command
 }
 
 fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
@@ -274,7 +342,7 @@ fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
 
-fn summary(outcome: &Outcome, sample: Option<&str>) -> String {
+fn summary(outcome: &Outcome, sample: Option<&str>, resume: Option<&str>) -> String {
     let mut lines = vec![
         ("steps", format!("{} ({})", thousands(outcome.step), stopped(outcome.stopped))),
         ("tokens", thousands(outcome.tokens)),
@@ -285,6 +353,7 @@ fn summary(outcome: &Outcome, sample: Option<&str>) -> String {
     lines.extend(outcome.accuracy.map(|share| ("right answers", format!("{:.2} %", 100.0 * share))));
     lines.push(("model", outcome.dir.display().to_string()));
     lines.push(("picture", outcome.dir.join("loss.png").display().to_string()));
+    lines.extend(resume.map(|command| ("go on with", command.to_owned())));
     let sample = sample.map_or(String::new(), |sample| format!("{sample}\n\n"));
     format!("{sample}{}", pairs(&lines))
 }

@@ -3,6 +3,7 @@
 //! `configs/default.toml` is the manual: every setting with its default and a line about it. A resolved config is
 //! written in the same form.
 
+mod base;
 mod check;
 mod sections;
 mod toml_error;
@@ -97,6 +98,7 @@ impl TrainConfig {
             return Err(wrong("", "there is no `=` in it".into(), "write it as section.setting=value".into()));
         };
         let (field, raw) = (field.trim(), raw.trim());
+        self.check_integers(&format!("--set {assignment}"))?;
         let mut table = self.table();
         let place = match field.split_once('.') {
             Some((section, key)) => table.get_mut(section).and_then(|section| section.get_mut(key)),
@@ -116,7 +118,11 @@ impl TrainConfig {
     }
 
     /// The settings in which this differs from another config, as [`apply_override`](Self::apply_override) takes them.
-    pub fn differences(&self, other: &Self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// If TOML cannot say one of them.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>, ConfigError> {
+        [self, other].into_iter().try_for_each(|config| config.check_integers("config"))?;
         let (ours, theirs) = (self.table(), other.table());
         let place = |table: &Table, field: &str| {
             let (section, key) = field.split_once('.')?;
@@ -126,11 +132,15 @@ impl TrainConfig {
             let value = place(&ours, &field)?;
             (place(&theirs, &field).as_ref() != Some(&value)).then(|| format!("{field}={value}"))
         };
-        fields().into_iter().filter_map(difference).collect()
+        Ok(fields().into_iter().filter_map(difference).collect())
     }
 
     /// The resolved config, with a comment about every setting.
-    pub fn to_toml(&self) -> String {
+    ///
+    /// # Errors
+    /// If TOML cannot say a setting.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        self.check_integers("config")?;
         let table = self.table();
         let mut section = String::new();
         let mut text = String::new();
@@ -144,7 +154,7 @@ impl TrainConfig {
                 None => text += &format!("{line}\n"),
             }
         }
-        text
+        Ok(text)
     }
 
     /// Writes `config.toml` into a directory and gives its path.
@@ -152,13 +162,13 @@ impl TrainConfig {
     /// # Errors
     /// If it cannot be written.
     pub fn save(&self, dir: &Path) -> Result<PathBuf> {
-        let path = dir.join("config.toml");
-        atomic_write(&path, |w| w.write_all(self.to_toml().as_bytes()))?;
+        let (path, text) = (dir.join("config.toml"), self.to_toml()?);
+        atomic_write(&path, |w| w.write_all(text.as_bytes()))?;
         Ok(path)
     }
 
     fn table(&self) -> Table {
-        // Structs of numbers, text and lists of text: there is nothing in them that TOML cannot say.
+        // Structs of numbers, text and lists of them, their integers checked: TOML can say all of it.
         Table::try_from(self).unwrap_or_default()
     }
 }

@@ -121,6 +121,14 @@ pub enum Error {
         /// What is left to go on from.
         kept: String,
     },
+    /// A directory that a run cannot have.
+    #[error("{}: cannot train there: {reason}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why, and what would do.
+        reason: String,
+    },
     /// Files to go on from that cannot be.
     #[error("{}: cannot go on from here: {reason}", path.display())]
     Resume {

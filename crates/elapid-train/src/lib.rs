@@ -14,9 +14,12 @@ pub mod parallel;
 pub mod plot;
 pub mod progress;
 mod resume;
+mod run_dir;
 pub mod schedule;
+mod shell;
 pub mod tasks;
 mod trainer;
 
 pub use error::{Error, Result};
-pub use trainer::{Outcome, Stopped, Trainer};
+pub use shell::shell_word;
+pub use trainer::{Outcome, Start, Stopped, Trainer};

@@ -1,9 +1,11 @@
 //! `metrics.jsonl`: a line a logged step, only ever appended to.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use elapid::fault;
 use elapid::files::{self, atomic_write, limit};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -17,16 +19,19 @@ pub struct Record {
     /// Tokens trained on so far.
     pub tokens: u64,
     /// Seconds of training so far, over all resumed runs.
+    #[serde(deserialize_with = "number")]
     pub seconds: f64,
     /// Training loss, nats a token, mean since the last record.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Learning rate of the step.
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
     /// Norm of all gradients before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
     /// Tokens a second since the last record.
+    #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
     /// Loss on the held-out text, nats a token, if it was measured after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,7 +58,7 @@ pub struct Writer {
 
 impl Writer {
     /// Begins the metrics of a run that has done `step` steps, 0 for a new one: what an earlier run wrote about later
-    /// steps is removed.
+    /// steps is removed. Of several lines about a step the last one stays.
     ///
     /// # Errors
     /// If the file cannot be read or written, or a line of it (but a last one cut short) is no record.
@@ -61,10 +66,14 @@ impl Writer {
         if path.exists() {
             let old = files::read(path, limit::TEXT)?;
             let lines = lines(&old, path)?;
+            let last: HashMap<u64, usize> = lines.iter().enumerate().map(|(i, (record, _))| (record.step, i)).collect();
+            let stays =
+                |i: usize, record: &Record| step > 0 && record.step <= step && last.get(&record.step) == Some(&i);
             let kept: Vec<u8> = lines
-                .into_iter()
-                .filter(|(record, _)| record.step <= step && step > 0)
-                .flat_map(|(_, line)| line.iter().copied().chain([b'\n']))
+                .iter()
+                .enumerate()
+                .filter(|(i, (record, _))| stays(*i, record))
+                .flat_map(|(_, (_, line))| line.iter().copied().chain([b'\n']))
                 .collect();
             if kept != old {
                 atomic_write(path, |w| w.write_all(&kept))?;
@@ -79,9 +88,18 @@ impl Writer {
     /// # Errors
     /// If it cannot be written.
     pub fn write(&mut self, record: &Record) -> Result<()> {
+        fault::operation();
         let line = serde_json::to_string(record).map_err(io::Error::other);
         line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
             .map_err(Error::io("write", &self.path))
+    }
+
+    /// Waits until all records are on the disk: a checkpoint is never further than they are.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("write", &self.path))
     }
 }
 
@@ -157,9 +175,27 @@ mod tests {
         let dir = tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let mut writer = Writer::open(&path, 0).unwrap();
-        writer.write(&Record { loss: f64::NAN, grad_norm: f64::INFINITY, ..record(1) }).unwrap();
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        let all = Record { loss: nan, grad_norm: inf, seconds: inf, lr: nan, tokens_per_second: inf, ..record(1) };
+        writer.write(&all).unwrap();
         let back = &read(&path).unwrap()[0];
-        assert!(back.loss.is_nan() && back.grad_norm.is_nan());
+        let numbers = [back.loss, back.grad_norm, back.seconds, back.lr, back.tokens_per_second];
+        assert!(numbers.iter().all(|x| x.is_nan()), "{back:?}");
+        // A run goes on over it.
+        Writer::open(&path, 1).unwrap().write(&record(2)).unwrap();
+        assert_eq!(steps(&path), [1, 2]);
+    }
+
+    #[test]
+    fn each_step_is_there_once() {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut writer = Writer::open(&path, 0).unwrap();
+        [1, 2, 2, 3, 1, 4].into_iter().for_each(|step| writer.write(&record(step)).unwrap());
+        drop(Writer::open(&path, 3).unwrap());
+        let mut found = steps(&path);
+        found.sort_unstable();
+        assert_eq!(found, [1, 2, 3]);
     }
 
     #[test]

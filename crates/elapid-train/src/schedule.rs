@@ -1,8 +1,10 @@
 //! The learning rate of each step.
 
 use std::f64::consts::PI;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Result};
 
@@ -20,6 +22,58 @@ pub enum Decay {
     /// The peak for 68 % of the steps, then the end of the cosine over all of them, which begins 23 % of the way up from the
     /// floor to the peak (warm-up, stable, decay; Hu et al. 2024).
     Wsd,
+}
+
+/// Steps of the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Warmup {
+    /// A tenth of the steps, at most 100.
+    #[default]
+    Auto,
+    /// So many.
+    Steps(u64),
+}
+
+impl Warmup {
+    /// Its length in a run of `steps` steps.
+    pub fn of(self, steps: u64) -> u64 {
+        match self {
+            Self::Auto => (steps / 10).min(100),
+            Self::Steps(warmup) => warmup,
+        }
+    }
+}
+
+impl Serialize for Warmup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Steps(steps) => steps.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Warmup {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = Warmup;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an integer, not negative, or \"auto\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Warmup, E> {
+                if text == "auto" { Ok(Warmup::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
+            }
+
+            fn visit_i64<E: de::Error>(self, steps: i64) -> Result<Warmup, E> {
+                let unfit = || E::invalid_value(de::Unexpected::Signed(steps), &self);
+                u64::try_from(steps).map(Warmup::Steps).map_err(|_| unfit())
+            }
+        }
+        deserializer.deserialize_any(V)
+    }
 }
 
 /// Share of the steps after the warm-up that [`Decay::Wsd`] stays at the peak.
@@ -124,6 +178,13 @@ mod tests {
         close(Schedule::new(1.0, 0.0, 0, 1, Decay::Cosine).unwrap().lr(0), 1.0);
         close(Schedule::new(1.0, 0.0, 5, 6, Decay::Linear).unwrap().lr(5), 1.0);
         close(Schedule::new(1.0, 0.0, 0, 2, Decay::Linear).unwrap().lr(1), 0.0);
+    }
+
+    #[test]
+    fn the_warm_up_follows_the_steps() {
+        let lengths = [0, 1, 9, 20, 1000, 50_000].map(|steps| Warmup::Auto.of(steps));
+        assert_eq!(lengths, [0, 0, 0, 2, 100, 100]);
+        assert_eq!(Warmup::Steps(7).of(1000), 7);
     }
 
     #[test]

@@ -1,5 +1,14 @@
 //! Whole runs, small.
 
+#[path = "trainer/directories.rs"]
+mod directories;
+#[path = "trainer/faults.rs"]
+mod faults;
+#[path = "trainer/from.rs"]
+mod from;
+#[path = "trainer/resume.rs"]
+mod resume;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +18,7 @@ use elapid::LanguageModel;
 use elapid_train::config::TrainConfig;
 use elapid_train::parallel::{Group, Timeouts, World};
 use elapid_train::progress::Progress;
-use elapid_train::{Outcome, Result, Stopped, Trainer, metrics};
+use elapid_train::{Outcome, Result, Start, Stopped, Trainer, metrics};
 
 /// A run of seconds; `settings` are overrides.
 fn config(dir: &Path, settings: &[&str]) -> TrainConfig {
@@ -32,8 +41,8 @@ fn config(dir: &Path, settings: &[&str]) -> TrainConfig {
     config
 }
 
-fn train(config: TrainConfig, resume: bool) -> Result<Outcome> {
-    let mut trainer = Trainer::new(config, resume, elapid::Device::Cpu, &mut |_| ())?;
+fn train(config: TrainConfig, start: Start) -> Result<Outcome> {
+    let mut trainer = Trainer::new(config, start, elapid::Device::Cpu, &mut |_| ())?;
     let steps = trainer.config().train.steps;
     trainer.run(&Progress::new(trainer.step(), steps, true), &AtomicBool::new(false))
 }
@@ -45,7 +54,7 @@ fn bytes(dir: &Path, file: &str) -> Vec<u8> {
 #[test]
 fn a_run_leaves_a_model_metrics_and_a_picture() {
     let dir = tempfile::tempdir().unwrap();
-    let outcome = train(config(dir.path(), &["train.steps=60", "train.eval_every=20"]), false).unwrap();
+    let outcome = train(config(dir.path(), &["train.steps=60", "train.eval_every=20"]), Start::New).unwrap();
     assert_eq!((outcome.stopped, outcome.step, outcome.tokens), (Stopped::Finished, 60, 60 * 4 * 32));
     assert!(outcome.val_loss.unwrap() < 4.5, "{outcome:?}");
     let model = LanguageModel::open(dir.path()).unwrap();
@@ -63,17 +72,17 @@ fn a_run_leaves_a_model_metrics_and_a_picture() {
 fn interrupted(dir: &Path, settings: &[&str], at: u64) {
     let all = config(dir, settings);
     let stop = AtomicBool::new(false);
-    let mut trainer = Trainer::new(all.clone(), false, elapid::Device::Cpu, &mut |_| ()).unwrap();
+    let mut trainer = Trainer::new(all.clone(), Start::New, elapid::Device::Cpu, &mut |_| ()).unwrap();
     trainer.run_until(at, &Progress::new(0, all.train.steps, true), &stop).unwrap();
     drop(trainer);
-    train(all, true).unwrap();
+    train(all, Start::Resume).unwrap();
 }
 
 #[test]
 fn a_resumed_run_is_the_same_bits() {
     for settings in [&["data.mode=\"windows\"", "train.accumulate=2"], &["data.mode=\"streams\"", "data.pack=true"]] {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        train(config(whole.path(), settings), false).unwrap();
+        train(config(whole.path(), settings), Start::New).unwrap();
         interrupted(parts.path(), settings, 7);
         for file in ["model.safetensors", "resume/step-00000012/model.safetensors"] {
             assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{settings:?} {file}");
@@ -88,9 +97,9 @@ fn a_resumed_run_is_the_same_bits() {
 #[test]
 fn the_same_seed_twice_is_the_same_bits() {
     let (one, two, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    train(config(one.path(), &[]), false).unwrap();
-    train(config(two.path(), &[]), false).unwrap();
-    train(config(other.path(), &["train.seed=2"]), false).unwrap();
+    train(config(one.path(), &[]), Start::New).unwrap();
+    train(config(two.path(), &[]), Start::New).unwrap();
+    train(config(other.path(), &["train.seed=2"]), Start::New).unwrap();
     assert!(bytes(one.path(), "model.safetensors") == bytes(two.path(), "model.safetensors"));
     assert!(bytes(one.path(), "model.safetensors") != bytes(other.path(), "model.safetensors"));
 }
@@ -98,8 +107,8 @@ fn the_same_seed_twice_is_the_same_bits() {
 #[test]
 fn recomputed_blocks_train_alike() {
     let (kept, recomputed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let one = train(config(kept.path(), &[]), false).unwrap();
-    let two = train(config(recomputed.path(), &["train.checkpoint_blocks=true"]), false).unwrap();
+    let one = train(config(kept.path(), &[]), Start::New).unwrap();
+    let two = train(config(recomputed.path(), &["train.checkpoint_blocks=true"]), Start::New).unwrap();
     assert!((one.loss - two.loss).abs() < 1e-3 * one.loss, "{} {}", one.loss, two.loss);
 }
 
@@ -107,22 +116,10 @@ fn recomputed_blocks_train_alike() {
 fn a_run_that_diverges_names_the_step_and_the_layer_and_keeps_the_last_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let settings = ["train.lr=1e30", "train.min_lr=0.0", "train.warmup=0", "train.clip=0.0", "train.save_every=1"];
-    let error = train(config(dir.path(), &settings), false).unwrap_err().to_string();
+    let error = train(config(dir.path(), &settings), Start::New).unwrap_err().to_string();
     assert!(error.contains("step ") && error.contains("not finite"), "{error}");
     assert!(error.contains("parameter") || error.contains("layer") || error.contains("gradient"), "{error}");
     assert!(error.contains("resume/step-"), "{error}");
-}
-
-#[test]
-fn directories_that_do_not_fit_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let message = |result: Result<Outcome>| result.err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(message(train(config(dir.path(), &[]), true)).contains("without --resume"));
-    train(config(dir.path(), &["train.steps=2"]), false).unwrap();
-    assert!(message(train(config(dir.path(), &[]), false)).contains("--resume"));
-    assert!(message(train(config(dir.path(), &["model.n_layer=3"]), true)).contains("differ"));
-    let more = train(config(dir.path(), &["train.steps=4"]), true).unwrap();
-    assert_eq!(more.step, 4);
 }
 
 #[test]
@@ -130,14 +127,14 @@ fn patience_ends_a_run() {
     let dir = tempfile::tempdir().unwrap();
     // Nothing is learned at this rate, so that the first validation stays the best or nearly so.
     let settings = ["train.lr=1e-30", "train.min_lr=0.0", "train.patience=2", "train.eval_every=1"];
-    let outcome = train(config(dir.path(), &settings), false).unwrap();
+    let outcome = train(config(dir.path(), &settings), Start::New).unwrap();
     assert_eq!((outcome.stopped, outcome.step), (Stopped::Patience, 3));
 }
 
 #[test]
 fn without_held_out_text_the_last_model_is_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let outcome = train(config(dir.path(), &["data.val_fraction=0.0"]), false).unwrap();
+    let outcome = train(config(dir.path(), &["data.val_fraction=0.0"]), Start::New).unwrap();
     assert_eq!(outcome.val_loss, None);
     assert!(bytes(dir.path(), "model.safetensors") == bytes(dir.path(), "resume/step-00000012/model.safetensors"));
 }
@@ -155,7 +152,7 @@ fn packed_validation_does_not_see_across_documents() {
         let dir = tempfile::tempdir().unwrap();
         let (val, mode, pack) = (format!("data.val=[{val}]"), format!("data.mode={mode}"), format!("data.pack={pack}"));
         let settings = ["train.lr=1e-30", "train.min_lr=0.0", "train.steps=2", &val, &mode, &pack];
-        train(config(dir.path(), &settings), false).unwrap().val_loss.unwrap()
+        train(config(dir.path(), &settings), Start::New).unwrap().val_loss.unwrap()
     };
     for mode in ["windows", "streams"] {
         let apart = (11.0 * validated(&one, mode, true) + 14.0 * validated(&two, mode, true)) / 25.0;
@@ -193,7 +190,7 @@ fn ranks<R: Send>(size: usize, f: impl Fn(usize, Arc<Group>) -> R + Sync) -> Vec
 /// A run by several ranks, to step `last`.
 fn train_together(
     config: &TrainConfig,
-    resume: bool,
+    start: Start,
     size: usize,
     last: u64,
     stop: &AtomicBool,
@@ -201,7 +198,7 @@ fn train_together(
     ranks(size, |rank, group| {
         let trained = || {
             let device = elapid::Device::Cpu;
-            let mut trainer = Trainer::parallel(config.clone(), resume, device, group.clone(), &mut |_| ())?;
+            let mut trainer = Trainer::parallel(config.clone(), start, device, group.clone(), &mut |_| ())?;
             let outcome = trainer.run_until(last, &Progress::new(0, config.train.steps, true), stop)?;
             group.finish()?;
             Ok(outcome)
@@ -224,8 +221,8 @@ fn ranks_train_as_one_with_all_their_batches() {
     for (size, accumulate) in [(2, 1), (3, 2)] {
         let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let settings = |parts: usize| format!("train.accumulate={parts}");
-        let alone = train(config(one.path(), &[&settings(size * accumulate)]), false).unwrap();
-        let outcomes = train_together(&config(many.path(), &[&settings(accumulate)]), false, size, 12, &never);
+        let alone = train(config(one.path(), &[&settings(size * accumulate)]), Start::New).unwrap();
+        let outcomes = train_together(&config(many.path(), &[&settings(accumulate)]), Start::New, size, 12, &never);
         let first = outcomes[0].as_ref().unwrap();
         assert_eq!((first.step, first.tokens, first.stopped), (12, alone.tokens, Stopped::Finished));
         assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap().loss == first.loss));
@@ -244,14 +241,16 @@ fn ranks_train_as_one_with_all_their_batches() {
 fn ranks_go_on_where_they_stopped() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (never, now) = (AtomicBool::new(false), AtomicBool::new(true));
-    train_together(&config(whole.path(), &[]), false, 2, 12, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    train_together(&config(whole.path(), &[]), Start::New, 2, 12, &never)
+        .into_iter()
+        .for_each(|run| drop(run.unwrap()));
     let all = config(parts.path(), &[]);
-    train_together(&all, false, 2, 7, &never).into_iter().for_each(|run| drop(run.unwrap()));
-    for outcome in train_together(&all, true, 2, 12, &now) {
+    train_together(&all, Start::New, 2, 7, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    for outcome in train_together(&all, Start::Resume, 2, 12, &now) {
         let outcome = outcome.unwrap();
         assert_eq!((outcome.step, outcome.stopped), (7, Stopped::Interrupted), "all stop at once");
     }
-    train_together(&all, true, 2, 12, &never).into_iter().for_each(|run| drop(run.unwrap()));
+    train_together(&all, Start::Resume, 2, 12, &never).into_iter().for_each(|run| drop(run.unwrap()));
     for file in ["model.safetensors", "resume/step-00000012/model.safetensors"] {
         assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{file}");
     }
@@ -262,7 +261,7 @@ fn ranks_go_on_where_they_stopped() {
 fn patience_ends_all_ranks() {
     let dir = tempfile::tempdir().unwrap();
     let settings = ["train.lr=1e-30", "train.min_lr=0.0", "train.patience=2", "train.eval_every=1"];
-    for outcome in train_together(&config(dir.path(), &settings), false, 2, 12, &AtomicBool::new(false)) {
+    for outcome in train_together(&config(dir.path(), &settings), Start::New, 2, 12, &AtomicBool::new(false)) {
         let outcome = outcome.unwrap();
         assert_eq!((outcome.stopped, outcome.step), (Stopped::Patience, 3));
     }
@@ -276,7 +275,7 @@ fn a_rank_that_fails_ends_all_and_the_checkpoint_stays() {
     let errors = ranks(3, |rank, group| {
         let trained = || {
             let device = elapid::Device::Cpu;
-            let mut trainer = Trainer::parallel(all.clone(), false, device, group.clone(), &mut |_| ())?;
+            let mut trainer = Trainer::parallel(all.clone(), Start::New, device, group.clone(), &mut |_| ())?;
             let (progress, never) = (Progress::new(0, 1000, true), AtomicBool::new(false));
             // The third rank leaves after 5 steps.
             let outcome = trainer.run_until(if rank == 2 { 5 } else { 1000 }, &progress, &never);
@@ -304,7 +303,8 @@ fn ranks_that_train_something_else_are_refused() {
         let errors = ranks(2, |rank, group| {
             let settings: &[&str] = if rank == 1 { &[different] } else { &[] };
             let device = elapid::Device::Cpu;
-            let trainer = Trainer::parallel(config(dir.path(), settings), false, device, group.clone(), &mut |_| ());
+            let trainer =
+                Trainer::parallel(config(dir.path(), settings), Start::New, device, group.clone(), &mut |_| ());
             let error = trainer.err().unwrap().to_string();
             group.report_failure(&error);
             error
@@ -313,7 +313,7 @@ fn ranks_that_train_something_else_are_refused() {
     };
     refused("train.batch=3", &["rank 1 has `batch = 3`, rank 0 `batch = 4`"]);
     refused("data.val_fraction=0.5", &["rank 1", "rank 0"]);
-    let errors = train_together(&config(dir.path(), &["data.mode=streams"]), false, 2, 1, &AtomicBool::new(false));
+    let errors = train_together(&config(dir.path(), &["data.mode=streams"]), Start::New, 2, 1, &AtomicBool::new(false));
     for error in errors {
         assert!(error.unwrap_err().to_string().contains("windows"));
     }
@@ -338,7 +338,7 @@ const SMALL_TASK: [&str; 11] = [
 fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
     let dir = tempfile::tempdir().unwrap();
     let settings = [&SMALL_TASK[..], &["train.stop_at_accuracy=1.0", "train.stop_after=2"]].concat();
-    let outcome = train(config(dir.path(), &settings), false).unwrap();
+    let outcome = train(config(dir.path(), &settings), Start::New).unwrap();
     assert_eq!((outcome.stopped, outcome.accuracy), (Stopped::Accuracy, Some(1.0)), "{outcome:?}");
     assert_eq!(outcome.tokens, outcome.step * 16 * 8, "a row has the tokens, as many markers, and four places more");
     assert!(!dir.path().join("tokenizer.json").exists());
@@ -354,7 +354,7 @@ fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
 fn smoothed_targets_are_trained_on() {
     let dir = tempfile::tempdir().unwrap();
     let more = ["train.label_smoothing=0.1", "train.stop_at_accuracy=1.0"];
-    train(config(dir.path(), &[&SMALL_TASK[..], &more].concat()), false).unwrap();
+    train(config(dir.path(), &[&SMALL_TASK[..], &more].concat()), Start::New).unwrap();
     let records = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
     let last = records.last().unwrap();
     // No loss is below the entropy of the targets, 0.92 for one of five tokens and 0.02 for the others.
@@ -369,11 +369,11 @@ fn a_resumed_task_is_the_same_bits() {
     let more = ["train.steps=12", "train.eval_every=4", "train.accumulate=2", "task.eval_lengths=[4, 9]"];
     let settings = [&SMALL_TASK[..], &more, &["task.next_tokens=true"]].concat();
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    train(config(whole.path(), &settings), false).unwrap();
+    train(config(whole.path(), &settings), Start::New).unwrap();
     interrupted(parts.path(), &settings, 7);
     for file in ["model.safetensors", "resume/step-00000012/model.safetensors"] {
         assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{file}");
     }
-    let error = train(config(parts.path(), &[&settings[..], &["task.tokens=3"]].concat()), true).unwrap_err();
+    let error = train(config(parts.path(), &[&settings[..], &["task.tokens=3"]].concat()), Start::Resume).unwrap_err();
     assert!(error.to_string().contains("[task]"), "{error}");
 }

@@ -64,6 +64,8 @@ pub mod decode;
 pub mod embedded;
 mod error;
 pub mod evaluate;
+#[doc(hidden)]
+pub mod fault;
 pub mod files;
 pub mod formats;
 pub mod generate;

@@ -2,13 +2,13 @@
 //!
 //! It can be zero, cloned, cut into rows and stacked again, saved and loaded, and differentiated through.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 
 use crate::autograd::Var;
-use crate::files::{self, FileError, TensorFile};
+use crate::files::{self, Elements, FileError, TensorFile};
 use crate::mixer::StateTensor;
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -164,32 +164,24 @@ impl State {
         })
     }
 
-    /// Writes it to a file (safetensors), with the model's fingerprint and notes of the caller's.
+    /// Writes it to a file (safetensors), with the model's fingerprint and notes of the caller's. Equal states and notes
+    /// give equal bytes.
     ///
     /// # Errors
     /// If the file cannot be written; an older file of that name is then still whole.
     pub fn save(&self, path: &Path, fingerprint: &str, notes: &[(&str, String)]) -> Result<()> {
-        let mut metadata: HashMap<String, String> = HashMap::from([
+        let mut metadata: BTreeMap<String, String> = BTreeMap::from([
             ("format".into(), "elapid-state".into()),
             ("version".into(), VERSION.into()),
             ("fingerprint".into(), fingerprint.into()),
             ("position".into(), self.position.to_string()),
         ]);
         metadata.extend(notes.iter().map(|(key, value)| (format!("note.{key}"), value.clone())));
-        let numbers: Vec<(String, Vec<usize>, Vec<u8>)> = self
+        let tensors: Vec<Elements> = self
             .tensors()
-            .map(|(name, x)| {
-                let bytes = x.to_vec()?.iter().flat_map(|v| v.to_le_bytes()).collect();
-                Ok((name, x.shape().to_vec(), bytes))
-            })
+            .map(|(name, x)| Ok(Elements { name, shape: x.shape().to_vec(), data: x.to_vec()? }))
             .collect::<Result<_>>()?;
-        let views = numbers
-            .iter()
-            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-            .map_err(|error| state_error(error.to_string()))?;
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| state_error(error.to_string()))?;
-        Ok(files::atomic_write(path, |file| std::io::Write::write_all(file, &bytes))?)
+        Ok(files::write_tensors(path, &metadata, &tensors)?)
     }
 
     /// Reads what [`save`](Self::save) wrote; returns the caller's notes with it.

@@ -200,19 +200,177 @@ fn a_lost_rank_ends_all_and_names_the_checkpoint() {
     }
 }
 
+#[cfg(unix)]
+fn signal(running: &Running, name: &str) {
+    let id = running.0.id().to_string();
+    assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
+}
+
 #[test]
 #[cfg(unix)]
-fn ctrl_c_stops_all_ranks() {
+fn signals_stop_a_run_and_it_says_how_to_go_on() {
+    for (name, more) in
+        [("INT", &[][..]), ("TERM", &[]), ("HUP", &[]), ("TERM", &["--gpus", "2"]), ("HUP", &["--gpus", "2"])]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let (text, out) = (text(&dir), dir.path().join("my run").display().to_string());
+        let arguments = [&endless(&out, &text)[..], &["--json"], more].concat();
+        let running = Running::start(&arguments, None);
+        checkpoint(Path::new(&out));
+        signal(&running, name);
+        let result = running.end().json();
+        assert_eq!(result["stopped"], "interrupted", "{name}");
+        let step = result["step"].as_u64().unwrap();
+        assert!(Path::new(&out).join(format!("resume/step-{step:08}")).is_dir() && step >= 2);
+        let mut command = format!("elapid train --resume --output '{out}' --device cpu --threads 1");
+        more.iter().for_each(|word| command += &format!(" {word}"));
+        assert_eq!(result["resume"], command);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_second_signal_ends_a_run_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run").display().to_string();
+    // Steps of a second or more, during one of which both signals come.
+    let slow = ["train", "--output", &out, "--steps", "1000", "--length", "512", "--device", "cpu", "--threads", "1"];
+    let running = Running::start(&[&slow[..], &["--set", "train.log_every=1", "--quiet"]].concat(), None);
+    let since = Instant::now();
+    while std::fs::metadata(dir.path().join("run/metrics.jsonl")).map_or(0, |data| data.len()) == 0 {
+        assert!(since.elapsed() < Duration::from_secs(300), "no step");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&running, "INT");
+    // Signals that wait are one: the second must come after the first was handled.
+    std::thread::sleep(Duration::from_millis(50));
+    signal(&running, "TERM");
+    assert_eq!(running.end().code, 128 + 15);
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path().join("run/resume")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["begun"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn nohup_is_respected() {
     let dir = tempfile::tempdir().unwrap();
     let (text, out) = (text(&dir), dir.path().join("run").display().to_string());
-    let arguments = [&endless(&out, &text)[..], &["--json", "--gpus", "2"]].concat();
-    let running = Running::start(&arguments, None);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_elapid")]).args(endless(&out, &text));
+    let running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let first = checkpoint(Path::new(&out));
+    signal(&running, "HUP");
+    let since = Instant::now();
+    while first.exists() {
+        assert!(since.elapsed() < Duration::from_secs(60), "it does not go on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal(&running, "TERM");
+    assert_eq!(running.end().code, 0);
+}
+
+#[test]
+fn a_directory_in_use_is_refused_and_a_killed_run_leaves_it_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, out) = (text(&dir), dir.path().join("run").display().to_string());
+    let arguments = endless(&out, &text);
+    let mut running = Running::start(&arguments, None);
     checkpoint(Path::new(&out));
-    let id = running.0.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
-    let result = running.end().json();
-    assert_eq!(result["stopped"], "interrupted");
-    assert!(result["step"].as_u64().unwrap() >= 2);
+    let process = format!("process {}", running.0.id());
+    for more in ["--seed=2", "--resume", "--overwrite"] {
+        elapid(&[&arguments[..], &[more]].concat()).fails(2, &["another run is using it", &process, "--output"]);
+    }
+    assert!(running.0.try_wait().unwrap().is_none(), "the first one goes on");
+    running.0.kill().unwrap();
+    running.0.wait().unwrap();
+    let step: u64 = checkpoint(Path::new(&out)).display().to_string().rsplit('-').next().unwrap().parse().unwrap();
+    let last = (step + 1).to_string();
+    let on = elapid(&["train", "--resume", "--output", &out, "--device", "cpu", "--json", "--steps", &last]).json();
+    assert_eq!(on["step"], step + 1);
+    let steps: Vec<u64> = std::fs::read_to_string(Path::new(&out).join("metrics.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
+    let names = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.into_iter().all(|name| !name.ends_with(".tmp")));
+}
+
+#[test]
+fn a_model_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, model) = (text(&dir), dir.path().join("model"));
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(crate::golden("mamba1-tiny").join(name), model.join(name)).unwrap();
+    }
+    let weights = std::fs::read(model.join("model.safetensors")).unwrap();
+    let out = model.display().to_string();
+    let data = ["--data", text.as_str(), "--set", "data.cache=none", "--steps", "2"];
+    train(&out, &data).fails(2, &["config.json, model.safetensors", "--output", "--overwrite"]);
+    assert!(std::fs::read(model.join("model.safetensors")).unwrap() == weights);
+    train(&out, &[&data[..], &["--overwrite"]].concat()).json();
+    assert!(std::fs::read(model.join("old-1/model.safetensors")).unwrap() == weights);
+
+    // Settings of one's own in the directory where the results are to go.
+    let own = dir.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let settings = format!("# my notes\n[data]\ntrain = {text:?}\ncache = \"none\"\n[train]\nsteps = 2\n");
+    std::fs::write(own.join("config.toml"), &settings).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_elapid"));
+    command.current_dir(&own).args(["train", "--config", "config.toml", "--output", "."]);
+    Run::from(command.output().unwrap()).fails(2, &["config.toml"]);
+    assert_eq!(std::fs::read_to_string(own.join("config.toml")).unwrap(), settings);
+}
+
+#[test]
+fn a_run_begins_from_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, one) = (text(&dir), dir.path().join("one").display().to_string());
+    let data = ["--data", text.as_str(), "--set", "data.cache=none"];
+    train(&one, &[&data[..], &["--steps", "4"]].concat()).json();
+    let (two, three) = (dir.path().join("two").display().to_string(), dir.path().join("three").display().to_string());
+    let tune = ["train", "--from", &one, "--lr", "1e-7", "--batch", "2", "--length", "32", "--device", "cpu"];
+    let tune = |out: &str, more: &[&str]| elapid(&[&tune[..], &data, &["--output", out], more].concat());
+    let run = tune(&two, &["--steps", "4"]);
+    assert!(run.stderr.contains("train.min_lr = 0.00001 is above --lr 0.0000001"), "{}", run.stderr);
+    run.text();
+    let config = std::fs::read_to_string(dir.path().join("two/config.toml")).unwrap();
+    for line in [&format!("from = {one:?}"), "d_model = 24", "n_layer = 1"] {
+        assert!(config.contains(line), "no `{line}` in {config}");
+    }
+    let loss =
+        |model: &str| elapid(&["eval", "--model", model, "--data", &text, "--json"]).json()["loss"].as_f64().unwrap();
+    assert!((loss(&one) - loss(&two)).abs() < 1e-3, "{} {}", loss(&one), loss(&two));
+    // It goes on as any other run, with the same command or a short one.
+    tune(&two, &["--resume", "--steps", "5"]).text();
+    elapid(&["train", "--resume", "--output", &two, "--steps", "6"]).text();
+    tune(&one, &[]).fails(2, &["begins from", "--output"]);
+    tune(&three, &["--set", "model.d_model=99"]).fails(2, &["`model.d_model`", "24", "99"]);
+    // Ids without a tokenizer: text is read by bytes, whose ids do not fit.
+    let tiny = crate::tiny();
+    elapid(&["train", "--from", &tiny, "--output", &three]).fails(2, &["`data.tokenizer`", "259"]);
+    assert!(!Path::new(&three).exists());
+}
+
+#[test]
+fn a_short_first_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = |name: &str| dir.path().join(name).display().to_string();
+    let small =
+        ["--batch", "1", "--length", "16", "--set", "model.d_model=8", "--set", "model.n_layer=1", "--device", "cpu"];
+    let short = |more: &[&str]| elapid(&[&["train", "--steps", "20"], &small[..], more].concat());
+    short(&["--output", &out("defaults")]).text();
+    let config = file(&dir, "a.toml", "[train]\nsteps = 5000\nwarmup = 500\n");
+    let run = short(&["--config", &config, "--output", &out("config")]);
+    assert!(run.stderr.contains("train.warmup = 500 is longer than --steps 20: 2 instead"), "{}", run.stderr);
+    run.text();
+    short(&["--output", &out("said"), "--set", "train.warmup=21"]).fails(2, &["train.warmup"]);
+    let seed = "9223372036854775808";
+    short(&["--output", &out("seed"), "--seed", seed, "--set", "train.lr=1e-3"]).fails(2, &["train.seed", seed]);
+    assert!(!dir.path().join("seed").exists());
 }
 
 #[test]

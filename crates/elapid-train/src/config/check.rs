@@ -24,6 +24,7 @@ impl TrainConfig {
             let fix = format!("set it to {wanted}, in the file or by --set {field}=VALUE");
             Err(ConfigError { file: file.to_owned(), line: None, field: field.to_owned(), what, fix })
         };
+        self.check_integers(file)?;
         let names = &self.model.selective;
         let known = model::Selective::from_names(names).is_some();
         check(known, "model.selective", "a list of some of \"delta\", \"B\", \"C\"", &format!("{names:?}"))?;
@@ -49,7 +50,8 @@ impl TrainConfig {
         let range = format!("0 to train.lr, which is {}", train.lr);
         check((0.0..=train.lr).contains(&train.min_lr), "train.min_lr", &range, &train.min_lr)?;
         let most = format!("at most train.steps, which is {}", train.steps);
-        check(train.warmup <= train.steps, "train.warmup", &most, &train.warmup)?;
+        let warmup = train.warmup.of(train.steps);
+        check(warmup <= train.steps, "train.warmup", &most, &warmup)?;
         for (field, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
             check((0.0..1.0).contains(&beta), field, "0 or more, below 1", &beta)?;
         }
@@ -93,5 +95,28 @@ impl TrainConfig {
             }
         }
         check(!self.output.dir.as_os_str().is_empty(), "output.dir", "a directory", &"an empty text")
+    }
+
+    /// Checks that TOML can say every integer: a config that cannot be written cannot be gone on with.
+    pub(super) fn check_integers(&self, file: &str) -> Result<(), ConfigError> {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        let sections = json.as_object().into_iter().flatten();
+        let values = sections.flat_map(|(section, values)| {
+            values.as_object().into_iter().flatten().map(move |(key, value)| (section, key, value))
+        });
+        for (section, key, value) in values {
+            let one = std::slice::from_ref(value);
+            let all = value.as_array().map_or(one, Vec::as_slice);
+            if let Some(n) = all.iter().find_map(|n| n.as_u64().filter(|&n| i64::try_from(n).is_err())) {
+                return Err(ConfigError {
+                    file: file.to_owned(),
+                    line: None,
+                    field: format!("{section}.{key}"),
+                    what: format!("wanted at most {}, got {n}", i64::MAX),
+                    fix: "give a smaller one: config.toml cannot hold it".into(),
+                });
+            }
+        }
+        Ok(())
     }
 }

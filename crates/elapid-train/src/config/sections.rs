@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ConfigError;
 use crate::data::{HeldOut, JSONL_FIELD, Separator, Source, cache_dir};
-use crate::schedule::{Decay, Schedule};
+use crate::schedule::{Decay, Schedule, Warmup};
 
 /// The sequence mixer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -107,6 +107,7 @@ impl Dtype {
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
 pub struct ModelConfig {
+    pub from: String,
     pub family: Family,
     pub d_model: usize,
     pub n_layer: usize,
@@ -135,6 +136,7 @@ pub struct ModelConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            from: String::new(),
             family: Family::Mamba1,
             d_model: 256,
             n_layer: 4,
@@ -346,7 +348,7 @@ pub struct TrainSettings {
     pub accumulate: usize,
     pub lr: f64,
     pub min_lr: f64,
-    pub warmup: u64,
+    pub warmup: Warmup,
     pub schedule: Decay,
     pub beta1: f64,
     pub beta2: f64,
@@ -375,7 +377,7 @@ impl Default for TrainSettings {
             accumulate: 1,
             lr: 2e-3,
             min_lr: 1e-5,
-            warmup: 100,
+            warmup: Warmup::Auto,
             schedule: Decay::Cosine,
             beta1: 0.9,
             beta2: 0.95,
@@ -404,7 +406,7 @@ impl TrainSettings {
     /// # Errors
     /// As [`Schedule::new`]; never after [`TrainConfig::validate`](super::TrainConfig::validate).
     pub fn lr_schedule(&self) -> crate::Result<Schedule> {
-        Schedule::new(self.lr, self.min_lr, self.warmup, self.steps, self.schedule)
+        Schedule::new(self.lr, self.min_lr, self.warmup.of(self.steps), self.steps, self.schedule)
     }
 }
 

@@ -118,13 +118,56 @@ fn overrides_that_fail_say_why() {
 }
 
 #[test]
+fn integers_that_toml_cannot_say_are_refused_by_name() {
+    let most = i64::MAX as u64;
+    for (field, set) in [
+        ("train.seed", (|config, n| config.train.seed = n) as fn(&mut TrainConfig, u64)),
+        ("train.steps", |config, n| config.train.steps = n),
+        ("train.batch", |config, n| config.train.batch = n as usize),
+        ("train.warmup", |config, n| config.train.warmup = crate::schedule::Warmup::Steps(n)),
+        ("task.eval_lengths", |config, n| config.task.eval_lengths = vec![1, n as usize]),
+    ] {
+        let mut config = TrainConfig::default();
+        set(&mut config, most);
+        assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), "a.toml").unwrap(), config);
+        set(&mut config, most + 1);
+        let before = config.clone();
+        let errors = [
+            config.apply_override("train.lr=1e-3").unwrap_err(),
+            config.validate("a.toml").unwrap_err(),
+            config.to_toml().unwrap_err(),
+            config.differences(&TrainConfig::default()).unwrap_err(),
+            TrainConfig::default().differences(&config).unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.field, field, "{error}");
+            assert!(error.what.contains("9223372036854775808"), "{error}");
+        }
+        let dir = tempdir().unwrap();
+        config.save(dir.path()).unwrap_err();
+        assert!(!dir.path().join("config.toml").exists() && config == before);
+    }
+}
+
+#[test]
+fn a_few_steps_do_with_the_defaults() {
+    for steps in [1, 5, 20, 99, 1000] {
+        let config = set(&format!("train.steps={steps}")).unwrap();
+        config.validate("a.toml").unwrap();
+        config.train.lr_schedule().unwrap();
+    }
+    assert_eq!(set("train.warmup=7").unwrap().train.warmup, crate::schedule::Warmup::Steps(7));
+    assert!(set("train.warmup=many").unwrap_err().contains("\"auto\""));
+}
+
+#[test]
 fn differences_are_overrides() {
     let default = TrainConfig::default();
     let mut config = default.clone();
     let all = ["model.gate=false", "model.selective=[]", "task.eval_lengths=[256, 512]", "train.lr=0.5"];
     all.iter().for_each(|one| config.apply_override(one).unwrap());
-    assert_eq!(config.differences(&default), all);
-    assert_eq!(default.differences(&default), [""; 0]);
+    assert_eq!(config.differences(&default).unwrap(), all);
+    assert_eq!(default.differences(&default).unwrap(), [""; 0]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod cache;
+mod fingerprint;
 mod source;
 mod store;
 mod streams;

@@ -55,7 +55,7 @@ pub(crate) fn check(
         env!("CARGO_PKG_VERSION"),
         tokens,
         if device == Device::Cpu { "the processor" } else { "GPUs" },
-        settings.to_toml()
+        settings.to_toml()?
     );
     let cards = group.gather(card.as_bytes())?;
     let cards: Vec<String> = cards.iter().map(|card| String::from_utf8_lossy(card).into_owned()).collect();

@@ -1,6 +1,7 @@
 //! A training run: [`start`] opens what it needs, [`run`] is its loop, [`step`] one step of it, [`validate`] measures on
 //! what is held out. What it reads is in [`reads`].
 
+mod from;
 mod reads;
 mod run;
 mod start;
@@ -21,7 +22,8 @@ use crate::cuda_step::CudaStep;
 use crate::optim::AdamW;
 use crate::parallel::Group;
 use crate::progress::Progress;
-use crate::resume::Position;
+use crate::resume::{Identity, Position};
+use crate::run_dir::RunDir;
 use crate::schedule::Schedule;
 use crate::{Error, Result, data, metrics};
 use reads::{Feed, HeldOut};
@@ -48,11 +50,30 @@ pub struct Trainer {
     /// The state at the end of the last step, of streams on the processor.
     carried: Option<State>,
     position: Position,
+    /// What a checkpoint must have in common with the run.
+    identity: Identity,
+    /// The step of the newest checkpoint, which need not be saved again.
+    saved: Option<u64>,
+    /// The model in the directory is the best by another measure: it stays until the first validation.
+    keeps_old_best: bool,
     /// When the results of the last step came.
     heard: Instant,
+    /// Held until the run ends, at rank 0.
+    run_dir: Option<RunDir>,
     /// Where records go, at rank 0.
     metrics: Option<metrics::Writer>,
     notices: Vec<String>,
+}
+
+/// How a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Anew, in a directory that holds nothing which it would replace.
+    New,
+    /// Anew; what would be replaced is moved into a folder of its own, `old-1` in the directory.
+    Overwrite,
+    /// From the checkpoint in the directory.
+    Resume,
 }
 
 /// Why a run ended.
@@ -92,18 +113,19 @@ pub struct Outcome {
 }
 
 impl Trainer {
-    /// Starts a run in the config's directory, or goes on with the one that is there.
+    /// Starts a run in the config's directory, or goes on with the one that is there. The directory is locked as long as
+    /// the trainer lives.
     ///
     /// # Errors
-    /// If text, tokenizer or settings do not fit; if the directory holds a run and `resume` is false; if it holds none
-    /// and `resume` is true, or one of other settings.
+    /// If text, tokenizer or settings do not fit; if another run is using the directory; if it holds files that a new run
+    /// would replace; if it holds no run to go on with, or one of other settings or other data.
     pub fn new(
         config: TrainConfig,
-        resume: bool,
+        start: Start,
         device: Device,
         tokenising: &mut dyn FnMut(data::Progress),
     ) -> Result<Self> {
-        Self::start(config, resume, device, None, tokenising)
+        Self::start(config, start, device, None, tokenising)
     }
 
     /// [`new`](Self::new) as one of several ranks, each with a GPU of its own, or on processors. The batch is that of one
@@ -113,12 +135,12 @@ impl Trainer {
     /// As [`new`](Self::new); if a rank is lost, or ranks do not fit together.
     pub fn parallel(
         config: TrainConfig,
-        resume: bool,
+        start: Start,
         device: Device,
         ranks: Arc<Group>,
         tokenising: &mut dyn FnMut(data::Progress),
     ) -> Result<Self> {
-        let started = Self::start(config, resume, device, Some(ranks.clone()), tokenising);
+        let started = Self::start(config, start, device, Some(ranks.clone()), tokenising);
         started.map_err(|error| blamed(Some(&ranks), error))
     }
 
@@ -155,7 +177,7 @@ impl Trainer {
         }
     }
 
-    /// What the user should know of the text.
+    /// What the user should know of the text, the directory, and the checkpoint.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use elapid::evaluate;
-use elapid::tokenizer::Tokenizer;
+use elapid::tokenizer::{Tokenizer, TokenizerError};
 
 use crate::Result;
 use crate::config::{Mode, TrainConfig};
 use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
 use crate::parallel::{Group, start};
+use crate::resume;
 use crate::tasks::{Sequences, Split, Task};
 
 /// Positions of held-out text that are read at a time: what bounds the memory of a validation.
@@ -21,6 +22,8 @@ pub(super) struct Data {
     /// 0 of a task, which has no end.
     pub(super) train_tokens: u64,
     pub(super) held_out: Option<HeldOut>,
+    /// Which tokens these are; empty of a task.
+    pub(super) fingerprint: String,
     pub(super) notices: Vec<String>,
 }
 
@@ -56,6 +59,14 @@ pub(super) enum HeldOut {
 }
 
 impl HeldOut {
+    /// How losses are measured, in words: those of two ways cannot be compared.
+    pub(super) fn measure(&self, config: &TrainConfig) -> String {
+        match self {
+            Self::Text { batches, .. } => format!("{} tokens of held-out text", batches.tokens()),
+            Self::Task(..) => format!("train.label_smoothing = {}", config.train.label_smoothing),
+        }
+    }
+
     pub(super) fn bits_per_byte(&self, nats_per_token: f64) -> Option<f64> {
         let Self::Text { bytes_per_token, .. } = self else { return None };
         Some(nats_per_token / bytes_per_token / std::f64::consts::LN_2)
@@ -68,7 +79,7 @@ pub(super) fn text(
     ranks: Option<&Group>,
     tokenising: &mut dyn FnMut(data::Progress),
 ) -> Result<Data> {
-    let tokenizer = config.data.open_tokenizer()?;
+    let tokenizer = open_tokenizer(config)?;
     let mut prepare = || {
         let options = data::Options {
             cache: config.data.cache_dir(),
@@ -83,12 +94,23 @@ pub(super) fn text(
     };
     let (train, data) = (&config.train, &config.data);
     let train_tokens = corpus.train.len();
+    let fingerprint = corpus.fingerprint(&tokenizer, data.pack);
     let feed = match data.mode {
         Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
         Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
     };
     let held_out = corpus.val.map(|val| held_out(&val, config)).transpose()?;
-    Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, notices: corpus.notices })
+    Ok(Data { tokenizer: Some(tokenizer), feed, train_tokens, held_out, fingerprint, notices: corpus.notices })
+}
+
+/// The tokenizer of the config. A run that began from a model which is gone has its tokenizer in its checkpoint.
+fn open_tokenizer(config: &TrainConfig) -> Result<Tokenizer> {
+    match (config.data.open_tokenizer(), resume::latest(&config.output.dir)) {
+        (Err(TokenizerError::Missing { .. }), Some((_, step))) if config.data.tokenizer == config.model.from => {
+            Ok(Tokenizer::open(step)?)
+        }
+        (opened, _) => Ok(opened?),
+    }
 }
 
 /// The sequences of a task.
@@ -103,7 +125,8 @@ pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Data> {
     };
     let held_out = lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?;
     let held_out = HeldOut::Task(held_out, train.eval_batches.saturating_mul(train.batch as u64));
-    Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), notices: Vec::new() })
+    let fingerprint = String::new();
+    Ok(Data { tokenizer: None, feed, train_tokens: 0, held_out: Some(held_out), fingerprint, notices: Vec::new() })
 }
 
 /// What validation reads: windows as training has them, or in order with the state carried; packed as training is.

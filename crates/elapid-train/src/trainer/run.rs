@@ -11,7 +11,7 @@ use crate::cuda_step::{AHEAD, CudaStep};
 use crate::metrics::Record;
 use crate::plot;
 use crate::progress::{Progress, Status};
-use crate::resume;
+use crate::resume::{self, Saved};
 
 /// What was logged last.
 struct Log {
@@ -30,7 +30,11 @@ impl Trainer {
         let mut asked: VecDeque<Asked> = VecDeque::new();
         let mut batches = self.batches();
         while self.position.step < settings.steps {
-            if self.stops(stop.load(Ordering::Relaxed))? || self.position.step >= last {
+            let stops = self.stops(stop.load(Ordering::Relaxed))?;
+            if stops || self.position.step >= last {
+                if stops {
+                    progress.note("asked to stop: saving");
+                }
                 stopped = Stopped::Interrupted;
                 break;
             }
@@ -66,7 +70,9 @@ impl Trainer {
             self.hear(&first, false, &mut log, progress)?;
         }
         self.save()?;
-        if log.wrote && self.metrics.is_some() {
+        // A run that was killed at its end has no pictures yet.
+        let drawn = self.run_dir.as_ref().is_none_or(|dir| dir.path().join("loss.png").exists());
+        if self.metrics.is_some() && (log.wrote || !drawn) {
             self.draw()?;
         }
         Ok(self.outcome(stopped, &log))
@@ -139,17 +145,32 @@ impl Trainer {
         }
     }
 
-    /// Writes what it takes to go on; without held-out text, the model for use as well.
+    /// Writes what it takes to go on; without held-out text, the model for use as well. What is saved already is not
+    /// saved again.
     fn save(&mut self) -> Result<()> {
-        if self.metrics.is_none() {
+        let (Some(dir), Some(metrics)) = (&self.run_dir, &self.metrics) else { return Ok(()) };
+        if self.saved == Some(self.position.step) {
             return Ok(());
         }
         self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
-        let dir = &self.config.output.dir;
+        metrics.sync()?;
+        if self.position.best.is_none() && !self.keeps_old_best {
+            // Before the checkpoint, with which the run may be at its end.
+            self.save_model()?;
+        }
         let streams = matches!(*self.feed, Feed::Streams(_));
         let carried = self.cuda.as_ref().filter(|_| streams).map(CudaStep::state).or(self.carried.as_ref());
-        resume::save(dir, &self.position, &self.model, &self.optimiser, carried)?;
-        if self.position.best.is_none() { self.save_model() } else { Ok(()) }
+        let saved = Saved {
+            position: self.position,
+            identity: &self.identity,
+            model: &self.model,
+            tokenizer: self.tokenizer.as_ref(),
+            optimiser: &self.optimiser,
+            carried,
+        };
+        resume::save(dir.path(), &saved)?;
+        self.saved = Some(self.position.step);
+        Ok(())
     }
 
     fn draw(&self) -> Result<()> {

@@ -42,8 +42,10 @@ impl Trainer {
             let reached = accuracy >= self.config.train.stop_at_accuracy;
             self.position.accurate = if reached { self.position.accurate + 1 } else { 0 };
         }
-        if self.position.best.is_none_or(|best| validation.loss < best) {
+        // A loss that is not finite is no best: nothing would be lower than that.
+        if validation.loss.is_finite() && self.position.best.is_none_or(|best| validation.loss < best) {
             (self.position.best, self.position.stale) = (Some(validation.loss), 0);
+            self.keeps_old_best = false;
             self.save_model()?;
         } else {
             self.position.stale += 1;

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 use super::card::{self, CARD, Card, GENERATION_CONFIG};
 use super::{CONFIG, CheckpointError, INDEX, Result, SINGLE};
 use crate::config::ModelConfig;
-use crate::files::{FileError, Staged, Unnamed, remove_abandoned};
+use crate::fault;
+use crate::files::{self, FileError, Staged, Unnamed, remove_abandoned};
 
 /// The type of the numbers written. `A_log` and `D` are always F32: the recurrence needs their digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -268,32 +269,39 @@ fn stage_json(path: &Path, json: &Value) -> Result<Staged> {
     Ok(Staged::write(path, |file| writeln!(file, "{json:#}"))?)
 }
 
-/// Removes the files of an older checkpoint that the new one has no use for: only names that `save` gives.
+/// Removes the files of an older checkpoint that the new one has no use for, if `save` wrote them: shards whose names
+/// have a hash, and an index of such shards. Those of others, as of a downloaded checkpoint, stay.
 fn remove_unused(dir: &Path, used: &[String]) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(FileError::io("read", dir))?;
+    let single = used.iter().any(|name| name == SINGLE);
     for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        let stale_index = name == INDEX && used.iter().any(|name| name == SINGLE);
-        if stale_index || (is_shard(&name) && !used.contains(&name)) {
+        let stale_index = name == INDEX && single && is_own_index(&dir.join(&name));
+        if stale_index || (is_own_shard(&name) && !used.contains(&name)) {
             remove(&dir.join(name))?;
         }
     }
     Ok(())
 }
 
-/// Whether a name is one of a shard, with or without a hash: `model-00001-of-00002-0123abcd.safetensors`.
-fn is_shard(name: &str) -> bool {
+/// Whether all shards of an index are ones that `save` wrote.
+fn is_own_index(path: &Path) -> bool {
+    let index = files::read(path, files::limit::CONFIG).ok();
+    let index: Option<Value> = index.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let shards = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
+    shards.is_some_and(|shards| shards.values().all(|name| name.as_str().is_some_and(is_own_shard)))
+}
+
+/// Whether a name is one that `save` gives to a shard, with a hash: `model-00001-of-00002-0123abcd.safetensors`.
+fn is_own_shard(name: &str) -> bool {
     let parts = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
     let parts: Vec<&str> = parts.map(|parts| parts.split('-').collect()).unwrap_or_default();
-    let number = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
+    let number = |part: &str| part.len() >= 5 && part.bytes().all(|b| b.is_ascii_digit());
     let hash = |part: &str| part.len() == 8 && part.bytes().all(|b| b.is_ascii_hexdigit());
-    match parts[..] {
-        [i, "of", n] => number(i) && number(n),
-        [i, "of", n, content] => number(i) && number(n) && hash(content),
-        _ => false,
-    }
+    matches!(parts[..], [i, "of", n, content] if number(i) && number(n) && hash(content))
 }
 
 fn remove(path: &PathBuf) -> Result<()> {
+    fault::operation();
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("remove", path)(error).into()),
         _ => Ok(()),

@@ -474,13 +474,19 @@ fn save_removes_only_its_own() {
     for name in others {
         fs::write(dir.path().join(name), "x").unwrap();
     }
-    fs::write(dir.path().join("model-00001-of-00002.safetensors"), "x").unwrap();
+    // A checkpoint of shards that somebody downloaded, and a shard that `save` wrote.
+    let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    fs::write(dir.path().join(INDEX), index).unwrap();
+    let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    for name in shards.iter().chain(&["model-00001-of-00002-0123abcd.safetensors"]) {
+        fs::write(dir.path().join(name), "x").unwrap();
+    }
     let checkpoint = golden(0);
     write(dir.path(), &checkpoint.config, &all(&checkpoint), SaveDtype::F32, u64::MAX).unwrap();
-    assert_eq!(
-        names(dir.path()),
-        [CONFIG, "model-best.safetensors", SINGLE, "optimizer.safetensors", "tokenizer.json"]
-    );
+    let mut wanted = [&others[..], &shards, &[CONFIG, SINGLE, INDEX]].concat();
+    wanted.sort_unstable();
+    assert_eq!(names(dir.path()), wanted);
+    assert_eq!(fs::read_to_string(dir.path().join(INDEX)).unwrap(), index);
 }
 
 #[test]

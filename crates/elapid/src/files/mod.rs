@@ -3,6 +3,7 @@
 mod read;
 mod tensors;
 mod write;
+mod write_tensors;
 
 use std::fs::Metadata;
 use std::io;
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 pub use read::{RegularFile, read, read_file_or_pipe, read_text};
 pub use tensors::TensorFile;
 pub(crate) use write::{Staged, Unnamed, remove_abandoned};
-pub use write::{atomic_write, check_output};
+pub use write::{atomic_write, check_output, is_temporary, remove_temporaries};
+pub use write_tensors::{Elements, write_tensors};
 
 /// The most bytes that are read of files whose size says nothing about their use.
 pub mod limit {

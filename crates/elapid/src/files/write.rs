@@ -1,12 +1,14 @@
 //! Writing files so that they are whole or not there.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempPath;
 
 use super::{FileError, kind};
+use crate::fault;
 
 /// Writes a file so that its name means, at every moment and after a crash, either all of the old content or all of
 /// the new: to another name in the same directory, to the disk, then renamed.
@@ -40,13 +42,20 @@ pub fn check_output(path: &Path) -> Result<(), FileError> {
 #[derive(Debug)]
 pub(crate) struct Staged {
     /// None where it was written to what is there.
-    temporary: Option<TempPath>,
+    temporary: Option<Temporary>,
     path: PathBuf,
 }
 
 /// A file on the disk whose name follows from what was written. Dropped, it is removed.
 #[derive(Debug)]
-pub(crate) struct Unnamed(TempPath);
+pub(crate) struct Unnamed(Temporary);
+
+/// A temporary file. It is locked as long as its writer lives: [`remove_temporaries`] spares it.
+#[derive(Debug)]
+struct Temporary {
+    path: TempPath,
+    _locked: File,
+}
 
 impl Unnamed {
     pub(crate) fn write(
@@ -91,7 +100,9 @@ impl Staged {
     /// Gives the file its name and waits until the directory has it.
     pub(crate) fn commit(self) -> Result<(), FileError> {
         let Some(temporary) = self.temporary else { return Ok(()) };
-        temporary.persist(&self.path).map_err(|e| FileError::io("rename", &self.path)(e.error))?;
+        fault::operation();
+        temporary.path.persist(&self.path).map_err(|e| FileError::io("rename", &self.path)(e.error))?;
+        fault::operation();
         sync_directory(directory(&self.path))
     }
 }
@@ -167,12 +178,16 @@ fn write_beside(
     path: &Path,
     old: Option<&Metadata>,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<TempPath> {
+) -> io::Result<Temporary> {
+    fault::operation();
     let (file, temporary) = create_beside(path, old)?;
+    fault::operation();
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     write(&mut writer)?;
-    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    Ok(temporary)
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    fault::operation();
+    file.sync_all()?;
+    Ok(Temporary { path: temporary, _locked: file })
 }
 
 /// A temporary file in the directory of `path`, with the permissions and the owner of the file that it will replace.
@@ -187,6 +202,8 @@ fn create_beside(path: &Path, old: Option<&Metadata>) -> io::Result<(File, TempP
         builder.permissions(fs::Permissions::from_mode(mode));
     }
     let (file, temporary) = builder.tempfile_in(directory(path))?.into_parts();
+    // Nobody else has it yet. A file system without locks does without.
+    file.try_lock().ok();
     #[cfg(unix)]
     if let Some(old) = old {
         use std::os::unix::fs::MetadataExt;
@@ -206,18 +223,33 @@ fn create_beside(path: &Path, old: Option<&Metadata>) -> io::Result<(File, TempP
 /// How the temporary files are called.
 const TEMPORARY: (&str, &str) = (".elapid-", ".tmp");
 
-/// Removes what killed writers left in the directory: temporary files that were last written over an hour ago.
-pub(crate) fn remove_abandoned(dir: &Path) {
-    const LIVE: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Whether a name is one of a temporary file.
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
+}
+
+/// Removes the temporary files that killed writers left in a directory: those that no process holds a lock on and whose
+/// last change is as long ago as `age`.
+pub fn remove_temporaries(dir: &Path, age: Duration) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|name| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1));
-        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
-        if ours && age.is_some_and(|age| age > LIVE) {
+        if !entry.file_name().to_str().is_some_and(is_temporary) || !entry.file_type().is_ok_and(|of| of.is_file()) {
+            continue;
+        }
+        let changed = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
+        let free = |file: File| !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        // A file that may not be written to is none of this user's.
+        let abandoned = || OpenOptions::new().write(true).open(entry.path()).is_ok_and(free);
+        if changed.unwrap_or_default() >= age && abandoned() {
+            fault::operation();
             // It is in nobody's way: failing to remove it is no failure.
             fs::remove_file(entry.path()).ok();
         }
     }
+}
+
+/// [`remove_temporaries`] in a directory that others may write to: a file system may have no locks.
+pub(crate) fn remove_abandoned(dir: &Path) {
+    remove_temporaries(dir, Duration::from_secs(3600));
 }
 
 fn directory(path: &Path) -> &Path {

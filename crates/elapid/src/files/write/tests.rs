@@ -62,6 +62,13 @@ fn remove_abandoned_spares_the_living() {
     }
     remove_abandoned(dir.path());
     assert_eq!(names(dir.path()), [".elapid-new.tmp", "other.tmp"]);
+    // Whoever has the directory alone need not wait. What is being written is spared at any age.
+    atomic_write(&dir.path().join("a"), |_| {
+        remove_temporaries(dir.path(), Duration::ZERO);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(names(dir.path()), ["a", "other.tmp"]);
 }
 
 /// Writes to a path, and gives what is at `read` then.

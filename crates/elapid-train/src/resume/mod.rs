@@ -1,0 +1,281 @@
+//! What it takes to go on with a run as if it had never stopped: `resume/step-00001000/` in the run's directory.
+//!
+//! Such a folder holds the model as a checkpoint, its tokenizer, the carried state of streams (`stream.state`), the
+//! seconds trained (`time.json`), and `training.safetensors` ([`file`]), which is written last and has the checksums of
+//! the others. It is written under another name, read back, and renamed; only then are older ones removed. A kill at any
+//! moment leaves a whole one, and [`choose`] finds it.
+
+mod file;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use elapid::checkpoint::{Checkpoint, SaveOptions};
+use elapid::config as model;
+use elapid::params::Params;
+use elapid::tokenizer::Tokenizer;
+use elapid::{LanguageModel, State};
+
+use crate::config::{Mode, ModelConfig, TrainConfig};
+use crate::optim::AdamW;
+pub(crate) use crate::run_dir::steps::latest;
+use crate::run_dir::steps::{self, StepDir};
+use crate::run_dir::{RunDir, disk};
+use crate::{Error, Result, shell_word};
+use file::Problem;
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Position {
+    /// Optimiser steps done.
+    pub(crate) step: u64,
+    /// Tokens trained on.
+    pub(crate) tokens: u64,
+    /// Seconds of training, over all sessions.
+    pub(crate) seconds: f64,
+    /// Lowest validation loss so far.
+    pub(crate) best: Option<f64>,
+    /// Validations since then.
+    pub(crate) stale: u64,
+    /// Validations up to the last one, in a row, that reached `train.stop_at_accuracy`.
+    pub(crate) accurate: u64,
+}
+
+/// What a run must have in common with its checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// A fingerprint of the tokens and the tokenizer; empty of a task.
+    pub(crate) data: String,
+    /// How held-out losses are measured: those of another way cannot be compared.
+    pub(crate) measure: String,
+}
+
+/// What is saved.
+pub(crate) struct Saved<'a> {
+    pub(crate) position: Position,
+    pub(crate) identity: &'a Identity,
+    pub(crate) model: &'a LanguageModel,
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    pub(crate) optimiser: &'a AdamW,
+    /// The state of streams.
+    pub(crate) carried: Option<&'a State>,
+}
+
+/// Writes a checkpoint and reads it back; then removes older ones.
+pub(crate) fn save(run: &Path, saved: &Saved<'_>) -> Result<()> {
+    let step = saved.position.step;
+    let partial = steps::partial(run, step);
+    if partial.exists() {
+        // One that could have been gone on from has its name by now.
+        steps::remove(&partial)?;
+    }
+    disk::create_dir(&partial)?;
+    saved.model.save(&partial, &SaveOptions::default())?;
+    saved.tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&partial))?;
+    file::write(&partial, saved)?;
+    disk::sync_dir(&partial)?;
+    file::read(&partial, &mut |_, _| ()).map_err(|problem| {
+        let error = io::Error::other(format!("{}; the disk may be failing", problem.into_error()));
+        Error::io("read back", &partial)(error)
+    })?;
+    let whole = steps::finish(&partial)?;
+    RunDir::has_begun(run)?;
+    let older = steps::all(run).into_iter().filter(|dir| dir.path != whole);
+    older.into_iter().try_for_each(|dir| steps::remove(&dir.path))
+}
+
+/// Whether a folder has a whole checkpoint.
+pub(crate) fn is_whole(dir: &Path) -> bool {
+    file::read(dir, &mut |_, _| ()).is_ok()
+}
+
+/// A checkpoint to go on from.
+pub(crate) struct Chosen {
+    /// Its folder.
+    path: PathBuf,
+    pub(crate) position: Position,
+    moments: HashMap<String, [Vec<f32>; 2]>,
+    has_state: bool,
+    /// Its best was measured in another way than this run measures.
+    pub(crate) new_measure: bool,
+    /// What the user should know.
+    pub(crate) notices: Vec<String>,
+}
+
+/// The furthest checkpoint that is whole. One that is damaged is kept under another name if there is an older one.
+///
+/// # Errors
+/// If there is none, or it is not one of this run: of other data or sizes, or of another step than its folder says.
+pub(crate) fn choose(run: &Path, config: &TrainConfig, identity: &Identity) -> Result<(LanguageModel, Chosen)> {
+    let mut damaged: Vec<(StepDir, Error)> = Vec::new();
+    for dir in steps::all(run) {
+        match open(&dir, config, identity) {
+            Ok((model, mut chosen)) => {
+                for (dir, error) in damaged.into_iter().filter(|(dir, _)| !dir.partial) {
+                    let kept = steps::keep_damaged(&dir.path)?;
+                    let (name, kept) = (name(&dir.path), name(&kept));
+                    let notice = format!("{error}; going on from step {} ({name} is {kept} now)", chosen.position.step);
+                    chosen.notices.push(notice);
+                }
+                if dir.partial {
+                    chosen.path = steps::finish(&dir.path)?;
+                    let name = name(&chosen.path);
+                    chosen.notices.push(format!("{name} had not been finished, but is whole: going on from it"));
+                }
+                return Ok((model, chosen));
+            }
+            Err(Problem::Damaged(error)) => damaged.push((dir, error)),
+            Err(Problem::Other(error)) => return Err(error),
+        }
+    }
+    let first = damaged.iter().position(|(dir, _)| !dir.partial).unwrap_or(0);
+    if damaged.is_empty() {
+        let reason = "no checkpoint is there; start the run without --resume".into();
+        return Err(Error::Resume { path: run.to_owned(), reason });
+    }
+    let others = damaged.len() - 1;
+    Err(match (damaged.swap_remove(first).1, others) {
+        (Error::Resume { path, reason }, 0) => {
+            Error::Resume { path, reason: format!("{reason}; no other checkpoint is there") }
+        }
+        (Error::Resume { path, reason }, n) => {
+            Error::Resume { path, reason: format!("{reason}; and so cannot {n} more") }
+        }
+        (error, _) => error,
+    })
+}
+
+fn open(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> Result<(LanguageModel, Chosen), Problem> {
+    let other = |reason: String| Problem::Other(Error::Resume { path: dir.path.clone(), reason });
+    if let Ok(checkpoint) = Checkpoint::open(&dir.path) {
+        // First: what else is wrong with another run's checkpoint follows from that.
+        check_sizes(&checkpoint.config, config).map_err(other)?;
+    }
+    let mut moments = HashMap::new();
+    let read = file::read(&dir.path, &mut |name, both| {
+        moments.insert(name.to_owned(), both);
+    })?;
+    if read.position.step != dir.step {
+        return Err(other(format!(
+            "it is the checkpoint of step {}, and its name says {}; give the folder the name that it had",
+            read.position.step, dir.step
+        )));
+    }
+    if read.identity.data != identity.data {
+        return Err(other(format!(
+            "the training text, the held-out text or the tokenizer is not the one that this run was begun with; bring \
+             that back, or begin a new run from these weights: elapid train --from {} --output DIR",
+            shell_word(&dir.path)
+        )));
+    }
+    if config.data.mode == Mode::Streams && !read.has_state {
+        let reason = "it has no stream.state, which data.mode = \"streams\" needs; go on from another checkpoint";
+        return Err(other(reason.into()));
+    }
+    let model = LanguageModel::open(&dir.path).map_err(|error| Problem::damaged(&dir.path, error))?;
+    let mut chosen = Chosen {
+        path: dir.path.clone(),
+        position: read.position,
+        moments,
+        has_state: read.has_state,
+        new_measure: read.position.best.is_some() && read.identity.measure != identity.measure,
+        notices: Vec::new(),
+    };
+    if read.identity.measure != identity.measure {
+        let position = &mut chosen.position;
+        (position.best, position.stale, position.accurate) = (None, 0, 0);
+    }
+    if chosen.new_measure {
+        chosen.notices.push(format!(
+            "held-out losses are now measured with {}, and were with {}: the first of them is the best until a lower one \
+             comes",
+            identity.measure, read.identity.measure
+        ));
+    }
+    Ok((model, chosen))
+}
+
+impl Chosen {
+    /// Brings back the optimiser and the state of streams, of `rows` rows.
+    ///
+    /// # Errors
+    /// If the state is of another batch.
+    pub(crate) fn restore(
+        mut self,
+        model: &LanguageModel,
+        optimiser: &mut AdamW,
+        rows: usize,
+    ) -> Result<Option<State>> {
+        for (i, (_, param)) in model.params().iter().enumerate() {
+            let moments = self.moments.remove(&param.name).unwrap_or_default();
+            optimiser.set_means(i, moments)?;
+        }
+        optimiser.step = self.position.step;
+        if !self.has_state {
+            return Ok(None);
+        }
+        let path = self.path.join(file::STATE);
+        let (state, _) = model.load_state(&path)?;
+        if state.rows() != rows {
+            let reason = format!("it is of {} rows, and train.batch is {rows}; set that back", state.rows());
+            return Err(Error::Resume { path, reason });
+        }
+        Ok(Some(state))
+    }
+}
+
+/// Whether a checkpoint's model has the sizes of a config, or which setting differs.
+fn check_sizes(there: &model::ModelConfig, config: &TrainConfig) -> Result<(), String> {
+    let (there, here) = (ModelConfig::of(there), config.model.normal());
+    match here.differences(&there).first() {
+        None => Ok(()),
+        Some((key, here, there)) => Err(format!(
+            "its model has {key} = {there}, and this run's {key} = {here}; it is the checkpoint of another run"
+        )),
+    }
+}
+
+/// A digest of named tensors, which come ordered by name.
+#[derive(Default)]
+struct Digest(blake3::Hasher);
+
+impl Digest {
+    fn tensor(&mut self, name: &str, elements: &[f32]) {
+        self.text(name);
+        self.0.update(&(elements.len() as u64).to_le_bytes());
+        let mut bytes = Vec::with_capacity(1 << 16);
+        for part in elements.chunks(1 << 14) {
+            bytes.clear();
+            bytes.extend(part.iter().flat_map(|x| x.to_le_bytes()));
+            self.0.update(&bytes);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.0.update(&(text.len() as u64).to_le_bytes());
+        self.0.update(text.as_bytes());
+    }
+
+    fn finish(&self) -> String {
+        self.0.finalize().to_hex().to_string()
+    }
+
+    /// Of a model's weights.
+    fn of(params: &Params) -> Result<String> {
+        let mut all: Vec<_> = params.iter().map(|(_, param)| param).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut digest = Self::default();
+        for param in all {
+            digest.tensor(&param.name, &param.value.to_vec()?);
+        }
+        Ok(digest.finish())
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests;
