@@ -254,7 +254,7 @@ impl Checkpoint {
             .collect();
         let mut got = describe_non_finite(entry, &self.files[entry.file].bytes.range(entry.range.clone())?, values);
         if !others.is_empty() {
-            got += &format!("; so have {} others: {}", others.len(), names::list(&others, |name| format!("`{name}`")));
+            got += &format!("; also in {}", names::list(&others, |name| format!("`{name}`")));
         }
         let fix = "the model has diverged or the file is damaged: use an older checkpoint, or fetch it again";
         Ok(CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, "finite values", got, fix))

@@ -122,10 +122,10 @@ pub(super) fn difference(wanted: &BTreeSet<&str>, names: &[(&str, &str)]) -> Opt
             Some(other) => format!("`{name}` (`{other}` is there)"),
             None => format!("`{name}`"),
         };
-        parts.push(format!("without {} of them: {}", missing.len(), list(&missing, closest)));
+        parts.push(format!("{} missing: {}", missing.len(), list(&missing, closest)));
     }
     if !extra.is_empty() {
-        parts.push(format!("with {} others: {}", extra.len(), list(&extra, |name| format!("`{name}`"))));
+        parts.push(format!("{} unexpected: {}", extra.len(), list(&extra, |name| format!("`{name}`"))));
     }
     if let Some((prefix, count)) = partial_prefix(&missing, &extra) {
         parts
@@ -237,12 +237,9 @@ mod tests {
         assert_eq!(renaming, Renaming::default());
         let names: Vec<(&str, &str)> = mixed.iter().map(|name| (*name, *name)).collect();
         let difference = difference(&NAMES[..4].iter().copied().collect(), &names).unwrap();
-        for part in [
-            "without 3 of them",
-            "with 2 others",
-            "2 names fit without `module.`",
-            "(`module.backbone.norm_f.weight` is there)",
-        ] {
+        for part in
+            ["3 missing", "2 unexpected", "2 names fit without `module.`", "(`module.backbone.norm_f.weight` is there)"]
+        {
             assert!(difference.contains(part), "no `{part}` in {difference}");
         }
     }
@@ -260,7 +257,7 @@ mod tests {
         let many: Vec<String> = (0..100).map(|i| format!("decoder.block.{i}.weight")).collect();
         let names: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), name.as_str())).collect();
         let text = difference(&NAMES.into_iter().collect(), &names).unwrap();
-        for part in ["without 5 of them", EMBEDDING, "with 100 others: `decoder.block.0.weight`", "and 94 more"] {
+        for part in ["5 missing", EMBEDDING, "100 unexpected: `decoder.block.0.weight`", "and 94 more"] {
             assert!(text.contains(part), "no `{part}` in {text}");
         }
     }
