@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
 use elapid::State;
-use elapid::files::{self, limit};
+use elapid::files;
 use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
 use elapid::text::StopStrings;
 use elapid::tokenizer::{SpecialTokens, TextStream, Tokenizer};

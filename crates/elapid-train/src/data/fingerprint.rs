@@ -4,6 +4,7 @@ use elapid::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::{Corpus, TokenStream};
+use crate::Result;
 
 /// Tokens that are hashed together.
 const PART: u64 = 1 << 18;
@@ -11,26 +12,29 @@ const PART: u64 = 1 << 18;
 impl Corpus {
     /// A name for exactly these tokens, to train on and held out, of this tokenizer: 64 hexadecimal digits. Where
     /// documents begin counts if they are `packed`.
-    pub(crate) fn fingerprint(&self, tokenizer: &Tokenizer, packed: bool) -> String {
+    ///
+    /// # Errors
+    /// If a cache file cannot be read.
+    pub(crate) fn fingerprint(&self, tokenizer: &Tokenizer, packed: bool) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&tokenizer.fingerprint());
         for stream in [Some(&self.train), self.val.as_ref()] {
-            hasher.update(&stream.map_or([0; 32], |stream| stream.fingerprint(packed)));
+            hasher.update(&stream.map_or(Ok([0; 32]), |stream| stream.fingerprint(packed))?);
         }
-        hasher.finalize().to_hex().to_string()
+        Ok(hasher.finalize().to_hex().to_string())
     }
 }
 
 impl TokenStream {
-    fn fingerprint(&self, packed: bool) -> [u8; 32] {
+    fn fingerprint(&self, packed: bool) -> Result<[u8; 32]> {
         let part = |from: u64| {
             let mut tokens = vec![0; PART.min(self.len() - from) as usize];
-            self.copy(from, &mut tokens);
+            self.copy(from, &mut tokens)?;
             let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
-            *blake3::hash(&bytes).as_bytes()
+            Ok(*blake3::hash(&bytes).as_bytes())
         };
         let starts: Vec<u64> = (0..self.len()).step_by(PART as usize).collect();
-        let parts: Vec<[u8; 32]> = starts.into_par_iter().map(part).collect();
+        let parts: Vec<[u8; 32]> = starts.into_par_iter().map(part).collect::<Result<_>>()?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.len().to_le_bytes());
         for part in &parts {
@@ -39,7 +43,7 @@ impl TokenStream {
         for at in self.documents(0..self.len()).filter(|_| packed) {
             hasher.update(&at.to_le_bytes());
         }
-        *hasher.finalize().as_bytes()
+        Ok(*hasher.finalize().as_bytes())
     }
 }
 
@@ -51,7 +55,7 @@ mod tests {
         let stream = |tokens: &[u32], documents: &[u64]| TokenStream::from_tokens(tokens.to_vec(), documents.to_vec());
         let val = val.map(|val| stream(val, &[0]));
         let corpus = Corpus { train: stream(tokens, documents), val, notices: Vec::new() };
-        corpus.fingerprint(&Tokenizer::byte(), packed)
+        corpus.fingerprint(&Tokenizer::byte(), packed).unwrap()
     }
 
     #[test]
@@ -74,6 +78,6 @@ mod tests {
     fn a_part_has_the_fingerprint_of_its_tokens() {
         let whole = TokenStream::from_tokens((0..100).collect(), vec![0, 50]);
         let alone = TokenStream::from_tokens((40..100).collect(), vec![10]);
-        assert_eq!(whole.split(40).1.fingerprint(true), alone.fingerprint(true));
+        assert_eq!(whole.split(40).1.fingerprint(true).unwrap(), alone.fingerprint(true).unwrap());
     }
 }

@@ -146,7 +146,11 @@ fn bytes_are_those_of_the_text_wherever_it_is_cut() {
             }
             for at in [0, 1, 2, 3, 11, stream.len() / 3, stream.len() - 1, stream.len()] {
                 let (first, second) = stream.split(at);
-                assert_eq!(first.text_bytes().unwrap().unwrap() + second.text_bytes().unwrap().unwrap(), total, "cut at {at}");
+                assert_eq!(
+                    first.text_bytes().unwrap().unwrap() + second.text_bytes().unwrap().unwrap(),
+                    total,
+                    "cut at {at}"
+                );
             }
         }
     }

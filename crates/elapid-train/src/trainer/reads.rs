@@ -5,12 +5,12 @@ use std::sync::Arc;
 use elapid::evaluate;
 use elapid::tokenizer::{Tokenizer, TokenizerError};
 
-use crate::Result;
-use crate::config::{Mode, TrainConfig};
+use crate::config::{DataConfig, Mode, TrainConfig};
 use crate::data::{self, Batch, Corpus, Sequential, Streams, TokenStream, Windows};
 use crate::parallel::{Group, start};
 use crate::resume;
 use crate::tasks::{Sequences, Split, Task};
+use crate::{Error, Result};
 
 /// Positions of held-out text that are read at a time: what bounds the memory of a validation.
 const POSITIONS: usize = 4096;
@@ -94,7 +94,7 @@ pub(super) fn text(
     };
     let (train, data) = (&config.train, &config.data);
     let train_tokens = corpus.train.len();
-    let fingerprint = corpus.fingerprint(&tokenizer, data.pack);
+    let fingerprint = corpus.fingerprint(&tokenizer, data.pack)?;
     let feed = match data.mode {
         Mode::Windows => Feed::Windows(Windows::new(corpus.train, train.batch, data.length, train.seed, data.pack)?),
         Mode::Streams => Feed::Streams(Streams::new(corpus.train, train.batch, data.length, data.pack)?),
@@ -106,10 +106,12 @@ pub(super) fn text(
 /// The tokenizer of the config. A run that began from a model which is gone has its tokenizer in its checkpoint.
 fn open_tokenizer(config: &TrainConfig) -> Result<Tokenizer> {
     match (config.data.open_tokenizer(), resume::latest(&config.output.dir)) {
-        (Err(TokenizerError::Missing { .. }), Some((_, step))) if config.data.tokenizer == config.model.from => {
-            Ok(Tokenizer::open(step)?)
+        (Err(Error::Tokenizer(TokenizerError::Missing { .. })), Some((_, step)))
+            if config.data.tokenizer == config.model.from =>
+        {
+            DataConfig { tokenizer: step.display().to_string(), ..config.data.clone() }.open_tokenizer()
         }
-        (opened, _) => Ok(opened?),
+        (opened, _) => opened,
     }
 }
 
