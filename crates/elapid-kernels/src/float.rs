@@ -31,6 +31,11 @@ pub trait Float:
         self * self.sigmoid()
     }
 
+    /// The error function.
+    fn erf(self) -> Self {
+        Self::of(libm::erf(self.to_f64().unwrap_or(f64::NAN)))
+    }
+
     /// The derivative of x sigmoid(x).
     fn dsilu(self) -> Self {
         let s = self.sigmoid();

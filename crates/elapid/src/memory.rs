@@ -90,8 +90,15 @@ impl Needs {
         let mut parts: Vec<&Part> = self.0.iter().filter(|part| part.bytes > 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
         let list: Vec<String> = parts.iter().map(|part| format!("{} {}", part.what, size(part.bytes))).collect();
-        let lower = parts.first().map_or("", |part| &part.lower);
-        let detail = format!("{}; lower {lower}", list.join(", "));
+        // Those of every part that is too large by itself, else those of the largest.
+        let alone = parts.iter().filter(|part| part.bytes > most).count().max(1);
+        let mut lower: Vec<&str> = Vec::new();
+        for part in parts.iter().take(alone) {
+            if !lower.contains(&part.lower.as_str()) {
+                lower.push(&part.lower);
+            }
+        }
+        let detail = format!("{}; lower {}", list.join(", "), lower.join(", and "));
         Err(Error::Memory(Box::new(Shortage { needed, available, detail })))
     }
 }
@@ -337,6 +344,8 @@ mod tests {
              parameters 4.19 MB; lower train.batch or data.length"
         );
         assert!(needs.check_against(None).is_ok(), "a system that does not say");
+        let both = needs.check_against(Some(Available { bytes: 9, limit: "" })).unwrap_err().to_string();
+        assert!(both.ends_with("lower train.batch or data.length, and model.d_model"), "{both}");
         let beyond = Needs::default().and("x", u128::MAX, 4, "it").check_against(None).unwrap_err().to_string();
         assert!(beyond.contains("more than can be addressed"), "{beyond}");
     }

@@ -71,7 +71,7 @@ pub(crate) fn save(run: &Path, saved: &Saved<'_>) -> Result<()> {
         steps::remove(&partial)?;
     }
     disk::create_dir(&partial)?;
-    saved.model.save(&partial, &SaveOptions::default())?;
+    saved.model.save(&partial, &SaveOptions { card: None, ..SaveOptions::default() })?;
     saved.tokenizer.map_or(Ok(()), |tokenizer| tokenizer.save(&partial))?;
     file::write(&partial, saved)?;
     disk::sync_dir(&partial)?;
@@ -79,10 +79,16 @@ pub(crate) fn save(run: &Path, saved: &Saved<'_>) -> Result<()> {
         let error = io::Error::other(format!("{}; the disk may be failing", problem.into_error()));
         Error::io("read back", &partial)(error)
     })?;
-    let whole = steps::finish(&partial)?;
+    steps::finish(&partial)?;
+    prune(run, step)
+}
+
+/// Removes all checkpoints but that of `step`, which is whole.
+pub(crate) fn prune(run: &Path, step: u64) -> Result<()> {
     RunDir::has_begun(run)?;
-    let older = steps::all(run).into_iter().filter(|dir| dir.path != whole);
-    older.into_iter().try_for_each(|dir| steps::remove(&dir.path))
+    let keep = steps::path(run, step);
+    let others = steps::all(run).into_iter().filter(|dir| dir.path != keep);
+    others.into_iter().try_for_each(|dir| steps::remove(&dir.path))
 }
 
 /// Whether a folder has a whole checkpoint.

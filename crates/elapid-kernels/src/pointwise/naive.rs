@@ -1,0 +1,108 @@
+//! The equations as loops.
+
+use super::Function;
+use crate::{Float, Rows, RowsMut};
+
+/// f(x).
+pub fn value<T: Float>(f: Function, x: T) -> T {
+    let half = T::of(0.5);
+    match f {
+        Function::Identity => x,
+        Function::Relu => x.max(T::zero()),
+        Function::SquaredRelu => x.max(T::zero()) * x.max(T::zero()),
+        Function::Silu => x.silu(),
+        Function::Gelu => x * half * (T::one() + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+        Function::GeluTanh => half * x * (T::one() + inner(x).tanh()),
+        Function::Sigmoid => x.sigmoid(),
+        Function::Tanh => x.tanh(),
+    }
+}
+
+/// f'(x).
+pub fn derivative<T: Float>(f: Function, x: T) -> T {
+    let half = T::of(0.5);
+    match f {
+        Function::Identity => T::one(),
+        Function::Relu => {
+            if x > T::zero() {
+                T::one()
+            } else {
+                T::zero()
+            }
+        }
+        Function::SquaredRelu => T::of(2.0) * x.max(T::zero()),
+        Function::Silu => x.dsilu(),
+        Function::Gelu => {
+            let density = (-half * x * x).exp() * T::of((2.0 * std::f64::consts::PI).sqrt().recip());
+            half * (T::one() + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf()) + x * density
+        }
+        Function::GeluTanh => {
+            let t = inner(x).tanh();
+            let slope = T::of(FACTOR) * (T::one() + T::of(3.0 * CUBE) * x * x);
+            half * (T::one() + t) + half * x * (T::one() - t * t) * slope
+        }
+        Function::Sigmoid => x.sigmoid() * (T::one() - x.sigmoid()),
+        Function::Tanh => T::one() - x.tanh() * x.tanh(),
+    }
+}
+
+/// √(2/π).
+const FACTOR: f64 = 0.797_884_560_802_865_4;
+const CUBE: f64 = 0.044715;
+
+fn inner<T: Float>(x: T) -> T {
+    T::of(FACTOR) * (x + T::of(CUBE) * x * x * x)
+}
+
+/// Shapes as in [`super::forward`].
+pub fn forward<T: Float>(f: Function, x: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    for r in 0..x.rows() {
+        y.row(r).iter_mut().zip(x.row(r)).for_each(|(y, &x)| *y = value(f, x));
+    }
+}
+
+/// Shapes as in [`super::backward`].
+pub fn backward<T: Float>(f: Function, x: Rows<'_, T>, dy: Rows<'_, T>, mut dx: RowsMut<'_, T>) {
+    for r in 0..x.rows() {
+        for ((dx, &x), &dy) in dx.row(r).iter_mut().zip(x.row(r)).zip(dy.row(r)) {
+            *dx = derivative(f, x) * dy;
+        }
+    }
+}
+
+/// Shapes as in [`super::glu_forward`].
+pub fn glu_forward<T: Float>(f: Function, xz: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    let d = y.cols();
+    for r in 0..xz.rows() {
+        let (x, z) = xz.row(r).split_at(d);
+        for ((y, &x), &z) in y.row(r).iter_mut().zip(x).zip(z) {
+            *y = value(f, x) * z;
+        }
+    }
+}
+
+/// Shapes as in [`super::glu_backward`].
+pub fn glu_backward<T: Float>(f: Function, xz: Rows<'_, T>, dy: Rows<'_, T>, mut dxz: RowsMut<'_, T>) {
+    let d = dy.cols();
+    for r in 0..xz.rows() {
+        let ((x, z), (dx, dz)) = (xz.row(r).split_at(d), dxz.row(r).split_at_mut(d));
+        for (i, &dy) in dy.row(r).iter().enumerate() {
+            dx[i] = derivative(f, x[i]) * z[i] * dy;
+            dz[i] = value(f, x[i]) * dy;
+        }
+    }
+}
+
+/// Shapes as in [`super::add_scaled`].
+pub fn add_scaled<T: Float>(alpha: T, a: Rows<'_, T>, b: Option<(T, Rows<'_, T>)>, mut y: RowsMut<'_, T>) {
+    for r in 0..a.rows() {
+        match b {
+            None => y.row(r).iter_mut().zip(a.row(r)).for_each(|(y, &a)| *y = alpha * a),
+            Some((beta, b)) => {
+                for ((y, &a), &b) in y.row(r).iter_mut().zip(a.row(r)).zip(b.row(r)) {
+                    *y = alpha * a + beta * b;
+                }
+            }
+        }
+    }
+}

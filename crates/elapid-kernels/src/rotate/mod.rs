@@ -1,0 +1,59 @@
+//! Rotary positions (Su et al. 2021, arXiv 2104.09864, equation 34): pairs of columns of each head are turned by an angle
+//! proportional to the position, so that products of queries and keys depend on the distance alone.
+//!
+//! The gradient is the same rotation the other way round.
+
+pub mod naive;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Check, Result};
+use crate::parallel::{grain, split};
+use crate::{Rows, RowsMut};
+
+/// Which columns of a head make a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// Column i and column i + r/2 (GPT-NeoX, Llama in `transformers`).
+    Halves,
+    /// Columns 2i and 2i + 1 (the paper, GPT-J).
+    Interleaved,
+}
+
+/// What is rotated by how much.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a> {
+    /// Columns of a head; the columns after the last whole head are an error.
+    pub dim: usize,
+    /// Radians a position of each pair; the first `2 frequencies.len()` columns of a head are rotated, others copied.
+    pub frequencies: &'a [f64],
+    /// Which columns make a pair.
+    pub pairs: Pairs,
+    /// The position of each row, `[m]`.
+    pub positions: &'a [u64],
+}
+
+/// y `[m h·dim]` (=) of x, turned forwards, or backwards if `inverse`.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn forward(args: &Args<'_>, inverse: bool, x: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
+    let check = Check("rotate");
+    let (m, d) = x.shape();
+    check.shape("y", y.shape(), (m, d))?;
+    check.len("positions", args.positions.len(), m)?;
+    let whole = args.dim > 0 && d.is_multiple_of(args.dim);
+    check.that(whole, "dim", || format!("a divisor of {d} columns"), || args.dim.to_string())?;
+    let most = args.dim / 2;
+    check.that(
+        args.frequencies.len() <= most,
+        "frequencies",
+        || format!("at most {most}"),
+        || args.frequencies.len().to_string(),
+    )?;
+    split(m, grain(m, 4 * d, 1 << 16, 1), y, &|from, rows, y| {
+        let args = Args { positions: &args.positions[from..from + rows], ..*args };
+        naive::forward(&args, inverse, x.slice(from, rows), y);
+    });
+    Ok(())
+}

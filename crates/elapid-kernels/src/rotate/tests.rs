@@ -1,0 +1,49 @@
+use super::*;
+use crate::testing::{Random, central_difference, err_ratio, wide};
+
+const FREQUENCIES: [f64; 3] = [1.0, 0.1, 0.01];
+
+fn rotated(x: &[f64], pairs: Pairs, positions: &[u64], inverse: bool) -> Vec<f64> {
+    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs, positions };
+    let mut y = vec![0.0; x.len()];
+    naive::forward(&args, inverse, Rows::new(x, 16), RowsMut::new(&mut y, 16));
+    y
+}
+
+#[test]
+fn products_depend_on_the_distance_alone() {
+    let mut random = Random::new(1);
+    let (q, k) = (wide(&random.normal(16)), wide(&random.normal(16)));
+    for pairs in [Pairs::Halves, Pairs::Interleaved] {
+        let product = |at: u64, from: u64| -> f64 {
+            let (q, k) = (rotated(&q, pairs, &[at], false), rotated(&k, pairs, &[from], false));
+            q.iter().zip(&k).map(|(q, k)| q * k).sum()
+        };
+        assert!((product(7, 4) - product(1003, 1000)).abs() < 1e-9);
+        assert!((product(7, 4) - product(8, 4)).abs() > 1e-3);
+        assert_eq!(rotated(&q, pairs, &[9], false)[6..8], q[6..8], "columns beyond the frequencies");
+    }
+}
+
+#[test]
+fn the_gradient_is_the_inverse() {
+    let mut random = Random::new(2);
+    let (x, dy) = (wide(&random.normal(32)), wide(&random.normal(32)));
+    for pairs in [Pairs::Halves, Pairs::Interleaved] {
+        let loss = |x: &[f64]| rotated(x, pairs, &[3, 70], false).iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>();
+        assert!(central_difference(loss, &x, &rotated(&dy, pairs, &[3, 70], true)) < 1e-7);
+    }
+}
+
+#[test]
+fn f32_is_f64_far_out() {
+    let mut random = Random::new(3);
+    let x = random.normal(16 * 500);
+    let positions: Vec<u64> = (0..500).map(|i| i * 4001).collect();
+    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs: Pairs::Halves, positions: &positions };
+    let mut y = vec![f32::NAN; x.len()];
+    forward(&args, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap();
+    assert!(err_ratio(&rotated(&wide(&x), Pairs::Halves, &positions, false), &y) < 1e-6);
+    let wrong = Args { dim: 5, ..args };
+    assert_eq!(forward(&wrong, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap_err().argument, "dim");
+}
