@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use elapid::evaluate::{self, Reader, Summary};
 use elapid::files::{self, limit};
@@ -107,7 +107,12 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
-    arguments.report.as_deref().map_or(Ok(()), files::check_output)?;
+    if let Some(report) = &arguments.report {
+        // The folder of a report is made; that it can be is seen before the work.
+        let folder = report.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        files::check_output(report)?;
+    }
     let load = |model: Option<PathBuf>| ModelArgument { model }.load_on(place, output);
     if let Some(task) = &arguments.task {
         let request = score::Request {

@@ -133,12 +133,18 @@ impl Running {
     }
 }
 
+/// Whether the name is that of a whole checkpoint, `step-00000012`.
+fn is_step(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    name.strip_prefix("step-").is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))
+}
+
 /// Waits for the first checkpoint of a run and gives its directory.
 fn checkpoint(out: &Path) -> PathBuf {
     let since = Instant::now();
     loop {
         let entries = std::fs::read_dir(out.join("resume")).into_iter().flatten().flatten();
-        if let Some(found) = entries.map(|entry| entry.path()).find(|path| path.extension().is_none()) {
+        if let Some(found) = entries.map(|entry| entry.path()).find(|path| is_step(path)) {
             return found;
         }
         assert!(since.elapsed() < Duration::from_secs(600), "no checkpoint");

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, Terms, bits, wide, with_threads, worst_error};
+use crate::testing::{Poisoned, Random, Terms, bits, error_of_terms, wide, with_threads};
 
 const HYPER: Hyper =
     Hyper { lr: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
@@ -43,7 +43,7 @@ proptest! {
                 cpu::step(isa, &Hyper { step: s, ..HYPER }, p.row(0), &g, m.row(0), v.row(0));
             }
             for (want, got) in [(&want_p, &p), (&want_m, &m), (&want_v, &v)] {
-                prop_assert!(worst_error(want, &got.values()) < 1e-6);
+                prop_assert!(error_of_terms(want, &got.values()) < 1e-6);
             }
         }
     }

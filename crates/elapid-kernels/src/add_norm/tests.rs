@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, bits, central_difference, terms, wide, with_threads, worst_error};
+use crate::testing::{Poisoned, Random, bits, central_difference, error_of_terms, terms, wide, with_threads};
 
 #[test]
 fn naive_gradients_are_difference_quotients() {
@@ -54,9 +54,9 @@ proptest! {
             let (mut y, mut sum, mut rstd) = (Poisoned::new(m, d, gap), Poisoned::new(m, d, gap), Poisoned::new(1, m, 1));
             let residual = with_residual.then(|| Rows::new(&r, d));
             cpu::forward(isa, Rows::new(&x, d), residual, &weight, 1e-5, y.rows_mut(), sum.rows_mut(), rstd.rows_mut().row(0));
-            prop_assert!(worst_error(&want_y, &y.values()) < 1e-6);
-            prop_assert!(worst_error(&want_sum, &sum.values()) < 1e-6);
-            prop_assert!(worst_error(&want_rstd, &rstd.values()) < 1e-6);
+            prop_assert!(error_of_terms(&want_y, &y.values()) < 1e-6);
+            prop_assert!(error_of_terms(&want_sum, &sum.values()) < 1e-6);
+            prop_assert!(error_of_terms(&want_rstd, &rstd.values()) < 1e-6);
             let mut again = Poisoned::new(m, d, gap);
             cpu::scale(isa, Rows::new(&sum.values(), d), &weight, &rstd.values(), again.rows_mut());
             prop_assert_eq!(bits(&y.values()), bits(&again.values()));
@@ -65,9 +65,9 @@ proptest! {
                 isa, Rows::new(&sum.values(), d), &weight, &rstd.values(), Rows::new(&dy, d),
                 with_dsum.then(|| Rows::new(&dsum, d)), dx.rows_mut(), dweight.rows_mut().row(0),
             );
-            let error = worst_error(&want_dx, &dx.values());
+            let error = error_of_terms(&want_dx, &dx.values());
             prop_assert!(error < 1e-5, "{} {error}", isa.name());
-            prop_assert!(worst_error(&want_dweight, &dweight.values()) < 1e-5);
+            prop_assert!(error_of_terms(&want_dweight, &dweight.values()) < 1e-5);
         }
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, Terms, bits, central_difference, terms, wide, with_threads, worst_error};
+use crate::testing::{Poisoned, Random, Terms, bits, central_difference, error_of_terms, terms, wide, with_threads};
 
 #[test]
 fn naive_gradients_are_difference_quotients() {
@@ -70,28 +70,28 @@ proptest! {
 
         let mut y = Poisoned::new(m, n, gap);
         forward(x, w, bias, y.rows_mut()).unwrap();
-        prop_assert!(worst_error(&want.y, &y.values()) < 1e-6);
+        prop_assert!(error_of_terms(&want.y, &y.values()) < 1e-6);
         for isa in Isa::available() {
             let mut y = Poisoned::new(m, n, gap);
             invariant::forward(isa, x, w, bias, y.rows_mut());
-            prop_assert!(worst_error(&want.y, &y.values()) < 1e-6);
+            prop_assert!(error_of_terms(&want.y, &y.values()) < 1e-6);
         }
 
         let mut dx = Poisoned::new(m, k, gap);
         backward_input(dy, w, dx.rows_mut(), false).unwrap();
-        prop_assert!(worst_error(&want.dx, &dx.values()) < 1e-6);
+        prop_assert!(error_of_terms(&want.dx, &dx.values()) < 1e-6);
         backward_input(dy, w, dx.rows_mut(), true).unwrap();
         let doubled: Vec<Terms> = want.dx.iter().map(|&x| x + x).collect();
-        prop_assert!(worst_error(&doubled, &dx.values()) < 1e-6);
+        prop_assert!(error_of_terms(&doubled, &dx.values()) < 1e-6);
 
         if n > 0 && k > 0 {
             let mut dw = Poisoned::with(&dw_start, k, gap);
             backward_weight(dy, x, dw.rows_mut()).unwrap();
-            prop_assert!(worst_error(&want.dw, &dw.values()) < 1e-6);
+            prop_assert!(error_of_terms(&want.dw, &dw.values()) < 1e-6);
             for isa in Isa::available() {
                 let mut db = Poisoned::with(&db_start, n, 1);
                 cpu::backward_bias(isa, dy, db.rows_mut().row(0));
-                prop_assert!(worst_error(&want.db, &db.values()) < 1e-6);
+                prop_assert!(error_of_terms(&want.db, &db.values()) < 1e-6);
             }
         }
     }

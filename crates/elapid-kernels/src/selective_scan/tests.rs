@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Float;
-use crate::testing::{Poisoned, Random, Terms, bits, central_difference, err_ratio, with_threads, worst_error};
+use crate::testing::{Poisoned, Random, Terms, bits, central_difference, err_ratio, err_ratio_of_terms, with_threads};
 
 /// Inputs of one call. `xz` is `[b l (u z)]` and `dbc` is `[b l (delta b c)]`, packed as projections are.
 #[derive(Debug, Clone)]
@@ -239,7 +239,7 @@ fn agrees(case: &Case<f32>) {
     let want = naive(&case.converted::<Terms>());
     for isa in Isa::available() {
         for ((name, want), (_, got)) in want.iter().zip(&fast(isa, case)) {
-            let error = worst_error(want, got);
+            let error = err_ratio_of_terms(want, got);
             assert!(error <= 1e-5, "{} {name}: {error:e} for {:?} {}", isa.name(), case.dims, case.rule);
         }
     }

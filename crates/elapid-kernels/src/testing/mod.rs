@@ -3,7 +3,7 @@
 
 mod terms;
 
-pub use terms::{Terms, terms, worst_error};
+pub use terms::{Terms, err_ratio_of_terms, error_of_terms, terms};
 
 use crate::{Rows, RowsMut};
 

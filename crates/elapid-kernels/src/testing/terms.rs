@@ -23,19 +23,33 @@ pub struct Terms {
 /// A sum that is smaller than this share of its terms' magnitudes is compared by them.
 const SMALL: f64 = 0.25;
 
-/// The largest error of an element: relative to its value, or to a quarter of its terms' magnitudes where that is more. Other
-/// elements make no difference. Infinity where `got` has another length, or a NaN or infinity.
-pub fn worst_error(want: &[Terms], got: &[f32]) -> f64 {
+/// RMS of the error over RMS of the reference, in which an element counts as much as it is, or as a quarter of its terms'
+/// magnitudes where that is more: [`err_ratio`](super::err_ratio) for outputs some of whose elements are sums that come out
+/// near 0. Infinity where `got` has another length, or a NaN or infinity.
+pub fn err_ratio_of_terms(want: &[Terms], got: &[f32]) -> f64 {
+    if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
+        return f64::INFINITY;
+    }
+    let square = |x: f64| x * x;
+    let error: f64 = want.iter().zip(got).map(|(want, &got)| square(f64::from(got) - want.value)).sum();
+    let reference: f64 = want.iter().map(|want| square(want.value.abs().max(SMALL * want.size))).sum();
+    if error == 0.0 { 0.0 } else { (error / reference.max(f64::MIN_POSITIVE)).sqrt() }
+}
+
+/// RMS of the relative errors: each element's relative to its value, or to a quarter of its terms' magnitudes where that is
+/// more. No element is an excuse for another, however large it is. Infinity where `got` has another length, or a NaN or
+/// infinity.
+pub fn error_of_terms(want: &[Terms], got: &[f32]) -> f64 {
     if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
         return f64::INFINITY;
     }
     let error = |(want, &got): (&Terms, &f32)| {
         // What is below the normal range of f32 may be flushed to 0.
         let scale = want.value.abs().max(SMALL * want.size).max(f32::MIN_POSITIVE.into());
-        let error = (f64::from(got) - want.value).abs() / scale;
-        if error.is_nan() { f64::INFINITY } else { error }
+        ((f64::from(got) - want.value) / scale).powi(2)
     };
-    want.iter().zip(got).map(error).fold(0.0, f64::max)
+    let mean = want.iter().zip(got).map(error).sum::<f64>() / want.len().max(1) as f64;
+    if mean.is_nan() { f64::INFINITY } else { mean.sqrt() }
 }
 
 /// The same values as terms.
@@ -254,14 +268,16 @@ mod tests {
     fn only_small_sums_are_compared_by_their_terms() {
         let sum = |value, size| Terms { value, size };
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
-        close(worst_error(&[sum(2.0, 4.0)], &[2.5]), 0.25);
-        close(worst_error(&[sum(0.0, 4.0)], &[0.5]), 0.5);
+        close(error_of_terms(&[sum(2.0, 4.0)], &[2.5]), 0.25);
+        close(error_of_terms(&[sum(0.0, 4.0)], &[0.5]), 0.5);
         // One element's terms are no excuse for another, however large.
-        close(worst_error(&[sum(0.0, 1e6), sum(1.0, 1.0)], &[0.0, 1.5]), 0.5);
-        assert_eq!(worst_error(&[sum(0.0, 0.0)], &[0.0]), 0.0);
-        assert!(worst_error(&[sum(0.0, 0.0)], &[1e-30]) > 1.0);
+        close(error_of_terms(&[sum(0.0, 1e6), sum(1.0, 1.0)], &[0.0, 1.5]), 0.5 / 2f64.sqrt());
+        close(err_ratio_of_terms(&[sum(0.0, 8.0), sum(2.0, 2.0)], &[1.0, 2.0]), 0.5f64.sqrt() / 2.0);
+        close(err_ratio_of_terms(&[sum(2.0, 4.0)], &[2.5]), 0.25);
+        assert_eq!(error_of_terms(&[sum(0.0, 0.0)], &[0.0]), 0.0);
+        assert!(error_of_terms(&[sum(0.0, 0.0)], &[1e-30]) > 1.0);
         for wrong in [&[f32::NAN][..], &[f32::INFINITY], &[]] {
-            assert_eq!(worst_error(&[sum(1.0, 1.0)], wrong), f64::INFINITY);
+            assert_eq!(error_of_terms(&[sum(1.0, 1.0)], wrong), f64::INFINITY);
         }
     }
 }

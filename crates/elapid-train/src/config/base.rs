@@ -142,7 +142,7 @@ mod tests {
             "model.a_init=half",
             "model.gate=false",
             "model.norm_eps=1e-6",
-            "model.dt_rank=3",
+            "model.dt_rank=5",
             "model.discretisation=zoh",
             "model.dt_init=constant",
             "model.pad_vocab_multiple=1",
@@ -153,7 +153,7 @@ mod tests {
         // Through the file of a model too.
         let (read, _) = model::ModelConfig::parse(&base.to_hf_json().to_string(), "config.json").unwrap();
         assert_eq!(ModelConfig::of(&read), config.model);
-        assert_eq!(config.model.differences(&ModelConfig::default()).len(), 7);
+        assert_eq!(config.model.differences(&ModelConfig::default()).len(), 6);
         let auto = TrainConfig::default();
         assert_eq!(auto.model.normal(), auto.model);
     }

@@ -40,10 +40,8 @@ impl Trainer {
         let schedule = config.train.lr_schedule()?;
         let base = from::open(&mut config, start)?;
         let task = tasks::open(&config.task)?;
-        if base.is_none() {
-            // Before anything is read or made; with the vocabulary of the text it is looked at again.
-            needs(&config, config.model.with_any_vocabulary(), task.as_deref(), device)?.check_on(device)?;
-        }
+        // Before anything is read or made; with the vocabulary of the text it is looked at again.
+        needs(&config, config.model.with_any_vocabulary(), task.as_deref(), device)?.check_on(device)?;
         let mut run_dir = first.then(|| claim(&config, start)).transpose()?;
         let Data { tokenizer, feed, train_tokens, held_out, fingerprint, mut notices } = match &task {
             None => reads::text(&config, ranks.as_deref(), tokenising)?,
@@ -81,7 +79,11 @@ impl Trainer {
         let mut metrics = None;
         if let Some(dir) = &mut run_dir {
             match start {
-                Start::Resume => dir.clean()?,
+                Start::Resume => {
+                    dir.clean()?;
+                    // As the run that was killed would have done.
+                    resume::prune(dir.path(), position.step)?;
+                }
                 Start::New | Start::Overwrite => dir.begin(start)?,
             }
             notices.append(&mut dir.notices);
@@ -145,6 +147,7 @@ fn first_model(
     device: Device,
 ) -> Result<LanguageModel> {
     if let Some(base) = base {
+        needs(config, base.config.clone(), task, device)?.check_on(device)?;
         return Ok(LanguageModel::load(base)?);
     }
     let resolved = resolve(config, tokenizer, task)?;

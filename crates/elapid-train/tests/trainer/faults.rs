@@ -136,7 +136,7 @@ fn a_kill_at_any_change_to_files_loses_no_checkpoint() {
 fn a_run_that_is_killed_again_and_again_comes_to_its_end() {
     let whole = directory();
     train(whole.path()).unwrap();
-    for operations in [70, 77] {
+    for operations in [110, 123] {
         let dir = directory();
         let mut rounds = 1;
         while !killed_after(operations, dir.path()) {

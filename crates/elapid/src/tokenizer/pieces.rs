@@ -356,11 +356,12 @@ impl<'t> Encoder<'t> {
         };
         let mut next = next;
         let mut joint = cutter.joint(&last, &next);
-        if joint.is_none() && last.known().is_some() {
-            if let Some(again) = cutter.begun_again(&last, &next) {
-                joint = cutter.joint(&last, &again);
-                next = if joint.is_some() { again } else { next };
-            }
+        if joint.is_none()
+            && last.known().is_some()
+            && let Some(again) = cutter.begun_again(&last, &next)
+        {
+            joint = cutter.joint(&last, &again);
+            next = if joint.is_some() { again } else { next };
         }
         match (joint, last.known()) {
             (Some((before, after)), Some(tokens)) if before >= self.given.0 => {

@@ -287,7 +287,7 @@ fn files_that_are_no_tokenizer_are_refused() {
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2113710\n".to_owned(), "Git LFS pointer"),
         ("<!doctype html><html></html>".to_owned(), "a web page (HTML)"),
         ("{}".to_owned(), "not a tokenizer"),
-        (definition.replace(r#""decoder": {"#, r#""decoder": 7, "other": {"#), "not a tokenizer"),
+        (definition.replace(r#""decoder": {"#, r#""decoder": 7, "other": {"#), "decoder is not an object"),
         (definition.replace(r#""the": 257"#, r#""the": 4257000000"#), "far beyond"),
     ];
     for (text, part) in wrong {

@@ -87,12 +87,13 @@ fn mutated_files_end_with_an_error_or_work() {
     let files = mutated(dir.path(), FEW);
     let ends = try_all(&files);
     let dead: Vec<_> = ends.iter().enumerate().filter(|(_, end)| matches!(end, End::Died(_))).collect();
-    assert!(dead.is_empty(), "the checks should know {} of {FEW}: {dead:#?}", dead.len());
+    assert!(dead.len() <= FEW as usize / 100, "the checks should know {} of {FEW}: {dead:#?}", dead.len());
     for wanted in [End::Fine, End::Refused(String::new())] {
         let like = |end: &&End| std::mem::discriminant(*end) == std::mem::discriminant(&wanted);
         assert!(ends.iter().filter(like).count() > FEW as usize / 10, "mutations of all kinds: {wanted:?}");
     }
-    for file in &files[..24] {
+    // What the checks do not know ends a child process, and the command with an error.
+    for file in files[..24].iter().chain(dead.iter().map(|&(i, _)| &files[i])) {
         let run = tokenize(dir.path(), file);
         assert!((0..=2).contains(&run.code), "{}: exit {}: {}", file.display(), run.code, run.stderr);
     }

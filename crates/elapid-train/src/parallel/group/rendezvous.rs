@@ -137,6 +137,8 @@ pub(super) fn accept_peers(
         if let Err(invalid) = at_root.advance() {
             break invalid.to_string();
         }
+        // One that has gone meanwhile may come again.
+        at_root.found.retain(|_, link| link.is_open());
         if at_root.found.len() + 1 == world.size {
             return Ok(at_root.found.into_values().collect());
         }
@@ -196,7 +198,6 @@ impl Meeting<'_> {
                     continue;
                 }
                 Handshake::Peer(rank) if self.found.get(&rank).is_none_or(|link| !link.is_open()) => {
-                    // If it has gone meanwhile it may come again.
                     if let Ok(link) = candidate.welcome(self.secret, self.timeouts.silence) {
                         self.found.insert(rank, link);
                     }

@@ -92,8 +92,8 @@ fn messages_have_the_size_that_is_expected() {
             // More than a rank was told to expect is not sent ..
             let error = group.broadcast_values(&mut large.clone()).unwrap_err().to_string();
             assert!(error.contains("2097152 bytes") && error.contains("1048576"), "{error}");
-            // .. and, where it is, not read.
-            lock(&group.members.peers[0].out).write(Kind::Message, 3, &to_bytes(&large)).unwrap();
+            // .. and, where it is, not read: the other end closes before all of it has come.
+            lock(&group.members.peers[0].out).write(Kind::Message, 3, &to_bytes(&large)).ok();
         }
         let lost = loss((0..).try_for_each(|_| group.barrier()));
         (other, lost)

@@ -152,7 +152,7 @@ fn growing_replacements() {
     let more = [double(), vec![replace("a", "aa")]].concat();
     refused("/normalizer/normalizers", more.into(), &["normalizers[6]: makes \"a\" more than 64 times"]);
     refused("/decoder/decoders", vec![replace("▁", "▁▁"); 40].into(), &["decoder.decoders[6]: makes \"▁\""]);
-    let pair = |i: usize| if i % 2 == 0 { replace("a", "bb") } else { replace("b", "aa") };
+    let pair = |i: usize| if i.is_multiple_of(2) { replace("a", "bb") } else { replace("b", "aa") };
     refused("/normalizer/normalizers", (0..200).map(pair).collect(), &["more than 64 times"]);
     let regex = json!({"type": "Replace", "pattern": {"Regex": "[xy]"}, "content": "xyx"});
     refused("/normalizer/normalizers", vec![regex; 9].into(), &["more than 64 times"]);
