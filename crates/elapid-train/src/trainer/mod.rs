@@ -47,7 +47,7 @@ pub struct Trainer {
     cuda: Option<CudaStep>,
     /// The ranks that train together, if there are several.
     ranks: Option<Arc<Group>>,
-    /// The state at the end of the last step, of streams on the processor.
+    /// The state at the end of the last step, of streams on the CPU.
     carried: Option<State>,
     position: Position,
     /// What a checkpoint must have in common with the run.

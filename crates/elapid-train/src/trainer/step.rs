@@ -31,7 +31,7 @@ pub(super) struct Asked {
 }
 
 pub(super) enum Work {
-    /// The processor has done it.
+    /// The CPU has done it.
     Done(Step),
     /// A GPU may still be at it. The last batch is kept to say what went wrong; tokens and parts are those of all ranks.
     Pending { pending: Pending, tokens: u64, last: Option<Batch>, parts: u64 },
@@ -44,7 +44,7 @@ impl Asked {
 }
 
 impl Trainer {
-    /// Forward and backward over `accumulate` batches, then one step of the optimiser: done on the processor, asked for
+    /// Forward and backward over `accumulate` batches, then one step of the optimiser: done on the CPU, asked for
     /// on a GPU.
     pub(super) fn ask(&mut self, lr: f64, batches: &mut impl Iterator<Item = Result<Batch>>) -> Result<Asked> {
         let began = Instant::now();
