@@ -1,6 +1,6 @@
 //! Bamba: Mamba-2 and attention.
 
-use super::names::{Config, MAMBA2, Module, PROJ, Result, Tensors};
+use super::names::{Config, Module, PROJ, Result, Tensors};
 
 /// The tensors of `BambaForCausalLM`.
 pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
@@ -9,18 +9,12 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     let attention = config.sizes("attn_layer_indices")?;
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "pre_ff_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "pre_ff_layernorm");
         if attention.contains(&i) {
             let bias = config.flag("attention_bias");
             all.attention(&layer.sub("mixer", "self_attn"), config.qkv()?, bias, "o_proj", bias);
         } else {
-            all.same(&layer.sub("mixer", "mamba"), MAMBA2);
-            if config.flag("mamba_proj_bias") {
-                all.same(&layer.sub("mixer", "mamba"), &["in_proj.bias", "out_proj.bias"]);
-            }
+            all.mamba2(config, &layer.sub("mixer", "mamba"));
         }
         let f = config.size("intermediate_size")?;
         all.gated_mlp(&layer.sub("ffn", "feed_forward"), f, PROJ, config.flag("mlp_bias"));

@@ -8,10 +8,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["model.embed_tokens.weight", "model.final_layernorm.weight", "lm_head.weight"]);
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "pre_ff_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "pre_ff_layernorm");
         let mamba = layer.sub("mixer.mamba2", "mamba");
         let normed = config.flag("mamba_rms_norm");
         all.same(&mamba, &MAMBA2.iter().copied().filter(|name| normed || *name != "norm.weight").collect::<Vec<_>>());

@@ -1,6 +1,6 @@
 //! Granite 4: Mamba-2 and attention, experts beside an MLP in every layer. Its experts are stacked, gate above up.
 
-use super::names::{Config, MAMBA2, Module, Result, Tensors};
+use super::names::{Config, Module, Result, Tensors};
 
 /// The tensors of `GraniteMoeHybridForCausalLM`.
 pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
@@ -8,18 +8,12 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]);
     for (i, kind) in config.words("layer_types")?.into_iter().enumerate() {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         if kind == "full_attention" || kind == "attention" {
             let bias = config.flag("attention_bias");
             all.attention(&layer.sub("mixer", "self_attn"), config.qkv()?, bias, "o_proj", bias);
         } else {
-            all.same(&layer.sub("mixer", "mamba"), MAMBA2);
-            if config.flag("mamba_proj_bias") {
-                all.same(&layer.sub("mixer", "mamba"), &["in_proj.bias", "out_proj.bias"]);
-            }
+            all.mamba2(config, &layer.sub("mixer", "mamba"));
         }
         if config.size_or("num_local_experts", || Ok(0))? > 0 {
             all.renamed(

@@ -13,10 +13,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     };
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "pre_ff_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "pre_ff_layernorm");
         if periodic("attn", i)? {
             all.attention(&layer.sub("mixer", "self_attn"), config.qkv()?, false, "o_proj", false);
         } else {

@@ -9,10 +9,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     let (mixers, mlps) = (config.words("layer_types")?, config.words("mlp_layer_types")?);
     for (i, (mixer, mlp)) in mixers.into_iter().zip(mlps).enumerate() {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         let module = layer.sub("mixer", "self_attn");
         match mixer {
             "linear_attention" => delta(config, &module, &mut all)?,

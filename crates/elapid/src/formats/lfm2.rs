@@ -9,7 +9,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["model.embed_tokens.weight", "model.embedding_norm.weight", "lm_head.weight"]);
     for (i, kind) in config.words("layer_types")?.into_iter().enumerate() {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(&layer, &[("norm.weight", "operator_norm.weight"), ("ffn_norm.weight", "ffn_norm.weight")]);
+        all.norms(&layer, "operator_norm", "ffn_norm");
         if kind == "conv" {
             let mixer = layer.sub("mixer", "conv");
             all.same(&mixer, &["in_proj.weight", "out_proj.weight"]);

@@ -9,10 +9,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     let (experts, f) = (config.size("num_local_experts")?, config.size("intermediate_size")?);
     for (i, kind) in config.words("layer_types")?.into_iter().enumerate() {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         let mixer = layer.sub("mixer", "self_attn");
         if kind == "linear_attention" {
             let heads = config.size("num_attention_heads")?;

@@ -9,10 +9,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     let (experts, f) = (config.size("num_local_experts")?, config.size("intermediate_size")?);
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         all.attention(&layer.sub("mixer", "self_attn"), config.qkv()?, false, "o_proj", false);
         let moe = layer.sub("ffn", "block_sparse_moe");
         all.renamed(&moe, &[("router.weight", "gate.weight")]);

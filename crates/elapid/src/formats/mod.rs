@@ -35,7 +35,7 @@ use names::{Config, Result, Tensors};
 pub struct Layout {
     /// The `model_type` of its configuration.
     pub model_type: &'static str,
-    /// elapid's tensors for a configuration, each with where it lies.
+    /// elapid's tensors for a configuration, each with its place in the file.
     pub tensors: fn(&Config<'_>) -> Result<Tensors>,
     /// Tensors of the file that are no parameters.
     pub ignores: fn(&str) -> bool,

@@ -92,7 +92,7 @@ impl Config<'_> {
     }
 }
 
-/// elapid's tensors, each with where it lies in the file.
+/// elapid's tensors, each with its place in the file.
 #[derive(Debug, Default)]
 pub struct Tensors(pub Vec<(String, Stored)>);
 
@@ -162,6 +162,20 @@ impl Tensors {
         for kind in if bias { &["weight", "bias"][..] } else { &["weight"] } {
             let part = |(rows, name): &(usize, &str)| (*rows, module.file(&format!("{name}.{kind}")));
             self.put(module, &format!("{ours}.{kind}"), Stored::Rows(parts.iter().map(part).collect()));
+        }
+    }
+
+    /// The norms before a layer's mixer and before its feed-forward.
+    pub fn norms(&mut self, layer: &Module, mixer: &str, ffn: &str) {
+        let (mixer, ffn) = (format!("{mixer}.weight"), format!("{ffn}.weight"));
+        self.renamed(layer, &[("norm.weight", &mixer), ("ffn_norm.weight", &ffn)]);
+    }
+
+    /// A Mamba-2 mixer, its projections with a bias if `mamba_proj_bias` says so.
+    pub fn mamba2(&mut self, config: &Config<'_>, mixer: &Module) {
+        self.same(mixer, MAMBA2);
+        if config.flag("mamba_proj_bias") {
+            self.same(mixer, &["in_proj.bias", "out_proj.bias"]);
         }
     }
 

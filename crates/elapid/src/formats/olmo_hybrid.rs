@@ -9,19 +9,10 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     for (i, kind) in config.words("layer_types")?.into_iter().enumerate() {
         let layer = Module::layer(i, "model.layers");
         if kind == "linear_attention" {
-            all.renamed(
-                &layer,
-                &[("norm.weight", "attention_layer_norm.weight"), ("ffn_norm.weight", "feedforward_layer_norm.weight")],
-            );
+            all.norms(&layer, "attention_layer_norm", "feedforward_layer_norm");
             delta(config, &layer.sub("mixer", "linear_attn"), &mut all)?;
         } else {
-            all.renamed(
-                &layer,
-                &[
-                    ("norm.weight", "feedforward_layer_norm.weight"),
-                    ("ffn_norm.weight", "post_feedforward_layernorm.weight"),
-                ],
-            );
+            all.norms(&layer, "feedforward_layer_norm", "post_feedforward_layernorm");
             let mixer = layer.sub("mixer", "self_attn");
             all.attention(
                 &mixer,

@@ -8,10 +8,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]);
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         let bias = config.0.get("qkv_bias").and_then(serde_json::Value::as_bool).unwrap_or(true);
         all.attention(&layer.sub("mixer", "self_attn"), config.qkv()?, bias, "o_proj", false);
         feed_forward(config, i, &layer.sub("ffn", "mlp"), &mut all)?;

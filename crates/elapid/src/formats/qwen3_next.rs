@@ -10,10 +10,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]);
     for (i, kind) in config.words("layer_types")?.into_iter().enumerate() {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "post_attention_layernorm.weight")],
-        );
+        all.norms(&layer, "input_layernorm", "post_attention_layernorm");
         match kind {
             "linear_attention" => delta(config, &layer.sub("mixer", "linear_attn"), &mut all)?,
             _ => attention(config, &layer.sub("mixer", "self_attn"), &mut all)?,

@@ -9,10 +9,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     let kinds = config.words("block_types")?;
     for (i, kind) in (0..config.size("num_hidden_layers")?).zip(kinds.into_iter().cycle()) {
         let layer = Module::layer(i, "model.layers");
-        all.renamed(
-            &layer,
-            &[("norm.weight", "temporal_pre_norm.weight"), ("ffn_norm.weight", "channel_pre_norm.weight")],
-        );
+        all.norms(&layer, "temporal_pre_norm", "channel_pre_norm");
         let mixer = layer.sub("mixer", "temporal_block");
         match kind {
             "recurrent" => recurrent(config, &mixer, &mut all)?,

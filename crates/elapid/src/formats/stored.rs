@@ -213,7 +213,7 @@ impl Stored {
     }
 }
 
-/// For each run of rows of one part and group, in the order by part: where it begins in that order, and where it lies in the
+/// For each run of rows of one part and group, in the order by part: where it begins in that order, and its place in the
 /// order by group, in elements.
 fn by_part(shape: &[usize], groups: usize, parts: &[usize]) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
     let row = row_elements(shape);

@@ -8,7 +8,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.ends(config, ["backbone.embeddings.weight", "backbone.out_norm.weight", "lm_head.weight"]);
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "backbone.blocks");
-        all.renamed(&layer, &[("norm.weight", "norm_mlstm.weight"), ("ffn_norm.weight", "norm_ffn.weight")]);
+        all.norms(&layer, "norm_mlstm", "norm_ffn");
         let mixer = layer.sub("mixer", "mlstm_layer");
         all.same(&mixer, &["q.weight", "k.weight", "v.weight", "out_proj.weight"]);
         all.renamed(

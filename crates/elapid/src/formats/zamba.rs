@@ -18,10 +18,7 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
         // The block lies in the first layer that uses it.
         if std::mem::take(&mut shared) {
             let block = Module::new("backbone.shared", format!("model.layers.{i}.shared_transf"));
-            all.renamed(
-                &block,
-                &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "pre_ff_layernorm.weight")],
-            );
+            all.norms(&block, "input_layernorm", "pre_ff_layernorm");
             all.attention(&block.sub("mixer", "self_attn"), qkv(config)?, false, "o_proj", false);
             all.gated_mlp(&block.sub("ffn", "feed_forward"), config.size("intermediate_size")?, PROJ, false);
         }

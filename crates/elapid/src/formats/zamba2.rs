@@ -35,7 +35,7 @@ fn mamba(layer: &Module, all: &mut Tensors) {
 }
 
 fn shared(config: &Config<'_>, block: &Module, uses: impl Iterator<Item = usize>, all: &mut Tensors) -> Result<()> {
-    all.renamed(block, &[("norm.weight", "input_layernorm.weight"), ("ffn_norm.weight", "pre_ff_layernorm.weight")]);
+    all.norms(block, "input_layernorm", "pre_ff_layernorm");
     let (mixer, ffn) = (block.sub("mixer", "self_attn"), block.sub("ffn", "feed_forward"));
     all.attention(&mixer, zamba::qkv(config)?, false, "o_proj", false);
     all.renamed(&ffn, &[("up.weight", "gate_up_proj.weight"), ("down.weight", "down_proj.weight")]);
