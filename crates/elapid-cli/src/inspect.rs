@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let model = skeleton(config, checkpoint.as_ref())?;
     let rows = rows(&model, checkpoint.as_ref());
     let config = model.config();
-    let (cost, state) = (model.cost(), 4 * model.cost().state);
+    let (cost, state) = (model.cost(0), 4 * model.cost(0).state);
     let parameters = model.params().count() as u64;
     let stored: u64 = rows.iter().map(|row| row.count as u64 * width(&row.dtype)).sum();
     // A token reads every parameter once, and reads and writes the state, all in f32.
@@ -124,7 +124,7 @@ fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {
         shape: param.value.shape().to_vec(),
         dtype: dtype(&param.name).map_or("F32".to_owned(), |dtype| dtype.to_string()),
         count: param.value.len(),
-        decay: param.decay,
+        decay: param.traits.decay,
     };
     model.params().iter().map(|(_, param)| row(param)).collect()
 }

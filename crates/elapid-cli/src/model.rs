@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use elapid::Layout;
 use elapid::checkpoint::Checkpoint;
-use elapid::ops::Layout;
 use elapid::tokenizer::{self, Tokenizer, TokenizerError};
 use elapid::{DType, Device, LanguageModel, embedded};
 use elapid_kernels::cuda;

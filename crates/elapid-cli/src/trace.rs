@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
+use elapid::Layout;
 use elapid::memory::Needs;
-use elapid::ops::Layout;
 use elapid::trace::{DELTA, Trace};
 use elapid::{LanguageModel, Tensor};
 use elapid_train::config::TrainConfig;

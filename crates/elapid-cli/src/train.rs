@@ -294,7 +294,7 @@ fn resume_command(outcome: &Outcome, ranks: usize) -> String {
 }
 
 fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
-    let (config, cost) = (trainer.model().config(), trainer.model().cost());
+    let (config, cost) = (trainer.model().config(), trainer.model().cost(0));
     let model = format!(
         "{} layers of {}, {} parameters, {} a token forward",
         config.n_layer,

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::autograd::Tape;
-use elapid::ops::{Ids, Layout, Targets};
+use elapid::ops::{Ids, Targets};
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, LanguageModel, Result, State, Tensor};
 use elapid_kernels::cuda::{Buffer, Event, Gpu, Graph, MemoryUse, Pinned, elementwise};

@@ -176,7 +176,7 @@ impl AdamW {
         let grad_scale = if clipped { (f64::from(clip) / (norm + 1e-6)) as f32 } else { 1.0 };
         for (((id, param), m), v) in params.iter_mut().zip(m).zip(v) {
             let Some(g) = grads.get(id) else { continue };
-            let weight_decay = if decay_all || param.decay { weight_decay } else { 0.0 };
+            let weight_decay = if decay_all || param.traits.decay { weight_decay } else { 0.0 };
             let hyper = adamw::Hyper { lr, beta1, beta2, eps, weight_decay, step: self.step, grad_scale };
             adamw::step(&hyper, param.value.make_mut(), g.as_slice(), m, v).map_err(elapid::Error::from)?;
         }
@@ -192,7 +192,7 @@ impl OnDevice {
         let mut decay = vec![0u8; flat.len / Flat::CHUNK];
         let ends = flat.offsets.iter().skip(1).chain([&flat.len]);
         for (((_, param), &from), &to) in params.iter().zip(&flat.offsets).zip(ends) {
-            decay[from / Flat::CHUNK..to / Flat::CHUNK].fill(u8::from(options.decay_all || param.decay));
+            decay[from / Flat::CHUNK..to / Flat::CHUNK].fill(u8::from(options.decay_all || param.traits.decay));
         }
         Ok(Self {
             gpu,

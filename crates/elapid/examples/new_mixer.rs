@@ -1,48 +1,55 @@
-//! A mixer of one's own: everything it takes. `cargo run --release -p elapid --example new_mixer`.
+//! A layer of your own: everything it takes. `cargo run --release -p elapid --example new_mixer`.
 //!
-//! The mixer is a diagonal state space model that does not select: h_t = exp(Δ A) h_{t-1} + Δ x_t, y_t = h_t silu(z_t),
-//! with Δ and A fixed for every channel (S4D-real with one state number, Gu et al. 2022).
+//! The layer is a diagonal state space model that does not select: h_t = exp(Δ A) h_{t-1} + Δ x_t, y_t = h_t silu(z_t),
+//! with Δ and A fixed for every channel (S4D-real with one state element, Gu et al. 2022).
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
+use elapid::layer::{Cost, Layer};
+use elapid::linear::Linear;
 use elapid::lm::Positions;
-use elapid::mixer::{Cost, Cx, Mixer, StateTensor};
-use elapid::ops::{Layout, ScanArgs, linear, neg_exp, selective_scan};
-use elapid::params::{Decay, Init, ParamBuilder, ParamId};
+use elapid::ops::{Discretisation, ScanArgs, neg_exp, selective_scan};
+use elapid::params::{Bias, Init, ParamBuilder, ParamId, Traits};
+use elapid::pass::Cx;
+use elapid::state::{LayerState, StateSpec};
 use elapid::{LanguageModel, Result, Tensor};
-use elapid_kernels::selective_scan::Discretisation;
 
 /// Its parameters, and its size.
 #[derive(Debug)]
 struct Decaying {
     d: usize,
-    in_proj: ParamId,
+    in_proj: Linear,
     a_log: ParamId,
     dt_bias: ParamId,
-    out_proj: ParamId,
+    out_proj: Linear,
 }
 
 impl Decaying {
-    fn new(config: &ModelConfig, prefix: &str, params: &mut ParamBuilder<'_>) -> Result<Self> {
+    fn new(config: &ModelConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
         let d = config.d_model;
-        let matrix = Init::Uniform(1.0 / (d as f32).sqrt());
-        let dt = Init::SoftplusInverseLogUniform { min: 1e-3, max: 1.0, floor: 1e-4 };
+        // softplus⁻¹(Δ) with Δ log-uniform in 0.001 to 1.
+        let dt = Init::drawn(|draw, _, _| {
+            let dt = (draw.uniform() * 1000f32.ln()).exp() / 1000.0;
+            dt + (-(-dt).exp_m1()).ln()
+        });
         Ok(Self {
             d,
-            in_proj: params.param(format!("{prefix}.in_proj.weight"), &[2 * d, d], matrix, Decay::Yes)?,
-            a_log: params.param(format!("{prefix}.A_log"), &[d, 1], Init::Constant(0.0), Decay::No)?,
-            dt_bias: params.param(format!("{prefix}.dt_bias"), &[d], dt, Decay::No)?,
-            out_proj: params.param(format!("{prefix}.out_proj.weight"), &[d, d], matrix, Decay::Yes)?,
+            in_proj: p.linear("in_proj", [2 * d, d], &Init::fan_in(d), Bias::No)?,
+            a_log: p.param("A_log", &[d, 1], &Init::Constant(0.0), Traits::PRECISE)?,
+            dt_bias: p.param("dt_bias", &[d], &dt, Traits::VECTOR)?,
+            out_proj: p.linear("out_proj", [d, d], &Init::fan_in(d), Bias::No)?,
         })
     }
 }
 
-impl Mixer for Decaying {
-    fn forward(&self, cx: &Cx, x: &Var, state: &[Var]) -> Result<(Var, Vec<Var>)> {
+impl Layer for Decaying {
+    fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
+        let [initial] = state.into_fixed()?; // [b d 1]
         let (b, l, d) = (cx.layout.b, cx.layout.l, self.d);
-        let xz = linear(x, &cx.param(self.in_proj), None)?; // [b l 2d]
+        let xz = self.in_proj.forward(cx, x)?; // [b l 2d]
         let ones: Var = Tensor::new(vec![1.0; b * l], &[b, l, 1]).into();
         let (y, h) = selective_scan(
             ScanArgs {
@@ -54,20 +61,20 @@ impl Mixer for Decaying {
                 c: ones,
                 skip: None,
                 z: Some(xz.columns(d, d)),
-                initial: state[0].clone(),
+                initial,
                 rule: Discretisation::ExpEuler,
                 in_place: cx.in_place(),
             },
             &cx.layout,
         )?;
-        Ok((linear(&y, &cx.param(self.out_proj), None)?, vec![h]))
+        Ok((self.out_proj.forward(cx, &y)?, LayerState::of([h])))
     }
 
-    fn state(&self) -> Vec<StateTensor> {
-        vec![StateTensor { name: "h", shape: vec![self.d, 1] }]
+    fn state(&self) -> Vec<StateSpec> {
+        vec![StateSpec::fixed("h", &[self.d, 1])]
     }
 
-    fn cost(&self) -> Cost {
+    fn cost(&self, _context: u64) -> Cost {
         let d = self.d as u64;
         Cost { flops: 6 * d * d + 19 * d, params: 3 * d * d + 2 * d, state: d, kept: 5 * d }
     }
@@ -76,11 +83,11 @@ impl Mixer for Decaying {
 fn main() -> Result<()> {
     let model = LanguageModel::build_with(
         ModelConfig::mamba1("48x3")?,
-        &mut |wanted| wanted.init.numbers(wanted.name, wanted.shape, 1),
-        |config, prefix, params| Ok(Arc::new(Decaying::new(config, prefix, params)?)),
+        &mut |wanted| wanted.init.values(wanted.name, wanted.shape, 1),
+        |config, p| Ok(Arc::new(Decaying::new(config, p)?)),
     )?;
 
-    // The contract of every mixer: any split of a sequence gives the same bits.
+    // The contract of every layer: any split of a sequence gives the same bits.
     let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
     let read = |parts: &[&[u32]]| -> Result<Vec<f32>> {
         let (mut state, mut logits) = (model.zero_state(1)?, Vec::new());

@@ -1,8 +1,8 @@
 //! Reads a text of any length through a state of fixed size, and measures how well each part was predicted:
 //! `cargo run --release -p elapid --example stream -- FILE`.
 
+use elapid::Layout;
 use elapid::evaluate::Summary;
-use elapid::ops::Layout;
 use elapid::{Error, Result, embedded};
 
 /// Positions read at a time.
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
         let (loss, next) = model.loss(&cx, &inputs, &targets, &state, false)?;
         state = next;
         let part = Summary::of(&[loss.nll.as_slice().to_vec()]);
-        println!("after {:>8} bytes: {:.3} nats a byte", state.position, part.loss());
+        println!("after {:>8} bytes: {:.3} nats a byte", state.position(), part.loss());
     }
     Ok(())
 }

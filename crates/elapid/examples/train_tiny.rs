@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::config::ModelConfig;
 use elapid::generate::{Generator, Sampling};
-use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::{LanguageModel, Result};
 use elapid_kernels::adamw;

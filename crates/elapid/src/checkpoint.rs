@@ -21,7 +21,7 @@ use crate::files::{FileError, RegularFile};
 
 pub use card::Card;
 pub use safetensors::Dtype;
-pub use save::{SaveDtype, SaveOptions, save};
+pub use save::{Named, SaveDtype, SaveOptions, save};
 
 type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 

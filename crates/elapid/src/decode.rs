@@ -1,19 +1,22 @@
 //! Decoding on a GPU: one position of every row at a time, without the host.
 //!
 //! A step reads tokens that lie on the device, moves the state on in place and leaves the next tokens where the next step
-//! reads them: the likeliest ones, or such as are drawn there. A Mamba-1 model in bf16 moves on in one launch, if rows are
-//! few ([`mamba1_step`]), and draws in another; otherwise the operations are captured once as a graph.
+//! reads them: the likeliest ones, or such as are drawn there. Where there is a fused step ([`crate::fused`]: a Mamba-1 model
+//! in bf16 with few rows moves on in one launch) it is launched, and tokens are drawn in another launch; otherwise the
+//! operations are captured once as a graph.
 
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{Buffer, Gpu, Graph, Mat};
+use elapid_kernels::sampling;
 use elapid_kernels::sampling::cuda::History;
-use elapid_kernels::{mamba1_step, sampling};
 
+use crate::Layout;
+use crate::fused::{self, FusedStep};
 use crate::generate::Sampling;
 use crate::lm::{LanguageModel, Positions};
-use crate::mixer::Steps;
-use crate::ops::{Ids, Layout};
+use crate::ops::Ids;
+use crate::pass::Steps;
 use crate::state::State;
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -27,7 +30,7 @@ pub struct Decoder<'m> {
     rows: usize,
     ids: Arc<Buffer>,
     state: State,
-    fused: Option<mamba1_step::cuda::Step>,
+    fused: Option<Box<dyn FusedStep>>,
     steps: Arc<Steps>,
     draw: Option<Draw>,
     graph: Option<(Graph, Tensor)>,
@@ -49,7 +52,7 @@ impl<'m> Decoder<'m> {
     /// If the model is on the processor, or the device has too little memory.
     pub fn new(model: &'m LanguageModel, rows: usize) -> Result<Self> {
         let mut decoder = Self::by_operations(model, rows)?;
-        decoder.fused = model.fused_step(&decoder.state, &decoder.ids)?;
+        decoder.fused = fused::plan(model, &decoder.state, &decoder.ids)?;
         Ok(decoder)
     }
 
@@ -105,9 +108,9 @@ impl<'m> Decoder<'m> {
             elapid_kernels::embedding::check_ids(row, self.model.config().padded_vocab_size())?;
         }
         let Some(draw) = &self.draw else { return Ok(()) };
-        draw.history.set(self.state.position, rows)?;
+        draw.history.set(self.state.position(), rows)?;
         // A step reads a token before it draws.
-        Ok(draw.history.set_position(self.state.position + 1)?)
+        Ok(draw.history.set_position(self.state.position() + 1)?)
     }
 
     /// The state after all that was read.
@@ -129,7 +132,7 @@ impl<'m> Decoder<'m> {
         }
         elapid_kernels::embedding::check_ids(tokens, v)?;
         if let Some(draw) = &self.draw {
-            draw.history.set_tokens(self.state.position, tokens)?;
+            draw.history.set_tokens(self.state.position(), tokens)?;
         }
         Ok(self.gpu.write(&self.ids, 0, tokens)?)
     }
@@ -146,7 +149,7 @@ impl<'m> Decoder<'m> {
             return Err(Error::Argument(format!("logits {shape:?} of {} for {} rows", logits.device(), self.rows)));
         }
         if let Some(draw) = &self.draw {
-            draw.history.set_position(self.state.position)?;
+            draw.history.set_position(self.state.position())?;
         }
         self.choose(logits.mat())
     }
@@ -156,7 +159,7 @@ impl<'m> Decoder<'m> {
     /// # Errors
     /// If the device fails, or has too little memory.
     pub fn step(&mut self) -> Result<()> {
-        self.state.position += 1;
+        self.state.advance();
         if let Some(step) = &self.fused {
             self.runs += 1;
             step.launch()?;
@@ -182,7 +185,7 @@ impl<'m> Decoder<'m> {
     fn advance(&self) -> Result<Tensor> {
         let cx = self.model.inference(Layout::new(self.rows, 1)).stepping(&self.steps);
         let (logits, next) = self.model.logits(&cx, Ids::Device(self.ids.clone()), &self.state, Positions::Last)?;
-        self.state.write_numbers(&next)?;
+        self.state.write_values(&next)?;
         self.choose(logits.value().mat())?;
         Ok(logits.value().clone())
     }
@@ -231,7 +234,7 @@ impl<'m> Decoder<'m> {
     /// Launches of a step; 0 before one was captured, where that is done.
     pub fn launches(&self) -> u64 {
         match &self.fused {
-            Some(_) => 1 + u64::from(self.draw.is_some()),
+            Some(step) => step.launches() + u64::from(self.draw.is_some()),
             None => self.graph.as_ref().map_or(0, |(graph, _)| graph.launches()),
         }
     }

@@ -57,6 +57,14 @@ pub enum Error {
     /// Memory that the system did not give.
     #[error(transparent)]
     OutOfMemory(#[from] elapid_kernels::OutOfMemory),
+    /// An operation that a device does not have.
+    #[error("`{op}` does not run on {device} yet; use --device cpu")]
+    Missing {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: String,
+    },
     /// An argument of a library call.
     #[error("{0}")]
     Argument(String),

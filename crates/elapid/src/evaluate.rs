@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::Layout;
 use crate::lm::LanguageModel;
-use crate::ops::Layout;
 use crate::state::State;
 use crate::{Error, Result};
 
@@ -188,7 +188,7 @@ mod tests {
                 continue;
             }
             let cx = model.inference(Layout::new(1, row.len()));
-            let (logits, _) = model.logits(&cx, row, &model.zero_state(1).unwrap(), Positions::All).unwrap();
+            let (logits, _) = model.logits(&cx, row, model.zero_state(1).unwrap(), Positions::All).unwrap();
             for (t, nll) in got.iter().enumerate() {
                 let logits = logits.value().rows().row(t);
                 let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();

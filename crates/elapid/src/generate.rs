@@ -6,9 +6,9 @@ use elapid_kernels::sampling;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::Layout;
 use crate::decode::Decoder;
 use crate::lm::{LanguageModel, Positions};
-use crate::ops::Layout;
 use crate::state::State;
 use crate::{Device, Error, Result, Tensor};
 

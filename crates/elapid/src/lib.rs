@@ -29,7 +29,7 @@
 //!
 //! ```
 //! use elapid::lm::Positions;
-//! use elapid::ops::Layout;
+//! use elapid::Layout;
 //!
 //! # fn main() -> elapid::Result<()> {
 //! let model = elapid::embedded::model()?;
@@ -49,14 +49,13 @@
 //! [`LanguageModel::loss`] under a [`Tape`](autograd::Tape) gives gradients of every parameter;
 //! `examples/train_tiny.rs` is a whole loop. `elapid-train` has data, schedule and checkpoints around it.
 //!
-//! # A mixer of one's own
+//! # A layer of your own
 //!
-//! is one file that implements [`Mixer`](mixer::Mixer); `examples/new_mixer.rs` shows all of it.
-//! [`mixer::Mamba1`] is the paper's algorithm 2 in the same form.
+//! is one file that implements [`Layer`](layer::Layer); `examples/new_mixer.rs` shows all of it.
+//! [`layers::Mamba1`] is the paper's algorithm 2 in the same form.
 #![forbid(unsafe_code)]
 
 pub mod autograd;
-mod block;
 pub mod checkpoint;
 pub mod config;
 mod content;
@@ -68,13 +67,19 @@ pub mod evaluate;
 pub mod fault;
 pub mod files;
 pub mod formats;
+mod fused;
 pub mod generate;
 mod json;
+pub mod layer;
+pub mod layers;
+mod layout;
+pub mod linear;
 pub mod lm;
 pub mod memory;
-pub mod mixer;
 pub mod ops;
 pub mod params;
+pub mod pass;
+pub mod stack;
 pub mod state;
 mod tensor;
 pub mod text;
@@ -83,6 +88,7 @@ pub mod trace;
 
 pub use elapid_kernels::DType;
 pub use error::{Error, Result};
+pub use layout::{Layout, OnDevice};
 pub use lm::LanguageModel;
 pub use state::State;
 pub use tensor::{Device, Tensor};

@@ -1,21 +1,22 @@
 //! The language model: an embedding, blocks, a norm, and a projection to the vocabulary.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use elapid_kernels::cuda::Buffer;
-use elapid_kernels::mamba1_step::cuda as step;
-
+use crate::Layout;
 use crate::autograd::{Tape, Var};
-use crate::block::{Block, Stream};
-use crate::checkpoint::{Checkpoint, SaveOptions};
+use crate::checkpoint::{Checkpoint, Named, SaveOptions};
 use crate::config::ModelConfig;
+use crate::layer::{Cost, Layer};
+use crate::layers;
 use crate::memory::Needs;
-use crate::mixer::{self, Cost, Cx, Mamba1, Mixer};
-use crate::ops::{Ids, Layout, Loss, Targets, add_norm, cross_entropy, embedding, linear};
-use crate::params::{Decay, Init, ParamBuilder, ParamId, Params, Source};
-use crate::state::{Spec, State};
+use crate::ops::{Ids, Loss, NormKind, Targets, cross_entropy, embedding, linear};
+use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
+use crate::pass::Cx;
+use crate::stack::{Carry, Norm, Place, Stack, Sublayer};
+use crate::state::State;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// A language model: its configuration, its parameters, and the structure that uses them.
@@ -24,10 +25,8 @@ pub struct LanguageModel {
     config: ModelConfig,
     params: Arc<Params>,
     embedding: ParamId,
-    blocks: Vec<Block>,
-    norm_f: ParamId,
+    stack: Stack,
     head: ParamId,
-    state: Spec,
     fingerprint: OnceLock<String>,
 }
 
@@ -48,7 +47,7 @@ impl LanguageModel {
     pub fn new(config: ModelConfig, seed: u64) -> Result<Self> {
         config.validate()?;
         Needs::of_parameters(&config).check()?;
-        Self::build(config, &mut |wanted| wanted.init.numbers(wanted.name, wanted.shape, seed))
+        Self::build(config, &mut |wanted| wanted.init.values(wanted.name, wanted.shape, seed))
     }
 
     /// A model whose parameters have names and shapes alone, of any size in no memory: what it is made of and costs.
@@ -56,7 +55,9 @@ impl LanguageModel {
     /// # Errors
     /// If the configuration has impossible values.
     pub fn without_values(config: ModelConfig) -> Result<Self> {
-        Self::assemble(config, None, mixer::build)
+        let mut params = Params::default();
+        let model = Self::structure(config, &mut ParamBuilder::counting(&mut params), layers::build)?;
+        Ok(Self { params: Arc::new(params), ..model })
     }
 
     /// The model of a checkpoint.
@@ -93,52 +94,53 @@ impl LanguageModel {
     /// # Errors
     /// If the configuration has impossible values, or the source lacks a parameter.
     pub fn build(config: ModelConfig, source: &mut Source<'_>) -> Result<Self> {
-        Self::build_with(config, source, mixer::build)
+        Self::build_with(config, source, layers::build)
     }
 
-    /// A model whose mixers `mixer` makes, called once a layer with the prefix of its parameters' names: how one of
-    /// your own is tried before it is in the registry.
+    /// A model whose layers `layer` makes, called once for each under the prefix of its parameters' names: how one of your
+    /// own is tried before it is in the registry.
     ///
     /// # Errors
     /// As [`build`](Self::build).
     pub fn build_with(
         config: ModelConfig,
         source: &mut Source<'_>,
-        mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
+        layer: impl FnMut(&ModelConfig, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
     ) -> Result<Self> {
-        Self::assemble(config, Some(source), mixer)
+        let mut params = Params::default();
+        let model = Self::structure(config, &mut ParamBuilder::new(&mut params, source), layer)?;
+        Ok(Self { params: Arc::new(params), ..model })
     }
 
-    fn assemble(
+    /// The model without its parameters, which are left to the builder.
+    fn structure(
         config: ModelConfig,
-        source: Option<&mut Source<'_>>,
-        mut mixer: impl FnMut(&ModelConfig, &str, &mut ParamBuilder<'_>) -> Result<Arc<dyn Mixer>>,
+        builder: &mut ParamBuilder<'_>,
+        mut layer: impl FnMut(&ModelConfig, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
     ) -> Result<Self> {
         config.validate()?;
-        let mut params = Params::default();
-        let mut builder = match source {
-            Some(source) => ParamBuilder::new(&mut params, source),
-            None => ParamBuilder::outline(&mut params),
-        };
         let (v, d) = (config.padded_vocab_size(), config.d_model);
         let normal = Init::Normal(config.initializer_range);
-        let embedding = builder.param("backbone.embeddings.weight".into(), &[v, d], normal, Decay::Yes)?;
-        let mut blocks = Vec::with_capacity(config.n_layer);
+        let embedding = builder.param("backbone.embeddings.weight", &[v, d], &normal, Traits::TABLE)?;
+        let mut sublayers = Vec::with_capacity(config.n_layer);
+        let mut spec = Vec::with_capacity(config.n_layer);
         for i in 0..config.n_layer {
-            let prefix = format!("backbone.layers.{i}");
-            let norm = builder.param(format!("{prefix}.norm.weight"), &[d], Init::Constant(1.0), Decay::No)?;
-            let mixer = mixer(&config, &format!("{prefix}.mixer"), &mut builder)?;
-            blocks.push(Block { norm, eps: config.norm_eps, mixer });
+            let sublayer = builder.scope(&format!("backbone.layers.{i}"), |p| {
+                let norm = p.scope("norm", |p| Norm::build(NormKind::Rms, config.norm_eps, d, p))?;
+                let layer = p.scope("mixer", |p| layer(&config, p))?;
+                Ok(Sublayer { norm, place: Place::Before, scale: 1.0, keep: 1.0, parallel: false, layer })
+            })?;
+            spec.push((format!("layers.{i}.mixer"), sublayer.layer.state()));
+            sublayers.push(sublayer);
         }
-        let norm_f = builder.param("backbone.norm_f.weight".into(), &[d], Init::Constant(1.0), Decay::No)?;
+        let norm_f = builder.scope("backbone.norm_f", |p| Norm::build(NormKind::Rms, config.norm_eps, d, p))?;
+        let stack = Stack { sublayers, norm_f, spec: spec.into() };
         let head = if config.tie_embeddings {
             embedding
         } else {
-            builder.param("lm_head.weight".into(), &[v, d], normal, Decay::Yes)?
+            builder.param("lm_head.weight", &[v, d], &normal, Traits::MATRIX)?
         };
-        let state = blocks.iter().map(|block| block.mixer.state()).collect();
-        let params = Arc::new(params);
-        Ok(Self { config, params, embedding, blocks, norm_f, head, state, fingerprint: OnceLock::new() })
+        Ok(Self { config, params: Arc::default(), embedding, stack, head, fingerprint: OnceLock::new() })
     }
 
     /// Its configuration.
@@ -194,8 +196,12 @@ impl LanguageModel {
     /// If a file cannot be written, or a parameter is not finite.
     pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
         let params = self.params.to(Device::Cpu, DType::F32, false)?;
-        let tensors =
-            params.iter().map(|(_, param)| (param.name.clone(), param.value.shape().to_vec(), param.value.as_slice()));
+        let tensors = params.iter().map(|(_, param)| Named {
+            name: param.name.clone(),
+            shape: param.value.shape().to_vec(),
+            values: param.value.as_slice(),
+            precise: param.traits.role == Role::Precise,
+        });
         Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
     }
 
@@ -228,7 +234,7 @@ impl LanguageModel {
     /// # Errors
     /// If the device has too little memory.
     pub fn zero_state(&self, b: usize) -> Result<State> {
-        State::zeros(&self.state, b, self.device())
+        State::zeros(&self.stack.spec, b, self.device())
     }
 
     /// Reads a state that this model made; the notes saved with it come along.
@@ -236,22 +242,23 @@ impl LanguageModel {
     /// # Errors
     /// If the file is damaged or another model made it.
     pub fn load_state(&self, path: &Path) -> Result<(State, HashMap<String, String>)> {
-        let (state, notes) = State::load(path, &self.state, self.fingerprint()?)?;
+        let (state, notes) = State::load(path, &self.stack.spec, self.fingerprint()?)?;
         Ok((state.to(self.device())?, notes))
     }
 
-    /// What one position costs in the forward pass, the projection to the vocabulary included.
-    pub fn cost(&self) -> Cost {
+    /// What the position after `context` others costs in the forward pass, the projection to the vocabulary included.
+    pub fn cost(&self, context: u64) -> Cost {
         let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model as u64);
         let norm = Cost { flops: 5 * d, params: d, state: 0, kept: d };
         let head = Cost { flops: 2 * v * d, params: v * d, state: 0, kept: 0 };
-        self.blocks.iter().map(|block| block.mixer.cost() + norm).sum::<Cost>() + norm + head
+        self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(context) + norm).sum::<Cost>() + norm + head
     }
 
     /// What one position costs in the layer that is costliest to hold, its norm included.
     pub(crate) fn widest(&self) -> Cost {
         let d = self.config.d_model as u64;
-        let layers = self.blocks.iter().map(|block| block.mixer.cost() + Cost { kept: d, ..Cost::default() });
+        let norm = Cost { kept: d, ..Cost::default() };
+        let layers = self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(0) + norm);
         layers.max_by_key(|cost| cost.kept).unwrap_or_default()
     }
 
@@ -265,18 +272,21 @@ impl LanguageModel {
         Cx::new(self.params.clone(), Some(tape.clone()), layout)
     }
 
-    /// The normed output of the last block `[b l d]`, and the state after the last position.
+    /// The normed output of the last layer `[b l d]`, and the state after the last position.
+    ///
+    /// A state given by value is updated where nothing else holds it; one given by reference is left alone, and caches then
+    /// copy the page that they write to.
     ///
     /// # Errors
     /// If an id is not in the vocabulary, or the state is not of this model or this batch.
-    pub fn hidden<'a>(
+    pub fn hidden<'a, 's>(
         &self,
         cx: &Cx,
         tokens: impl Into<Ids<'a>>,
-        state: &State,
+        state: impl Into<Cow<'s, State>>,
         checkpoint_blocks: bool,
     ) -> Result<(Var, State)> {
-        let tokens = tokens.into();
+        let (tokens, state) = (tokens.into(), state.into());
         let on_device;
         let cx = match self.device() {
             Device::Cpu => cx,
@@ -289,23 +299,13 @@ impl LanguageModel {
         if tokens.len() != b * l {
             return Err(Error::Argument(format!("{} tokens for {b} rows of {l}", tokens.len())));
         }
-        if !state.fits(&self.state) || state.rows() != b {
+        if !state.fits(&self.stack.spec) || state.rows() != b {
             let reason =
                 format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
             return Err(Error::State { path: None, reason });
         }
         let hidden = embedding(tokens, &cx.param(self.embedding), (b, l))?;
-        let mut stream = Stream { hidden, residual: None };
-        let mut layers = Vec::with_capacity(self.blocks.len());
-        for (i, block) in self.blocks.iter().enumerate() {
-            let forward = if checkpoint_blocks && cx.records() { Block::forward_checkpointed } else { Block::forward };
-            let (next, layer) = forward(block, cx, &stream, state.layer(i))?;
-            stream = next;
-            layers.push(layer);
-        }
-        let norm_f = cx.param(self.norm_f);
-        let (y, _) = add_norm(&stream.hidden, stream.residual.as_ref(), &norm_f, self.config.norm_eps)?;
-        Ok((y, State::from_layers(&self.state, layers, state.position + l as u64)))
+        self.stack.forward(cx, hidden, state.into_owned(), Carry::Keep, checkpoint_blocks, &mut |_, _| Ok(()))
     }
 
     /// Where a forward pass over `tokens` first gives a number that is not finite: a parameter, or a block's output.
@@ -323,25 +323,25 @@ impl LanguageModel {
         let layout = self.device().gpu().map_or_else(|| Ok(layout.clone()), |gpu| layout.on(gpu))?;
         let cx = self.inference(layout.clone());
         let hidden = embedding(tokens, &cx.param(self.embedding), (layout.b, layout.l))?;
-        let mut stream = Stream { hidden, residual: None };
-        for (i, block) in self.blocks.iter().enumerate() {
-            stream = block.forward(&cx, &stream, state.layer(i))?.0;
-            if broken(stream.hidden.value())? {
-                return Ok(Some(format!("the output of layer {i}")));
+        let mut found = None;
+        self.stack.forward(&cx, hidden, state.clone(), Carry::Drop, false, &mut |i, output| {
+            if found.is_none() && broken(output.value())? {
+                found = Some(format!("the output of layer {i}"));
             }
-        }
-        Ok(None)
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Logits `[b l v]` or `[b v]`, and the state after the last position.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
-    pub fn logits<'a>(
+    pub fn logits<'a, 's>(
         &self,
         cx: &Cx,
         tokens: impl Into<Ids<'a>>,
-        state: &State,
+        state: impl Into<Cow<'s, State>>,
         positions: Positions,
     ) -> Result<(Var, State)> {
         let (hidden, state) = self.hidden(cx, tokens, state, false)?;
@@ -356,43 +356,31 @@ impl LanguageModel {
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
-    pub fn loss<'a>(
+    pub fn loss<'a, 's>(
         &self,
         cx: &Cx,
         tokens: impl Into<Ids<'a>>,
         targets: impl Into<Targets<'a>>,
-        state: &State,
+        state: impl Into<Cow<'s, State>>,
         checkpoint_blocks: bool,
     ) -> Result<(Loss, State)> {
         let (hidden, state) = self.hidden(cx, tokens, state, checkpoint_blocks)?;
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets)?, state))
     }
 
-    /// One position in one launch: of a Mamba-1 model in bf16 on a GPU whose sizes suit. It moves on `state` in place, and
-    /// replaces the tokens `ids`.
-    pub(crate) fn fused_step(&self, state: &State, ids: &Arc<Buffer>) -> Result<Option<step::Step>> {
-        let mixers: Option<Vec<&Mamba1>> = self.blocks.iter().map(|block| block.mixer.as_mamba1()).collect();
-        let (Device::Cuda(gpu), DType::Bf16, Some(mixers)) = (self.device(), self.dtype(), mixers) else {
-            return Ok(None);
-        };
-        let (b, v) = (state.rows(), self.config.padded_vocab_size());
-        let mut sizes = None;
-        let mut layers = Vec::with_capacity(mixers.len());
-        for (i, (mixer, block)) in mixers.iter().zip(&self.blocks).enumerate() {
-            let Some((own, layer)) = mixer.on_device(&self.params, block.norm, state.layer(i)) else { return Ok(None) };
-            sizes = Some(step::Dims { b, v, ..own });
-            layers.push(layer);
-        }
-        let Some(dims) = sizes.filter(|&dims| step::suits(&gpu, dims)) else { return Ok(None) };
-        let value = |id| self.params.value(id);
-        let model = step::Model {
-            layers,
-            embedding: value(self.embedding).mat(),
-            norm: value(self.norm_f).flat(),
-            head: value(self.head).mat(),
-            eps: self.config.norm_eps,
-        };
-        Ok(Some(step::Step::new(gpu, dims, &model, ids)?))
+    /// Its layers.
+    pub(crate) fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// The embedding `[v d]`.
+    pub(crate) fn embedding(&self) -> ParamId {
+        self.embedding
+    }
+
+    /// The projection to the vocabulary `[v d]`: the embedding if tied.
+    pub(crate) fn head(&self) -> ParamId {
+        self.head
     }
 }
 

@@ -125,7 +125,7 @@ impl LanguageModel {
         let positions = b.saturating_mul(l as u128);
         Needs::default().and("activations", positions.saturating_mul(self.widest().kept.into()), size, lower).and(
             "states",
-            b.saturating_mul(self.cost().state.into()),
+            b.saturating_mul(self.cost(0).state.into()),
             4,
             lower,
         )
@@ -138,7 +138,7 @@ impl LanguageModel {
         let config = self.config();
         let kept = match recompute {
             true => 2 * config.d_model as u64 * config.n_layer as u64 + self.widest().kept,
-            false => self.cost().kept,
+            false => self.cost(0).kept,
         };
         Needs::default()
             .and("gradients", parameters(config), 4, SIZES)

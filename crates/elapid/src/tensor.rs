@@ -441,7 +441,7 @@ impl Tensor {
         Ok(whole)
     }
 
-    /// A tensor of this shape that keeps no numbers alive: only its shape may be asked for.
+    /// A tensor of this shape that keeps no elements alive: only its shape can be read.
     pub(crate) fn shape_only(&self) -> Self {
         let data = Storage::Nothing(self.device(), self.dtype());
         Self { data, offset: 0, stride: self.stride, shape: self.shape.clone() }

@@ -9,7 +9,7 @@ use crate::{Result, Tensor};
 /// ```
 /// use std::sync::Arc;
 ///
-/// use elapid::ops::Layout;
+/// use elapid::Layout;
 /// use elapid::trace::{DELTA, Trace};
 ///
 /// # fn main() -> elapid::Result<()> {

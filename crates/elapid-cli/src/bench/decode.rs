@@ -1,9 +1,9 @@
 //! `elapid bench decode`: one token after another from a state.
 
 use anyhow::Result;
+use elapid::Layout;
 use elapid::decode::Decoder;
 use elapid::lm::Positions;
-use elapid::ops::Layout;
 use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
 use serde_json::json;
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         }
         Ok(())
     })?;
-    let cost = model.cost();
+    let cost = model.cost(0);
     let work = Work {
         tokens: b,
         flops: (b as u64 * cost.flops) as f64,
@@ -73,7 +73,7 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     decoder.start(&tokens)?;
     let timing = Timing::of_gpu(gpu, 8, arguments.reps, || Ok(decoder.step()?))?;
     decoder.tokens()?;
-    let cost = model.cost();
+    let cost = model.cost(0);
     let work = Work {
         tokens: b,
         flops: (b as u64 * cost.flops) as f64,

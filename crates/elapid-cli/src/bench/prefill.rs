@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use elapid::Device;
+use elapid::Layout;
 use elapid::generate::PREFILL_CHUNK;
 use elapid::lm::Positions;
 use elapid::memory::Needs;
-use elapid::ops::Layout;
 use serde_json::json;
 
 use super::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         Device::Cpu => Timing::of(1, arguments.reps, read)?,
         Device::Cuda(gpu) => Timing::of_gpu(gpu, 2, arguments.reps, read)?,
     };
-    let (cost, head) = (model.cost(), subject.head_flops());
+    let (cost, head) = (model.cost(0), subject.head_flops());
     let positions = (b * l) as u64;
     let flops = positions * (cost.flops - head) + (b * chunks.len()) as u64 * head;
     let work = Work { tokens: b * l, flops: flops as f64, bytes: None };

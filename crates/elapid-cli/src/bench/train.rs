@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::memory::Needs;
-use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         optimiser.step(model.params_mut(), &grads, 1e-4)?;
         Ok(())
     })?;
-    let work = Work { tokens: b * l, flops: 3.0 * (b * l) as f64 * subject.model.cost().flops as f64, bytes: None };
+    let work = Work { tokens: b * l, flops: 3.0 * (b * l) as f64 * subject.model.cost(0).flops as f64, bytes: None };
     let recompute = if arguments.recompute { ", blocks computed again" } else { "" };
     let what = [("train", format!("{b} x {} tokens, AdamW{recompute}", thousands(l as u64)))];
     let extra = json!({
@@ -121,7 +121,7 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
         last = step.results(&pending)?.0;
         Ok(())
     })?;
-    let flops = 3.0 * (b * l) as f64 * subject.model.cost().flops as f64;
+    let flops = 3.0 * (b * l) as f64 * subject.model.cost(0).flops as f64;
     let work = Work { tokens: b * l, flops, bytes: None };
     let recompute = if arguments.recompute { ", blocks computed again" } else { "" };
     let what = [("train", format!("{b} x {} tokens, {dtype}, AdamW{recompute}", thousands(l as u64)))];

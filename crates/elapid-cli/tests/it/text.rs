@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use elapid::LanguageModel;
-use elapid::checkpoint::{Checkpoint, SaveOptions, save};
+use elapid::checkpoint::{Checkpoint, Named, SaveOptions, save};
 use elapid::config::{Mamba1Config, MixerConfig, ModelConfig};
 use serde_json::{Value, json};
 
@@ -37,7 +37,12 @@ fn counting(dir: &Path, size: usize) {
         (name.to_owned(), shape, data)
     };
     let tensors: Vec<_> = checkpoint.names().map(tensor).collect();
-    let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
+    let tensors = tensors.iter().map(|(name, shape, values)| Named {
+        name: name.clone(),
+        shape: shape.clone(),
+        values,
+        precise: false,
+    });
     save(dir, &config, tensors, &SaveOptions { card: None, ..SaveOptions::default() }).unwrap();
 }
 

@@ -2,8 +2,8 @@
 
 use std::ops::{Add, Range};
 
+use elapid::Layout;
 use elapid::lm::Positions;
-use elapid::ops::Layout;
 use elapid::{Device, LanguageModel};
 use rayon::prelude::*;
 

@@ -1,7 +1,8 @@
 use std::collections::HashSet;
 
+use elapid::Layout;
 use elapid::config::ModelConfig;
-use elapid::ops::{Layout, Targets};
+use elapid::ops::Targets;
 use proptest::prelude::*;
 
 use super::*;

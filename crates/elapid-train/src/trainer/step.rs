@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use elapid::Layout;
 use elapid::autograd::Tape;
-use elapid::ops::{Layout, Targets};
+use elapid::ops::Targets;
 use elapid::params::ParamGrads;
 
 use super::{Feed, Trainer};

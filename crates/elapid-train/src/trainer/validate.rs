@@ -1,9 +1,9 @@
 //! The loss on what is held out, and the model that is kept for it.
 
+use elapid::Layout;
 use elapid::State;
 use elapid::checkpoint::{Card, SaveOptions};
 use elapid::evaluate::Summary;
-use elapid::ops::Layout;
 
 use super::{HeldOut, Trainer};
 use crate::data::Sequential;

@@ -1,29 +1,47 @@
-//! Trading time for memory: a part that is computed again on the way back.
+//! Trading time for memory: a segment that is recomputed in the backward pass.
 
 use std::sync::Arc;
 
-use super::{Tape, Var, record_many};
-use crate::Result;
+use super::{Tape, Var, record_on};
+use crate::{Error, Result};
 
-/// Computes `f(inputs)` without remembering anything but the inputs; backward computes it again, on a tape of its own.
+/// Computes `f(inputs)` without storing anything but the inputs; the backward pass recomputes it, on a tape of its own.
 ///
-/// `f` gets the tape to take parameters from: in the forward one that only notes which they are, in the backward the
-/// inner one.
+/// The segment is recorded on `tape` even if all inputs are constants, as its parameters may want gradients. `f` gets the
+/// tape to take parameters from: in the forward pass one that only notes which they are, in the backward pass the inner
+/// one. It has to compute the same outputs in both, in number too; variables that it captures instead of taking them from
+/// its inputs have to be constants.
 ///
 /// # Errors
-/// What `f` says.
+/// Those of `f`; if an input is a variable of another tape; in the backward pass, if `f` then returns another number of
+/// outputs.
 pub fn checkpoint(
+    tape: &Tape,
     inputs: &[Var],
     f: impl Fn(&Arc<Tape>, Vec<Var>) -> Result<Vec<Var>> + Send + 'static,
 ) -> Result<Vec<Var>> {
+    if let Some(stranger) = inputs.iter().position(|x| !x.is_of(&tape.inner)) {
+        let reason = "record all of a pass on one tape, or detach it";
+        return Err(Error::Argument(format!("input {stranger} of a recomputed segment is of another tape; {reason}")));
+    }
     let noting = Arc::new(Tape::noting());
     let outputs = f(&noting, inputs.iter().map(Var::detach).collect())?;
+    let outputs: Vec<_> = outputs.iter().map(|y| y.value().clone()).collect();
+    if !tape.records() {
+        // An outer segment notes its parameters: so those of this one are its own.
+        tape.note(noting.noted());
+        return Ok(outputs.into_iter().map(Var::from).collect());
+    }
     let (kept, params) = (inputs.to_vec(), noting.noted());
-    let outputs = outputs.iter().map(|y| y.value().clone()).collect();
-    Ok(record_many(&inputs.iter().collect::<Vec<_>>(), params, outputs, move |grads, outputs| {
+    Ok(record_on(tape, &inputs.iter().collect::<Vec<_>>(), params, outputs, move |grads, outputs| {
         let tape = Arc::new(Tape::new());
         let leaves: Vec<Var> = kept.iter().map(|x| tape.leaf(x.value().clone())).collect();
         let again = f(&tape, leaves.clone())?;
+        if again.len() != outputs.len() {
+            let reason = "a layer has to do the same with and without recording";
+            let (now, before) = (again.len(), outputs.len());
+            return Err(Error::Argument(format!("a recomputed segment has {now} outputs, before {before}; {reason}")));
+        }
         let mut seeds = Vec::new();
         for (y, out) in again.iter().zip(outputs) {
             seeds.extend(grads.take(out)?.map(|dy| (y, dy)));

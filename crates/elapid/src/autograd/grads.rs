@@ -1,9 +1,12 @@
 //! Gradients on their way back.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use elapid_kernels::cuda::{self, MatMut};
 use elapid_kernels::{DType, RowsMut};
 
-use super::Var;
+use super::{Place, Var};
 use crate::params::{ParamGrads, ParamId};
 use crate::{Device, Result, Tensor};
 
@@ -11,6 +14,8 @@ use crate::{Device, Result, Tensor};
 pub struct Grads {
     forms: Vec<Form>,
     slots: Vec<Option<Slot>>,
+    /// Which pass they are of: its variables share this flag.
+    alive: Arc<AtomicBool>,
     /// Gradients of parameters that a recomputed part gave; see [`checkpoint`](super::checkpoint).
     pub(super) recomputed: ParamGrads,
 }
@@ -110,9 +115,14 @@ struct Target {
 }
 
 impl Grads {
-    pub(super) fn new(forms: Vec<Form>) -> Self {
+    pub(super) fn new(forms: Vec<Form>, alive: Arc<AtomicBool>) -> Self {
         let slots = forms.iter().map(|_| None).collect();
-        Self { forms, slots, recomputed: ParamGrads::default() }
+        Self { forms, slots, alive, recomputed: ParamGrads::default() }
+    }
+
+    /// Where a variable's gradient goes; none for a constant and for a variable of another pass.
+    fn place<'v>(&self, var: &'v Var) -> Option<&'v Place> {
+        var.place.as_ref().filter(|place| Arc::ptr_eq(&place.alive, &self.alive))
     }
 
     pub(super) fn has(&self, slot: usize) -> bool {
@@ -139,7 +149,7 @@ impl Grads {
     /// # Errors
     /// If a device failed.
     pub fn take(&mut self, output: &Var) -> Result<Option<Tensor>> {
-        let Some(place) = output.place.as_ref() else { return Ok(None) };
+        let Some(place) = self.place(output) else { return Ok(None) };
         Ok(self.take_whole(place.slot)?.map(|data| data.reshape(output.shape())))
     }
 
@@ -181,7 +191,7 @@ impl Grads {
     /// # Errors
     /// If a device failed.
     pub fn give(&mut self, var: &Var, gradient: Tensor) -> Result<()> {
-        let Some(place) = &var.place else { return Ok(()) };
+        let Some(place) = self.place(var) else { return Ok(()) };
         let form = self.forms[place.slot];
         if self.slots[place.slot].is_none() && gradient.len() == form.rows * form.cols {
             self.put_whole(place.slot, gradient.reshape(&[form.rows, form.cols]));
@@ -249,7 +259,7 @@ impl Grads {
     }
 
     fn store_or_add<'a>(&self, var: &'a Var) -> Want<'a> {
-        let Some(place) = &var.place else { return Want::Set(var) };
+        let Some(place) = self.place(var) else { return Want::Set(var) };
         let cols = self.forms[place.slot].cols_of(var);
         match self.holds(place.slot, place.from, place.from + cols) {
             true => Want::Add(var),
@@ -272,7 +282,7 @@ impl Grads {
             Want::Set(var) => (var, false),
             Want::Add(var) => (var, true),
         };
-        let Some(place) = &var.place else {
+        let Some(place) = self.place(var) else {
             let form = Form::of(&var.value);
             return Ok(Target { slot: None, from: 0, cols: form.cols, adds, own: Some(form.matrix(form.cols)?) });
         };

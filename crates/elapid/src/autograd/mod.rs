@@ -15,6 +15,7 @@ mod grads;
 mod saved;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use elapid_kernels::DType;
@@ -30,12 +31,20 @@ use crate::{Result, Tensor};
 
 type Backward = Box<dyn FnOnce(&mut Grads) -> Result<()> + Send>;
 
-#[derive(Default)]
 struct Inner {
     /// What every gradient looks like.
     slots: Vec<Form>,
     nodes: Vec<Node>,
     params: HashMap<ParamId, usize>,
+    /// True until the backward pass over these nodes has ended.
+    alive: Arc<AtomicBool>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        let alive = Arc::new(AtomicBool::new(true));
+        Self { slots: Vec::new(), nodes: Vec::new(), params: HashMap::new(), alive }
+    }
 }
 
 struct Node {
@@ -62,7 +71,9 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 /// A tensor, and the place of its gradient if it wants one.
 ///
-/// A `Var` made from a tensor alone is a constant: operations on constants record nothing.
+/// A `Var` made from a tensor alone is a constant: operations on constants record nothing. A variable of a tape becomes one
+/// when the next backward pass of the tape has ended: a state that is kept over [`Tape::backward`] is where truncated
+/// backpropagation stops, with or without [`Var::detach`].
 #[derive(Clone)]
 pub struct Var {
     value: Tensor,
@@ -75,6 +86,8 @@ pub struct Var {
 #[derive(Clone)]
 struct Place {
     tape: Weak<Mutex<Inner>>,
+    /// Whether no backward pass has ended since the variable was made; after it the slot may be another variable's.
+    alive: Arc<AtomicBool>,
     slot: usize,
     from: usize,
 }
@@ -107,7 +120,12 @@ impl Var {
 
     /// Whether operations on it are recorded.
     pub fn wants_grad(&self) -> bool {
-        self.place.is_some()
+        self.place().is_some()
+    }
+
+    /// Where its gradient goes; none for a constant, and for a variable older than the last backward pass.
+    fn place(&self) -> Option<&Place> {
+        self.place.as_ref().filter(|place| place.alive.load(Ordering::Acquire))
     }
 
     /// The same numbers as a constant: where truncated backpropagation stops.
@@ -151,6 +169,12 @@ impl Tape {
         noted
     }
 
+    /// Notes parameters as used, on a tape that notes only.
+    fn note(&self, params: Vec<ParamId>) {
+        let mut inner = lock(&self.inner);
+        params.into_iter().for_each(|id| _ = inner.params.entry(id).or_insert(usize::MAX));
+    }
+
     /// Whether operations on its variables are recorded.
     pub(crate) fn records(&self) -> bool {
         !self.notes_only
@@ -158,8 +182,9 @@ impl Tape {
 
     /// A variable that wants a gradient and that nothing computed: an input to differentiate by.
     pub fn leaf(&self, value: Tensor) -> Var {
-        let slot = lock(&self.inner).new_slot(&value);
-        Var { place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }), ..value.into() }
+        let mut inner = lock(&self.inner);
+        let slot = inner.new_slot(&value);
+        Var { place: Some(inner.place(&self.inner, slot)), ..value.into() }
     }
 
     /// The variable of a parameter: the same gradient, in f32, however often it is asked for.
@@ -177,7 +202,7 @@ impl Tape {
         if self.notes_only {
             return value.clone().into();
         }
-        Var { place: Some(Place { tape: Arc::downgrade(&self.inner), slot, from: 0 }), ..value.clone().into() }
+        Var { place: Some(inner.place(&self.inner, slot)), ..value.clone().into() }
     }
 
     /// Differentiates `output`, whose own gradient is `seed` everywhere, by every parameter used since the last call;
@@ -222,11 +247,12 @@ impl Tape {
         into: &mut ParamGrads,
         is_final: &mut Final<'_>,
     ) -> Result<Grads> {
-        let Inner { slots, mut nodes, params } = std::mem::take(&mut *lock(&self.inner));
+        let Inner { slots, mut nodes, params, alive } = std::mem::take(&mut *lock(&self.inner));
+        let _ended = Ended(alive.clone());
         // How many operations are left that add to a parameter's gradient.
         let mut left: HashMap<ParamId, usize> = params.keys().map(|&id| (id, 0)).collect();
         nodes.iter().flat_map(|node| &node.params).for_each(|&id| *left.entry(id).or_default() += 1);
-        let mut grads = Grads::new(slots);
+        let mut grads = Grads::new(slots, alive);
         grads.recomputed = into.alias();
         for (&id, &slot) in &params {
             if let Some(sum) = into.take(id) {
@@ -264,18 +290,31 @@ impl Tape {
     }
 }
 
+/// Marks the variables of a backward pass as constants when it ends, with or without an error.
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 impl Inner {
     fn output(&mut self, tape: &Arc<Mutex<Inner>>, value: Tensor) -> Var {
         let slot = self.new_slot(&value);
-        Var { place: Some(Place { tape: Arc::downgrade(tape), slot, from: 0 }), ..value.into() }
+        Var { place: Some(self.place(tape, slot)), ..value.into() }
     }
 
     fn push(&mut self, inputs: &[&Var], recomputed: Vec<ParamId>, outputs: &[Var], backward: Backward) {
-        let outputs = outputs.iter().filter_map(|v| v.place.as_ref()).map(|place| place.slot).collect();
-        let places = inputs.iter().filter_map(|v| v.place.as_ref());
+        let outputs = outputs.iter().filter_map(Var::place).map(|place| place.slot).collect();
+        let places = inputs.iter().filter_map(|v| v.place());
         let mut params: Vec<ParamId> = places.filter_map(|place| self.slots[place.slot].param).collect();
         params.extend(recomputed);
         self.nodes.push(Node { outputs, params, backward });
+    }
+
+    fn place(&self, tape: &Arc<Mutex<Inner>>, slot: usize) -> Place {
+        Place { tape: Arc::downgrade(tape), alive: self.alive.clone(), slot, from: 0 }
     }
 
     fn new_slot(&mut self, value: &Tensor) -> usize {
@@ -302,27 +341,37 @@ pub(crate) fn record<const N: usize>(
     vars
 }
 
-/// [`record`] for a number of outputs that is known at run time, and a backward that also adds to the gradients of
-/// `recomputed`.
-pub(crate) fn record_many(
+/// [`record`] on a given tape, whether or not an input wants a gradient, for a number of outputs known at run time and a
+/// backward that also adds to the gradients of `recomputed`.
+fn record_on(
+    tape: &Tape,
     inputs: &[&Var],
     recomputed: Vec<ParamId>,
     outputs: Vec<Tensor>,
     backward: impl FnOnce(&mut Grads, &[Var]) -> Result<()> + Send + 'static,
 ) -> Vec<Var> {
-    let Some(tape) = tape_of(inputs) else { return outputs.into_iter().map(Var::from).collect() };
-    let mut inner = lock(&tape);
-    let vars: Vec<Var> = outputs.into_iter().map(|value| inner.output(&tape, value)).collect();
+    let mut inner = lock(&tape.inner);
+    let vars: Vec<Var> = outputs.into_iter().map(|value| inner.output(&tape.inner, value)).collect();
     let kept: Vec<Var> = vars.iter().map(Var::without_numbers).collect();
     inner.push(inputs, recomputed, &vars, Box::new(move |grads| backward(grads, &kept)));
     vars
 }
 
 fn tape_of(inputs: &[&Var]) -> Option<Arc<Mutex<Inner>>> {
-    inputs.iter().find_map(|x| x.place.as_ref()).and_then(|place| place.tape.upgrade())
+    let tape = inputs.iter().find_map(|x| x.place())?.tape.upgrade();
+    debug_assert!(
+        tape.as_ref().is_none_or(|tape| inputs.iter().all(|x| x.is_of(tape))),
+        "an operation on variables of two tapes"
+    );
+    tape
 }
 
 impl Var {
+    /// Whether it is a constant or a variable of this tape.
+    fn is_of(&self, tape: &Arc<Mutex<Inner>>) -> bool {
+        self.place().is_none_or(|place| std::ptr::eq(place.tape.as_ptr(), Arc::as_ptr(tape)))
+    }
+
     /// The gradient's place and the shape alone, so that a closure does not keep numbers it does not need.
     pub(crate) fn without_numbers(&self) -> Var {
         Var { value: self.value.shape_only(), place: self.place.clone(), recipe: None }

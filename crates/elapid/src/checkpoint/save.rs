@@ -15,7 +15,7 @@ use crate::config::ModelConfig;
 use crate::fault;
 use crate::files::{self, FileError, Staged, Unnamed, remove_abandoned};
 
-/// The type of the numbers written. `A_log` and `D` are always F32: the recurrence needs their digits.
+/// The dtype written. Precise parameters (`A_log`, `D`) are always F32: the recurrence needs their digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SaveDtype {
     /// 32 bits: what was trained, exactly.
@@ -99,6 +99,19 @@ impl SaveDtype {
     }
 }
 
+/// A parameter to save.
+#[derive(Debug, Clone)]
+pub struct Named<'a> {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, row after row.
+    pub values: &'a [f32],
+    /// Whether it is F32 whatever dtype is asked for: see [`Role::Precise`](crate::params::Role::Precise).
+    pub precise: bool,
+}
+
 /// A tensor to write.
 struct Tensor<'a> {
     name: String,
@@ -129,7 +142,7 @@ impl Tensor<'_> {
 pub fn save<'a>(
     dir: &Path,
     config: &ModelConfig,
-    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
+    tensors: impl Iterator<Item = Named<'a>>,
     options: &SaveOptions,
 ) -> Result<()> {
     config.validate()?;
@@ -162,16 +175,11 @@ pub fn save<'a>(
 }
 
 /// The tensors in the order of the file: 4-byte numbers before 2-byte ones, so that all are aligned; then by name.
-fn check<'a>(
-    dir: &Path,
-    tensors: impl Iterator<Item = (String, Vec<usize>, &'a [f32])>,
-    dtype: SaveDtype,
-) -> Result<Vec<Tensor<'a>>> {
+fn check<'a>(dir: &Path, tensors: impl Iterator<Item = Named<'a>>, dtype: SaveDtype) -> Result<Vec<Tensor<'a>>> {
     let file = dir.display().to_string();
     let mut seen = HashSet::new();
     let mut all = Vec::new();
-    for (name, shape, data) in tensors {
-        let precise = name.ends_with(".mixer.A_log") || name.ends_with(".mixer.D");
+    for Named { name, shape, values: data, precise } in tensors {
         let dtype = if precise { SaveDtype::F32 } else { dtype };
         if !seen.insert(name.clone()) {
             return Err(CheckpointError::tensor(&file, &name, "one such tensor", "two", "give each a name"));

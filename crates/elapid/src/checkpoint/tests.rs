@@ -31,9 +31,17 @@ fn all(checkpoint: &Checkpoint) -> Tensors {
     checkpoint.names().map(one).collect()
 }
 
+fn named(tensors: &Tensors) -> impl Iterator<Item = Named<'_>> {
+    tensors.iter().map(|(name, shape, data)| Named {
+        name: name.clone(),
+        shape: shape.clone(),
+        values: data,
+        precise: name.ends_with(".A_log") || name.ends_with(".D"),
+    })
+}
+
 fn write(dir: &Path, config: &ModelConfig, tensors: &Tensors, dtype: SaveDtype, max_shard_bytes: u64) -> Result<()> {
-    let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
-    save(dir, config, tensors, &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() })
+    save(dir, config, named(tensors), &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() })
 }
 
 /// The files of a directory, but for those that stand beside a model.

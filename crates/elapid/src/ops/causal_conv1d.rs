@@ -4,9 +4,9 @@ use elapid_kernels::causal_conv1d as kernel;
 use elapid_kernels::cuda::Gpu;
 use kernel::{Args, Dims};
 
-use super::{Layout, state_after};
+use super::place::state_after;
 use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use crate::{Layout, Result, Tensor};
 
 /// y = silu(conv(x) + bias), each channel by itself, over the current and the k-1 earlier inputs.
 ///

@@ -4,9 +4,9 @@ use elapid_kernels::cuda::Gpu;
 use elapid_kernels::selective_scan as kernel;
 use kernel::{Args, Dims, Discretisation};
 
-use super::{Layout, state_after};
+use super::place::state_after;
 use crate::autograd::{Saved, Var, Want, record};
-use crate::{Result, Tensor};
+use crate::{Layout, Result, Tensor};
 
 /// What a selective scan reads; shapes as in Mamba, algorithm 2.
 #[derive(Debug, Clone)]

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::autograd::{Tape, Var};
-use elapid::ops::{
-    Layout, ScanArgs, Targets, add_norm, cross_entropy, linear, linear_recomputed, neg_exp, selective_scan,
-};
+use elapid::ops::{ScanArgs, Targets, add_norm, cross_entropy, linear, linear_recomputed, neg_exp, selective_scan};
 use elapid::params::{ParamGrads, ParamId};
 use elapid::{DType, Device, LanguageModel, Result, Tensor};
 use elapid_kernels::selective_scan::Discretisation;

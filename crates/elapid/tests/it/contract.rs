@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::generate::{Generator, Sampling};
 use elapid::lm::Positions;
-use elapid::ops::Layout;
 use elapid::params::ParamGrads;
 use elapid::{LanguageModel, State};
 use elapid_kernels::selective_scan::Discretisation;
@@ -154,7 +154,7 @@ pub(crate) fn summed(
 ) -> (f64, ParamGrads, State) {
     let tape = Arc::new(Tape::new());
     let cx = model.training(&tape, layout.clone());
-    let (loss, state) = model.loss(&cx, tokens, targets, &model.zero_state(layout.b).unwrap(), false).unwrap();
+    let (loss, state) = model.loss(&cx, tokens, targets, model.zero_state(layout.b).unwrap(), false).unwrap();
     let mut grads = ParamGrads::of(model.params()).unwrap();
     let count = targets.iter().filter(|&&target| target >= 0).count() as f32;
     tape.backward(&loss.mean, count, &mut grads).unwrap();

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::config::ModelConfig;
 use elapid::generate::{Generator, Sampling};
 use elapid::lm::Positions;
-use elapid::ops::Layout;
 use elapid::{DType, Device, LanguageModel};
 use elapid_kernels::selective_scan::Discretisation;
 use elapid_kernels::testing::{err_ratio, gpu, wide};
@@ -149,7 +149,7 @@ fn a_decoder_draws_what_a_generator_draws() {
         .map(|prompt| {
             let head: Vec<u32> = prompt[..prompt.len() - 1].iter().map(|&byte| u32::from(byte)).collect();
             let cx = model.inference(Layout::new(1, head.len()));
-            model.logits(&cx, &head, &model.zero_state(1).unwrap(), Positions::Last).unwrap().1
+            model.logits(&cx, &head, model.zero_state(1).unwrap(), Positions::Last).unwrap().1
         })
         .collect();
     let mut decoder = elapid::decode::Decoder::new(&model, 3).unwrap();
@@ -253,7 +253,7 @@ fn a_generator_on_a_gpu_draws_from_its_logits() {
     assert_eq!(sequence.next_token().unwrap(), reader.next_token().unwrap());
     let (one, other) = (sequence.suspend(), reader.suspend());
     assert_eq!((one.pending, &one.recent), (other.pending, &other.recent));
-    assert_eq!(one.state.position, other.state.position);
+    assert_eq!(one.state.position(), other.state.position());
     close("the state", &numbers(&one.state), &numbers(&other.state));
     // What goes on from the state goes on as it would.
     let draw = |suspended: elapid::generate::Suspended| {
@@ -331,7 +331,7 @@ fn a_very_long_sequence_is_the_processors() {
     let tokens = ids(l, vocabulary(&model));
     let last = |model: &LanguageModel| {
         let cx = model.inference(Layout::new(1, l));
-        let (logits, state) = model.logits(&cx, &tokens, &model.zero_state(1).unwrap(), Positions::Last).unwrap();
+        let (logits, state) = model.logits(&cx, &tokens, model.zero_state(1).unwrap(), Positions::Last).unwrap();
         (logits.value().to_vec().unwrap(), numbers(&state))
     };
     let (want, got) = (last(&model), last(&model.to(Device::Cuda(gpu), DType::F32).unwrap()));

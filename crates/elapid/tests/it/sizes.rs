@@ -32,7 +32,7 @@ fn a_built_model_has_the_parameters_that_its_configuration_counts() {
         assert_eq!(Some(counted as u64), config.parameter_count());
         assert_eq!(counted, model.params().count());
         // Tied: the embedding is read once as rows, and once whole by the output projection.
-        assert_eq!(model.cost().params, config.parameter_count().unwrap(), "{name}");
+        assert_eq!(model.cost(0).params, config.parameter_count().unwrap(), "{name}");
     }
 }
 
@@ -41,7 +41,7 @@ fn cost_of_a_token_is_about_two_operations_a_parameter() {
     let config = ModelConfig::mamba1("130m").unwrap();
     let count = config.parameter_count().unwrap();
     let model = LanguageModel::build(config, &mut |wanted| Ok(vec![0.0; wanted.shape.iter().product()])).unwrap();
-    let cost = model.cost();
+    let cost = model.cost(0);
     let ratio = cost.flops as f64 / (2 * count) as f64;
     assert!((1.0..1.05).contains(&ratio), "{ratio}");
     assert_eq!(cost.state, 24 * 1536 * (16 + 3));

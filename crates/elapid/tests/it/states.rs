@@ -1,7 +1,7 @@
 //! State is a value.
 
+use elapid::Layout;
 use elapid::lm::Positions;
-use elapid::ops::Layout;
 use elapid::{LanguageModel, State};
 use elapid_kernels::selective_scan::Discretisation;
 
@@ -23,7 +23,7 @@ fn a_state_forks() {
     let (other, _) = read(&model, &[3, 4], &state);
     assert_ne!(one, other);
     assert_eq!(one, read(&model, &[1, 2], &kept).0);
-    assert_eq!(state.position, 9);
+    assert_eq!(state.position(), 9);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_saved_state_comes_back_and_a_foreign_one_does_not() {
     state.save(&path, model.fingerprint().unwrap(), &[("prompt", "thirty tokens".into())]).unwrap();
     let (loaded, notes) = model.load_state(&path).unwrap();
     assert_eq!(notes["prompt"], "thirty tokens");
-    assert_eq!(loaded.position, 30);
+    assert_eq!(loaded.position(), 30);
     assert_eq!(read(&model, &[5], &state).0, read(&model, &[5], &loaded).0);
 
     let other = LanguageModel::new(model.config().clone(), 8).unwrap();

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use elapid::Layout;
 use elapid::config::MixerConfig;
-use elapid::ops::Layout;
 use elapid::trace::{DELTA, Trace};
 use elapid::{DType, Device, LanguageModel, Tensor};
 use elapid_kernels::selective_scan::Discretisation;
@@ -14,7 +14,7 @@ use crate::{close, ids, small_model};
 fn delta(model: &LanguageModel, tokens: &[u32], (b, l): (usize, usize)) -> Vec<Tensor> {
     let trace = Arc::new(Trace::of(DELTA));
     let cx = model.inference(Layout::new(b, l)).traced(&trace);
-    model.hidden(&cx, tokens, &model.zero_state(b).unwrap(), false).unwrap();
+    model.hidden(&cx, tokens, model.zero_state(b).unwrap(), false).unwrap();
     trace.take()
 }
 

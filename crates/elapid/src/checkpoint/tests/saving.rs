@@ -154,8 +154,7 @@ fn the_generation_config_has_the_ids_that_end_a_text() {
     let checkpoint = golden(0);
     let tensors = all(&checkpoint);
     let saved = |config: &ModelConfig, end_ids: Option<Vec<u32>>| -> Value {
-        let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
-        save(dir.path(), config, tensors, &SaveOptions { end_ids, ..SaveOptions::default() }).unwrap();
+        save(dir.path(), config, named(&tensors), &SaveOptions { end_ids, ..SaveOptions::default() }).unwrap();
         serde_json::from_slice(&fs::read(dir.path().join("generation_config.json")).unwrap()).unwrap()
     };
     let mut config = checkpoint.config.clone();
@@ -175,8 +174,7 @@ fn a_card_is_written_and_one_of_others_stays() {
     let tensors = all(&checkpoint);
     let path = dir.path().join("README.md");
     let saved = |config: &ModelConfig, card: Option<Card>| {
-        let tensors = tensors.iter().map(|(name, shape, data)| (name.clone(), shape.clone(), data.as_slice()));
-        save(dir.path(), config, tensors, &SaveOptions { card, ..SaveOptions::default() }).unwrap();
+        save(dir.path(), config, named(&tensors), &SaveOptions { card, ..SaveOptions::default() }).unwrap();
         fs::read_to_string(&path).ok()
     };
     assert_eq!(saved(&checkpoint.config, None), None);

@@ -1,11 +1,15 @@
-//! Parameters: the numbers that training changes, apart from the structure that uses them.
+//! Parameters: the values that training changes, separate from the structure that uses them.
+
+mod builder;
+mod init;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{Buffer, Gpu};
-use rand::{Rng, RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+
+pub use builder::{Bias, ParamBuilder, Source, Wanted};
+pub use init::{Draw, Init};
 
 use crate::{DType, Device, Result, Tensor};
 
@@ -18,18 +22,61 @@ pub struct ParamId(usize);
 pub struct Param {
     /// Its name in a checkpoint.
     pub name: String,
-    /// Its numbers; on a GPU the f32 ones that training changes.
+    /// Its values; on a GPU the f32 ones that training changes.
     pub value: Tensor,
-    /// Whether weight decay applies to it.
-    pub decay: bool,
-    /// What operations read where it is not `value`: a copy in the format of activations.
+    /// How it is read, stored and trained.
+    pub traits: Traits,
+    /// What operations read where it is not `value`: a copy in the dtype of activations.
     compute: Option<Tensor>,
 }
 
+/// What operations do with a parameter: decides its dtype in memory and in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A weight of matrix products: read in the dtype of activations.
+    Matrix,
+    /// A table of rows that are looked up (or, tied, multiplied by): as a matrix.
+    Table,
+    /// Norms, biases, convolution taps: read in f32, saved in the dtype asked for.
+    Vector,
+    /// What a recurrence is sensitive to (`A_log`, `D`): f32 in memory and in every file.
+    Precise,
+    /// Saved with the model, never trained.
+    Buffer,
+}
+
+/// How a parameter is read, stored and trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Traits {
+    /// What operations do with it.
+    pub role: Role,
+    /// Whether weight decay applies to it.
+    pub decay: bool,
+    /// Factor of the learning rate.
+    pub lr: f32,
+    /// Whether it is trained: a parameter that is not has no gradient and no optimiser state.
+    pub trainable: bool,
+}
+
+impl Traits {
+    /// A matrix, with weight decay.
+    pub const MATRIX: Self = Self { role: Role::Matrix, decay: true, lr: 1.0, trainable: true };
+    /// A table, with weight decay.
+    pub const TABLE: Self = Self { role: Role::Table, ..Self::MATRIX };
+    /// Read in f32, with weight decay: taps of a convolution.
+    pub const TAPS: Self = Self { role: Role::Vector, ..Self::MATRIX };
+    /// A norm or a bias, without weight decay.
+    pub const VECTOR: Self = Self { role: Role::Vector, decay: false, ..Self::MATRIX };
+    /// f32 everywhere, without weight decay.
+    pub const PRECISE: Self = Self { role: Role::Precise, ..Self::VECTOR };
+    /// Never trained.
+    pub const BUFFER: Self = Self { role: Role::Buffer, trainable: false, ..Self::VECTOR };
+}
+
 impl Param {
-    /// Whether it is a weight of matrix products: those are read in the format of activations, all others in f32.
+    /// Whether operations read it in the dtype of activations; all others are read in f32.
     fn is_matrix(&self) -> bool {
-        self.decay && self.value.shape().len() == 2
+        matches!(self.traits.role, Role::Matrix | Role::Table)
     }
 
     /// What operations read.
@@ -271,149 +318,5 @@ impl ParamGrads {
             }
         }
         Ok(())
-    }
-}
-
-/// How a new parameter starts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Init {
-    /// The same number everywhere.
-    Constant(f32),
-    /// Uniform in ±bound.
-    Uniform(f32),
-    /// Normal with mean 0 and this standard deviation.
-    Normal(f32),
-    /// ln 1, ln 2, … ln n in every row: A_log, so that A_n = -n (S4D-real).
-    LogArange,
-    /// softplus⁻¹(Δ) with Δ log-uniform in `min..max`, at least `floor`: the bias of dt_proj.
-    SoftplusInverseLogUniform {
-        /// Smallest Δ.
-        min: f32,
-        /// Largest Δ.
-        max: f32,
-        /// Δ is raised to this.
-        floor: f32,
-    },
-}
-
-impl Init {
-    /// The numbers of a parameter. They depend on the seed and the name alone, so that a model's other parameters do
-    /// not change when one is added.
-    ///
-    /// # Errors
-    /// If there is too little memory.
-    pub fn numbers(self, name: &str, shape: &[usize], seed: u64) -> Result<Vec<f32>> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&seed.to_le_bytes());
-        hasher.update(name.as_bytes());
-        let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
-        let count: usize = shape.iter().product();
-        let n = shape.last().copied().unwrap_or(1);
-        let mut draw = |i: usize| match self {
-            Init::Constant(value) => value,
-            Init::Uniform(bound) => (rng.random::<f32>() * 2.0 - 1.0) * bound,
-            Init::Normal(std) => normal(&mut rng) * std,
-            Init::LogArange => ((i % n + 1) as f32).ln(),
-            Init::SoftplusInverseLogUniform { min, max, floor } => {
-                let dt = (rng.random::<f32>() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
-                dt + (-(-dt).exp_m1()).ln()
-            }
-        };
-        let mut numbers = elapid_kernels::with_room(count)?;
-        numbers.extend((0..count).map(&mut draw));
-        Ok(numbers)
-    }
-}
-
-/// One number of the standard normal distribution (Box and Muller 1958).
-fn normal(rng: &mut impl Rng) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-}
-
-/// What a part of a model says of a parameter it needs.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
-    /// Its full name in a checkpoint.
-    pub name: &'a str,
-    /// Its shape.
-    pub shape: &'a [usize],
-    /// How it starts in a new model.
-    pub init: Init,
-}
-
-/// Where parameters come from: drawn from a seed, or read from a checkpoint.
-pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
-
-/// Makes a model's parameters, one after another, from where their numbers come from.
-pub struct ParamBuilder<'a> {
-    params: &'a mut Params,
-    /// None: parameters have shapes alone.
-    source: Option<&'a mut Source<'a>>,
-}
-
-/// Whether weight decay applies to a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decay {
-    /// It does: matrices.
-    Yes,
-    /// It does not: A_log, D, biases, norms.
-    No,
-}
-
-impl<'a> ParamBuilder<'a> {
-    /// A builder that appends to `params`.
-    pub fn new(params: &'a mut Params, source: &'a mut Source<'a>) -> Self {
-        Self { params, source: Some(source) }
-    }
-
-    /// A builder that appends parameters without numbers.
-    pub(crate) fn outline(params: &'a mut Params) -> Self {
-        Self { params, source: None }
-    }
-
-    /// Makes a parameter.
-    ///
-    /// # Errors
-    /// If the source has no such numbers.
-    pub fn param(&mut self, name: String, shape: &[usize], init: Init, decay: Decay) -> Result<ParamId> {
-        let value = match &mut self.source {
-            None => Tensor::outline(shape),
-            Some(source) => {
-                let numbers = source(Wanted { name: &name, shape, init })?;
-                elapid_kernels::use_huge_pages(&numbers);
-                Tensor::new(numbers, shape)
-            }
-        };
-        Ok(self.params.push(Param { name, value, decay: decay == Decay::Yes, compute: None }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn inits_have_their_range_and_spread() {
-        let uniform = Init::Uniform(0.5).numbers("w", &[10_000], 1).unwrap();
-        assert!(uniform.iter().all(|x| x.abs() <= 0.5) && uniform.iter().any(|x| *x > 0.45));
-        let normal = Init::Normal(0.02).numbers("w", &[100, 100], 1).unwrap();
-        let std = (normal.iter().map(|x| x * x).sum::<f32>() / 1e4).sqrt();
-        assert!((std - 0.02).abs() < 5e-4, "{std}");
-        assert_eq!(
-            Init::LogArange.numbers("A_log", &[2, 3], 1).unwrap(),
-            [0.0, 2f32.ln(), 3f32.ln(), 0.0, 2f32.ln(), 3f32.ln()]
-        );
-        let bias =
-            Init::SoftplusInverseLogUniform { min: 1e-3, max: 0.1, floor: 1e-4 }.numbers("b", &[1000], 1).unwrap();
-        assert!(bias.iter().map(|b| b.exp().ln_1p()).all(|dt| (0.99e-3..0.101).contains(&dt)));
-    }
-
-    #[test]
-    fn numbers_depend_on_seed_and_name_alone() {
-        let draw = |name, seed| Init::Uniform(1.0).numbers(name, &[8], seed).unwrap();
-        assert_eq!(draw("a", 1), draw("a", 1));
-        assert_ne!(draw("a", 1), draw("b", 1));
-        assert_ne!(draw("a", 1), draw("a", 2));
     }
 }

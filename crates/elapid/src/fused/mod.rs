@@ -1,0 +1,46 @@
+//! Whole-model decoding steps in few launches: the only place that asks which family a layer is.
+//!
+//! A plan looks at a model, its device, dtype and sizes, and either builds a step for it or declines. A decoder asks the
+//! plans in order ([`plan`]) and otherwise captures the model's operations as a graph.
+
+mod mamba1;
+
+use std::sync::Arc;
+
+use elapid_kernels::cuda::Buffer;
+
+use crate::Result;
+use crate::lm::LanguageModel;
+use crate::state::State;
+
+/// One position of every row in few launches: reads the token ids, updates the state in place, replaces the ids by the
+/// most likely tokens.
+pub(crate) trait FusedStep: Send {
+    /// Submits the step; does not wait.
+    fn launch(&self) -> Result<()>;
+
+    /// Logits `[b v]` of the last step, f32.
+    fn logits(&self) -> &Buffer;
+
+    /// Kernels that a step launches.
+    fn launches(&self) -> u64;
+}
+
+/// Builds the step of a model that reads the ids in a buffer and updates a state; none if it is not this plan's model.
+type Plan = fn(&LanguageModel, &State, &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>>;
+
+/// One line a family.
+const PLANS: &[Plan] = &[mamba1::plan];
+
+/// The fused step of a model, if a plan has one.
+///
+/// # Errors
+/// If the device has too little memory.
+pub(crate) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>> {
+    for plan in PLANS {
+        if let Some(step) = plan(model, state, ids)? {
+            return Ok(Some(step));
+        }
+    }
+    Ok(None)
+}

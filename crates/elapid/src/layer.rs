@@ -1,0 +1,91 @@
+//! What every layer is: the trait, the shape of its state, its cost. Knows no family.
+
+use std::any::Any;
+
+use crate::Result;
+use crate::autograd::Var;
+use crate::pass::Cx;
+use crate::state::{LayerState, StateSpec};
+
+/// What one position costs in the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// Additions, multiplications and exponentials.
+    pub flops: u64,
+    /// Parameters read.
+    pub params: u64,
+    /// Elements of the state of one sequence, read and written.
+    pub state: u64,
+    /// Elements that exist at the same time: in training those kept for the backward pass, else those of one layer.
+    pub kept: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+    fn add(self, other: Cost) -> Cost {
+        Cost {
+            flops: self.flops + other.flops,
+            params: self.params + other.params,
+            state: self.state + other.state,
+            kept: self.kept + other.kept,
+        }
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        costs.fold(Cost::default(), |sum, cost| sum + cost)
+    }
+}
+
+/// What splitting a sequence into chunks changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Nothing: outputs and states have the same bits without a tape, gradients the same values.
+    Exact,
+    /// The last bits: a chunked algorithm sums in an order that depends on the chunks.
+    Rounded,
+    /// A sequence cannot be split: the layer is not causal.
+    Whole,
+}
+
+/// What holds of a layer; each is tested by the contract suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promises {
+    /// What splitting changes.
+    pub split: Split,
+    /// Whether a reset inside a row begins a document that sees nothing of the one before.
+    pub resets: bool,
+    /// Whether padding after a row's length changes nothing.
+    pub lengths: bool,
+}
+
+impl Promises {
+    /// Everything.
+    pub const ALL: Self = Self { split: Split::Exact, resets: true, lengths: true };
+}
+
+/// A map from sequences to sequences that carries a state: a mixer, an MLP, a mixture of experts, a wrapper of others.
+///
+/// For any split of a sequence `forward(a ++ b, S)` is `forward(b, state of forward(a, S))` in outputs, final state and
+/// gradients, to the grade of [`promises`](Self::promises). A row of a batch is the row alone.
+pub trait Layer: Any + std::fmt::Debug + Send + Sync {
+    /// y `[b l d_model]` and the state after the last position, from x `[b l d_model]` and the state before the first.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)>;
+
+    /// The memories of its state.
+    fn state(&self) -> Vec<StateSpec> {
+        Vec::new()
+    }
+
+    /// What the position after `context` others costs.
+    fn cost(&self, context: u64) -> Cost;
+
+    /// What holds of it.
+    fn promises(&self) -> Promises {
+        Promises::ALL
+    }
+}

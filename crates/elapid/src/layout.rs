@@ -1,0 +1,128 @@
+//! How the positions of a batch lie: its size, where rows end, where documents begin.
+
+use std::sync::Arc;
+
+use elapid_kernels::Segments;
+use elapid_kernels::cuda::{self, Buffer, Gpu};
+
+use crate::{Error, Result};
+
+/// How the positions of a batch lie: its size, where rows end, where documents begin.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// Rows of the batch.
+    pub b: usize,
+    /// Positions of a row.
+    pub l: usize,
+    /// `[b]`: real positions of each row; later ones are padding.
+    pub lengths: Option<Arc<[u32]>>,
+    /// `[b l]`: where non-zero, every state starts anew before that position.
+    pub resets: Option<Arc<[u8]>>,
+    /// `[b]`: positions of its document that each row has read before this pass. A model sets it from the state, whatever it
+    /// was; none is 0.
+    pub starts: Option<Arc<[u64]>>,
+    /// The same on a GPU, once an operation there needs it.
+    pub device: Option<OnDevice>,
+}
+
+/// Lengths (u32) and resets (u8) on a GPU.
+#[derive(Debug, Clone, Default)]
+pub struct OnDevice {
+    lengths: Option<Arc<Buffer>>,
+    resets: Option<Arc<Buffer>>,
+}
+
+impl Layout {
+    /// A batch of full rows, each one document.
+    pub fn new(b: usize, l: usize) -> Self {
+        Self { b, l, ..Self::default() }
+    }
+
+    /// Real positions of a row.
+    pub fn len(&self, row: usize) -> usize {
+        self.segments().len(row, self.l)
+    }
+
+    /// Whether there is no position.
+    pub fn is_empty(&self) -> bool {
+        self.positions() == 0
+    }
+
+    /// The last position of a row before which its state starts anew, among the real ones.
+    pub(crate) fn last_reset(&self, row: usize) -> Option<usize> {
+        let segments = self.segments();
+        (0..self.len(row)).rev().find(|&t| segments.reset(row, t, self.l))
+    }
+
+    /// Whether a state may start anew inside a row.
+    pub(crate) fn has_resets(&self) -> bool {
+        self.resets.is_some() || self.device.as_ref().is_some_and(|device| device.resets.is_some())
+    }
+
+    /// Whether rows may have padding.
+    pub(crate) fn has_lengths(&self) -> bool {
+        self.lengths.is_some() || self.device.as_ref().is_some_and(|device| device.lengths.is_some())
+    }
+
+    /// Positions of its document that a row has read before this pass.
+    pub(crate) fn start(&self, row: usize) -> u64 {
+        self.starts.as_ref().map_or(0, |starts| starts[row])
+    }
+
+    /// `[b l]`: the position of each in its document, counted from the last reset.
+    ///
+    /// # Errors
+    /// If resets are on a device alone.
+    pub(crate) fn document_positions(&self) -> Result<Vec<u64>> {
+        if self.resets.is_none() && self.has_resets() {
+            return Err(Error::Argument("positions of documents whose resets are on a GPU alone".into()));
+        }
+        let segments = self.segments();
+        let mut positions = Vec::with_capacity(self.positions());
+        for row in 0..self.b {
+            let mut at = self.start(row);
+            for t in 0..self.l {
+                at = if segments.reset(row, t, self.l) { 0 } else { at };
+                positions.push(at);
+                at += 1;
+            }
+        }
+        Ok(positions)
+    }
+
+    /// Number of positions.
+    pub fn positions(&self) -> usize {
+        self.b * self.l
+    }
+
+    /// The same batch with its resets in a buffer that is there already, `[b l]` of u8: a captured graph reads what it
+    /// then holds.
+    pub fn with_device_resets(self, resets: Arc<Buffer>) -> Self {
+        Self { device: Some(OnDevice { lengths: None, resets: Some(resets) }), ..self }
+    }
+
+    /// The same layout, ready for operations on a GPU.
+    ///
+    /// # Errors
+    /// If it has too little memory.
+    pub fn on(&self, gpu: Gpu) -> Result<Self> {
+        if self.device.is_some() || (self.lengths.is_none() && self.resets.is_none()) {
+            return Ok(self.clone());
+        }
+        self.segments().check_sizes(self.b, self.l)?;
+        let lengths = self.lengths.as_deref().map(|x| gpu.upload(x).map(Arc::new)).transpose()?;
+        let resets = self.resets.as_deref().map(|x| gpu.upload(x).map(Arc::new)).transpose()?;
+        Ok(Self { device: Some(OnDevice { lengths, resets }), ..self.clone() })
+    }
+
+    /// As kernels on a GPU take it.
+    pub(crate) fn device_segments(&self) -> cuda::Segments<'_> {
+        let Some(device) = &self.device else { return cuda::Segments::default() };
+        cuda::Segments { lengths: device.lengths.as_deref(), resets: device.resets.as_deref() }
+    }
+
+    /// As the kernels take it.
+    pub fn segments(&self) -> Segments<'_> {
+        Segments { lengths: self.lengths.as_deref(), resets: self.resets.as_deref() }
+    }
+}

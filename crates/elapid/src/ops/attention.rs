@@ -1,0 +1,156 @@
+//! Causal attention over a chunk and the past in caches.
+
+use std::ops::Range;
+
+pub use elapid_kernels::attention::Attention;
+use elapid_kernels::attention::{self as kernel, Args, Stretch};
+use elapid_kernels::{Rows, RowsMut};
+
+use super::place::on_cpu;
+use crate::autograd::{Var, record};
+use crate::state::{Cache, Source};
+use crate::{Error, Layout, Result, Tensor};
+
+/// y `[b l heads·dv]` of q `[b l heads·dk]`, k `[b l kv_heads·dk]`, v `[b l kv_heads·dv]`, and the keys and values of earlier
+/// positions: the caches before this chunk was pushed.
+///
+/// A position sees those of its own document up to itself, the last [`Attention::window`] if that is not 0.
+///
+/// # Errors
+/// If shapes do not fit, a window is longer than what the caches keep, or q is not on the CPU.
+pub fn attention(
+    q: &Var,
+    k: &Var,
+    v: &Var,
+    (past_k, past_v): (&Cache, &Cache),
+    sizes: Attention,
+    layout: &Layout,
+) -> Result<Var> {
+    on_cpu("attention", q)?;
+    let kept = past_k.spec().window;
+    if kept != 0 && (sizes.window == 0 || sizes.window > kept) {
+        return Err(Error::Argument(format!("a window of {} over a cache that keeps {kept}", sizes.window)));
+    }
+    let keys = Keys::of(layout, past_k)?;
+    let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
+    let heads = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
+    let mut shape = q.shape().to_vec();
+    *shape.last_mut().unwrap_or(&mut 0) = heads;
+    let (kv_k, kv_v) = (k.value().cols(), v.value().cols());
+    let args = Args {
+        q: q.value().rows(),
+        k: Rows::new(&all_k, kv_k),
+        v: Rows::new(&all_v, kv_v),
+        stretches: &keys.stretches,
+    };
+    let y = Tensor::filled(&shape, |y| kernel::forward(&sizes, &args, y))?;
+    let sources = [past_k.sources(), past_v.sources()];
+    let mut inputs = vec![q, k, v];
+    inputs.extend(sources.iter().flatten().map(|source| &source.var));
+    let saved = inputs.iter().any(|x| x.wants_grad()).then(|| (q.clone(), k.clone(), v.clone(), sources.clone()));
+    let Some((q, k, v, sources)) = saved else { return Ok(y.into()) };
+    let inputs: Vec<Var> = inputs.into_iter().cloned().collect();
+    let [y] = record(&inputs.iter().collect::<Vec<_>>(), [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        let mut dq = Tensor::zeros(q.shape())?;
+        let (mut dk, mut dv) = (vec![0.0; all_k.len()], vec![0.0; all_v.len()]);
+        let outputs = kernel::Grads {
+            dq: RowsMut::new(dq.make_mut(), q.value().cols()),
+            dk: RowsMut::new(&mut dk, kv_k),
+            dv: RowsMut::new(&mut dv, kv_v),
+        };
+        let args = Args {
+            q: q.value().rows(),
+            k: Rows::new(&all_k, kv_k),
+            v: Rows::new(&all_v, kv_v),
+            stretches: &keys.stretches,
+        };
+        kernel::backward(&sizes, &args, dy.rows(), outputs)?;
+        grads.give(&q, dq)?;
+        for ((chunk, d), sources) in [(&k, &dk), (&v, &dv)].into_iter().zip(&sources) {
+            grads.give(chunk, keys.of_chunk(chunk.shape(), d))?;
+            for source in sources.iter().filter(|source| source.var.wants_grad()) {
+                grads.give(&source.var, keys.of_source(source, d)?)?;
+            }
+        }
+        Ok(())
+    });
+    Ok(y)
+}
+
+/// All keys of a batch, row after row: what the caches keep, then the chunk.
+struct Keys {
+    stretches: Vec<Stretch>,
+    /// For each row: where its past begins among all keys, and how long it is.
+    past: Vec<Range<usize>>,
+    l: usize,
+}
+
+impl Keys {
+    fn of(layout: &Layout, past: &Cache) -> Result<Self> {
+        let (b, l, segments) = (layout.b, layout.l, layout.segments());
+        if past.rows() != b || layout.resets.is_none() && layout.has_resets() {
+            return Err(Error::Argument(format!("a cache of {} rows for a batch of {b}", past.rows())));
+        }
+        let (mut stretches, mut ranges, mut at) = (Vec::new(), Vec::with_capacity(b), 0);
+        for row in 0..b {
+            let (count, len) = (past.kept(row).count(), layout.len(row));
+            let chunk = at + count;
+            let borders: Vec<usize> = (1..len).filter(|&t| segments.reset(row, t, l)).chain([len]).collect();
+            let mut from = 0;
+            for to in borders.into_iter().filter(|&to| to > 0) {
+                let fresh = segments.reset(row, from, l);
+                let first = if from > 0 || fresh { chunk + from } else { at };
+                let queries = row * l + from..row * l + to;
+                stretches.push(Stretch { queries, keys: first..chunk + to, offset: chunk + from - first });
+                from = to;
+            }
+            ranges.push(at..chunk);
+            at = chunk + l;
+        }
+        Ok(Self { stretches, past: ranges, l })
+    }
+
+    /// All keys `[n cols]`.
+    fn gather(&self, past: &Cache, chunk: &Var) -> Vec<f32> {
+        let cols = chunk.value().cols();
+        let groups = past.spec().groups;
+        let dim = cols / groups.max(1);
+        let total = self.past.last().map_or(0, |range| range.end + self.l);
+        let mut all = vec![0.0; total * cols];
+        let rows = chunk.value().rows();
+        for (row, range) in self.past.iter().enumerate() {
+            let mut one = vec![0.0; range.len() * dim];
+            for group in 0..groups {
+                past.read(row, group, &mut one);
+                for (at, values) in range.clone().zip(one.chunks_exact(dim.max(1))) {
+                    all[at * cols + group * dim..][..dim].copy_from_slice(values);
+                }
+            }
+            for t in 0..self.l {
+                all[(range.end + t) * cols..][..cols].copy_from_slice(rows.row(row * self.l + t));
+            }
+        }
+        all
+    }
+
+    /// The part of a gradient of all keys that belongs to the chunk.
+    fn of_chunk(&self, shape: &[usize], d: &[f32]) -> Tensor {
+        let cols = shape.last().copied().unwrap_or(1);
+        let part = |range: &Range<usize>| d[range.end * cols..(range.end + self.l) * cols].iter().copied();
+        Tensor::new(self.past.iter().flat_map(part).collect(), shape)
+    }
+
+    /// The part that belongs to an earlier chunk.
+    fn of_source(&self, source: &Source, d: &[f32]) -> Result<Tensor> {
+        let shape = source.var.shape();
+        let (l, cols) = (shape[1], shape[2]);
+        let mut out = Tensor::zeros(shape)?;
+        let values = out.make_mut();
+        for (row, &(first, at, len)) in source.rows.iter().enumerate() {
+            let from = (self.past[row].start + first) * cols;
+            values[(row * l + at) * cols..][..len * cols].copy_from_slice(&d[from..from + len * cols]);
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,54 @@
+//! Rotary positions.
+
+use elapid_kernels::RowsMut;
+use elapid_kernels::rotate as kernel;
+pub use elapid_kernels::rotate::Pairs;
+use std::sync::Arc;
+
+use super::place::on_cpu;
+use crate::autograd::{Var, Want, record};
+use crate::{Layout, Result, Tensor};
+
+/// How rotary positions turn the columns of a head.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    /// Columns of a head.
+    pub dim: usize,
+    /// Radians a position of each pair; the first `2 frequencies.len()` columns of a head are rotated.
+    pub frequencies: Arc<[f64]>,
+    /// Which columns make a pair.
+    pub pairs: Pairs,
+}
+
+impl Rotary {
+    /// The frequencies `base^(-2i/columns)` for pairs i of the first `columns` columns of a head of `dim`.
+    pub fn new(dim: usize, columns: usize, base: f64, pairs: Pairs) -> Self {
+        let frequency = |i: usize| base.powf(-2.0 * i as f64 / columns as f64);
+        Self { dim, frequencies: (0..columns / 2).map(frequency).collect(), pairs }
+    }
+}
+
+/// x `[b l heads·dim]` with every head turned by the position in its document.
+///
+/// # Errors
+/// If shapes do not fit, or x is not on the CPU.
+pub fn rotate(x: &Var, rotary: &Rotary, layout: &Layout) -> Result<Var> {
+    on_cpu("rotate", x)?;
+    let positions: Arc<[u64]> = layout.document_positions()?.into();
+    let y = turned(rotary, &positions, false, x.value())?;
+    let (kept, rotary) = (x.without_numbers(), rotary.clone());
+    let [y] = record(&[x], [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        grads.write([Want::Set(&kept)], |[dx]| turn(&rotary, &positions, true, &dy, dx))
+    });
+    Ok(y)
+}
+
+fn turned(rotary: &Rotary, positions: &[u64], inverse: bool, x: &Tensor) -> Result<Tensor> {
+    Tensor::filled(x.shape(), |y| turn(rotary, positions, inverse, x, y))
+}
+
+fn turn(rotary: &Rotary, positions: &[u64], inverse: bool, x: &Tensor, y: RowsMut<'_>) -> elapid_kernels::Result<()> {
+    let Rotary { dim, frequencies, pairs } = rotary;
+    kernel::forward(&kernel::Args { dim: *dim, frequencies, pairs: *pairs, positions }, inverse, x.rows(), y)
+}

@@ -1,0 +1,313 @@
+//! Sublayers in a row: where norms stand, how the residual stream is summed, what is recomputed.
+//!
+//! Each sublayer (a mixer, a feed-forward) adds to one stream r of width `d_model`:
+//!
+//! | place | |
+//! |---|---|
+//! | before | r <- keep r + scale f(norm(r)) |
+//! | sum | r <- norm(keep r + scale f(r)) |
+//! | output | r <- keep r + scale norm(f(r)) |
+//! | both | n = norm(r); r <- keep n + scale f(n) |
+//!
+//! The stream is kept as a sum not yet taken, x and r: the addition that closes a sublayer is the first thing that the next
+//! norm does, in one pass over memory ([`ops::norm`]).
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::autograd::{Var, checkpoint};
+use crate::layer::Layer;
+use crate::ops;
+use crate::params::{Init, ParamBuilder, ParamId, Traits};
+use crate::pass::Cx;
+use crate::state::{LayerState, Spec, State};
+use crate::{Error, Result};
+
+/// Where a sublayer's norm stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Before the layer: pre-norm.
+    #[default]
+    Before,
+    /// On the sum: post-norm, the original Transformer.
+    Sum,
+    /// On the layer's output, before it is added.
+    Output,
+    /// Before the layer, and what is added to is the normed stream as well.
+    Both,
+}
+
+/// Whether sublayers of one layer follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wiring {
+    /// The feed-forward reads what the mixer added to.
+    #[default]
+    Serial,
+    /// Both read the same stream, each with a norm of its own, and both are added (GPT-NeoX).
+    Parallel,
+}
+
+/// A norm with its parameters.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    pub(crate) kind: ops::NormKind,
+    pub(crate) weight: Option<ParamId>,
+    pub(crate) bias: Option<ParamId>,
+    pub(crate) eps: f32,
+}
+
+/// A layer in its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Sublayer {
+    pub(crate) norm: Norm,
+    pub(crate) place: Place,
+    pub(crate) scale: f32,
+    pub(crate) keep: f32,
+    /// Whether it reads the stream that the sublayer before it read: parallel wiring.
+    pub(crate) parallel: bool,
+    pub(crate) layer: Arc<dyn Layer>,
+}
+
+/// All sublayers of a model, and the norm after the last.
+#[derive(Debug, Clone)]
+pub(crate) struct Stack {
+    pub(crate) sublayers: Vec<Sublayer>,
+    pub(crate) norm_f: Norm,
+    pub(crate) spec: Spec,
+}
+
+/// Whether the state after a pass is wanted: if not, recomputation need not keep what only the state holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carry {
+    /// It is.
+    Keep,
+    /// It is not: the state that is returned is meaningless.
+    Drop,
+}
+
+/// keep r + scale x, not yet taken; without r it is x.
+#[derive(Debug, Clone)]
+struct Stream {
+    x: Var,
+    r: Option<Var>,
+    scale: f32,
+    keep: f32,
+}
+
+/// Called with the number of a sublayer and its output.
+pub(crate) type Each<'a> = dyn FnMut(usize, &Var) -> Result<()> + 'a;
+
+impl Norm {
+    /// A norm of width `d`, its parameters under the builder's prefix.
+    pub(crate) fn build(kind: ops::NormKind, eps: f32, d: usize, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let start = Init::Constant(if kind == ops::NormKind::Rms1 { 0.0 } else { 1.0 });
+        let (weight, bias) = (kind.has_weight(), kind.has_bias());
+        let weight = weight.then(|| p.param("weight", &[d], &start, Traits::VECTOR)).transpose()?;
+        let bias = bias.then(|| p.param("bias", &[d], &Init::Constant(0.0), Traits::VECTOR)).transpose()?;
+        Ok(Self { kind, weight, bias, eps })
+    }
+
+    /// The weight of a plain RMSNorm; none for any other.
+    pub(crate) fn plain_rms(&self) -> Option<ParamId> {
+        self.weight.filter(|_| self.kind == ops::NormKind::Rms)
+    }
+
+    /// (norm(s), s) of the stream s.
+    fn of(&self, cx: &Cx, stream: &Stream) -> Result<(Var, Var)> {
+        let (weight, bias) = (self.weight.map(|id| cx.param(id)), self.bias.map(|id| cx.param(id)));
+        let norm = ops::Norm { kind: self.kind, weight: weight.as_ref(), bias: bias.as_ref(), eps: self.eps };
+        ops::norm(&stream.x, stream.r.as_ref(), (stream.keep, stream.scale), &norm)
+    }
+}
+
+impl Stream {
+    fn new(x: Var) -> Self {
+        Self { x, r: None, scale: 1.0, keep: 1.0 }
+    }
+
+    /// The sum itself.
+    fn sum(&self) -> Result<Var> {
+        match &self.r {
+            None => Ok(self.x.clone()),
+            Some(r) => ops::add_scaled(r, self.keep, &self.x, self.scale),
+        }
+    }
+
+    fn vars(&self) -> impl Iterator<Item = Var> {
+        [self.x.clone()].into_iter().chain(self.r.clone())
+    }
+}
+
+impl Sublayer {
+    /// The weight of the norm of a plain pre-norm sublayer; none for any other.
+    pub(crate) fn plain_rms(&self) -> Option<ParamId> {
+        let plain = self.place == Place::Before && (self.scale, self.keep) == (1.0, 1.0) && !self.parallel;
+        self.norm.plain_rms().filter(|_| plain)
+    }
+
+    fn forward(&self, cx: &Cx, stream: &Stream, state: LayerState) -> Result<(Stream, LayerState)> {
+        let next = |x: Var, r: Var| Stream { x, r: Some(r), scale: self.scale, keep: self.keep };
+        match self.place {
+            Place::Before => {
+                let (n, r) = self.norm.of(cx, stream)?;
+                let (y, state) = self.layer.forward(cx, &n, state)?;
+                Ok((next(y, r), state))
+            }
+            Place::Sum => {
+                let r = stream.sum()?;
+                let (y, state) = self.layer.forward(cx, &r, state)?;
+                Ok((Stream::new(self.norm.of(cx, &next(y, r))?.0), state))
+            }
+            Place::Output => {
+                let r = stream.sum()?;
+                let (y, state) = self.layer.forward(cx, &r, state)?;
+                Ok((next(self.norm.of(cx, &Stream::new(y))?.0, r), state))
+            }
+            Place::Both => {
+                let (n, _) = self.norm.of(cx, stream)?;
+                let (y, state) = self.layer.forward(cx, &n, state)?;
+                Ok((next(y, n), state))
+            }
+        }
+    }
+
+    /// [`forward`](Self::forward) of a sublayer that reads `from`, the stream before the one it follows, and adds to what
+    /// that one made of it.
+    fn forward_beside(&self, cx: &Cx, from: &Stream, to: &Stream, state: LayerState) -> Result<(Stream, LayerState)> {
+        let (n, _) = self.norm.of(cx, from)?;
+        let (y, state) = self.layer.forward(cx, &n, state)?;
+        Ok((Stream { x: y, r: Some(to.sum()?), scale: self.scale, keep: self.keep }, state))
+    }
+}
+
+impl Stack {
+    /// The stream after the last sublayer and the last norm, from `x` `[b l d]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit, or a layer does not honour the layout.
+    pub(crate) fn forward(
+        &self,
+        cx: &Cx,
+        x: Var,
+        mut state: State,
+        carry: Carry,
+        recompute: bool,
+        each: &mut Each<'_>,
+    ) -> Result<(Var, State)> {
+        self.check_promises(cx)?;
+        let cx = &cx.starting(state.starts());
+        let mut stream = Stream::new(x);
+        let mut layers = Vec::with_capacity(self.sublayers.len());
+        let mut before = state.take_layers().into_iter();
+        let mut at = 0;
+        while at < self.sublayers.len() {
+            let end = at + 1 + self.sublayers[at + 1..].iter().take_while(|sublayer| sublayer.parallel).count();
+            let part =
+                Part { sublayers: self.sublayers[at..end].to_vec(), states: before.by_ref().take(end - at).collect() };
+            let recompute = recompute && cx.tape().is_some_and(|tape| tape.records());
+            let (next, states) =
+                if recompute { part.recomputed(cx, &stream, carry)? } else { part.forward(cx, &stream)? };
+            stream = next;
+            for mut state in states {
+                state.settle();
+                layers.push(state);
+            }
+            each(end - 1, &stream.x)?;
+            at = end;
+        }
+        let (y, _) = self.norm_f.of(cx, &stream)?;
+        Ok((y, state.after(layers, &cx.layout)))
+    }
+
+    /// Refuses a layout with resets or padding that a layer does not honour.
+    fn check_promises(&self, cx: &Cx) -> Result<()> {
+        for (sublayer, (place, _)) in self.sublayers.iter().zip(self.spec.iter()) {
+            let promises = sublayer.layer.promises();
+            let what = match () {
+                () if cx.layout.has_resets() && !promises.resets => "resets its state inside a row",
+                () if cx.layout.has_lengths() && !promises.lengths => "leaves out padding",
+                () => continue,
+            };
+            let fix = "give rows of one document and one length";
+            return Err(Error::Argument(format!("{place} is not a layer that {what}; {fix}")));
+        }
+        Ok(())
+    }
+}
+
+/// The sublayers that read one stream, with their states: one, or several in parallel.
+#[derive(Clone)]
+struct Part {
+    sublayers: Vec<Sublayer>,
+    states: Vec<LayerState>,
+}
+
+impl Part {
+    fn forward(self, cx: &Cx, stream: &Stream) -> Result<(Stream, Vec<LayerState>)> {
+        let mut next = stream.clone();
+        let mut after = Vec::with_capacity(self.states.len());
+        for (sublayer, state) in self.sublayers.iter().zip(self.states) {
+            let (stream, state) = match sublayer.parallel {
+                false => sublayer.forward(cx, stream, state)?,
+                true => sublayer.forward_beside(cx, stream, &next, state)?,
+            };
+            next = stream;
+            after.push(state);
+        }
+        Ok((next, after))
+    }
+
+    /// [`forward`](Self::forward), with everything between the streams recomputed in the backward pass. Variables that
+    /// go in and come out are those of the stream, of the states, of what the pass is conditioned on, and side losses.
+    fn recomputed(self, cx: &Cx, stream: &Stream, carry: Carry) -> Result<(Stream, Vec<LayerState>)> {
+        let tape = cx.tape().ok_or_else(|| Error::Argument("recomputation without a tape".into()))?.clone();
+        let mut inputs: Vec<Var> = stream.vars().collect();
+        inputs.extend(self.states.iter().flat_map(LayerState::vars));
+        inputs.extend(cx.captured().cloned());
+        // What the outputs are, beside their values: known from the first run.
+        let form: Arc<Mutex<Option<Form>>> = Arc::default();
+        let (part, outer, made, old) = (self, cx.clone(), form.clone(), stream.clone());
+        let outputs = checkpoint(&tape, &inputs, move |tape, inputs| {
+            let mut inputs = inputs.into_iter();
+            let missing = || Error::Argument("a segment without its inputs".into());
+            let x = inputs.next().ok_or_else(missing)?;
+            let r = if old.r.is_some() { Some(inputs.next().ok_or_else(missing)?) } else { None };
+            let stream = Stream { x, r, ..old.clone() };
+            let states = part.states.iter().map(|state| state.with_vars(&mut inputs)).collect();
+            let cx = outer.on(tape, &mut inputs);
+            let (next, states) = Part { states, ..part.clone() }.forward(&cx, &stream)?;
+            let losses = cx.take_side_losses();
+            let mut outputs: Vec<Var> = next.vars().collect();
+            if carry == Carry::Keep {
+                outputs.extend(states.iter().flat_map(LayerState::vars));
+            }
+            outputs.extend(losses.iter().map(|(loss, _)| loss.clone()));
+            let weights = losses.iter().map(|(_, weight)| *weight).collect();
+            let mut form = made.lock().unwrap_or_else(PoisonError::into_inner);
+            form.get_or_insert(Form { stream: next, states, weights });
+            Ok(outputs)
+        })?;
+        let form = form.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let form = form.ok_or_else(|| Error::Argument("a segment that did not run".into()))?;
+        let mut outputs = outputs.into_iter();
+        let mut next = |old: &Var| outputs.next().unwrap_or_else(|| old.detach());
+        let (x, r) = (next(&form.stream.x), form.stream.r.as_ref().map(&mut next));
+        let stream = Stream { x, r, ..form.stream };
+        let states = match carry {
+            Carry::Keep => form.states.iter().map(|state| state.with_vars(&mut outputs)).collect(),
+            Carry::Drop => form.states,
+        };
+        for (weight, loss) in form.weights.into_iter().zip(outputs) {
+            cx.side_loss(loss, weight);
+        }
+        Ok((stream, states))
+    }
+}
+
+/// What a segment returns beside values.
+struct Form {
+    stream: Stream,
+    states: Vec<LayerState>,
+    weights: Vec<f32>,
+}

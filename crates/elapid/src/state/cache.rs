@@ -1,0 +1,430 @@
+//! Memory that grows: what attention remembers of each row, in pages that are shared until written.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::Layout;
+use crate::autograd::Var;
+use crate::{Error, Result};
+
+/// Positions of a page. Page k of a document holds its positions 64 k to 64 k + 63.
+pub const PAGE: usize = 64;
+
+/// The shape of a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// Elements of a position.
+    pub cols: usize,
+    /// Groups of columns that lie together inside a page, `[groups][64][cols / groups]`: heads of keys.
+    pub groups: usize,
+    /// Positions that are kept, counted from the last one; 0 keeps all.
+    pub window: usize,
+    /// First positions of a document that are kept whatever the window.
+    pub sinks: usize,
+}
+
+impl CacheSpec {
+    /// A cache of all positions.
+    pub fn growing(cols: usize, groups: usize) -> Self {
+        Self { cols, groups, window: 0, sinks: 0 }
+    }
+}
+
+/// The past of each row of a batch.
+///
+/// Positions count from the last reset, so that a packed document has the pages of the document alone. Cloning and
+/// selecting rows copies pointers; writing copies a page that is shared, never the past.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    spec: CacheSpec,
+    rows: Vec<Pages>,
+    /// Positions that are on a tape and not yet in pages, in order.
+    recorded: Vec<Span>,
+}
+
+/// The settled past of one row.
+#[derive(Debug, Clone, Default)]
+struct Pages {
+    /// Pages of the first positions that are kept for ever.
+    sinks: Vec<Arc<Page>>,
+    /// The number of the first page of `pages`.
+    first: usize,
+    pages: VecDeque<Arc<Page>>,
+    /// Positions since the last reset that were settled.
+    len: usize,
+}
+
+/// `[groups][64][cols / groups]`.
+#[derive(Debug, Clone)]
+struct Page(Vec<f32>);
+
+/// A chunk `[b l cols]` whose positions are not in pages yet.
+#[derive(Debug, Clone)]
+struct Span {
+    var: Var,
+    rows: Vec<SpanRow>,
+}
+
+/// Which positions of a chunk belong to the current document of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SpanRow {
+    /// Position in the document of the first.
+    start: usize,
+    /// Position in the chunk of the first.
+    at: usize,
+    /// Number of positions.
+    len: usize,
+}
+
+/// Where keys of a row come from, in the order of their positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Positions of the document so far.
+    pub(crate) len: usize,
+    /// The first position of the window that is kept; positions below are kept only as sinks.
+    pub(crate) from: usize,
+    /// First positions kept as sinks, at most `from`.
+    pub(crate) sinks: usize,
+}
+
+impl Kept {
+    /// Positions that can be read.
+    pub(crate) fn count(&self) -> usize {
+        self.sinks + self.len - self.from
+    }
+
+    /// The position of the `i`-th that can be read.
+    pub(crate) fn position(&self, i: usize) -> usize {
+        if i < self.sinks { i } else { self.from + i - self.sinks }
+    }
+}
+
+/// A chunk of earlier keys that is on the tape, and where its rows are among those a cache reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) var: Var,
+    /// For each row: the first of the readable positions, the first of the chunk's, how many.
+    pub(crate) rows: Vec<(usize, usize, usize)>,
+}
+
+impl Cache {
+    /// The cache of `b` rows that have read nothing.
+    pub(crate) fn empty(spec: &CacheSpec, b: usize) -> Self {
+        Self { spec: spec.clone(), rows: vec![Pages::default(); b], recorded: Vec::new() }
+    }
+
+    /// Its shape.
+    pub fn spec(&self) -> &CacheSpec {
+        &self.spec
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Positions of a row since its last reset.
+    pub fn len(&self, row: usize) -> usize {
+        self.recorded.last().map_or(self.rows[row].len, |span| span.rows[row].start + span.rows[row].len)
+    }
+
+    /// Whether no row has read anything.
+    pub fn is_empty(&self) -> bool {
+        (0..self.rows()).all(|row| self.len(row) == 0)
+    }
+
+    /// Bytes of its pages; a page that several rows or caches share counts once for each.
+    pub fn bytes(&self) -> usize {
+        let pages: usize = self.rows.iter().map(|row| row.sinks.len() + row.pages.len()).sum();
+        let recorded: usize = self.recorded.iter().map(|span| span.var.value().len()).sum();
+        4 * (pages * PAGE * self.spec.cols + recorded)
+    }
+
+    /// Addresses of its pages: which are shared and which are copies.
+    pub fn page_addresses(&self) -> Vec<usize> {
+        let pages = |row: &Pages| row.sinks.iter().chain(&row.pages).map(|page| page.0.as_ptr() as usize).collect();
+        self.rows.iter().flat_map::<Vec<usize>, _>(pages).collect()
+    }
+
+    /// Appends the chunk `[b l cols]`: its real positions since the last reset of each row.
+    ///
+    /// The variable itself is kept until [`settle`](Self::settle), whether it is recorded or not, so that a layer does the
+    /// same in both passes of a recomputed segment.
+    ///
+    /// # Errors
+    /// If its shape is not that of the layout and the cache.
+    pub fn push(&mut self, chunk: &Var, layout: &Layout) -> Result<()> {
+        let (b, l, cols) = (layout.b, layout.l, self.spec.cols);
+        if chunk.shape() != [b, l, cols] || self.rows() != b {
+            let got = chunk.shape();
+            return Err(Error::Argument(format!("a cache of {} rows [{b}, {l}, {cols}] got {got:?}", self.rows())));
+        }
+        let mut rows = Vec::with_capacity(b);
+        for row in 0..b {
+            let real = layout.len(row);
+            rows.push(match layout.last_reset(row) {
+                Some(at) => {
+                    self.rows[row] = Pages::default();
+                    for span in &mut self.recorded {
+                        span.rows[row] = SpanRow { start: 0, at: 0, len: 0 };
+                    }
+                    SpanRow { start: 0, at, len: real - at }
+                }
+                None => SpanRow { start: self.len(row), at: 0, len: real },
+            });
+        }
+        self.recorded.push(Span { var: chunk.clone(), rows });
+        Ok(())
+    }
+
+    /// Moves leading chunks that are constants into pages, and drops pages that the window has passed.
+    pub(crate) fn settle(&mut self) {
+        let constant = self.recorded.iter().take_while(|span| !span.var.wants_grad()).count();
+        for span in self.recorded.drain(..constant).collect::<Vec<_>>() {
+            let l = span.var.shape()[1];
+            let chunk = span.var.value().rows();
+            for (row, &part) in span.rows.iter().enumerate() {
+                let rows = (0..part.len).map(|i| chunk.row(row * l + part.at + i));
+                self.rows[row].append(&self.spec, rows);
+            }
+        }
+        self.rows.iter_mut().for_each(|row| row.trim(&self.spec));
+    }
+
+    /// The same values as constants, in pages.
+    pub(crate) fn detach(&self) -> Self {
+        let mut detached = self.clone();
+        detached.recorded.iter_mut().for_each(|span| span.var = span.var.detach());
+        detached.settle();
+        detached
+    }
+
+    /// The rows in that order, as constants; pages are shared.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        let settled = self.detach();
+        Self { rows: rows.iter().map(|&row| settled.rows[row].clone()).collect(), ..settled }
+    }
+
+    /// The rows of several caches, as constants; pages are shared.
+    pub(crate) fn stack<'a>(caches: impl IntoIterator<Item = &'a Cache>, spec: &CacheSpec) -> Self {
+        let rows = caches.into_iter().flat_map(|cache| cache.detach().rows).collect();
+        Self { spec: spec.clone(), rows, recorded: Vec::new() }
+    }
+
+    /// Variables not yet in pages, for a recomputed segment to take and to return.
+    pub(crate) fn vars(&self) -> impl Iterator<Item = &Var> {
+        self.recorded.iter().map(|span| &span.var)
+    }
+
+    /// The same cache with other variables, as many as [`vars`](Self::vars) returns.
+    pub(crate) fn with_vars(&self, vars: &mut impl Iterator<Item = Var>) -> Self {
+        let mut cache = self.clone();
+        for (span, var) in cache.recorded.iter_mut().zip(vars) {
+            span.var = var;
+        }
+        cache
+    }
+
+    /// Which positions of a row can be read.
+    pub(crate) fn kept(&self, row: usize) -> Kept {
+        let pages = &self.rows[row];
+        let from = pages.first * PAGE;
+        Kept { len: self.len(row), from, sinks: from.min(pages.sinks.len() * PAGE) }
+    }
+
+    /// Copies group `group` of the readable positions of a row to `out`, `[count, cols / groups]`.
+    pub(crate) fn read(&self, row: usize, group: usize, out: &mut [f32]) {
+        let dim = self.spec.cols / self.spec.groups;
+        let (pages, kept) = (&self.rows[row], self.kept(row));
+        let mut out = out.chunks_exact_mut(dim.max(1));
+        let settled = (0..kept.count()).map(|i| kept.position(i)).take_while(|&at| at < pages.len);
+        for at in settled {
+            let page = pages.page(at / PAGE);
+            let from = (group * PAGE + at % PAGE) * dim;
+            if let Some(out) = out.next() {
+                out.copy_from_slice(&page.0[from..from + dim]);
+            }
+        }
+        for span in &self.recorded {
+            let (part, l, chunk) = (span.rows[row], span.var.shape()[1], span.var.value().rows());
+            for i in 0..part.len {
+                if let Some(out) = out.next() {
+                    out.copy_from_slice(&chunk.row(row * l + part.at + i)[group * dim..(group + 1) * dim]);
+                }
+            }
+        }
+    }
+
+    /// The chunks that are not in pages yet, and where the positions of each row are among the readable ones.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        let place = |row: usize, part: SpanRow| {
+            let kept = self.kept(row);
+            (kept.sinks + part.start.saturating_sub(kept.from), part.at, part.len)
+        };
+        let source = |span: &Span| {
+            let rows = span.rows.iter().enumerate().map(|(row, &part)| place(row, part)).collect();
+            Source { var: span.var.clone(), rows }
+        };
+        self.recorded.iter().map(source).collect()
+    }
+
+    /// Settled positions of each row, (positions since the last reset, first kept page), with their elements: what a file
+    /// holds. The cache has to be detached.
+    pub(crate) fn export(&self) -> (Vec<[u64; 2]>, Vec<f32>) {
+        let mut values = Vec::new();
+        let mut rows = Vec::with_capacity(self.rows());
+        let dim = self.spec.cols / self.spec.groups;
+        for (row, pages) in self.rows.iter().enumerate() {
+            let kept = self.kept(row);
+            rows.push([pages.len as u64, pages.first as u64]);
+            for at in (0..kept.count()).map(|i| kept.position(i)) {
+                let page = pages.page(at / PAGE);
+                for group in 0..self.spec.groups {
+                    let from = (group * PAGE + at % PAGE) * dim;
+                    values.extend_from_slice(&page.0[from..from + dim]);
+                }
+            }
+        }
+        (rows, values)
+    }
+
+    /// The cache that [`export`](Self::export) described.
+    pub(crate) fn import(spec: &CacheSpec, rows: &[[u64; 2]], values: &[f32]) -> Result<Self, String> {
+        let mut cache = Self::empty(spec, rows.len());
+        let mut values = values.chunks_exact(spec.cols.max(1));
+        for (pages, &[len, first]) in cache.rows.iter_mut().zip(rows) {
+            let (len, first) = (len as usize, first as usize);
+            let sinks = spec.sinks.div_ceil(PAGE).min(first);
+            if first > 0 && spec.window == 0 || first.checked_mul(PAGE).is_none_or(|from| from > len) {
+                return Err(format!("a row of {len} positions cannot begin at page {first}"));
+            }
+            let count = (sinks * PAGE) + len - first * PAGE;
+            let kept: Vec<&[f32]> = values.by_ref().take(count).collect();
+            if kept.len() != count {
+                return Err(format!("{} positions where {count} are kept", kept.len()));
+            }
+            let (early, late) = kept.split_at(sinks * PAGE);
+            pages.append(spec, early.iter().copied());
+            pages.sinks = pages.pages.drain(..).collect();
+            (pages.first, pages.len) = (first, first * PAGE);
+            pages.append(spec, late.iter().copied());
+        }
+        if values.next().is_some() { Err("more positions than its rows have".into()) } else { Ok(cache) }
+    }
+}
+
+impl Pages {
+    fn page(&self, k: usize) -> &Page {
+        if k < self.first { &self.sinks[k] } else { &self.pages[k - self.first] }
+    }
+
+    fn append<'a>(&mut self, spec: &CacheSpec, rows: impl Iterator<Item = &'a [f32]>) {
+        let dim = spec.cols / spec.groups;
+        for values in rows {
+            let k = self.len / PAGE - self.first;
+            if k == self.pages.len() {
+                self.pages.push_back(Arc::new(Page(vec![0.0; PAGE * spec.cols])));
+            }
+            let page = Arc::make_mut(&mut self.pages[k]);
+            for (group, part) in values.chunks_exact(dim.max(1)).enumerate() {
+                let from = (group * PAGE + self.len % PAGE) * dim;
+                page.0[from..from + dim].copy_from_slice(part);
+            }
+            self.len += 1;
+        }
+    }
+
+    /// Drops pages that the next position's window does not reach; the first ones move to the sinks.
+    fn trim(&mut self, spec: &CacheSpec) {
+        if spec.window == 0 {
+            return;
+        }
+        // The next position sees itself and window - 1 before it.
+        let reach = (self.len + 1).saturating_sub(spec.window);
+        while (self.first + 1) * PAGE <= reach {
+            let Some(page) = self.pages.pop_front() else { return };
+            if self.first * PAGE < spec.sinks {
+                self.sinks.push(page);
+            }
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    fn chunk(b: usize, l: usize, cols: usize, from: usize) -> Var {
+        let values = (0..b * l * cols).map(|i| (from * cols + i) as f32).collect();
+        Tensor::new(values, &[b, l, cols]).into()
+    }
+
+    fn read(cache: &Cache, row: usize) -> Vec<f32> {
+        let (count, dim) = (cache.kept(row).count(), cache.spec.cols / cache.spec.groups);
+        let mut out = vec![0.0; count * dim];
+        cache.read(row, 0, &mut out);
+        out
+    }
+
+    fn grown(spec: &CacheSpec, parts: &[usize]) -> Cache {
+        let mut cache = Cache::empty(spec, 1);
+        let mut at = 0;
+        for &l in parts {
+            cache.push(&chunk(1, l, spec.cols, at), &Layout::new(1, l)).unwrap();
+            cache.settle();
+            at += l;
+        }
+        cache
+    }
+
+    #[test]
+    fn any_split_has_the_same_pages() {
+        let spec = CacheSpec::growing(4, 2);
+        let whole = grown(&spec, &[150]);
+        let parts = grown(&spec, &[1, 63, 1, 64, 21]);
+        assert_eq!((whole.len(0), read(&whole, 0).len()), (150, 300));
+        assert_eq!(read(&whole, 0), read(&parts, 0));
+        assert_eq!(read(&whole, 0)[..4], [0.0, 1.0, 4.0, 5.0], "group 0 of the first two positions");
+    }
+
+    #[test]
+    fn clones_share_pages_until_one_writes() {
+        let spec = CacheSpec::growing(2, 1);
+        let cache = grown(&spec, &[100]);
+        let mut fork = cache.select(&[0, 0]);
+        assert_eq!(fork.page_addresses(), [cache.page_addresses(), cache.page_addresses()].concat());
+        fork.push(&chunk(2, 1, 2, 900), &Layout::new(2, 1)).unwrap();
+        fork.settle();
+        let (old, new) = (cache.page_addresses(), fork.page_addresses());
+        assert_eq!((new[0], new[2]), (old[0], old[0]), "full pages stay shared");
+        assert!(new[1] != old[1] && new[3] != old[1], "the last page is copied");
+        assert_eq!(read(&cache, 0).len(), 200);
+    }
+
+    #[test]
+    fn a_window_is_bounded_and_keeps_its_sinks() {
+        let spec = CacheSpec { window: 100, sinks: 4, ..CacheSpec::growing(2, 1) };
+        let cache = grown(&spec, &[64; 20]);
+        assert_eq!(cache.len(0), 1280);
+        assert!(cache.page_addresses().len() <= 4, "{} pages", cache.page_addresses().len());
+        let kept = cache.kept(0);
+        assert!(kept.from <= 1280 - 99 && kept.from + PAGE > 1280 - 99);
+        assert_eq!(read(&cache, 0)[..4], [0.0, 1.0, 2.0, 3.0], "the sinks");
+        let (rows, values) = cache.export();
+        assert_eq!(read(&Cache::import(&spec, &rows, &values).unwrap(), 0), read(&cache, 0));
+        assert!(Cache::import(&spec, &rows, &values[2..]).is_err());
+        assert!(Cache::import(&spec, &[[5, 3]], &values).is_err());
+    }
+
+    #[test]
+    fn a_reset_begins_a_document() {
+        let spec = CacheSpec::growing(1, 1);
+        let mut cache = grown(&spec, &[70]);
+        let layout = Layout { resets: Some(Arc::from([0, 0, 1, 0, 0])), ..Layout::new(1, 5) };
+        cache.push(&chunk(1, 5, 1, 100), &layout).unwrap();
+        cache.settle();
+        assert_eq!((cache.len(0), read(&cache, 0)), (3, vec![102.0, 103.0, 104.0]));
+    }
+}
