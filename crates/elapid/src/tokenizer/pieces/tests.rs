@@ -176,7 +176,11 @@ fn in_pieces(inner: &tokenizers::Tokenizer, text: &str, sizes: Sizes, part: usiz
 fn check(text: &str, part: usize) {
     for (name, inner) in TOKENIZERS.iter() {
         let whole = inner.encode_fast(text, false).unwrap();
-        let pieces = in_pieces(inner, text, TINY, part).unwrap_or_else(|error| panic!("{name}: {text:?}: {error}"));
+        let pieces = match in_pieces(inner, text, TINY, part) {
+            // Whether a place is inside quotes depends on all quotes before it, further away than the windows overlap.
+            Err(TokenizerError::TooLong { .. }) if *name == "quotes" => continue,
+            pieces => pieces.unwrap_or_else(|error| panic!("{name}: {text:?}: {error}")),
+        };
         assert_eq!(pieces.ids, whole.get_ids(), "{name}: {text:?}");
         let bytes: u64 = pieces.bytes.iter().sum();
         assert!(bytes == text.len() as u64 || pieces.ids.is_empty(), "{name}: {bytes} of {text:?}");
