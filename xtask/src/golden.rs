@@ -193,7 +193,7 @@ fn states(
     b: usize,
     report: &mut Report,
 ) -> Result<()> {
-    for i in 0..model.config().n_layer {
+    for i in 0..model.config().n_layer() {
         let (conv, ssm) = (state.layer(i).fixed(0)?.value(), state.layer(i).fixed(1)?.value());
         let want = golden.floats(&format!("state.{i}.ssm"))?;
         report.ratio(&format!("state.{i}.ssm"), &want, &ssm.to_vec()?, report.tolerance);

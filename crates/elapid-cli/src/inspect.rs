@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use elapid::checkpoint::Checkpoint;
-use elapid::config::{Mamba1Config, MixerConfig, ModelConfig};
+use elapid::config::ModelConfig;
+use elapid::settings::toml_value;
 use elapid::tokenizer::Tokenizer;
 use elapid::{LanguageModel, embedded};
 use serde_json::{Value, json};
@@ -97,13 +98,18 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         "tensors": rows.iter().map(Row::object).collect::<Vec<_>>(),
     });
     output.result(&object, || {
-        let mut lines = vec![("model", name.clone())];
+        let mut lines = vec![("model".to_owned(), name.clone())];
         lines.extend(config_lines(config));
-        lines.push(("tokenizer", tokenizer.clone().unwrap_or_else(|| "none".into())));
-        lines.push(("parameters", format!("{}, {}", thousands(parameters), bytes(stored))));
-        lines.push(("a token costs", format!("{}, {} moved (f32)", scaled(cost.flops as f64, "FLOP"), bytes(traffic))));
-        let any_length = "at any length of text";
-        lines.push(("a state holds", format!("{} numbers, {} {any_length}", thousands(state / 4), bytes(state))));
+        let mut line = |label: &str, value: String| lines.push((label.to_owned(), value));
+        line("tokenizer", tokenizer.clone().unwrap_or_else(|| "none".into()));
+        line("parameters", format!("{}, {}", thousands(parameters), bytes(stored)));
+        line("a token costs", format!("{}, {} moved (f32)", scaled(cost.flops as f64, "FLOP"), bytes(traffic)));
+        let later = 4 * model.cost(1023).state;
+        let length = match later == state {
+            true => "at any length of text".to_owned(),
+            false => format!("after one token, {} after 1,024", bytes(later)),
+        };
+        line("a state holds", format!("{} values, {} {length}", thousands(state / 4), bytes(state)));
         let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
         format!("{}\n{}", pairs(&lines), table(&["tensor", ">shape", "type", ">numbers", "decay"], &cells))
     })
@@ -169,27 +175,23 @@ fn describe(tokenizer: &Tokenizer) -> String {
     format!("{kind}, {} ids", thousands(tokenizer.vocab_size() as u64))
 }
 
-fn config_lines(config: &ModelConfig) -> Vec<(&'static str, String)> {
-    let MixerConfig::Mamba1(mamba) = &config.mixer;
-    let Mamba1Config { d_state, d_conv, dt_rank, .. } = mamba;
+fn config_lines(config: &ModelConfig) -> Vec<(String, String)> {
+    let model = &config.stack.model;
     let padded = match config.padded_vocab_size() {
         padded if padded == config.vocab_size => String::new(),
         padded => format!(", padded to {}", thousands(padded as u64)),
     };
-    let head = if config.tie_embeddings { "the embedding, transposed" } else { "its own" };
-    let yes = |yes| if yes { "yes" } else { "no" };
-    vec![
-        ("layers", format!("{} of width {}", config.n_layer, thousands(config.d_model as u64))),
-        (
-            "mixer",
-            format!(
-                "mamba1, {} channels, state {d_state}, convolution {d_conv}, step rank {dt_rank}",
-                thousands(mamba.d_inner(config.d_model) as u64)
-            ),
-        ),
-        ("discretisation", mamba.rule.to_string()),
-        ("biases", format!("convolution {}, projections {}", yes(mamba.conv_bias), yes(mamba.proj_bias))),
-        ("vocabulary", format!("{}{padded}; head: {head}", thousands(config.vocab_size as u64))),
-        ("norm epsilon", format!("{:e}", config.norm_eps)),
-    ]
+    let head = if model.tie_embeddings { "the embedding, transposed" } else { "its own" };
+    let line = |label: &str, value: String| (label.to_owned(), value);
+    let mut lines = vec![line("width", thousands(config.d_model() as u64))];
+    lines.extend(config.stack.describe());
+    let norm = toml_value(&model.norm);
+    lines.push(line("norm", format!("{}, epsilon {:e}", norm.trim_matches('"'), model.norm_eps)));
+    lines.push(line("vocabulary", format!("{}{padded}; head: {head}", thousands(config.vocab_size as u64))));
+    for (name, named) in &config.stack.named {
+        let settings = named.layer.fields().iter().zip(named.layer.values());
+        let shown = settings.filter(|(field, _)| !field.init).map(|(field, value)| format!("{} {value}", field.name));
+        lines.push((name.clone(), shown.collect::<Vec<_>>().join(", ")));
+    }
+    lines
 }

@@ -136,10 +136,10 @@ impl Arguments {
             config.task.name = kind.name.into();
         }
         if !self.data.is_empty() {
-            config.data.train = self.data.clone();
+            config.data.train = self.data.clone().into();
         }
         if !self.val.is_empty() {
-            config.data.val = self.val.clone();
+            config.data.val = self.val.clone().into();
         }
         if let Some(dir) = &self.output {
             config.output.dir = dir.clone();
@@ -297,8 +297,8 @@ fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
     let (config, cost) = (trainer.model().config(), trainer.model().cost(0));
     let model = format!(
         "{} layers of {}, {} parameters, {} a token forward",
-        config.n_layer,
-        config.d_model,
+        config.n_layer(),
+        config.d_model(),
         thousands(trainer.model().params().count() as u64),
         crate::output::scaled(cost.flops as f64, "FLOP"),
     );

@@ -128,7 +128,13 @@ fn losses(random: &mut Random) {
         let (h, w) = (random.normal(m * d), random.normal(v * d));
         let targets: Vec<i32> = (0..m).map(|_| random.below(v) as i32).collect();
         let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
-        let args = cross_entropy::Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing: 0.0 };
+        let args = cross_entropy::Args {
+            h: Rows::new(&h, d),
+            w: Rows::new(&w, d),
+            targets: &targets,
+            smoothing: 0.0,
+            softcap: 0.0,
+        };
         let flops = 2.0 * (m * v * d) as f64;
         report(&format!("cross_entropy loss {m}x{v}x{d}"), flops, "GFLOP/s", || {
             cross_entropy::forward(&args, &mut nll, None).unwrap();

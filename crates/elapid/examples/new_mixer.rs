@@ -8,7 +8,7 @@ use std::sync::Arc;
 use elapid::Layout;
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
-use elapid::layer::{Cost, Layer};
+use elapid::layer::{At, Cost, Layer};
 use elapid::linear::Linear;
 use elapid::lm::Positions;
 use elapid::ops::{Discretisation, ScanArgs, neg_exp, selective_scan};
@@ -28,8 +28,8 @@ struct Decaying {
 }
 
 impl Decaying {
-    fn new(config: &ModelConfig, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let d = config.d_model;
+    fn new(at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let d = at.d_model;
         // softplus⁻¹(Δ) with Δ log-uniform in 0.001 to 1.
         let dt = Init::drawn(|draw, _, _| {
             let dt = (draw.uniform() * 1000f32.ln()).exp() / 1000.0;
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
     let model = LanguageModel::build_with(
         ModelConfig::mamba1("48x3")?,
         &mut |wanted| wanted.init.values(wanted.name, wanted.shape, 1),
-        |config, p| Ok(Arc::new(Decaying::new(config, p)?)),
+        |_, at, p| Ok(Arc::new(Decaying::new(at, p)?)),
     )?;
 
     // The contract of every layer: any split of a sequence gives the same bits.

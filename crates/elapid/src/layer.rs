@@ -1,9 +1,11 @@
-//! What every layer is: the trait, the shape of its state, its cost. Knows no family.
+//! What every layer is: the trait, its cost, its promises, where it stands in a model. Knows no family.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use crate::Result;
 use crate::autograd::Var;
+use crate::params::{Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::state::{LayerState, StateSpec};
 
@@ -87,5 +89,42 @@ pub trait Layer: Any + std::fmt::Debug + Send + Sync {
     /// What holds of it.
     fn promises(&self) -> Promises {
         Promises::ALL
+    }
+}
+
+/// Where a layer stands in a model: what its settings leave to follow from it.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Which layer it is, from 0; mixer and feed-forward of one layer have the same.
+    pub index: usize,
+    /// Number of layers.
+    pub n_layer: usize,
+    /// How often the stream is added to in the whole model.
+    pub additions: usize,
+    /// The epsilon of the model's norms.
+    pub norm_eps: f32,
+    /// Whether projections into the stream are initialised smaller the more of them there are.
+    pub rescale: bool,
+    /// The other layers that a wrapper can name.
+    pub layers: &'a dyn Layers,
+}
+
+/// Layers by name, for those that wrap others.
+pub trait Layers {
+    /// Builds the layer of a name, its parameters under the builder's prefix.
+    ///
+    /// # Errors
+    /// If there is no such name, a circle of names, or the source of parameters lacks one.
+    fn build(&self, name: &str, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>;
+}
+
+impl At<'_> {
+    /// The initialisation of a projection from `inputs` values into the stream: uniform in ±1/√inputs, divided by the root
+    /// of the number of additions if the model says so (GPT-2; Mamba's rescale_prenorm_residual).
+    pub fn into_stream(&self, inputs: usize) -> Init {
+        let bound = 1.0 / (inputs as f32).sqrt();
+        Init::Uniform(if self.rescale { bound / (self.additions as f32).sqrt() } else { bound })
     }
 }

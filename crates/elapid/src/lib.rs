@@ -61,6 +61,7 @@ pub mod config;
 mod content;
 pub mod decode;
 pub mod embedded;
+mod embedding;
 mod error;
 pub mod evaluate;
 #[doc(hidden)]
@@ -79,7 +80,8 @@ pub mod memory;
 pub mod ops;
 pub mod params;
 pub mod pass;
-pub mod stack;
+pub mod settings;
+mod stack;
 pub mod state;
 mod tensor;
 pub mod text;

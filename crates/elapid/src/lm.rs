@@ -9,13 +9,13 @@ use crate::Layout;
 use crate::autograd::{Tape, Var};
 use crate::checkpoint::{Checkpoint, Named, SaveOptions};
 use crate::config::ModelConfig;
-use crate::layer::{Cost, Layer};
-use crate::layers;
+use crate::embedding::Embedding;
+use crate::layer::{At, Cost, Layer, Layers};
 use crate::memory::Needs;
-use crate::ops::{Ids, Loss, NormKind, Targets, cross_entropy, embedding, linear};
+use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
 use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
 use crate::pass::Cx;
-use crate::stack::{Carry, Norm, Place, Stack, Sublayer};
+use crate::stack::{Carry, Stack};
 use crate::state::State;
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -24,7 +24,7 @@ use crate::{DType, Device, Error, Result, Tensor};
 pub struct LanguageModel {
     config: ModelConfig,
     params: Arc<Params>,
-    embedding: ParamId,
+    embedding: Embedding,
     stack: Stack,
     head: ParamId,
     fingerprint: OnceLock<String>,
@@ -56,7 +56,7 @@ impl LanguageModel {
     /// If the configuration has impossible values.
     pub fn without_values(config: ModelConfig) -> Result<Self> {
         let mut params = Params::default();
-        let model = Self::structure(config, &mut ParamBuilder::counting(&mut params), layers::build)?;
+        let model = Self::structure(config.clone(), &mut ParamBuilder::counting(&mut params), registry(&config))?;
         Ok(Self { params: Arc::new(params), ..model })
     }
 
@@ -94,18 +94,18 @@ impl LanguageModel {
     /// # Errors
     /// If the configuration has impossible values, or the source lacks a parameter.
     pub fn build(config: ModelConfig, source: &mut Source<'_>) -> Result<Self> {
-        Self::build_with(config, source, layers::build)
+        Self::build_with(config.clone(), source, registry(&config))
     }
 
-    /// A model whose layers `layer` makes, called once for each under the prefix of its parameters' names: how one of your
-    /// own is tried before it is in the registry.
+    /// A model whose layers `layer` makes, called once for each use of a name in the stack, under the prefix of its
+    /// parameters' names: how one of your own is tried before it is in the registry.
     ///
     /// # Errors
     /// As [`build`](Self::build).
     pub fn build_with(
         config: ModelConfig,
         source: &mut Source<'_>,
-        layer: impl FnMut(&ModelConfig, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
+        layer: impl FnMut(&str, &At<'_>, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
     ) -> Result<Self> {
         let mut params = Params::default();
         let model = Self::structure(config, &mut ParamBuilder::new(&mut params, source), layer)?;
@@ -116,31 +116,30 @@ impl LanguageModel {
     fn structure(
         config: ModelConfig,
         builder: &mut ParamBuilder<'_>,
-        mut layer: impl FnMut(&ModelConfig, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
+        layer: impl FnMut(&str, &At<'_>, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
     ) -> Result<Self> {
         config.validate()?;
-        let (v, d) = (config.padded_vocab_size(), config.d_model);
-        let normal = Init::Normal(config.initializer_range);
-        let embedding = builder.param("backbone.embeddings.weight", &[v, d], &normal, Traits::TABLE)?;
-        let mut sublayers = Vec::with_capacity(config.n_layer);
-        let mut spec = Vec::with_capacity(config.n_layer);
-        for i in 0..config.n_layer {
-            let sublayer = builder.scope(&format!("backbone.layers.{i}"), |p| {
-                let norm = p.scope("norm", |p| Norm::build(NormKind::Rms, config.norm_eps, d, p))?;
-                let layer = p.scope("mixer", |p| layer(&config, p))?;
-                Ok(Sublayer { norm, place: Place::Before, scale: 1.0, keep: 1.0, parallel: false, layer })
-            })?;
-            spec.push((format!("layers.{i}.mixer"), sublayer.layer.state()));
-            sublayers.push(sublayer);
-        }
-        let norm_f = builder.scope("backbone.norm_f", |p| Norm::build(NormKind::Rms, config.norm_eps, d, p))?;
-        let stack = Stack { sublayers, norm_f, spec: spec.into() };
-        let head = if config.tie_embeddings {
-            embedding
-        } else {
-            builder.param("lm_head.weight", &[v, d], &normal, Traits::MATRIX)?
+        let (v, d) = (config.padded_vocab_size(), config.d_model());
+        let settings = &config.stack.model;
+        let normal = Init::Normal(settings.initializer_range);
+        let embedding = builder.scope("backbone", |p| Embedding::build(settings, v, p))?;
+        let stack = builder.scope("backbone", |p| Stack::build(&config.stack, p, layer))?;
+        let head = match settings.tie_embeddings {
+            true => embedding.table(),
+            false => builder.param("lm_head.weight", &[v, d], &normal, Traits::MATRIX)?,
         };
         Ok(Self { config, params: Arc::default(), embedding, stack, head, fingerprint: OnceLock::new() })
+    }
+
+    /// Number of parameters of a model of this configuration, a tied head not counted twice.
+    ///
+    /// # Errors
+    /// If the configuration has impossible values, or sizes multiply beyond what memory can address.
+    pub fn parameter_count(config: &ModelConfig) -> Result<u64> {
+        let mut params = Params::default();
+        let mut builder = ParamBuilder::counting(&mut params);
+        Self::structure(config.clone(), &mut builder, registry(config))?;
+        Ok(builder.count())
     }
 
     /// Its configuration.
@@ -248,7 +247,7 @@ impl LanguageModel {
 
     /// What the position after `context` others costs in the forward pass, the projection to the vocabulary included.
     pub fn cost(&self, context: u64) -> Cost {
-        let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model as u64);
+        let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model() as u64);
         let norm = Cost { flops: 5 * d, params: d, state: 0, kept: d };
         let head = Cost { flops: 2 * v * d, params: v * d, state: 0, kept: 0 };
         self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(context) + norm).sum::<Cost>() + norm + head
@@ -256,7 +255,7 @@ impl LanguageModel {
 
     /// What one position costs in the layer that is costliest to hold, its norm included.
     pub(crate) fn widest(&self) -> Cost {
-        let d = self.config.d_model as u64;
+        let d = self.config.d_model() as u64;
         let norm = Cost { kept: d, ..Cost::default() };
         let layers = self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(0) + norm);
         layers.max_by_key(|cost| cost.kept).unwrap_or_default()
@@ -304,7 +303,8 @@ impl LanguageModel {
                 format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
             return Err(Error::State { path: None, reason });
         }
-        let hidden = embedding(tokens, &cx.param(self.embedding), (b, l))?;
+        let cx = &cx.starting(state.starts());
+        let hidden = self.embedding.forward(cx, tokens)?;
         self.stack.forward(cx, hidden, state.into_owned(), Carry::Keep, checkpoint_blocks, &mut |_, _| Ok(()))
     }
 
@@ -322,7 +322,8 @@ impl LanguageModel {
         }
         let layout = self.device().gpu().map_or_else(|| Ok(layout.clone()), |gpu| layout.on(gpu))?;
         let cx = self.inference(layout.clone());
-        let hidden = embedding(tokens, &cx.param(self.embedding), (layout.b, layout.l))?;
+        let cx = cx.starting(state.starts());
+        let hidden = self.embedding.forward(&cx, tokens.into())?;
         let mut found = None;
         self.stack.forward(&cx, hidden, state.clone(), Carry::Drop, false, &mut |i, output| {
             if found.is_none() && broken(output.value())? {
@@ -349,7 +350,9 @@ impl LanguageModel {
             Positions::All => hidden,
             Positions::Last => last_positions(&hidden, &cx.layout)?.into(),
         };
-        Ok((linear(&hidden, &cx.param(self.head), None)?, state))
+        let settings = &self.config.stack.model;
+        let logits = linear(&scaled(&hidden, settings.logit_scale)?, &cx.param(self.head), None)?;
+        Ok((soft_cap(&logits, settings.logit_softcap)?, state))
     }
 
     /// The loss of predicting `targets` (negative: not counted) from `tokens`, and the state after the last position.
@@ -365,7 +368,9 @@ impl LanguageModel {
         checkpoint_blocks: bool,
     ) -> Result<(Loss, State)> {
         let (hidden, state) = self.hidden(cx, tokens, state, checkpoint_blocks)?;
-        Ok((cross_entropy(&hidden, &cx.param(self.head), targets)?, state))
+        let settings = &self.config.stack.model;
+        let hidden = scaled(&hidden, settings.logit_scale)?;
+        Ok((cross_entropy(&hidden, &cx.param(self.head), targets, settings.logit_softcap)?, state))
     }
 
     /// Its layers.
@@ -375,13 +380,21 @@ impl LanguageModel {
 
     /// The embedding `[v d]`.
     pub(crate) fn embedding(&self) -> ParamId {
-        self.embedding
+        self.embedding.table()
     }
 
     /// The projection to the vocabulary `[v d]`: the embedding if tied.
     pub(crate) fn head(&self) -> ParamId {
         self.head
     }
+}
+
+/// The layers that a configuration names.
+fn registry(
+    config: &ModelConfig,
+) -> impl FnMut(&str, &At<'_>, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>> + use<> {
+    let stack = config.stack.clone();
+    move |name, at, p| stack.build(name, at, p)
 }
 
 /// The last real position of each row, `[b d]`.

@@ -114,7 +114,7 @@ impl Needs {
 const SIZES: &str = "the model's sizes (vocabulary, width, layers, state)";
 
 fn parameters(config: &ModelConfig) -> u128 {
-    config.parameter_count().map_or(u128::MAX, u128::from)
+    LanguageModel::parameter_count(config).map_or(u128::MAX, u128::from)
 }
 
 impl LanguageModel {
@@ -137,7 +137,7 @@ impl LanguageModel {
         let positions = (b as u128).saturating_mul(l as u128);
         let config = self.config();
         let kept = match recompute {
-            true => 2 * config.d_model as u64 * config.n_layer as u64 + self.widest().kept,
+            true => 2 * config.d_model() as u64 * config.n_layer() as u64 + self.widest().kept,
             false => self.cost(0).kept,
         };
         Needs::default()

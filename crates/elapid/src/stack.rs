@@ -15,38 +15,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::autograd::{Var, checkpoint};
-use crate::layer::Layer;
+use crate::config::{Place, Placement, StackConfig, Wiring};
+use crate::layer::{At, Layer};
 use crate::ops;
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::state::{LayerState, Spec, State};
 use crate::{Error, Result};
-
-/// Where a sublayer's norm stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Place {
-    /// Before the layer: pre-norm.
-    #[default]
-    Before,
-    /// On the sum: post-norm, the original Transformer.
-    Sum,
-    /// On the layer's output, before it is added.
-    Output,
-    /// Before the layer, and what is added to is the normed stream as well.
-    Both,
-}
-
-/// Whether sublayers of one layer follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Wiring {
-    /// The feed-forward reads what the mixer added to.
-    #[default]
-    Serial,
-    /// Both read the same stream, each with a norm of its own, and both are added (GPT-NeoX).
-    Parallel,
-}
 
 /// A norm with its parameters.
 #[derive(Debug, Clone)]
@@ -79,7 +54,7 @@ pub(crate) struct Stack {
 
 /// Whether the state after a pass is wanted: if not, recomputation need not keep what only the state holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carry {
+pub(crate) enum Carry {
     /// It is.
     Keep,
     /// It is not: the state that is returned is meaningless.
@@ -106,6 +81,11 @@ impl Norm {
         let weight = weight.then(|| p.param("weight", &[d], &start, Traits::VECTOR)).transpose()?;
         let bias = bias.then(|| p.param("bias", &[d], &Init::Constant(0.0), Traits::VECTOR)).transpose()?;
         Ok(Self { kind, weight, bias, eps })
+    }
+
+    /// norm(x).
+    pub(crate) fn apply(&self, cx: &Cx, x: &Var) -> Result<Var> {
+        Ok(self.of(cx, &Stream::new(x.clone()))?.0)
     }
 
     /// The weight of a plain RMSNorm; none for any other.
@@ -182,6 +162,41 @@ impl Sublayer {
 }
 
 impl Stack {
+    /// The stack of a configuration: `layers.N.{norm,mixer}`, and `{ffn_norm,ffn}` where there is a feed-forward, then
+    /// `norm_f`, under the builder's prefix. Parameters of a name that is shared are under `shared.NAME`.
+    pub(crate) fn build(
+        config: &StackConfig,
+        p: &mut ParamBuilder<'_>,
+        mut layer: impl FnMut(&str, &At<'_>, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
+    ) -> Result<Self> {
+        let model = &config.model;
+        let d = model.d_model.get();
+        let (mut sublayers, mut spec) = (Vec::new(), Vec::new());
+        for i in 0..model.n_layer.get() {
+            let (at, (mixer, ffn)) = (config.at(i), config.layer(i));
+            let uses = [(Some(mixer), "norm", "mixer"), (ffn, "ffn_norm", "ffn")];
+            for (name, norm, place) in uses.into_iter().filter_map(|(name, norm, place)| Some((name?, norm, place))) {
+                let placement = config.placement(name);
+                let kind = placement.norm.or(model.norm);
+                let sublayer = p.scope(&format!("layers.{i}"), |p| {
+                    let norm = p.scope(norm, |p| Norm::build(kind, model.norm_eps, d, p))?;
+                    let layer = match placement.share {
+                        false => p.scope(place, |p| layer(name, &at, p))?,
+                        true => p.shared_scope(name, |p| layer(name, &at, p))?,
+                    };
+                    let parallel = place == "ffn" && model.wiring == Wiring::Parallel;
+                    let Placement { place, scale, keep, .. } = placement;
+                    Ok(Sublayer { norm, place, scale, keep, parallel, layer })
+                })?;
+                spec.push((format!("layers.{i}.{place}"), sublayer.layer.state()));
+                sublayers.push(sublayer);
+            }
+        }
+        let (kind, eps) = (model.norm_f.or(model.norm), model.norm_f_eps.or(model.norm_eps));
+        let norm_f = p.scope("norm_f", |p| Norm::build(kind, eps, d, p))?;
+        Ok(Self { sublayers, norm_f, spec: spec.into() })
+    }
+
     /// The stream after the last sublayer and the last norm, from `x` `[b l d]`.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::{Result, Tensor};
 /// let trace = Arc::new(Trace::of(DELTA));
 /// let cx = model.inference(Layout::new(1, 5)).traced(&trace);
 /// model.hidden(&cx, &[84, 111, 32, 98, 101], &model.zero_state(1)?, false)?;
-/// assert_eq!(trace.take().len(), model.config().n_layer);
+/// assert_eq!(trace.take().len(), model.config().n_layer());
 /// # Ok(())
 /// # }
 /// ```

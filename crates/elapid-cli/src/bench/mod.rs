@@ -115,7 +115,7 @@ impl Subject {
     /// Operations of the projection to the vocabulary: those that a prompt's inner positions do without.
     fn head_flops(&self) -> u64 {
         let config = self.model.config();
-        2 * config.padded_vocab_size() as u64 * config.d_model as u64
+        2 * config.padded_vocab_size() as u64 * config.d_model() as u64
     }
 
     fn describe(&self) -> String {

@@ -5,23 +5,20 @@ use std::path::Path;
 
 use elapid::LanguageModel;
 use elapid::checkpoint::{Checkpoint, Named, SaveOptions, save};
-use elapid::config::{Mamba1Config, MixerConfig, ModelConfig};
+use elapid::config::ModelConfig;
+use elapid::layers::mamba1::Settings;
+use elapid::settings::Size;
 use serde_json::{Value, json};
 
 use crate::{Run, elapid, elapid_with_stdin, ids};
 
 /// A model that follows an id by the next one: `a b c d …`.
 fn counting(dir: &Path, size: usize) {
-    let mut mixer = Mamba1Config::new(size);
-    (mixer.d_state, mixer.d_conv) = (2, 2);
-    let config = ModelConfig {
-        vocab_size: size,
-        d_model: size,
-        n_layer: 1,
-        mixer: MixerConfig::Mamba1(mixer),
-        tie_embeddings: false,
-        ..ModelConfig::default()
-    };
+    let mut config = ModelConfig { vocab_size: size, ..ModelConfig::default() };
+    let mixer: &mut Settings = config.stack.settings_mut("mamba1").unwrap();
+    (mixer.d_state, mixer.d_conv) = (Size::new(2), Size::new(2));
+    let model = &mut config.stack.model;
+    (model.d_model, model.n_layer, model.tie_embeddings) = (Size::new(size), Size::new(1), false);
     LanguageModel::new(config.clone(), 0).unwrap().save(dir, &SaveOptions::default()).unwrap();
     let checkpoint = Checkpoint::open(dir).unwrap();
     let tensor = |name: &str| {

@@ -15,7 +15,7 @@ fn block(m: usize, v: usize) -> usize {
 }
 
 pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) {
-    let Args { h, w, targets, smoothing } = *args;
+    let Args { h, w, targets, smoothing, softcap } = *args;
     let (m, v) = (h.rows(), w.rows());
     let block = block(m, v);
     let mut logits = vec![0.0; block * v];
@@ -45,7 +45,7 @@ pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<
         }
         let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
         parallel::split(rows, grain, (Each(logits, v), &mut *nll), &|from, _, (Each(logits, _), nll)| {
-            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], smoothing, nll, scale });
+            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], smoothing, softcap, nll, scale });
         });
         if let (Some(dh), Some(dw)) = (dh, &mut dw) {
             let dlogits = Rows::new(logits, v);
@@ -61,6 +61,7 @@ struct Softmax<'a> {
     v: usize,
     targets: &'a [i32],
     smoothing: f32,
+    softcap: f32,
     nll: &'a mut [f32],
     scale: Option<f32>,
 }
@@ -70,13 +71,19 @@ impl WithSimd for Softmax<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { logits, v, targets, smoothing, nll, scale } = self;
+        let Self { logits, v, targets, smoothing, softcap, nll, scale } = self;
+        // The derivative of the soft cap at each logit of a row.
+        let mut slopes = vec![0.0; if softcap > 0.0 { v } else { 0 }];
         for ((z, &target), nll) in logits.chunks_exact_mut(v).zip(targets).zip(nll) {
             let Ok(target) = usize::try_from(target) else {
                 *nll = 0.0;
                 z.fill(0.0);
                 continue;
             };
+            for (z, slope) in z.iter_mut().zip(&mut slopes) {
+                let t = (*z / softcap).tanh();
+                (*z, *slope) = (softcap * t, 1.0 - t * t);
+            }
             let picked = z[target];
             let top = max(simd, z);
             // By how much the target's logit is above the mean.
@@ -94,6 +101,7 @@ impl WithSimd for Softmax<'_> {
                 let (share, shared) = (scale / sum, scale * smoothing / v as f32);
                 z.iter_mut().for_each(|z| *z = *z * share - shared);
                 z[target] = scale * smoothing - shared - share * others;
+                z.iter_mut().zip(&slopes).for_each(|(z, slope)| *z *= slope);
             }
         }
     }

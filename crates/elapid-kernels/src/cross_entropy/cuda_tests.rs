@@ -13,7 +13,13 @@ fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType
     let count = targets.iter().filter(|&&t| t >= 0).count().max(1);
     let (wh, ww) = (wide(&h), wide(&w));
     let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
-    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets, smoothing: smoothing.into() };
+    let args = Args {
+        h: Rows::new(&wh, d),
+        w: Rows::new(&ww, d),
+        targets: &targets,
+        smoothing: smoothing.into(),
+        softcap: 0.0,
+    };
     let (dh_rows, dw_rows) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
     naive::forward(&args, &mut nll, Some(Grads { dh: dh_rows, dw: dw_rows, scale: 2.0 / count as f64 }));
     let mean = nll.iter().sum::<f64>() / count as f64;

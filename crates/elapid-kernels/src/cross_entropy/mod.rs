@@ -26,6 +26,8 @@ pub struct Args<'a, T = f32> {
     pub targets: &'a [i32],
     /// ε, 0 to below 1: what part of a target all tokens share alike.
     pub smoothing: T,
+    /// c: logits become c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); 0 leaves them alone.
+    pub softcap: T,
 }
 
 /// Gradients to make in the same pass.
@@ -47,8 +49,10 @@ pub struct Grads<'a, T = f32> {
 /// If shapes differ, ε is not in its range, or a target is not below `v`; the error has the position and the target.
 pub fn forward(args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) -> Result<()> {
     let check = Check("cross_entropy");
-    let Args { h, w, targets, smoothing } = *args;
+    let Args { h, w, targets, smoothing, softcap } = *args;
     check_smoothing(smoothing)?;
+    let fits = softcap.is_finite() && softcap >= 0.0;
+    check.that(fits, "softcap", || "0 or more".into(), || softcap.to_string())?;
     check.shape("w", w.shape(), (w.rows(), h.cols()))?;
     check.len("targets", targets.len(), h.rows())?;
     check.len("nll", nll.len(), h.rows())?;

@@ -5,35 +5,47 @@ use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, wide
 
 #[test]
 fn naive_gradients_are_difference_quotients() {
+    for softcap in [0.0, 1.5] {
+        naive_gradients(softcap);
+    }
+}
+
+fn naive_gradients(softcap: f64) {
     let mut random = Random::new(1);
     let (m, v, d, scale, smoothing) = (4, 6, 5, 0.25, 0.1);
     let (h, w, targets) = (wide(&random.normal(m * d)), wide(&random.normal(v * d)), [2, -1, 5, 0]);
     let loss = |h: &[f64], w: &[f64]| -> f64 {
         let mut nll = vec![0.0; m];
-        let args = Args { h: Rows::new(h, d), w: Rows::new(w, d), targets: &targets, smoothing };
+        let args = Args { h: Rows::new(h, d), w: Rows::new(w, d), targets: &targets, smoothing, softcap };
         naive::forward(&args, &mut nll, None);
         assert_eq!(nll[1], 0.0);
         nll.iter().sum::<f64>() * scale
     };
     let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
     let grads = Grads { dh: RowsMut::new(&mut dh, d), dw: RowsMut::new(&mut dw, d), scale };
-    let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing };
+    let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing, softcap };
     naive::forward(&args, &mut nll, Some(grads));
     assert!(central_difference(|h| loss(h, &w), &h, &dh) < 1e-7);
     assert!(central_difference(|w| loss(&h, w), &w, &dw) < 1e-7);
 }
 
-fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, smoothing: f32, seed: u64) {
+fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, (smoothing, softcap): (f32, f32), seed: u64) {
     let mut random = Random::new(seed);
     let (mut h, w, start) = (random.normal(m * d), random.normal(v * d), random.normal(v * d));
     h.iter_mut().for_each(|h| *h *= size);
     let targets: Vec<i32> = (0..m).map(|_| random.below(v + 1) as i32 - 1).collect();
     let (h64, w64) = (wide(&h), wide(&w));
     let (mut nll64, mut dh64, mut dw64) = (vec![0.0; m], vec![0.0; m * d], wide(&start));
-    let args64 = Args { h: Rows::new(&h64, d), w: Rows::new(&w64, d), targets: &targets, smoothing: smoothing.into() };
+    let args64 = Args {
+        h: Rows::new(&h64, d),
+        w: Rows::new(&w64, d),
+        targets: &targets,
+        smoothing: smoothing.into(),
+        softcap: softcap.into(),
+    };
     let (dh, dw) = (RowsMut::new(&mut dh64, d), RowsMut::new(&mut dw64, d));
     naive::forward(&args64, &mut nll64, Some(Grads { dh, dw, scale: 0.5 }));
-    let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing };
+    let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing, softcap };
     for isa in Isa::available() {
         let (mut nll, mut dh, mut dw) =
             (Poisoned::new(1, m, 1), Poisoned::new(m, d, gap), Poisoned::with(&start, d, gap));
@@ -58,20 +70,20 @@ fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, smoothing: f32, 
 
 proptest! {
     #[test]
-    fn fast_is_naive(m in 0usize..20, v in 1usize..90, d in 1usize..40, gap in 0usize..3, smooth: bool, seed: u64) {
-        compare(m, v, d, gap, 0.3, if smooth { 0.1 } else { 0.0 }, seed);
+    fn fast_is_naive(m in 0usize..20, v in 1usize..90, d in 1usize..40, gap in 0usize..3, smooth: bool, cap: bool, seed: u64) {
+        compare(m, v, d, gap, 0.3, (if smooth { 0.1 } else { 0.0 }, if cap { 0.7 } else { 0.0 }), seed);
     }
 }
 
 #[test]
 fn several_blocks() {
-    compare(300, 9000, 8, 0, 1.0, 0.3, 4);
+    compare(300, 9000, 8, 0, 1.0, (0.3, 0.0), 4);
 }
 
 #[test]
 fn large_logits_stay_finite() {
-    compare(5, 50, 16, 0, 30.0, 0.0, 5);
-    compare(5, 50, 16, 0, 30.0, 0.1, 5);
+    compare(5, 50, 16, 0, 30.0, (0.0, 0.0), 5);
+    compare(5, 50, 16, 0, 30.0, (0.1, 0.0), 5);
 }
 
 #[test]
@@ -84,7 +96,8 @@ fn threads_change_nothing() {
         with_threads(threads, || {
             let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
             let grads = Grads { dh: RowsMut::new(&mut dh, d), dw: RowsMut::new(&mut dw, d), scale: 0.5 };
-            let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing: 0.1 };
+            let args =
+                Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets, smoothing: 0.1, softcap: 0.0 };
             forward(&args, &mut nll, Some(grads)).unwrap();
             [bits(&nll), bits(&dh), bits(&dw)]
         })
@@ -95,7 +108,7 @@ fn threads_change_nothing() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let (h, w, mut nll) = ([0.0; 6], [0.0; 9], [0.0; 2]);
-    let args = Args { h: Rows::new(&h, 3), w: Rows::new(&w, 3), targets: &[-1, 3], smoothing: 0.0 };
+    let args = Args { h: Rows::new(&h, 3), w: Rows::new(&w, 3), targets: &[-1, 3], smoothing: 0.0, softcap: 0.0 };
     let error = forward(&args, &mut nll, None).unwrap_err();
     assert_eq!((error.argument, error.got.as_str()), ("targets", "3 at position 1"));
     for smoothing in [-0.1, 1.0, f32::NAN] {

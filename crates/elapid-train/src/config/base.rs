@@ -1,87 +1,31 @@
 //! Beginning from a model that is there: its settings take the place of the config's.
 
+use std::collections::HashMap;
+
 use elapid::config as model;
-use toml::{Table, Value};
 
-use super::{AInit, ConfigError, DtRank, Family, Init, ModelConfig, Rule, TrainConfig};
+use super::{ConfigError, ModelConfig, TrainConfig};
 use crate::tasks::Kind;
-
-/// Settings that weights depend on. The others say how new weights are drawn.
-const SIZES: [&str; 14] = [
-    "family",
-    "d_model",
-    "n_layer",
-    "d_state",
-    "d_conv",
-    "expand",
-    "dt_rank",
-    "selective",
-    "gate",
-    "conv_bias",
-    "proj_bias",
-    "tie_embeddings",
-    "norm_eps",
-    "discretisation",
-];
 
 impl ModelConfig {
     /// The settings of a model, but for its vocabulary.
     pub(crate) fn of(config: &model::ModelConfig) -> Self {
-        use elapid_kernels::selective_scan::Discretisation as D;
-        let model::MixerConfig::Mamba1(mixer) = &config.mixer;
-        Self {
-            from: String::new(),
-            family: Family::Mamba1,
-            d_model: config.d_model,
-            n_layer: config.n_layer,
-            d_state: mixer.d_state,
-            d_conv: mixer.d_conv,
-            expand: mixer.expand,
-            dt_rank: match mixer.dt_rank {
-                rank if rank == config.d_model.div_ceil(16) => DtRank::Auto,
-                rank => DtRank::Rank(rank),
-            },
-            selective: mixer.selective.names().into_iter().map(str::to_owned).collect(),
-            a_init: match mixer.a_init {
-                model::AInit::Arange => AInit::Arange,
-                model::AInit::Half => AInit::Half,
-                model::AInit::ExpNormal => AInit::ExpNormal,
-            },
-            gate: mixer.gate,
-            conv_bias: mixer.conv_bias,
-            proj_bias: mixer.proj_bias,
-            tie_embeddings: config.tie_embeddings,
-            pad_vocab_multiple: config.pad_vocab_size_multiple,
-            norm_eps: decimal(config.norm_eps),
-            dt_min: decimal(mixer.dt_min),
-            dt_max: decimal(mixer.dt_max),
-            dt_init_floor: decimal(mixer.dt_init_floor),
-            dt_scale: decimal(mixer.dt_scale),
-            dt_init: match mixer.dt_init {
-                model::DtInit::Random => Init::Random,
-                model::DtInit::Constant => Init::Constant,
-            },
-            discretisation: match mixer.rule {
-                D::ExpEuler => Rule::ExpEuler,
-                D::Zoh => Rule::Zoh,
-                D::Bilinear => Rule::Bilinear,
-            },
-            initializer_range: decimal(config.initializer_range),
-            rescale_prenorm_residual: config.rescale_prenorm_residual,
-        }
+        Self { from: String::new(), stack: config.stack.clone() }
     }
 
-    /// The same in the form that [`of`](Self::of) gives.
-    pub(crate) fn normal(&self) -> Self {
-        Self::of(&self.with_any_vocabulary())
+    /// Settings that weights depend on, and not only how new ones are drawn, and that are others in another model: their
+    /// names, and both values.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+        let theirs = other.values();
+        let differs = |(name, init, ours): (String, bool, String)| {
+            let there = theirs.get(&name).cloned().unwrap_or_else(|| "nothing".into());
+            (!init && there != ours).then(|| (format!("model.{name}"), ours, there))
+        };
+        self.stack.settings().into_iter().filter_map(differs).collect()
     }
 
-    /// Settings that weights depend on and that differ: their names, and both values.
-    pub(crate) fn differences(&self, other: &Self) -> Vec<(String, Value, Value)> {
-        let table = |config: &Self| Table::try_from(config).unwrap_or_default();
-        let (ours, theirs) = (table(self), table(other));
-        let both = SIZES.iter().filter_map(|key| Some((format!("model.{key}"), ours.get(*key)?, theirs.get(*key)?)));
-        both.filter(|(_, a, b)| a != b).map(|(key, a, b)| (key, a.clone(), b.clone())).collect()
+    fn values(&self) -> HashMap<String, String> {
+        self.stack.settings().into_iter().map(|(name, _, value)| (name, value)).collect()
     }
 }
 
@@ -92,12 +36,11 @@ impl TrainConfig {
     /// If a setting was given that is another one in that model.
     pub(crate) fn take_settings_of(&mut self, base: &model::ModelConfig, file: &str) -> Result<(), ConfigError> {
         let theirs = ModelConfig::of(base);
-        let ours = self.model.normal();
-        for (field, here, there) in ours.differences(&theirs) {
+        let defaults = [Self::default().model.values(), self.defaults()?.model.values()];
+        for (field, here, there) in self.model.differences(&theirs) {
             // What is as the defaults have it was not given.
-            let given =
-                |default: &ModelConfig| ours.differences(&default.normal()).iter().any(|(key, ..)| *key == field);
-            if given(&ModelConfig::default()) && given(&self.defaults()?.model) {
+            let name = field.strip_prefix("model.").unwrap_or(&field);
+            if defaults.iter().all(|default| default.get(name) != Some(&here)) {
                 return Err(ConfigError {
                     file: file.to_owned(),
                     line: None,
@@ -122,11 +65,6 @@ impl TrainConfig {
         let kind = Kind::find(&self.task.name)?;
         Self::parse(kind.settings, kind.name)
     }
-}
-
-/// The shortest decimal that is this f32.
-fn decimal(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(f64::from(x))
 }
 
 #[cfg(test)]
@@ -154,8 +92,6 @@ mod tests {
         let (read, _) = model::ModelConfig::parse(&base.to_hf_json().to_string(), "config.json").unwrap();
         assert_eq!(ModelConfig::of(&read), config.model);
         assert_eq!(config.model.differences(&ModelConfig::default()).len(), 6);
-        let auto = TrainConfig::default();
-        assert_eq!(auto.model.normal(), auto.model);
     }
 
     #[test]
@@ -175,8 +111,8 @@ mod tests {
         let kind = Kind::find("induction-heads").unwrap();
         let mut task = TrainConfig::parse(kind.settings, kind.name).unwrap();
         task.task.name = kind.name.into();
-        assert_ne!(task.model.d_model, 256);
+        assert_ne!(task.model.stack.model.d_model.get(), 256);
         task.take_settings_of(&base, "the command line").unwrap();
-        assert_eq!(task.model.d_model, 256);
+        assert_eq!(task.model.stack.model.d_model.get(), 256);
     }
 }

@@ -1,72 +1,20 @@
-//! The sections of a config. `configs/default.toml` says more about each setting; a test keeps the two alike.
+//! The sections of a config: every setting with its documentation and default. `configs/default.toml` is printed from them.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
 
-use elapid::config as model;
+use elapid::config::{self as model, StackConfig};
+use elapid::settings::{Field, Problem, commented, toml_value};
 use elapid::tokenizer::Tokenizer;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use toml::Spanned;
+use toml::de::DeValue;
 
 use super::ConfigError;
 use crate::data::{HeldOut, JSONL_FIELD, Separator, Source, cache_dir};
 use crate::schedule::{Decay, Schedule, Warmup};
-
-/// The sequence mixer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// Mamba-1.
-    #[default]
-    Mamba1,
-}
-
-/// How the step-size projection begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Init {
-    /// Uniform.
-    #[default]
-    Random,
-    /// All the same.
-    Constant,
-}
-
-/// How A begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AInit {
-    /// -(n + 1).
-    #[default]
-    Arange,
-    /// -1/2.
-    Half,
-    /// -exp of normal.
-    ExpNormal,
-}
-
-/// How the continuous system becomes a recurrence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Rule {
-    /// exp(ΔA) and ΔB.
-    #[default]
-    ExpEuler,
-    /// Zero-order hold.
-    Zoh,
-    /// Bilinear.
-    Bilinear,
-}
-
-/// Rank of the step-size projection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DtRank {
-    /// `d_model / 16`, rounded up.
-    #[default]
-    Auto,
-    /// This.
-    Rank(usize),
-}
 
 /// How batches are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -83,7 +31,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// bf16 on a GPU, f32 on the processor.
+    /// bf16 on a GPU, f32 on the CPU.
     #[default]
     Auto,
     /// f32.
@@ -103,66 +51,24 @@ impl Dtype {
 }
 
 /// `[model]`: what is trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ModelConfig {
+    /// Directory of a model to begin from, as `--from`: weights, vocabulary and tokenizer are its own, and so are the other
+    /// settings of this section. "" is a new model with random weights.
     pub from: String,
-    pub family: Family,
-    pub d_model: usize,
-    pub n_layer: usize,
-    pub d_state: usize,
-    pub d_conv: usize,
-    pub expand: usize,
-    pub dt_rank: DtRank,
-    pub selective: Vec<String>,
-    pub a_init: AInit,
-    pub gate: bool,
-    pub conv_bias: bool,
-    pub proj_bias: bool,
-    pub tie_embeddings: bool,
-    pub pad_vocab_multiple: usize,
-    pub norm_eps: f64,
-    pub dt_min: f64,
-    pub dt_max: f64,
-    pub dt_init_floor: f64,
-    pub dt_scale: f64,
-    pub dt_init: Init,
-    pub discretisation: Rule,
-    pub initializer_range: f64,
-    pub rescale_prenorm_residual: bool,
+    /// The stack of layers.
+    pub stack: StackConfig,
 }
 
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self {
-            from: String::new(),
-            family: Family::Mamba1,
-            d_model: 256,
-            n_layer: 4,
-            d_state: 16,
-            d_conv: 4,
-            expand: 2,
-            dt_rank: DtRank::Auto,
-            selective: vec!["delta".into(), "B".into(), "C".into()],
-            a_init: AInit::Arange,
-            gate: true,
-            conv_bias: true,
-            proj_bias: false,
-            tie_embeddings: true,
-            pad_vocab_multiple: 8,
-            norm_eps: 1e-5,
-            dt_min: 1e-3,
-            dt_max: 0.1,
-            dt_init_floor: 1e-4,
-            dt_scale: 1.0,
-            dt_init: Init::Random,
-            discretisation: Rule::ExpEuler,
-            initializer_range: 0.02,
-            rescale_prenorm_residual: true,
-        }
-    }
-}
+/// The documentation of `from`, which is no part of the stack.
+const FROM: Field = Field {
+    name: "from",
+    doc: &[
+        " Directory of a model to begin from, as `--from`: weights, vocabulary and tokenizer are its own, and so are the other",
+        " settings of this section. \"\" is a new model with random weights.",
+    ],
+    init: false,
+};
 
 impl ModelConfig {
     /// The library's form, with the vocabulary and the special tokens of a tokenizer.
@@ -193,89 +99,74 @@ impl ModelConfig {
 
     /// The library's form with a vocabulary of 256.
     pub(crate) fn with_any_vocabulary(&self) -> model::ModelConfig {
-        let Family::Mamba1 = self.family;
-        let mixer = model::Mamba1Config {
-            d_state: self.d_state,
-            d_conv: self.d_conv,
-            expand: self.expand,
-            d_inner: None,
-            dt_rank: match self.dt_rank {
-                DtRank::Auto => self.d_model.div_ceil(16),
-                DtRank::Rank(rank) => rank,
-            },
-            // Names are checked by `TrainConfig::validate`.
-            selective: model::Selective::from_names(&self.selective).unwrap_or_default(),
-            a_init: match self.a_init {
-                AInit::Arange => model::AInit::Arange,
-                AInit::Half => model::AInit::Half,
-                AInit::ExpNormal => model::AInit::ExpNormal,
-            },
-            gate: self.gate,
-            conv_bias: self.conv_bias,
-            proj_bias: self.proj_bias,
-            dt_min: self.dt_min as f32,
-            dt_max: self.dt_max as f32,
-            dt_init_floor: self.dt_init_floor as f32,
-            dt_scale: self.dt_scale as f32,
-            dt_init: match self.dt_init {
-                Init::Random => model::DtInit::Random,
-                Init::Constant => model::DtInit::Constant,
-            },
-            rule: match self.discretisation {
-                Rule::ExpEuler => elapid_kernels::selective_scan::Discretisation::ExpEuler,
-                Rule::Zoh => elapid_kernels::selective_scan::Discretisation::Zoh,
-                Rule::Bilinear => elapid_kernels::selective_scan::Discretisation::Bilinear,
+        model::ModelConfig { stack: self.stack.clone(), ..model::ModelConfig::default() }
+    }
+
+    /// Reads the section.
+    pub(super) fn read(value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
+        let span = value.span();
+        let DeValue::Table(mut table) = value.into_inner() else {
+            return Err(Problem { span: Some(span), ..Problem::value("model", "a section", "a value") });
+        };
+        let from = match table.remove(FROM.name) {
+            None => String::new(),
+            Some(value) => match value.get_ref() {
+                DeValue::String(from) => from.to_string(),
+                _ => {
+                    return Err(Problem {
+                        span: Some(value.span()),
+                        ..Problem::value("model.from", "a path", "no text")
+                    });
+                }
             },
         };
-        model::ModelConfig {
-            pad_vocab_size_multiple: self.pad_vocab_multiple,
-            d_model: self.d_model,
-            n_layer: self.n_layer,
-            mixer: model::MixerConfig::Mamba1(mixer),
-            norm_eps: self.norm_eps as f32,
-            tie_embeddings: self.tie_embeddings,
-            initializer_range: self.initializer_range as f32,
-            rescale_prenorm_residual: self.rescale_prenorm_residual,
-            ..model::ModelConfig::default()
-        }
+        let stack = StackConfig::read("model", Spanned::new(span, DeValue::Table(table)))?;
+        Ok(Self { from, stack })
+    }
+
+    /// The section with a comment about every setting.
+    pub(super) fn to_toml(&self) -> String {
+        let stack = self.stack.to_toml("model");
+        let rest = stack.strip_prefix("[model]\n").unwrap_or(&stack);
+        format!("[model]\n{}{rest}", commented(&[FROM], &[toml_value(&self.from)]))
+    }
+
+    /// Every setting without the section, with its value.
+    pub(super) fn settings(&self) -> Vec<(String, String)> {
+        let stack = self.stack.settings().into_iter().map(|(name, _, value)| (name, value));
+        [(FROM.name.to_owned(), toml_value(&self.from))].into_iter().chain(stack).collect()
     }
 }
 
-/// `[data]`: what is trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
-pub struct DataConfig {
-    #[serde(deserialize_with = "one_or_more", serialize_with = "one_if_one")]
-    pub train: Vec<String>,
-    #[serde(deserialize_with = "one_or_more", serialize_with = "one_if_one")]
-    pub val: Vec<String>,
-    pub val_fraction: f64,
-    pub tokenizer: String,
-    pub mode: Mode,
-    pub length: usize,
-    pub jsonl_field: String,
-    pub separator: Separator,
-    pub bos: bool,
-    pub pack: bool,
-    pub cache: String,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self {
-            train: vec!["tinyshakespeare".into()],
-            val: Vec::new(),
-            val_fraction: 0.1,
-            tokenizer: "byte".into(),
-            mode: Mode::Windows,
-            length: 256,
-            jsonl_field: JSONL_FIELD.into(),
-            separator: Separator::Tokenizer,
-            bos: true,
-            pack: false,
-            cache: "auto".into(),
-        }
+elapid::settings! {
+    /// `[data]`: what is trained on.
+    pub struct DataConfig {
+        /// Text to train on: files, directories (their *.txt, *.md and *.jsonl, also with .gz or .zst after it, at any depth; hidden
+        /// files are skipped, links followed), or "tinyshakespeare", the text inside the binary. One string or a list.
+        train: Paths = Paths(vec!["tinyshakespeare".into()]),
+        /// Text held out for validation, in the same form. Empty: the last part of the training text. Files of it that are in the
+        /// training text too are not trained on.
+        val: Paths = Paths::default(),
+        /// That part, as a fraction of the tokens. 0 is none.
+        val_fraction: f64 = 0.1,
+        /// "byte", or the path of a Hugging Face tokenizer.json or of a directory that has one.
+        tokenizer: String = "byte".into(),
+        /// "windows": shuffled, each from a zero state. "streams": the text in order, the state carried from step to step
+        /// (truncated backpropagation).
+        mode: Mode = Mode::Windows,
+        /// Tokens in a row of a batch.
+        length: usize = 256,
+        /// The field of a *.jsonl that has the text; each of its lines is a document. Any other file is one document.
+        jsonl_field: String = JSONL_FIELD.into(),
+        /// What stands around each document (file), and before prompts of the trained model. "tokenizer": what the tokenizer's files
+        /// say; or, whatever they say, "bos" (only that before each), "eos" (only that after each) or "none".
+        separator: Separator = Separator::Tokenizer,
+        /// Whether anything stands before documents and prompts at all; train --no-bos sets this to false.
+        bos: bool = true,
+        /// Whether the state is reset where a document begins, so that rows hold several documents that do not see each other.
+        pack: bool = false,
+        /// Directory for token caches. "auto": ELAPID_CACHE, else the user's cache directory. "none": tokens stay in memory.
+        cache: String = "auto".into(),
     }
 }
 
@@ -287,7 +178,7 @@ impl DataConfig {
 
     /// What is held out.
     pub fn held_out(&self) -> HeldOut {
-        match self.val.as_slice() {
+        match &*self.val {
             [] => HeldOut::Fraction(self.val_fraction),
             val => HeldOut::Sources(val.iter().map(|name| Source::parse(name)).collect()),
         }
@@ -313,21 +204,21 @@ impl DataConfig {
     }
 }
 
-/// `[task]`: what is trained on instead of text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
-pub struct TaskConfig {
-    pub name: String,
-    pub vocab: usize,
-    pub tokens: usize,
-    pub next_tokens: bool,
-    pub eval_lengths: Vec<usize>,
-}
-
-impl Default for TaskConfig {
-    fn default() -> Self {
-        Self { name: "none".into(), vocab: 16, tokens: 16, next_tokens: false, eval_lengths: Vec::new() }
+elapid::settings! {
+    /// `[task]`: what is trained on instead of text.
+    pub struct TaskConfig {
+        /// A synthetic task to train on instead of text: "copying", "selective-copying" or "induction-heads", whose settings in the
+        /// paper are in configs/ under their names. "none" is text. Of [data], only the length then counts.
+        name: String = "none".into(),
+        /// Token ids of the task, special ones among them.
+        vocab: usize = 16,
+        /// Tokens to copy in the copying tasks; their sequences have twice as many positions more than data.length.
+        tokens: usize = 16,
+        /// Whether training predicts every next token, and not only the answers.
+        next_tokens: bool = false,
+        /// Lengths of held-out sequences, train.eval_batches batches of each: a model that answers at data.length may not do so at
+        /// longer ones. [] is data.length alone.
+        eval_lengths: Vec<usize> = Vec::new(),
     }
 }
 
@@ -338,65 +229,59 @@ impl TaskConfig {
     }
 }
 
-/// `[train]`: how it is trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
-pub struct TrainSettings {
-    pub steps: u64,
-    pub batch: usize,
-    pub accumulate: usize,
-    pub lr: f64,
-    pub min_lr: f64,
-    pub warmup: Warmup,
-    pub schedule: Decay,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub weight_decay: f64,
-    pub decay_all: bool,
-    pub clip: f64,
-    pub label_smoothing: f64,
-    pub seed: u64,
-    pub eval_every: u64,
-    pub eval_batches: u64,
-    pub patience: u64,
-    pub stop_at_accuracy: f64,
-    pub stop_after: u64,
-    pub save_every: u64,
-    pub log_every: u64,
-    pub checkpoint_blocks: bool,
-    pub dtype: Dtype,
-}
-
-impl Default for TrainSettings {
-    fn default() -> Self {
-        Self {
-            steps: 1000,
-            batch: 8,
-            accumulate: 1,
-            lr: 2e-3,
-            min_lr: 1e-5,
-            warmup: Warmup::Auto,
-            schedule: Decay::Cosine,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decay_all: false,
-            clip: 1.0,
-            label_smoothing: 0.0,
-            seed: 1,
-            eval_every: 100,
-            eval_batches: 0,
-            patience: 0,
-            stop_at_accuracy: 0.0,
-            stop_after: 3,
-            save_every: 200,
-            log_every: 10,
-            checkpoint_blocks: false,
-            dtype: Dtype::Auto,
-        }
+elapid::settings! {
+    /// `[train]`: how it is trained.
+    pub struct TrainSettings {
+        /// Optimiser steps.
+        steps: u64 = 1000,
+        /// Rows of a batch; on several GPUs, of a batch of each.
+        batch: usize = 8,
+        /// Batches whose gradients make one step.
+        accumulate: usize = 1,
+        /// Peak learning rate. The paper's: 6e-4 (130m), 3e-4 (370m), 2.5e-4 (790m), 2e-4 (1.4b), each times 5.
+        lr: f64 = 2e-3,
+        /// Learning rate at the last step.
+        min_lr: f64 = 1e-5,
+        /// Steps of linear warm-up. "auto" is a tenth of the steps, at most 100.
+        warmup: Warmup = Warmup::Auto,
+        /// What follows: "cosine", "linear", "constant", or "wsd": constant for 68 % of the steps, then the end of a
+        /// cosine.
+        schedule: Decay = Decay::Cosine,
+        /// AdamW: decay of the mean gradient.
+        beta1: f64 = 0.9,
+        /// Decay of the mean square.
+        beta2: f64 = 0.95,
+        /// What is added to the root of the mean square.
+        eps: f64 = 1e-8,
+        /// Decoupled weight decay of matrices; norms, biases, A_log and D have none ...
+        weight_decay: f64 = 0.1,
+        /// ... unless this says so.
+        decay_all: bool = false,
+        /// Gradients are scaled down to this norm. 0 is never.
+        clip: f64 = 1.0,
+        /// Label smoothing: the part of every target that all tokens share alike, as 0.1. 0 is none. Losses are then those of
+        /// smoothed targets, which are never 0, but for held-out text's.
+        label_smoothing: f64 = 0.0,
+        /// Random seed.
+        seed: u64 = 1,
+        /// Steps between validations. 0 is never but at the end.
+        eval_every: u64 = 100,
+        /// Batches of a validation, from the beginning of the held-out text. 0 is all of it. Of a task: fresh sequences each time.
+        eval_batches: u64 = 0,
+        /// Validations without a new best after which training ends early. 0 is never.
+        patience: u64 = 0,
+        /// Share of right answers of a task at which training ends early; 0 is never.
+        stop_at_accuracy: f64 = 0.0,
+        /// As many validations in a row have to reach it.
+        stop_after: u64 = 3,
+        /// Steps between checkpoints. 0 is only at the end.
+        save_every: u64 = 200,
+        /// Steps between lines of metrics.jsonl.
+        log_every: u64 = 10,
+        /// Whether blocks forget their activations and compute them again on the way back: less memory, a third more work.
+        checkpoint_blocks: bool = false,
+        /// Format of activations: "auto" is bf16 on a GPU and f32 on the CPU. Parameters and the optimiser are always f32.
+        dtype: Dtype = Dtype::Auto,
     }
 }
 
@@ -410,50 +295,44 @@ impl TrainSettings {
     }
 }
 
-/// `[output]`: where the results go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs, reason = "configs/default.toml has a line about every field")]
-pub struct OutputConfig {
-    pub dir: PathBuf,
-}
-
-impl Default for OutputConfig {
-    fn default() -> Self {
-        Self { dir: "runs/out/default".into() }
+elapid::settings! {
+    /// `[output]`: where the results go.
+    pub struct OutputConfig {
+        /// The run's directory: checkpoints, config.toml, metrics.jsonl, loss.png.
+        dir: PathBuf = "runs/out/default".into(),
     }
 }
 
-impl Serialize for DtRank {
+/// A path or several; in files one text or a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Paths(pub Vec<String>);
+
+impl Deref for Paths {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl From<Vec<String>> for Paths {
+    fn from(all: Vec<String>) -> Self {
+        Self(all)
+    }
+}
+
+impl Serialize for Paths {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::Rank(rank) => rank.serialize(serializer),
+        match self.0.as_slice() {
+            [one] => serializer.serialize_str(one),
+            all => all.serialize(serializer),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for DtRank {
+impl<'de> Deserialize<'de> for Paths {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl Visitor<'_> for V {
-            type Value = DtRank;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer, not negative, or \"auto\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<DtRank, E> {
-                if text == "auto" { Ok(DtRank::Auto) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
-            }
-
-            fn visit_i64<E: de::Error>(self, rank: i64) -> Result<DtRank, E> {
-                usize::try_from(rank)
-                    .map(DtRank::Rank)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(rank), &self))
-            }
-        }
-        deserializer.deserialize_any(V)
+        one_or_more(deserializer).map(Self)
     }
 }
 
@@ -481,26 +360,15 @@ fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     deserializer.deserialize_any(V)
 }
 
-fn one_if_one<S: Serializer>(all: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    match all {
-        [one] => serializer.serialize_str(one),
-        all => all.serialize(serializer),
-    }
-}
-
 impl From<model::ConfigError> for ConfigError {
     fn from(error: model::ConfigError) -> Self {
-        let what = error.to_string();
+        let text = error.to_string();
         let (field, what, fix) = match error {
-            model::ConfigError::Field { field, wanted, got, fix, .. } => {
-                let field = match field.as_str() {
-                    "pad_vocab_size_multiple" => "pad_vocab_multiple".to_owned(),
-                    "rule" => "discretisation".to_owned(),
-                    _ => field,
-                };
-                (format!("model.{field}"), format!("wanted {wanted}, got {got}"), fix)
+            model::ConfigError::Field { field, what, fix, .. } => {
+                let section = if field.starts_with("model.") { "" } else { "model." };
+                (format!("{section}{field}"), what, fix)
             }
-            model::ConfigError::Syntax { fix, .. } => ("model".into(), what, fix),
+            model::ConfigError::Syntax { fix, .. } => ("model".into(), text, fix),
         };
         Self { file: "config".into(), line: None, field, what, fix }
     }

@@ -1,6 +1,9 @@
 use std::fs;
 use std::path::Path;
 
+use elapid::LanguageModel;
+use elapid::layers::mamba1;
+use elapid::settings::Auto;
 use elapid::tokenizer::Tokenizer;
 use tempfile::tempdir;
 
@@ -17,21 +20,52 @@ fn parse(text: &str) -> String {
     TrainConfig::parse(text, "a.toml").unwrap_err().to_string()
 }
 
+/// `ELAPID_WRITE=1 cargo test the_manual` writes it.
 #[test]
-fn the_manual_is_the_default() {
-    let manual = TrainConfig::parse(MANUAL, "default.toml").unwrap();
+fn the_manual_is_what_the_settings_print() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/default.toml");
+    if std::env::var_os("ELAPID_WRITE").is_some() {
+        fs::write(&path, TrainConfig::manual()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(path).unwrap(), TrainConfig::manual());
+    let manual = TrainConfig::parse(&TrainConfig::manual(), "default.toml").unwrap();
     assert_eq!(manual, TrainConfig::default());
     manual.validate("default.toml").unwrap();
-    let written: Table = MANUAL.parse().unwrap();
-    for field in fields() {
-        let (section, key) = field.split_once('.').unwrap();
-        assert!(written[section].get(key).is_some(), "{field} is not in configs/default.toml");
+}
+
+/// What earlier runs left, with the settings of Mamba-1 in `[model]` itself.
+#[test]
+fn configs_of_runs_are_read() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../runs");
+    let configs = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path().join("config.toml"));
+    let found: Vec<_> = configs.filter(|path| path.is_file()).collect();
+    for path in &found {
+        let config = TrainConfig::load(path).unwrap();
+        config.validate(&path.display().to_string()).unwrap();
+        assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), "again").unwrap(), config);
     }
-    let described = |(i, line): (usize, &str)| {
-        let before = MANUAL.lines().nth(i.saturating_sub(1)).unwrap();
-        line.starts_with('#') || !line.contains(" = ") || !before.is_empty() && !before.starts_with('[')
-    };
-    assert!(MANUAL.lines().enumerate().all(described), "every setting is described");
+    assert!(found.len() >= 2);
+}
+
+#[test]
+fn settings_of_layers_are_set_at_any_depth() {
+    let mut config = TrainConfig::default();
+    let all = ["model.layer.local.kind=mamba1", "model.layer.local.d_state=9", "model.layers=[\"local\"]"];
+    all.iter().for_each(|one| config.apply_override(one).unwrap());
+    assert_eq!(config.model.stack.named.keys().collect::<Vec<_>>(), ["local"], "mamba1 is in no pattern any more");
+    config.apply_override("model.layer.local.d_conv=7").unwrap();
+    config.apply_override("model.layer.local.scale=0.5").unwrap();
+    let settings: &mamba1::Settings = config.model.stack.named["local"].layer.settings().unwrap();
+    assert_eq!((settings.d_state.get(), settings.d_conv.get()), (9, 7));
+    assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), "again").unwrap(), config);
+    let error = config.apply_override("model.layer.local.d_stat=1").unwrap_err().to_string();
+    assert!(error.contains("did you mean `model.layer.local.d_state`?"), "{error}");
+    let error = config.apply_override("model.layers=[\"mamba7\"]").unwrap_err().to_string();
+    assert!(error.contains("`mamba7` is no kind of layer") && error.contains("did you mean `mamba1`?"), "{error}");
+    let error = parse("[model]\nlayers = [\"a\"]\n[model.layer.a]\nkind = \"mamba1\"\nd_state = 0\n");
+    assert!(error.starts_with("a.toml:5: `model.layer.a.d_state`: "), "{error}");
+    let error = parse("[model]\nd_state = 5\n[model.layer.mamba1]\nd_state = 4\n");
+    assert!(error.starts_with("a.toml:2: `model.d_state`: "), "{error}");
 }
 
 #[test]
@@ -85,11 +119,13 @@ fn overrides_are_toml_or_bare_text() {
     assert_eq!(set(" train.lr = 1 ").unwrap().train.lr, 1.0);
     assert_eq!(set("data.tokenizer=some/dir").unwrap().data.tokenizer, "some/dir");
     assert_eq!(set("data.tokenizer=\"some/dir\"").unwrap().data.tokenizer, "some/dir");
-    assert_eq!(set("data.train=a.txt").unwrap().data.train, ["a.txt"]);
-    assert_eq!(set("data.train=['a', 'b']").unwrap().data.train, ["a", "b"]);
+    assert_eq!(*set("data.train=a.txt").unwrap().data.train, ["a.txt"]);
+    assert_eq!(*set("data.train=['a', 'b']").unwrap().data.train, ["a", "b"]);
     assert_eq!(set("data.separator=eos").unwrap().data.separator, Separator::Eos);
-    assert_eq!(set("model.dt_rank=5").unwrap().model.dt_rank, DtRank::Rank(5));
-    assert_eq!(set("model.dt_rank=auto").unwrap().model.dt_rank, DtRank::Auto);
+    let rank =
+        |config: TrainConfig| config.model.stack.named["mamba1"].layer.settings::<mamba1::Settings>().unwrap().dt_rank;
+    assert_eq!(rank(set("model.dt_rank=5").unwrap()).map_or(0, |rank| rank.get()), 5);
+    assert_eq!(rank(set("model.layer.mamba1.dt_rank=auto").unwrap()), Auto::Auto);
     assert!(set("data.pack=true").unwrap().data.pack);
     assert_eq!(set("data.tokenizer=a=b").unwrap().data.tokenizer, "a=b");
 }
@@ -164,7 +200,12 @@ fn a_few_steps_do_with_the_defaults() {
 fn differences_are_overrides() {
     let default = TrainConfig::default();
     let mut config = default.clone();
-    let all = ["model.gate=false", "model.selective=[]", "task.eval_lengths=[256, 512]", "train.lr=0.5"];
+    let all = [
+        "model.layer.mamba1.selective=[]",
+        "model.layer.mamba1.gate=false",
+        "task.eval_lengths=[256, 512]",
+        "train.lr=0.5",
+    ];
     all.iter().for_each(|one| config.apply_override(one).unwrap());
     assert_eq!(config.differences(&default).unwrap(), all);
     assert_eq!(default.differences(&default).unwrap(), [""; 0]);
@@ -194,7 +235,7 @@ fn errors_have_file_line_and_field() {
 fn values_that_cannot_be() {
     for (assignment, field) in [
         ("model.d_model=0", "model.d_model"),
-        ("model.dt_min=1.0", "model.dt_min"),
+        ("model.dt_min=1.0", "model.layer.mamba1.dt_min"),
         ("data.train=[]", "data.train"),
         ("data.val_fraction=1.0", "data.val_fraction"),
         ("data.length=0", "data.length"),
@@ -208,15 +249,16 @@ fn values_that_cannot_be() {
         ("train.eval_every=0", ""),
         ("train.stop_at_accuracy=2.0", "train.stop_at_accuracy"),
         ("train.stop_at_accuracy=0.5", "train.stop_at_accuracy"),
-        ("model.selective=[\"D\"]", "model.selective"),
+        ("model.selective=[\"D\"]", "model.layer.mamba1.selective"),
         ("train.stop_after=0", "train.stop_after"),
         ("task.name=sorting", "task.name"),
         ("task.name=copying", "train.eval_batches"),
         ("output.dir=\"\"", "output.dir"),
     ] {
-        match set(assignment).unwrap().validate("a.toml") {
+        let mut config = TrainConfig::default();
+        match config.apply_override(assignment).and_then(|()| config.validate("a.toml")) {
             Ok(()) => assert_eq!(field, "", "{assignment}"),
-            Err(error) => assert_eq!((error.field.as_str(), error.file.as_str()), (field, "a.toml"), "{error}"),
+            Err(error) => assert_eq!(error.field, field, "{error}"),
         }
     }
 }
@@ -235,5 +277,5 @@ fn held_out_lengths_that_cannot_be() {
 fn the_model_follows_the_tokenizer() {
     let config = TrainConfig::default().model.resolve(&Tokenizer::byte()).unwrap();
     assert_eq!((config.vocab_size, config.padded_vocab_size(), config.eos_token_id), (259, 264, Some(257)));
-    eprintln!("{:?} parameters", config.parameter_count());
+    assert_eq!(LanguageModel::parameter_count(&config).unwrap(), 1_819_904);
 }

@@ -233,8 +233,7 @@ impl Chosen {
 
 /// Whether a checkpoint's model has the sizes of a config, or which setting differs.
 fn check_sizes(there: &model::ModelConfig, config: &TrainConfig) -> Result<(), String> {
-    let (there, here) = (ModelConfig::of(there), config.model.normal());
-    match here.differences(&there).first() {
+    match config.model.differences(&ModelConfig::of(there)).first() {
         None => Ok(()),
         Some((key, here, there)) => Err(format!(
             "its model has {key} = {there}, and this run's {key} = {here}; it is the checkpoint of another run"

@@ -27,7 +27,12 @@ fn every_task_has_the_papers_settings() {
         let config = TrainConfig::parse(kind.settings, kind.name).unwrap();
         config.validate(kind.name).unwrap();
         assert_eq!(config.task.name, kind.name);
-        assert_eq!((config.model.n_layer, config.model.d_model), (2, 64), "{}", kind.name);
+        assert_eq!(
+            (config.model.stack.model.n_layer.get(), config.model.stack.model.d_model.get()),
+            (2, 64),
+            "{}",
+            kind.name
+        );
         assert_eq!(open(&config.task).unwrap().unwrap().vocab_size(), 16, "{}", kind.name);
         assert!(config.differences(&config).unwrap().is_empty());
         let figures = kind.paper.models.iter().flat_map(|(_, figures)| *figures);

@@ -35,7 +35,9 @@ fn a_run_begins_from_the_weights_of_another() {
     assert!(bytes(one.path(), "model.safetensors") == bytes(two.path(), "model.safetensors"));
     let written = TrainConfig::load(&two.path().join("config.toml")).unwrap();
     assert_eq!(written.model.from, one.path().display().to_string());
-    assert_eq!((written.model.d_model, written.model.n_layer, written.model.gate), (24, 2, false));
+    let stack = &written.model.stack;
+    let mamba: &elapid::layers::mamba1::Settings = stack.named["mamba1"].layer.settings().unwrap();
+    assert_eq!((stack.model.d_model.get(), stack.model.n_layer.get(), mamba.gate), (24, 2, false));
 
     // It goes on without that model, by the settings that it wrote.
     let kept = one.path().join("model.safetensors");

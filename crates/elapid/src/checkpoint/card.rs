@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Mamba1Config, MixerConfig, ModelConfig};
+use crate::config::ModelConfig;
 
 /// The model card's name.
 pub(super) const CARD: &str = "README.md";
@@ -54,12 +54,6 @@ pub(super) fn is_ours(dir: &Path) -> bool {
     }
 }
 
-/// Whether `transformers` computes the same.
-fn is_portable(mixer: &Mamba1Config) -> bool {
-    let standard = Mamba1Config::new(1);
-    (mixer.rule, mixer.selective, mixer.gate) == (standard.rule, standard.selective, standard.gate) && mixer.dt_rank > 0
-}
-
 /// Writes the card.
 pub(super) fn write(
     card: &Card,
@@ -67,16 +61,16 @@ pub(super) fn write(
     parameters: u64,
     file: &mut BufWriter<File>,
 ) -> std::io::Result<()> {
-    let MixerConfig::Mamba1(mixer) = &config.mixer;
-    let portable = is_portable(mixer);
+    let portable = config.is_portable();
     let library = if portable { "transformers" } else { "elapid" };
     let task = if card.tokenizer { "pipeline_tag: text-generation\n" } else { "" };
-    let (layers, width, states, vocabulary) = (config.n_layer, config.d_model, mixer.d_state, config.vocab_size);
+    let (layers, width, vocabulary) = (config.n_layer(), config.d_model(), config.vocab_size);
+    let names = config.stack.model.layers.join(", ");
     write!(
         file,
         "---\nlibrary_name: {library}\n{task}tags:\n- mamba\n- state-space-model\n- elapid\n---\n\n{MARK}\n\n\
-         # Mamba-1, {parameters} parameters\n\n\
-         Layers: {layers}, width: {width}, states a channel: {states}, vocabulary: {vocabulary}.\n"
+         # {names}, {parameters} parameters\n\n\
+         Layers: {layers}, width: {width}, vocabulary: {vocabulary}.\n"
     )?;
     if let Some(training) = &card.training {
         write!(file, "\n## Training\n\n{}\n", training.trim())?;

@@ -142,7 +142,7 @@ fn assemble_indexed(
     let renaming = renaming(&headers);
     for (name, shard) in unseen {
         // Writers list a head that is the embedding, and store it once.
-        if config.tie_embeddings && renaming.apply(&name) == HEAD {
+        if config.stack.model.tie_embeddings && renaming.apply(&name) == HEAD {
             warnings.push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
             continue;
         }
@@ -207,7 +207,7 @@ fn put_together(
 
 /// A model whose head is its embedding may store it twice, if both are the same; one is then enough, under either name.
 fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
-    if !checkpoint.config.tie_embeddings {
+    if !checkpoint.config.stack.model.tie_embeddings {
         return Ok(());
     }
     let Some(head) = checkpoint.tensors.remove(HEAD) else { return Ok(()) };

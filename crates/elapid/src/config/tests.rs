@@ -2,6 +2,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::LanguageModel;
+use crate::layers::mamba1::{AInit, DtInit, Rule, Selective, Settings};
+use crate::ops::Discretisation;
+use crate::settings::{Auto, Count};
 
 const TINY: &str = include_str!("../../../../golden/mamba1-tiny/config.json");
 const UNTIED: &str = include_str!("../../../../golden/mamba1-untied/config.json");
@@ -24,14 +28,16 @@ fn with(text: &str, path: &str, value: Value) -> String {
     json.to_string()
 }
 
-fn mamba1(config: &ModelConfig) -> &Mamba1Config {
-    let MixerConfig::Mamba1(mixer) = &config.mixer;
-    mixer
+fn mamba1(config: &ModelConfig) -> &Settings {
+    config.stack.named["mamba1"].layer.settings().unwrap()
 }
 
-fn mamba1_mut(config: &mut ModelConfig) -> &mut Mamba1Config {
-    let MixerConfig::Mamba1(mixer) = &mut config.mixer;
-    mixer
+fn mamba1_mut(config: &mut ModelConfig) -> &mut Settings {
+    config.stack.settings_mut("mamba1").unwrap()
+}
+
+fn model(config: &ModelConfig) -> &ModelSettings {
+    &config.stack.model
 }
 
 fn round_trip(config: &ModelConfig) {
@@ -42,35 +48,25 @@ fn round_trip(config: &ModelConfig) {
 #[test]
 fn parse_hugging_face() {
     let tiny = parse(TINY);
-    let mixer = Mamba1Config { dt_rank: 3, ..Mamba1Config::new(48) };
-    assert_eq!(
-        tiny,
-        ModelConfig {
-            vocab_size: 64,
-            d_model: 48,
-            n_layer: 2,
-            mixer: MixerConfig::Mamba1(mixer),
-            initializer_range: 0.1,
-            rescale_prenorm_residual: false,
-            bos_token_id: Some(0),
-            eos_token_id: Some(0),
-            pad_token_id: Some(0),
-            ..ModelConfig::default()
-        }
-    );
+    // The rank, 3, is what "auto" is.
+    let mut wanted = ModelConfig { vocab_size: 64, ..ModelConfig::mamba1("48x2").unwrap() };
+    (wanted.bos_token_id, wanted.eos_token_id, wanted.pad_token_id) = (Some(0), Some(0), Some(0));
+    let settings = &mut wanted.stack.model;
+    (settings.initializer_range, settings.rescale_prenorm_residual) = (0.1, false);
+    assert_eq!(tiny, wanted);
     let untied = parse(UNTIED);
-    assert!(!untied.tie_embeddings && mamba1(&untied).proj_bias && mamba1(&untied).conv_bias);
+    assert!(!model(&untied).tie_embeddings && mamba1(&untied).proj_bias && mamba1(&untied).conv_bias);
     let mixer = mamba1(&untied);
-    assert_eq!((mixer.d_state, mixer.d_conv, mixer.expand, mixer.dt_rank), (8, 3, 3, 5));
-    assert_eq!((untied.vocab_size, untied.padded_vocab_size(), mixer.d_inner(untied.d_model)), (50, 50, 120));
+    assert_eq!((mixer.d_state.get(), mixer.d_conv.get(), mixer.expand.get(), mixer.dt_rank(40)), (8, 3, 3, 5));
+    assert_eq!((untied.vocab_size, untied.padded_vocab_size(), mixer.d_inner(untied.d_model())), (50, 50, 120));
 }
 
 #[test]
 fn parse_hugging_face_defaults() {
     let config = parse(r#"{"model_type": "mamba"}"#);
-    assert_eq!((config.d_model, config.n_layer, config.vocab_size), (768, 32, 50280));
-    assert_eq!(mamba1(&config), &Mamba1Config::new(768));
-    assert_eq!((config.initializer_range, config.rescale_prenorm_residual), (0.1, false));
+    assert_eq!((config.d_model(), config.n_layer(), config.vocab_size), (768, 32, 50280));
+    assert_eq!(mamba1(&config), &Settings::default());
+    assert_eq!((model(&config).initializer_range, model(&config).rescale_prenorm_residual), (0.1, false));
 }
 
 /// The files of the published models carry keys of both layouts, and `intermediate_size` is what the weights have.
@@ -80,11 +76,11 @@ fn parse_keys_of_both_layouts() {
         "fused_add_norm": true, "hidden_act": "silu", "hidden_size": 768, "intermediate_size": 1536, "rms_norm": true,
         "model_type": "mamba", "num_hidden_layers": 24, "pad_vocab_size_multiple": 8, "ssm_cfg": {},
         "time_step_rank": "auto", "torch_dtype": "float32", "vocab_size": 50280, "time_step_limit": [0.0, Infinity]}"#;
-    assert_eq!(parse(text).parameter_count(), Some(129_135_360));
+    assert_eq!(LanguageModel::parameter_count(&parse(text)).unwrap(), 129_135_360);
     let wide = parse(&text.replace("Infinity", "1e99").replace(r#""expand": 2"#, r#""expand": 16"#));
-    assert_eq!((mamba1(&wide).expand, mamba1(&wide).d_inner), (2, None));
+    assert_eq!((mamba1(&wide).expand.get(), mamba1(&wide).d_inner), (2, Auto::Auto));
     let (odd, warnings) = ModelConfig::parse(&text.replace("1536", "1000"), "f").unwrap();
-    assert_eq!((mamba1(&odd).d_inner, warnings.len()), (Some(1000), 0));
+    assert_eq!((mamba1(&odd).d_inner, warnings.len()), (Auto::Is(Size::new(1000)), 0));
     parse(&text.replace("Infinity", r#"{"__float__": "Infinity"}"#));
     for (from, to, field) in [
         (r#""n_layer": 24"#, r#""n_layer": 23"#, "`n_layer`: wanted 24, as `num_hidden_layers` says, got 23"),
@@ -99,7 +95,7 @@ fn parse_keys_of_both_layouts() {
 /// Names that other writers have for the same things.
 #[test]
 fn synonyms_are_read() {
-    let eps = |key: &str, text: &str| parse(&with(text, key, json!(0.5))).norm_eps;
+    let eps = |key: &str, text: &str| model(&parse(&with(text, key, json!(0.5)))).norm_eps;
     let bare = {
         let mut json: Value = serde_json::from_str(TINY).unwrap();
         for key in ["layer_norm_epsilon", "hidden_act", "num_hidden_layers", "state_size", "time_step_rank"] {
@@ -118,9 +114,9 @@ fn synonyms_are_read() {
         parse(&with(&bare, key, json!(value)));
     }
     let config = parse(&with(&with(&with(&bare, "n_layers", json!(5)), "d_state", json!(6)), "dt_rank", json!(7)));
-    assert_eq!((config.n_layer, mamba1(&config).d_state, mamba1(&config).dt_rank), (5, 6, 7));
+    assert_eq!((config.n_layer(), mamba1(&config).d_state.get(), mamba1(&config).dt_rank(48)), (5, 6, 7));
     let config = parse(&with(&bare, "norm_eps", Value::Null));
-    assert_eq!(config.norm_eps, 1e-5);
+    assert_eq!(model(&config).norm_eps, 1e-5);
     // The same value twice is no contradiction; another one is.
     parse(&with(&with(TINY, "norm_eps", json!(1e-5)), "activation", json!("swish")));
     let error = ModelConfig::parse(&with(TINY, "norm_eps", json!(0.5)), "f").unwrap_err().to_string();
@@ -217,9 +213,9 @@ fn parse_original() {
     let text = with(&with(&text, "tie_embeddings", json!(false)), "vocab_size", json!(100));
     let config = parse(&text);
     let mixer = mamba1(&config);
-    assert_eq!((mixer.d_state, mixer.dt_rank, mixer.proj_bias, mixer.conv_bias), (8, 48, true, false));
+    assert_eq!((mixer.d_state.get(), mixer.dt_rank(768), mixer.proj_bias, mixer.conv_bias), (8, 48, true, false));
     assert_eq!((mixer.dt_init, mixer.dt_min), (DtInit::Constant, 0.01));
-    assert_eq!((config.tie_embeddings, config.padded_vocab_size(), config.eos_token_id), (false, 104, None));
+    assert_eq!((model(&config).tie_embeddings, config.padded_vocab_size(), config.eos_token_id), (false, 104, None));
 }
 
 /// Totals as published, from the shapes of the published weights.
@@ -233,14 +229,17 @@ fn parameter_count() {
         ("2.8b", 2_768_345_600),
     ];
     for (name, total) in totals {
-        assert_eq!(ModelConfig::mamba1(name).unwrap().parameter_count(), Some(total), "{name}");
+        assert_eq!(LanguageModel::parameter_count(&ModelConfig::mamba1(name).unwrap()).unwrap(), total, "{name}");
     }
 }
 
 #[test]
 fn mamba1_by_name() {
     let config = ModelConfig::mamba1("256x8").unwrap();
-    assert_eq!((config.d_model, config.n_layer, config.vocab_size, mamba1(&config).dt_rank), (256, 8, 256, 16));
+    assert_eq!(
+        (config.d_model(), config.n_layer(), config.vocab_size, mamba1(&config).dt_rank(256)),
+        (256, 8, 256, 16)
+    );
     for name in
         ["", "x", "256x", "x8", "0x8", "8x0", "-1x2", "131m", "99999999999999999999x1", "18446744073709551615x1"]
     {
@@ -257,12 +256,13 @@ fn round_trips() {
     }
     for d_inner in [256, 100, 128, 384] {
         let mut config = ModelConfig::default();
-        mamba1_mut(&mut config).d_inner = Some(d_inner);
+        mamba1_mut(&mut config).d_inner = Auto::Is(Size::new(d_inner));
         round_trip(&config);
     }
     for rule in Discretisation::ALL {
-        let mut config = ModelConfig { vocab_size: 50277, pad_vocab_size_multiple: 8, ..ModelConfig::default() };
-        (mamba1_mut(&mut config).rule, mamba1_mut(&mut config).expand) = (rule, 3);
+        let mut config = ModelConfig { vocab_size: 50277, ..ModelConfig::default() };
+        config.stack.model.pad_vocab_multiple = Size::new(8);
+        (mamba1_mut(&mut config).discretisation, mamba1_mut(&mut config).expand) = (Rule(rule), Size::new(3));
         assert_eq!(config.to_hf_json()["vocab_size"], 50280);
         round_trip(&config);
     }
@@ -280,10 +280,11 @@ fn numbers_are_written_as_people_write_them() {
 /// With its own field set, transformers 5.23 rescales `out_proj` on every load.
 #[test]
 fn transformers_is_not_told_to_rescale() {
-    let config = ModelConfig { rescale_prenorm_residual: true, ..ModelConfig::default() };
+    let config = ModelConfig::default();
+    assert!(model(&config).rescale_prenorm_residual);
     let json = config.to_hf_json();
     assert_eq!(
-        (&json["rescale_prenorm_residual"], &json["elapid"]["rescale_prenorm_residual"]),
+        (&json["rescale_prenorm_residual"], &json["elapid"]["model"]["rescale_prenorm_residual"]),
         (&json!(false), &json!(true))
     );
     round_trip(&config);
@@ -291,10 +292,11 @@ fn transformers_is_not_told_to_rescale() {
 
 #[test]
 fn own_keys_that_contradict_are_warned_of() {
-    let config = ModelConfig { vocab_size: 50, pad_vocab_size_multiple: 8, ..ModelConfig::default() };
+    let mut config = ModelConfig { vocab_size: 50, ..ModelConfig::default() };
+    config.stack.model.pad_vocab_multiple = Size::new(8);
     let text = with(&config.to_hf_json().to_string(), "vocab_size", json!(60));
     let (config, warnings) = ModelConfig::parse(&text, "f").unwrap();
-    assert_eq!((config.vocab_size, config.pad_vocab_size_multiple, warnings.len()), (60, 1, 1));
+    assert_eq!((config.vocab_size, model(&config).pad_vocab_multiple.get(), warnings.len()), (60, 1, 1));
 }
 
 #[test]
@@ -388,28 +390,39 @@ fn ablations_that_are_wrong_are_named() {
 }
 
 #[test]
-fn validate_finds_overflow() {
-    let huge = usize::MAX / 2;
-    let break_it: [fn(&mut ModelConfig, usize); 7] = [
-        |c, x| c.vocab_size = x,
-        |c, x| c.d_model = x,
-        |c, x| c.pad_vocab_size_multiple = x,
-        |c, x| mamba1_mut(c).d_state = x,
-        |c, x| mamba1_mut(c).expand = x,
-        |c, x| mamba1_mut(c).dt_rank = x,
-        |c, x| mamba1_mut(c).d_inner = Some(x),
+fn sizes_beyond_memory_are_found_without_memory() {
+    let largest = Size::new(usize::MAX);
+    let break_it: [fn(&mut ModelConfig, Size); 3] = [
+        |c, x| (c.stack.model.d_model, c.vocab_size) = (x, x.get()),
+        |c, x| (c.stack.model.d_model, mamba1_mut(c).expand) = (x, x),
+        |c, x| (mamba1_mut(c).d_state, mamba1_mut(c).d_inner) = (x, Auto::Is(x)),
     ];
     for change in break_it {
-        for size in [huge, usize::MAX, 1 << 62] {
-            let mut config = ModelConfig::default();
-            change(&mut config, size);
-            config.validate().unwrap_err();
-        }
         let mut config = ModelConfig::default();
-        change(&mut config, 0);
-        // No rank is no step-size projection.
-        assert_eq!(config.validate().is_ok(), mamba1_mut(&mut config).dt_rank == 0);
+        change(&mut config, largest);
+        config.validate().unwrap();
+        let bytes = LanguageModel::parameter_count(&config).map(|count| 4 * u128::from(count));
+        assert!(bytes.is_err() || bytes.is_ok_and(|bytes| bytes > 1 << 40));
     }
+    let config = ModelConfig { vocab_size: usize::MAX, ..ModelConfig::default() };
+    config.validate().unwrap_err();
+}
+
+/// A model that no format of others can say is written in elapid's own schema alone.
+#[test]
+fn a_stack_of_ones_own_is_written_and_read() {
+    let mut config = ModelConfig { vocab_size: 300, bos_token_id: Some(3), ..ModelConfig::default() };
+    config.stack.model.layers = vec!["near".into(), "mamba1".into()];
+    let placement = Placement { place: Place::Output, scale: 0.5, share: true, ..Placement::default() };
+    let layer = crate::layers::LayerConfig::mamba1(Settings { d_state: Size::new(3), ..Settings::default() });
+    config.stack.named.insert("near".into(), Named { layer, placement });
+    let json = config.to_hf_json();
+    assert_eq!(json["model_type"], "elapid");
+    assert!(!config.is_portable() && ModelConfig::default().is_portable());
+    round_trip(&config);
+    let broken = with(&json.to_string(), "elapid", json!({"vocab_size": 300, "model": {"d_modell": 4}}));
+    let error = ModelConfig::parse(&broken, "f").unwrap_err().to_string();
+    assert!(error.contains("`elapid.model.d_modell`: there is no such setting"), "{error}");
 }
 
 proptest! {
@@ -427,8 +440,13 @@ proptest! {
             let x = f32::from_bits(reals[i]).abs();
             if x.is_finite() && x > 0.0 { x } else { or }
         };
-        let mixer = Mamba1Config {
-            d_state, d_conv, expand, d_inner, dt_rank, gate,
+        let mixer = Settings {
+            d_state: Size::new(d_state),
+            d_conv: Size::new(d_conv),
+            expand: Size::new(expand),
+            d_inner: d_inner.map_or(Auto::Auto, |n| Auto::Is(Size::new(n))),
+            dt_rank: Auto::Is(Count::new(dt_rank)),
+            gate,
             selective: Selective { delta: selective[0], b: selective[1], c: selective[2] },
             a_init: AInit::ALL[a_init],
             conv_bias: bits[0],
@@ -438,22 +456,21 @@ proptest! {
             dt_init_floor: real(2, 1e-4),
             dt_scale: real(3, 1.0),
             dt_init: if bits[2] { DtInit::Random } else { DtInit::Constant },
-            rule: Discretisation::ALL[rule],
+            discretisation: Rule(Discretisation::ALL[rule]),
         };
-        let config = ModelConfig {
+        let mut config = ModelConfig {
             vocab_size: vocab,
-            pad_vocab_size_multiple: multiple,
-            d_model, n_layer,
-            mixer: MixerConfig::Mamba1(mixer),
-            norm_eps: real(2, 1e-5),
-            tie_embeddings: bits[3],
-            residual_in_fp32: bits[4],
-            initializer_range: real(3, 0.02),
-            rescale_prenorm_residual: bits[5],
             bos_token_id: None,
             eos_token_id: Some(vocab as u32 - 1),
             pad_token_id: bits[0].then_some(0),
+            ..ModelConfig::default()
         };
+        *mamba1_mut(&mut config) = mixer;
+        let settings = &mut config.stack.model;
+        (settings.d_model, settings.n_layer) = (Size::new(d_model), Size::new(n_layer));
+        (settings.pad_vocab_multiple, settings.norm_eps) = (Size::new(multiple), real(2, 1e-5));
+        (settings.tie_embeddings, settings.rescale_prenorm_residual) = (bits[3], bits[5]);
+        settings.initializer_range = real(3, 0.02);
         round_trip(&config);
     }
 

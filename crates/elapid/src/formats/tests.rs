@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 
 use super::names::Config;
 use super::stored::{Stored, StoredError};
-use super::{LAYOUTS, Layout};
+use super::{FORMATS, Format};
 
 /// Shape and bytes of every tensor of a file.
 type File = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
-fn layout(config: &Map<String, Value>) -> &'static Layout {
-    LAYOUTS.iter().find(|layout| config["model_type"] == layout.model_type).unwrap()
+fn layout(config: &Map<String, Value>) -> &'static Format {
+    FORMATS.iter().find(|layout| config["model_type"] == layout.model_type).unwrap()
 }
 
 fn object(text: &str) -> Map<String, Value> {
@@ -76,7 +76,7 @@ fn fixtures() -> Vec<Fixture> {
 #[test]
 fn every_tensor_of_every_format_has_its_place() {
     let fixtures = fixtures();
-    for layout in LAYOUTS {
+    for layout in FORMATS {
         let known = |(_, config, _): &Fixture| config["model_type"] == layout.model_type;
         assert!(fixtures.iter().any(known), "no fixture of {}", layout.model_type);
     }

@@ -8,7 +8,7 @@ use elapid_kernels::mamba1_step::cuda as kernel;
 use elapid_kernels::selective_scan::Discretisation;
 
 use super::FusedStep;
-use crate::layers::{Mamba1, Mamba1Source as Source};
+use crate::layers::mamba1::{Mamba1, Source};
 use crate::lm::LanguageModel;
 use crate::params::{ParamId, Params};
 use crate::state::{LayerState, State};
@@ -49,7 +49,7 @@ pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> R
         embedding: value(model.embedding()).mat(),
         norm: value(norm_f).flat(),
         head: value(model.head()).mat(),
-        eps: model.config().norm_eps,
+        eps: model.config().stack.model.norm_eps,
     };
     Ok(Some(Box::new(kernel::Step::new(gpu, dims, &whole, ids)?)))
 }

@@ -10,18 +10,158 @@
 //!
 //! The official code is `mamba_ssm/modules/mamba_simple.py`.
 
-use elapid_kernels::selective_scan::Discretisation;
+use std::fmt;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::autograd::Var;
-use crate::config::{AInit, DtInit, Mamba1Config, ModelConfig};
-use crate::layer::{Cost, Layer};
+use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{ScanArgs, causal_conv1d, neg_exp, repeat, selective_scan};
-use crate::params::{Bias, Draw, Init, ParamBuilder, ParamId, Traits};
+use crate::ops::{Discretisation, ScanArgs, causal_conv1d, neg_exp, repeat, selective_scan};
+use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
+use crate::settings::{Auto, Count, Problem, Size};
 use crate::state::{LayerState, StateSpec};
 use crate::trace::DELTA;
 use crate::{Error, Result, Tensor};
+
+crate::settings! {
+    /// A Mamba block: the selective scan S6 with a diagonal state per channel, gated.
+    pub struct Settings {
+        /// State elements per channel: the N of the paper.
+        d_state: Size = Size::new(16),
+        /// Taps of the causal convolution, the current position among them.
+        d_conv: Size = Size::new(4),
+        /// Channels inside a block, in units of d_model, ...
+        expand: Size = Size::new(2),
+        /// ... or their number; "auto" is expand * d_model.
+        d_inner: Auto<Size> = Auto::Auto,
+        /// Rank of the projection that makes the step sizes, or "auto" for d_model / 16, rounded up. 0: constants.
+        dt_rank: Auto<Count> = Auto::Auto,
+        /// Which of Δ, B and C depend on the input; the others are learned constants. [] is a time-invariant system.
+        selective: Selective = Selective::default(),
+        /// How A is initialised: "arange", -(n + 1) for n from 0; "half", -1/2; "exp-normal", -exp(x) with normal x.
+        @init a_init: AInit = AInit::Arange,
+        /// Whether the scan's output is multiplied by silu(z), z a projection of the block's input.
+        gate: bool = true,
+        /// Whether the convolution has a bias.
+        conv_bias: bool = true,
+        /// Whether the projections in and out of a block have one.
+        proj_bias: bool = false,
+        /// Initial step sizes are log-uniform from this ...
+        @init dt_min: f32 = 1e-3,
+        /// ... to this, ...
+        @init dt_max: f32 = 0.1,
+        /// ... and raised to this.
+        @init dt_init_floor: f32 = 1e-4,
+        /// Scale of the initial step-size projection, in units of dt_rank^-1/2, ...
+        @init dt_scale: f32 = 1.0,
+        /// ... which is "random" (uniform) or "constant".
+        @init dt_init: DtInit = DtInit::Random,
+        /// How the continuous system becomes a recurrence: "exp-euler" (the released models), "zoh" or "bilinear".
+        discretisation: Rule = Rule::default(),
+    }
+}
+
+/// Which of Δ, B and C are functions of the input; the others are parameters (Mamba, table 7; none: an LTI system).
+///
+/// A constant B or C is one vector `[n]` for all channels, as a selective one is at every position. In files it is a list of
+/// names, `["delta", "B", "C"]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Selective {
+    /// Δ, the step sizes.
+    pub delta: bool,
+    /// B, what enters the state.
+    pub b: bool,
+    /// C, what is read from it.
+    pub c: bool,
+}
+
+impl Default for Selective {
+    fn default() -> Self {
+        Self { delta: true, b: true, c: true }
+    }
+}
+
+impl Serialize for Selective {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let all = [("delta", self.delta), ("B", self.b), ("C", self.c)];
+        serializer.collect_seq(all.into_iter().filter(|(_, selective)| *selective).map(|(name, _)| name))
+    }
+}
+
+impl<'de> Deserialize<'de> for Selective {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut selective = Self { delta: false, b: false, c: false };
+        for name in Vec::<String>::deserialize(deserializer)? {
+            match name.as_str() {
+                "delta" => selective.delta = true,
+                "B" => selective.b = true,
+                "C" => selective.c = true,
+                _ => {
+                    return Err(D::Error::custom(format!(
+                        "wanted a list of some of \"delta\", \"B\", \"C\", got \"{name}\""
+                    )));
+                }
+            }
+        }
+        Ok(selective)
+    }
+}
+
+/// How A is initialised, the same in every channel but for the last (Mamba, table 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AInit {
+    /// A_n = -(n + 1), as S4D-real.
+    #[default]
+    Arange,
+    /// A_n = -1/2.
+    Half,
+    /// A_n = -exp(x), x normal.
+    ExpNormal,
+}
+
+impl AInit {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Arange, Self::Half, Self::ExpNormal];
+}
+
+/// How the weights of the step-size projection are initialised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DtInit {
+    /// Uniform in plus or minus `dt_scale * dt_rank^-1/2`.
+    #[default]
+    Random,
+    /// All `dt_scale * dt_rank^-1/2`.
+    Constant,
+}
+
+/// How the continuous system becomes a recurrence; in files by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rule(pub Discretisation);
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let wanted = || Discretisation::ALL.map(Discretisation::name).join(", ");
+        name.parse().map(Self).map_err(|_| D::Error::custom(format!("wanted one of {}, got \"{name}\"", wanted())))
+    }
+}
 
 /// The parameters and sizes of one Mamba block.
 #[derive(Debug)]
@@ -59,34 +199,53 @@ pub(crate) enum Source {
     Constant(ParamId),
 }
 
-impl Mamba1 {
-    /// The block of `config`.
-    ///
-    /// # Errors
-    /// If the source of parameters lacks one.
-    pub fn new(config: &ModelConfig, mamba: &Mamba1Config, p: &mut ParamBuilder<'_>) -> Result<Self> {
-        let (d, ed) = (config.d_model, mamba.d_inner(config.d_model));
-        let (n, k, r) = (mamba.d_state, mamba.d_conv, mamba.delta_rank());
-        let selective = mamba.selective;
-        let bound = 1.0 / (ed as f32).sqrt();
-        let rescaled = if config.rescale_prenorm_residual { bound / (config.n_layer as f32).sqrt() } else { bound };
-        let halves = if mamba.gate { 2 } else { 1 };
-        let in_proj = p.linear("in_proj", [halves * ed, d], &Init::fan_in(d), Bias::zeros(mamba.proj_bias))?;
+impl Settings {
+    /// Number of channels.
+    pub fn d_inner(&self, d_model: usize) -> usize {
+        self.d_inner.map_or(self.expand.get() * d_model, Size::get)
+    }
+
+    /// Rank of the projection that makes the step sizes; 0 if they are constants.
+    pub fn delta_rank(&self, d_model: usize) -> usize {
+        if self.selective.delta { self.dt_rank(d_model) } else { 0 }
+    }
+
+    /// The setting `dt_rank`.
+    pub fn dt_rank(&self, d_model: usize) -> usize {
+        self.dt_rank.map_or(d_model.div_ceil(16), Count::get)
+    }
+
+    pub(super) fn check(&self, _at: &At<'_>) -> Result<(), Problem> {
+        let positive = [("dt_min", self.dt_min), ("dt_max", self.dt_max), ("dt_scale", self.dt_scale)];
+        positive.into_iter().try_for_each(|(field, x)| Problem::unless_positive(field, x))?;
+        Problem::unless_not_negative("dt_init_floor", self.dt_init_floor)?;
+        if self.dt_min > self.dt_max {
+            let wanted = format!("at most the largest step size, {}", self.dt_max);
+            return Err(Problem::value("dt_min", wanted, self.dt_min));
+        }
+        Ok(())
+    }
+
+    pub(super) fn build(&self, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Mamba1> {
+        let (d, ed, n, k) = (at.d_model, self.d_inner(at.d_model), self.d_state.get(), self.d_conv.get());
+        let (r, selective) = (self.delta_rank(d), self.selective);
+        let halves = if self.gate { 2 } else { 1 };
+        let in_proj = p.linear("in_proj", [halves * ed, d], &Init::fan_in(d), Bias::zeros(self.proj_bias))?;
         let taps = p.param("conv1d.weight", &[ed, 1, k], &Init::fan_in(k), Traits::TAPS)?;
-        let conv_bias = match mamba.conv_bias {
+        let conv_bias = match self.conv_bias {
             true => Some(p.param("conv1d.bias", &[ed], &Init::fan_in(k), Traits::VECTOR)?),
             false => None,
         };
-        let out_proj = p.linear("out_proj", [d, ed], &Init::Uniform(rescaled), Bias::zeros(mamba.proj_bias))?;
+        let out_proj = p.linear("out_proj", [d, ed], &at.into_stream(ed), Bias::zeros(self.proj_bias))?;
         let x_proj = match r + n * (usize::from(selective.b) + usize::from(selective.c)) {
             0 => None,
             rows => Some(p.linear("x_proj", [rows, ed], &Init::fan_in(ed), Bias::No)?),
         };
         let dt_proj = match r {
             0 => None,
-            r => Some(p.linear("dt_proj", [ed, r], &dt_weight(mamba), Bias::No)?),
+            r => Some(p.linear("dt_proj", [ed, r], &self.dt_weight(r), Bias::No)?),
         };
-        let dt_bias = p.param("dt_proj.bias", &[ed], &dt_bias(mamba), Traits::VECTOR)?;
+        let dt_bias = p.param("dt_proj.bias", &[ed], &self.dt_bias(), Traits::VECTOR)?;
         // As S4D begins (Gu et al. 2022): B = 1, C normal.
         let b = match selective.b {
             true => Source::Columns(r),
@@ -96,13 +255,13 @@ impl Mamba1 {
             true => Source::Columns(r + if selective.b { n } else { 0 }),
             false => Source::Constant(p.param("C", &[n], &Init::Normal(1.0), Traits::VECTOR)?),
         };
-        Ok(Self {
+        Ok(Mamba1 {
             d_model: d,
             d_inner: ed,
             d_state: n,
             d_conv: k,
             dt_rank: r,
-            rule: mamba.rule,
+            rule: self.discretisation.0,
             in_proj,
             conv1d: (taps, conv_bias),
             x_proj,
@@ -110,38 +269,47 @@ impl Mamba1 {
             dt_bias,
             b,
             c,
-            gate: mamba.gate,
-            a_log: p.param("A_log", &[ed, n], &a_log(mamba.a_init), Traits::PRECISE)?,
+            gate: self.gate,
+            a_log: p.param("A_log", &[ed, n], &self.a_log(), Traits::PRECISE)?,
             d: p.param("D", &[ed], &Init::Constant(1.0), Traits::PRECISE)?,
             out_proj,
         })
     }
-}
 
-/// ln 1, ln 2, … ln n in every row, so that A_n = -n (S4D-real), and the other initialisations of table 8.
-fn a_log(init: AInit) -> Init {
-    match init {
-        AInit::Arange => Init::drawn(|_, _, n| ((n + 1) as f32).ln()),
-        AInit::Half => Init::Constant(0.5f32.ln()),
-        AInit::ExpNormal => Init::Normal(1.0),
+    /// ln 1, ln 2, … ln n in every row, so that A_n = -n (S4D-real), and the other initialisations of table 8.
+    fn a_log(&self) -> Init {
+        match self.a_init {
+            AInit::Arange => Init::drawn(|_, _, n| ((n + 1) as f32).ln()),
+            AInit::Half => Init::Constant(0.5f32.ln()),
+            AInit::ExpNormal => Init::Normal(1.0),
+        }
     }
-}
 
-fn dt_weight(mamba: &Mamba1Config) -> Init {
-    let std = (mamba.delta_rank() as f32).powf(-0.5) * mamba.dt_scale;
-    match mamba.dt_init {
-        DtInit::Random => Init::Uniform(std),
-        DtInit::Constant => Init::Constant(std),
+    fn dt_weight(&self, r: usize) -> Init {
+        let std = (r as f32).powf(-0.5) * self.dt_scale;
+        match self.dt_init {
+            DtInit::Random => Init::Uniform(std),
+            DtInit::Constant => Init::Constant(std),
+        }
     }
-}
 
-/// softplus⁻¹(Δ) with Δ log-uniform in dt_min to dt_max, at least dt_init_floor.
-fn dt_bias(mamba: &Mamba1Config) -> Init {
-    let (min, max, floor) = (mamba.dt_min, mamba.dt_max, mamba.dt_init_floor);
-    Init::drawn(move |draw: &mut Draw, _, _| {
-        let dt = (draw.uniform() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
-        dt + (-(-dt).exp_m1()).ln()
-    })
+    /// softplus⁻¹(Δ) with Δ log-uniform in dt_min to dt_max, at least dt_init_floor.
+    fn dt_bias(&self) -> Init {
+        let (min, max, floor) = (self.dt_min, self.dt_max, self.dt_init_floor);
+        Init::drawn(move |draw, _, _| {
+            let dt = (draw.uniform() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
+            dt + (-(-dt).exp_m1()).ln()
+        })
+    }
+
+    /// For the tests that every layer runs.
+    pub(super) fn small() -> Vec<Self> {
+        let plain = Self { d_state: Size::new(4), ..Self::default() };
+        let lti = Selective { delta: false, b: false, c: false };
+        let rule = Rule(Discretisation::Zoh);
+        let constant = Self { selective: lti, gate: false, proj_bias: true, discretisation: rule, ..plain.clone() };
+        vec![plain, constant]
+    }
 }
 
 impl Layer for Mamba1 {

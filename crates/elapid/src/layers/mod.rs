@@ -1,23 +1,102 @@
-//! The registry of layers: one file a family.
+//! The registry of layers: a file a family, a line here each.
+//!
+//! A layer's file has its `Settings` (documentation, defaults, `check`, `build`, `small` for the tests that every layer
+//! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
-mod mamba1;
+pub mod mamba1;
 
+use std::any::Any;
 use std::sync::Arc;
 
+use toml::Spanned;
+use toml::de::DeValue;
+
 pub use mamba1::Mamba1;
-pub(crate) use mamba1::Source as Mamba1Source;
 
 use crate::Result;
-use crate::config::{MixerConfig, ModelConfig};
-use crate::layer::Layer;
+use crate::layer::{At, Layer};
 use crate::params::ParamBuilder;
+use crate::settings::{self, Field, Problem, Settings as _};
 
-/// The layer that a configuration asks for.
-///
-/// # Errors
-/// If the source of parameters lacks one.
-pub fn build(config: &ModelConfig, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>> {
-    match &config.mixer {
-        MixerConfig::Mamba1(mamba) => Ok(Arc::new(Mamba1::new(config, mamba, p)?)),
-    }
+macro_rules! layers {
+    ($($kind:ident),+ $(,)?) => {
+        /// The settings of a layer.
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(non_camel_case_types, missing_docs, reason = "variants are the kinds, as files name them")]
+        pub enum LayerConfig { $( $kind($kind::Settings) ),+ }
+
+        /// The kinds of layers.
+        pub const KINDS: &[&str] = &[$( stringify!($kind) ),+];
+
+        impl LayerConfig {
+            /// The default settings of a kind; none if there is no such kind.
+            pub fn of(kind: &str) -> Option<Self> {
+                match kind {
+                    $( stringify!($kind) => Some(Self::$kind($kind::Settings::default())), )+
+                    _ => None,
+                }
+            }
+
+            /// Small settings of every kind, for tests that run over all layers.
+            pub fn small() -> Vec<Self> {
+                let mut all = Vec::new();
+                $( all.extend($kind::Settings::small().into_iter().map(Self::$kind)); )+
+                all
+            }
+
+            /// Reads the settings of a kind from the table at `path`; none if there is no such kind.
+            ///
+            /// # Errors
+            /// As [`settings::read`].
+            pub fn read(kind: &str, path: &str, value: Spanned<DeValue<'_>>) -> Option<Result<Self, Problem>> {
+                match kind {
+                    $( stringify!($kind) => Some(settings::read(path, value).map(Self::$kind)), )+
+                    _ => None,
+                }
+            }
+
+            /// The settings themselves, if they are of this type.
+            pub fn settings<S: Any>(&self) -> Option<&S> {
+                match self { $( Self::$kind(settings) => (settings as &dyn Any).downcast_ref(), )+ }
+            }
+
+            /// The settings themselves, to change.
+            pub fn settings_mut<S: Any>(&mut self) -> Option<&mut S> {
+                match self { $( Self::$kind(settings) => (settings as &mut dyn Any).downcast_mut(), )+ }
+            }
+
+            /// Its kind.
+            pub fn kind(&self) -> &'static str {
+                match self { $( Self::$kind(_) => stringify!($kind), )+ }
+            }
+
+            /// The fields of its settings.
+            pub fn fields(&self) -> &'static [Field] {
+                match self { $( Self::$kind(_) => $kind::Settings::FIELDS, )+ }
+            }
+
+            /// Their values as TOML.
+            pub fn values(&self) -> Vec<String> {
+                match self { $( Self::$kind(settings) => settings.values(), )+ }
+            }
+
+            /// Checks what the types of the settings do not.
+            ///
+            /// # Errors
+            /// The first setting whose value cannot be.
+            pub fn check(&self, at: &At<'_>) -> Result<(), Problem> {
+                match self { $( Self::$kind(settings) => settings.check(at), )+ }
+            }
+
+            /// The layer, its parameters under the builder's prefix.
+            ///
+            /// # Errors
+            /// If the source of parameters lacks one.
+            pub fn build(&self, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>> {
+                match self { $( Self::$kind(settings) => Ok(Arc::new(settings.build(at, p)?)), )+ }
+            }
+        }
+    };
 }
+
+layers! { mamba1 }

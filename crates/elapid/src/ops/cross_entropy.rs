@@ -77,17 +77,21 @@ impl<'a> From<&'a Vec<i32>> for Targets<'a> {
 
 /// -log softmax(h Wᵀ) at the target, h `[.. d]`, W `[v d]`; negative targets do not count.
 ///
-/// The logits of a block of rows exist at a time, never all. Under a tape the gradients are computed in the same pass,
+/// Logits z become c tanh(z / c) with the `softcap` c, unless that is 0. The logits of a block of rows exist at a time, never all. Under a tape the gradients are computed in the same pass,
 /// while the block's logits are there.
 ///
 /// # Errors
-/// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range.
-pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>) -> Result<Loss> {
+/// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range; if logits are capped on a
+/// GPU.
+pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>, softcap: f32) -> Result<Loss> {
     let Targets { ids, smoothing } = targets.into();
+    if softcap != 0.0 {
+        super::place::on_cpu("cross_entropy with a soft cap", h)?;
+    }
     let (loss, saved) = match (h.value().gpu(), ids) {
-        (None, TargetIds::Host(targets)) => on_cpu(h, weight, targets, smoothing)?,
+        (None, TargetIds::Host(targets)) => on_cpu(h, weight, targets, (smoothing, softcap))?,
         (None, TargetIds::Device(_)) => {
-            return Err(Error::Argument("targets on a GPU for a loss on the processor".into()));
+            return Err(Error::Argument("targets on a GPU for a loss on the CPU".into()));
         }
         (Some(gpu), TargetIds::Device(targets)) => on_cuda(gpu, h, weight, &targets, smoothing)?,
         (Some(gpu), TargetIds::Host(targets)) => {
@@ -117,9 +121,9 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>)
 /// The loss, and with a tape the gradients of its mean by h and W.
 type Computed = (Loss, Option<(Tensor, Tensor)>);
 
-fn on_cpu(h: &Var, weight: &Var, targets: &[i32], smoothing: f32) -> Result<Computed> {
+fn on_cpu(h: &Var, weight: &Var, targets: &[i32], (smoothing, softcap): (f32, f32)) -> Result<Computed> {
     let count = targets.iter().filter(|&&target| target >= 0).count();
-    let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets, smoothing };
+    let args = kernel::Args { h: h.value().rows(), w: weight.value().rows(), targets, smoothing, softcap };
     let mut nll = elapid_kernels::zeros(targets.len())?;
     let scale = 1.0 / count.max(1) as f32;
     let recorded = h.wants_grad() || weight.wants_grad();

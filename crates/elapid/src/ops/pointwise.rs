@@ -70,3 +70,29 @@ pub fn add_constant(x: &Var, c: f32) -> Result<Var> {
     });
     Ok(y)
 }
+
+/// y = α x; x itself if α is 1.
+///
+/// # Errors
+/// If α is not 1 and x is not on the CPU.
+pub fn scaled(x: &Var, alpha: f32) -> Result<Var> {
+    if alpha == 1.0 {
+        return Ok(x.clone());
+    }
+    on_cpu("pointwise", x)?;
+    let y = Tensor::filled(x.shape(), |y| kernel::add_scaled(alpha, x.value().rows(), None, y))?;
+    let kept = x.without_numbers();
+    let [y] = record(&[x], [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        grads.write([Want::Set(&kept)], |[dx]| kernel::add_scaled(alpha, dy.rows(), None, dx))
+    });
+    Ok(y)
+}
+
+/// y = c tanh(x / c) (Gemma 2, arXiv 2408.00118, section 2); x itself if c is 0.
+///
+/// # Errors
+/// If c is not 0 and x is not on the CPU.
+pub fn soft_cap(x: &Var, c: f32) -> Result<Var> {
+    if c == 0.0 { Ok(x.clone()) } else { scaled(&map(Function::Tanh, &scaled(x, 1.0 / c)?)?, c) }
+}

@@ -52,3 +52,13 @@ fn turn(rotary: &Rotary, positions: &[u64], inverse: bool, x: &Tensor, y: RowsMu
     let Rotary { dim, frequencies, pairs } = rotary;
     kernel::forward(&kernel::Args { dim: *dim, frequencies, pairs: *pairs, positions }, inverse, x.rows(), y)
 }
+
+/// Sines and cosines of positions, `[m d]` (Vaswani et al. 2017, section 3.5): at column 2i the sine of position /
+/// 10000^(2i / d), beside it the cosine.
+pub fn sinusoids(positions: &[u64], d: usize) -> Vec<f32> {
+    let value = |at: u64, column: usize| {
+        let angle = at as f64 / 10000_f64.powf((column - column % 2) as f64 / d as f64);
+        if column.is_multiple_of(2) { angle.sin() } else { angle.cos() }
+    };
+    positions.iter().flat_map(|&at| (0..d).map(move |column| value(at, column) as f32)).collect()
+}

@@ -24,6 +24,8 @@ pub struct ParamBuilder<'a> {
     /// None: parameters have shapes and no memory.
     source: Option<&'a mut Source<'a>>,
     prefix: String,
+    /// Whether names that are there already are used again.
+    shared: bool,
     count: u64,
 }
 
@@ -46,13 +48,13 @@ impl Bias {
 impl<'a> ParamBuilder<'a> {
     /// A builder that appends to `params` what `source` returns.
     pub fn new(params: &'a mut Params, source: &'a mut Source<'a>) -> Self {
-        Self { params, source: Some(source), prefix: String::new(), count: 0 }
+        Self { params, source: Some(source), prefix: String::new(), shared: false, count: 0 }
     }
 
     /// A builder that checks sizes and counts elements, and takes no memory for them: the values of its parameters
     /// cannot be read.
     pub fn counting(params: &'a mut Params) -> Self {
-        Self { params, source: None, prefix: String::new(), count: 0 }
+        Self { params, source: None, prefix: String::new(), shared: false, count: 0 }
     }
 
     /// Elements of all parameters made so far.
@@ -79,17 +81,8 @@ impl<'a> ParamBuilder<'a> {
     /// If the source has no such parameter, or the sizes multiply beyond what memory can address.
     pub fn param(&mut self, name: &str, shape: &[usize], init: &Init, traits: Traits) -> Result<ParamId> {
         let name = format!("{}{name}", self.prefix);
-        self.make(name, shape, init, traits)
-    }
-
-    /// A parameter used in several places: the second request for a name returns the first one's id. The name does not
-    /// take the prefix.
-    ///
-    /// # Errors
-    /// As [`param`](Self::param); if the shapes differ.
-    pub fn shared(&mut self, name: &str, shape: &[usize], init: &Init, traits: Traits) -> Result<ParamId> {
-        let name = format!("shared.{name}");
-        match self.params.find(&name) {
+        let known = if self.shared { self.params.find(&name) } else { None };
+        match known {
             None => self.make(name, shape, init, traits),
             Some(id) if self.params.get(id).value.shape() == shape => Ok(id),
             Some(id) => {
@@ -97,6 +90,19 @@ impl<'a> ParamBuilder<'a> {
                 Err(Error::Argument(format!("`{name}` is used with shapes {other:?} and {shape:?}")))
             }
         }
+    }
+
+    /// Runs `make` with the prefix `shared.NAME` instead: parameters that are made there once and used wherever `make` asks
+    /// for them again.
+    ///
+    /// # Errors
+    /// Those of `make`; if a parameter is asked for in another shape.
+    pub fn shared_scope<T>(&mut self, name: &str, make: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let outer = std::mem::replace(&mut self.prefix, format!("shared.{name}."));
+        let shared = std::mem::replace(&mut self.shared, true);
+        let made = make(self);
+        (self.prefix, self.shared) = (outer, shared);
+        made
     }
 
     /// A linear layer `[n k]`: `name.weight` and perhaps `name.bias`.
@@ -116,7 +122,8 @@ impl<'a> ParamBuilder<'a> {
         let elements = shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n as u64));
         let total = elements.and_then(|n| self.count.checked_add(n)).filter(|&n| n <= (isize::MAX as u64) / 4);
         self.count = total.ok_or_else(|| {
-            Error::Argument(format!("parameter `{name}` of shape {shape:?}: more elements than memory can address"))
+            Error::Argument(format!("parameter `{name}` of shape {shape:?}: more elements than memory can address; lower d_model, n_layer or the sizes of \
+                 the layers"))
         })?;
         let value = match &mut self.source {
             None => Tensor::outline(shape),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{CONFIG, Result, TokenizerError};
 use crate::files::{self, FileError, limit};
-use crate::{config, content, json};
+use crate::{content, formats, json};
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const MODEL_CONFIG: &str = "config.json";
@@ -144,7 +144,7 @@ fn object(dir: &Path, name: &str) -> Result<Value> {
     // Python writes bare `Infinity` into config.json.
     let json = if name == MODEL_CONFIG {
         let text = std::str::from_utf8(&bytes).map_err(|e| not_json(&e))?;
-        config::parse_json(text, name).map_err(|e| not_json(&e))?
+        formats::parse_json(text, name).map_err(|e| not_json(&e))?
     } else {
         json::parse(&bytes).map_err(|e| not_json(&e))?
     };

@@ -4,20 +4,23 @@ use std::sync::Arc;
 
 use elapid::Layout;
 use elapid::autograd::Tape;
-use elapid::config::{AInit, Mamba1Config, MixerConfig, ModelConfig, Selective};
+use elapid::config::ModelConfig;
+use elapid::layers::mamba1::{AInit, Selective, Settings};
 use elapid::params::ParamGrads;
+use elapid::settings::{Auto, Count, Size};
 use elapid::{DType, Device, LanguageModel};
 use elapid_kernels::testing::gpu;
 
 use crate::contract::{gradients_in_pieces, logits_in_pieces, numbers, same_gradients, summed};
 use crate::{close, ids};
 
-fn model(change: impl Fn(&mut Mamba1Config)) -> LanguageModel {
+fn model(change: impl Fn(&mut Settings)) -> LanguageModel {
     let mut config = ModelConfig { vocab_size: 37, ..ModelConfig::mamba1("20x2").unwrap() };
-    let MixerConfig::Mamba1(mamba) = &mut config.mixer;
-    (mamba.d_state, mamba.d_conv, mamba.dt_rank, mamba.proj_bias) = (5, 3, 3, true);
+    let mamba: &mut Settings = config.stack.settings_mut("mamba1").unwrap();
+    (mamba.d_state, mamba.d_conv, mamba.dt_rank) = (Size::new(5), Size::new(3), Auto::Is(Count::new(3)));
+    mamba.proj_bias = true;
     change(mamba);
-    config.initializer_range = 0.5;
+    config.stack.model.initializer_range = 0.5;
     LanguageModel::new(config, 7).unwrap()
 }
 
@@ -28,11 +31,11 @@ fn models() -> Vec<(String, LanguageModel)> {
         let selective = Selective { delta: bits & 1 != 0, b: bits & 2 != 0, c: bits & 4 != 0 };
         for gate in [true, false] {
             let made = model(|mamba| (mamba.selective, mamba.gate) = (selective, gate));
-            models.push((format!("selective {:?}, gate {gate}", selective.names()), made));
+            models.push((format!("{selective:?}, gate {gate}"), made));
         }
     }
-    models.extend(AInit::ALL.map(|a| (format!("A {}", a.name()), model(|mamba| mamba.a_init = a))));
-    models.push(("no step projection".into(), model(|mamba| mamba.dt_rank = 0)));
+    models.extend(AInit::ALL.map(|a| (format!("A {a:?}"), model(|mamba| mamba.a_init = a))));
+    models.push(("no step projection".into(), model(|mamba| mamba.dt_rank = Auto::Is(Count::new(0)))));
     models
 }
 
@@ -102,7 +105,7 @@ fn constants_replace_projections() {
     assert_eq!((shape(&full, "in_proj.weight"), shape(&ungated, "in_proj.weight")), (vec![80, 20], vec![40, 20]));
     for (name, model) in models() {
         let counted = model.params().count() as u64;
-        assert_eq!(model.config().parameter_count(), Some(counted), "{name}");
+        assert_eq!(LanguageModel::parameter_count(model.config()).unwrap(), counted, "{name}");
         assert_eq!(model.cost(0).params, counted, "{name}");
     }
 }

@@ -208,11 +208,11 @@ fn what_nothing_depends_on_is_not_run() {
 #[test]
 fn smoothed_targets_ask_for_every_token() {
     let (h, w): (Var, Var) = (counted(&[2, 3], 1.0).into(), counted(&[5, 3], 0.5).into());
-    let loss = |targets: Targets<'_>| cross_entropy(&h, &w, targets).unwrap().value().unwrap();
+    let loss = |targets: Targets<'_>| cross_entropy(&h, &w, targets, 0.0).unwrap().value().unwrap();
     let all = (0..5).map(|id| loss((&[id, -1]).into())).sum::<f32>() / 5.0;
     let want = 0.9 * loss((&[2, -1]).into()) + 0.1 * all;
     close("smoothed", &[want], &[loss(Targets::from(&[2, -1]).smoothed(0.1))]);
-    assert!(cross_entropy(&h, &w, Targets::from(&[2, -1]).smoothed(1.0)).is_err());
+    assert!(cross_entropy(&h, &w, Targets::from(&[2, -1]).smoothed(1.0), 0.0).is_err());
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn finals(model: &LanguageModel, checkpointed: bool) -> (Vec<String>, ParamGrads
 fn every_gradient_is_final_once_and_late_layers_come_first() {
     let tied = small_model(Discretisation::ExpEuler);
     let mut config = tied.config().clone();
-    config.tie_embeddings = false;
+    config.stack.model.tie_embeddings = false;
     let untied = LanguageModel::new(config, 7).unwrap();
     for (model, checkpointed) in [(&tied, false), (&tied, true), (&untied, false), (&untied, true)] {
         let (names, grads) = finals(model, checkpointed);

@@ -15,7 +15,8 @@ use crate::{close, ids, small_model};
 
 /// A model of even sizes, as published ones are: vector paths of kernels.
 fn even_model() -> LanguageModel {
-    let config = ModelConfig { vocab_size: 256, initializer_range: 0.2, ..ModelConfig::mamba1("64x3").unwrap() };
+    let mut config = ModelConfig::mamba1("64x3").unwrap();
+    config.stack.model.initializer_range = 0.2;
     LanguageModel::new(config, 5).unwrap()
 }
 

@@ -9,7 +9,9 @@ mod states;
 mod trace;
 
 use elapid::LanguageModel;
-use elapid::config::{MixerConfig, ModelConfig};
+use elapid::config::ModelConfig;
+use elapid::layers::mamba1::{Rule, Settings};
+use elapid::settings::{Auto, Count, Size};
 use elapid_kernels::selective_scan::Discretisation;
 
 /// Largest error ratio between two orders of summation in f32.
@@ -18,10 +20,10 @@ const TOLERANCE: f64 = 1e-5;
 /// A small model with odd sizes whose parameters are large enough that every path matters.
 fn small_model(rule: Discretisation) -> LanguageModel {
     let mut config = ModelConfig { vocab_size: 37, ..ModelConfig::mamba1("20x3").unwrap() };
-    let MixerConfig::Mamba1(mamba) = &mut config.mixer;
-    (mamba.d_state, mamba.d_conv, mamba.dt_rank, mamba.rule) = (5, 3, 3, rule);
-    mamba.proj_bias = true;
-    config.initializer_range = 0.5;
+    let mamba: &mut Settings = config.stack.settings_mut("mamba1").unwrap();
+    (mamba.d_state, mamba.d_conv, mamba.dt_rank) = (Size::new(5), Size::new(3), Auto::Is(Count::new(3)));
+    (mamba.discretisation, mamba.proj_bias) = (Rule(rule), true);
+    config.stack.model.initializer_range = 0.5;
     LanguageModel::new(config, 7).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use elapid::Layout;
-use elapid::config::MixerConfig;
+use elapid::layers::mamba1::Settings;
 use elapid::trace::{DELTA, Trace};
 use elapid::{DType, Device, LanguageModel, Tensor};
 use elapid_kernels::selective_scan::Discretisation;
@@ -21,8 +21,9 @@ fn delta(model: &LanguageModel, tokens: &[u32], (b, l): (usize, usize)) -> Vec<T
 /// Δ of the first layer, by the equations: embedding, norm, convolution and two projections, in f64.
 fn first_delta(model: &LanguageModel, tokens: &[u32]) -> Vec<f64> {
     let config = model.config();
-    let MixerConfig::Mamba1(mamba) = &config.mixer;
-    let (d, ed, k, r) = (config.d_model, mamba.d_inner(config.d_model), mamba.d_conv, mamba.delta_rank());
+    let mamba: &Settings = config.stack.named["mamba1"].layer.settings().unwrap();
+    let d = config.d_model();
+    let (ed, k, r) = (mamba.d_inner(d), mamba.d_conv.get(), mamba.delta_rank(d));
     let param = |name: &str| -> Vec<f64> {
         let (_, param) = model.params().iter().find(|(_, param)| param.name.ends_with(name)).unwrap();
         param.value.as_slice().iter().map(|&x| f64::from(x)).collect()
@@ -40,7 +41,8 @@ fn first_delta(model: &LanguageModel, tokens: &[u32]) -> Vec<f64> {
         .iter()
         .map(|&id| {
             let x = &embedding[id as usize * d..][..d];
-            let scale = (x.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(config.norm_eps)).sqrt();
+            let scale =
+                (x.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(config.stack.model.norm_eps)).sqrt();
             let x: Vec<f64> = x.iter().zip(&norm).map(|(x, w)| x / scale * w).collect();
             (0..ed).map(|c| dot(&in_proj, c, &x)).collect()
         })
@@ -59,11 +61,8 @@ fn first_delta(model: &LanguageModel, tokens: &[u32]) -> Vec<f64> {
 
 #[test]
 fn delta_is_what_the_equations_say() {
-    let config = elapid::config::ModelConfig {
-        vocab_size: 16,
-        initializer_range: 0.5,
-        ..elapid::config::ModelConfig::mamba1("24x2").unwrap()
-    };
+    let mut config = elapid::config::ModelConfig::mamba1("24x2").unwrap();
+    (config.vocab_size, config.stack.model.initializer_range) = (16, 0.5);
     let model = LanguageModel::new(config, 3).unwrap();
     let tokens = ids(50, 16);
     let layers = delta(&model, &tokens, (1, 50));

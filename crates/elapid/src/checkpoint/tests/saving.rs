@@ -1,6 +1,7 @@
 //! What a save writes, and what it leaves.
 
 use super::*;
+use crate::layers::mamba1;
 
 #[test]
 fn save_and_open() {
@@ -189,8 +190,8 @@ fn a_card_is_written_and_one_of_others_stays() {
     }
     assert!(!card.contains("license"), "{card}");
     let mut config = checkpoint.config.clone();
-    let crate::config::MixerConfig::Mamba1(mixer) = &mut config.mixer;
-    mixer.rule = elapid_kernels::selective_scan::Discretisation::Zoh;
+    let mixer: &mut mamba1::Settings = config.stack.settings_mut("mamba1").unwrap();
+    mixer.discretisation = mamba1::Rule(elapid_kernels::selective_scan::Discretisation::Zoh);
     let card = saved(&config, Some(Card::default())).unwrap();
     assert!(card.starts_with("---\nlibrary_name: elapid\ntags:\n"), "{card}");
     assert!(!card.contains("transformers") && card.contains("--prompt-tokens"), "{card}");

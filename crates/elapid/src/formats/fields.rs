@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::{ConfigError, DtInit};
+use crate::config::ConfigError;
+use crate::layers::mamba1::DtInit;
+use crate::settings::Bounded;
 
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
@@ -118,8 +120,24 @@ impl<'a> Fields<'a> {
         whole(value).ok_or_else(|| self.error(key, WHOLE, value, &format!("correct it (the default is {default})")))
     }
 
-    pub(super) fn size_or_auto(&mut self, key: &'static str, auto: usize) -> Result<usize> {
-        if self.get(key).is_some_and(|value| value == "auto") { Ok(auto) } else { self.size(key, auto) }
+    /// A size that a setting can have.
+    pub(super) fn bounded<const MIN: usize>(
+        &mut self,
+        key: &'static str,
+        default: Bounded<MIN>,
+    ) -> Result<Bounded<MIN>> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let wanted = format!("a whole number from {MIN} to {}", Bounded::<MIN>::MAX);
+        let size = whole(value).and_then(Bounded::checked);
+        size.ok_or_else(|| self.error(key, &wanted, value, &format!("correct it (the default is {default})")))
+    }
+
+    /// A size without a default.
+    pub(super) fn required<const MIN: usize>(&mut self, key: &'static str) -> Result<Bounded<MIN>> {
+        let size = self.required_size(key)?;
+        let wanted = format!("a whole number from {MIN} to {}", Bounded::<MIN>::MAX);
+        Bounded::checked(size)
+            .ok_or_else(|| self.error(key, &wanted, &size.into(), "give the size that the weights have"))
     }
 
     pub(super) fn real(&mut self, key: &'static str, default: f32) -> Result<f32> {

@@ -1,0 +1,416 @@
+//! A stack of layers, described by data: one schema for the `[model]` of a training config and for `config.json`.
+//!
+//! A model is a stack: names of layers repeated in a pattern, an optional feed-forward after each. A name has its settings
+//! in `[model.layer.NAME]`: the layer's kind (the name itself unless `kind` says another), the kind's own settings, and its
+//! placement in the stream.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::layer::{At, Layer, Layers};
+use crate::layers::{KINDS, LayerConfig};
+use crate::ops::NormKind;
+use crate::params::ParamBuilder;
+use crate::settings::{self, Auto, Count, Field, Problem, Settings, Size, commented, nearest};
+use crate::{Error, Result};
+
+crate::settings! {
+    /// `[model]`: what is trained.
+    pub struct ModelSettings {
+        /// Width of the residual stream.
+        d_model: Size = Size::new(256),
+        /// Number of layers. One Mamba block stands for about half a layer of a Transformer.
+        n_layer: Size = Size::new(4),
+        /// Names of the layers, repeated to n_layer: ["mamba1"]. Each has its settings in [model.layer.NAME].
+        layers: Vec<String> = vec!["mamba1".into()],
+        /// Names of the feed-forward after each layer, repeated in the same way; "none" is no feed-forward. []: none at all.
+        ffn: Vec<String> = Vec::new(),
+        /// Norms: "rms", "rms1" (weight 1 + w), "layer", "layer-no-bias" or "none".
+        norm: NormKind = NormKind::Rms,
+        /// Added to the mean square or the variance in every norm.
+        norm_eps: f32 = 1e-5,
+        /// "serial", or "parallel": a layer and its feed-forward read the same stream, each with a norm of its own (GPT-NeoX).
+        wiring: Wiring = Wiring::Serial,
+        /// Factor of the embedding.
+        embedding_scale: f32 = 1.0,
+        /// A norm after the embedding.
+        embedding_norm: NormKind = NormKind::None,
+        /// Positions added to the embedding: "none", "learned" or "sinusoidal".
+        positions: PositionKind = PositionKind::None,
+        /// Rows of the table of learned positions.
+        max_positions: Count = Count::new(0),
+        /// The norm after the last layer; "auto": as the others.
+        norm_f: Auto<NormKind> = Auto::Auto,
+        /// Its epsilon; "auto": as the others'.
+        norm_f_eps: Auto<f32> = Auto::Auto,
+        /// Factor of the logits.
+        logit_scale: f32 = 1.0,
+        /// Logits become c tanh(logits / c); 0 leaves them alone.
+        logit_softcap: f32 = 0.0,
+        /// Whether the output layer is the embedding transposed.
+        tie_embeddings: bool = true,
+        /// The embedding's rows are the tokenizer's vocabulary rounded up to a multiple of this.
+        @init pad_vocab_multiple: Size = Size::new(8),
+        /// Standard deviation of the embedding at initialisation.
+        @init initializer_range: f32 = 0.02,
+        /// Whether initialisation divides the projections into the stream by the root of their number.
+        @init rescale_prenorm_residual: bool = true,
+    }
+}
+
+/// Where a sublayer's norm stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Before the layer: pre-norm.
+    #[default]
+    Before,
+    /// On the sum: post-norm, the original Transformer.
+    Sum,
+    /// On the layer's output, before it is added.
+    Output,
+    /// Before the layer, and what is added to is the normed stream as well.
+    Both,
+}
+
+/// Whether sublayers of one layer follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wiring {
+    /// The feed-forward reads what the mixer added to.
+    #[default]
+    Serial,
+    /// Both read the same stream, each with a norm of its own, and both are added (GPT-NeoX).
+    Parallel,
+}
+
+/// Positions that are added to the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PositionKind {
+    /// None.
+    #[default]
+    None,
+    /// A table of parameters, a row a position.
+    Learned,
+    /// Sines and cosines (Vaswani et al. 2017, section 3.5).
+    Sinusoidal,
+}
+
+crate::settings! {
+    /// How every use of a name stands in the stream r: `r <- keep r + scale f(norm(r))`.
+    pub struct Placement {
+        /// Where the norm stands: "before", "sum" (on the sum), "output" (on what is added), "both" (before, and what is
+        /// added to is normed too).
+        place: Place = Place::Before,
+        /// Factor of what the layer adds.
+        scale: f32 = 1.0,
+        /// Factor of what it is added to.
+        keep: f32 = 1.0,
+        /// The norm of this name; "auto": the model's.
+        norm: Auto<NormKind> = Auto::Auto,
+        /// Whether all uses of this name share one set of parameters.
+        share: bool = false,
+    }
+}
+
+/// A layer that has a name in the pattern.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    /// Its kind and settings.
+    pub layer: LayerConfig,
+    /// Its place in the stream.
+    pub placement: Placement,
+}
+
+/// A stack of layers: what `[model]` of a training config says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StackConfig {
+    /// The settings of the model.
+    pub model: ModelSettings,
+    /// The names in use with their settings, by name.
+    pub named: BTreeMap<String, Named>,
+}
+
+/// The word for no feed-forward in a pattern.
+const NONE: &str = "none";
+
+/// More layers than any model has: an upper bound, so that a hostile file cannot exhaust memory.
+const MAX_LAYERS: usize = 1 << 16;
+
+/// Settings of Mamba-1 that stood in `[model]` itself before layers had names; they are still read there.
+const FLAT_KIND: &str = "mamba1";
+
+impl Default for StackConfig {
+    fn default() -> Self {
+        let mut config = Self { model: ModelSettings::default(), named: BTreeMap::new() };
+        // The default names are kinds.
+        _ = config.complete("model");
+        config
+    }
+}
+
+impl StackConfig {
+    /// Reads the table at `path`: keys of the model, of the layers under `layer`, and flat keys of Mamba-1.
+    ///
+    /// # Errors
+    /// An unknown key or kind, or a value of the wrong kind, with its place.
+    pub fn read(path: &str, value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
+        let span = value.span();
+        let DeValue::Table(mut table) = value.into_inner() else {
+            return Err(Problem { span: Some(span), ..Problem::value(path, "a table", "something else") });
+        };
+        let mut layers = match take(&mut table, "layer") {
+            None => DeTable::new(),
+            Some((_, value)) => into_table(&format!("{path}.layer"), value)?,
+        };
+        move_flat(path, &mut table, &mut layers)?;
+        let model: ModelSettings = settings::read(path, Spanned::new(span, DeValue::Table(table)))?;
+        let mut named = BTreeMap::new();
+        for (name, value) in layers {
+            let (name, at) = (name.get_ref().to_string(), format!("{path}.layer.{}", name.get_ref()));
+            named.insert(name.clone(), Named::read(&name, &at, value)?);
+        }
+        let mut config = Self { model, named };
+        config.complete(path)?;
+        Ok(config)
+    }
+
+    /// Adds the defaults of names in the pattern that have no settings of their own: they are kinds.
+    fn complete(&mut self, path: &str) -> Result<(), Problem> {
+        let names: Vec<String> = self.names().map(str::to_owned).collect();
+        for name in names {
+            if self.named.contains_key(&name) {
+                continue;
+            }
+            let layer = LayerConfig::of(&name).ok_or_else(|| unknown_kind(&format!("{path}.layers"), &name, &name))?;
+            self.named.insert(name, Named { layer, placement: Placement::default() });
+        }
+        Ok(())
+    }
+
+    /// The names in the pattern, one or several times.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let all = self.model.layers.iter().chain(self.model.ffn.iter().filter(|name| *name != NONE));
+        all.map(String::as_str)
+    }
+
+    /// The names of layer `i`: the mixer, and the feed-forward if there is one.
+    pub fn layer(&self, i: usize) -> (&str, Option<&str>) {
+        let at = |names: &'_ [String]| -> Option<usize> { (!names.is_empty()).then(|| i % names.len()) };
+        let mixer = at(&self.model.layers).map_or("", |at| self.model.layers[at].as_str());
+        let ffn = at(&self.model.ffn).map(|at| self.model.ffn[at].as_str()).filter(|name| *name != NONE);
+        (mixer, ffn)
+    }
+
+    /// The settings of a name, if they are of this type: `settings_mut::<mamba1::Settings>("mamba1")`.
+    pub fn settings_mut<S: Any>(&mut self, name: &str) -> Option<&mut S> {
+        self.named.get_mut(name)?.layer.settings_mut()
+    }
+
+    /// How a name stands in the stream.
+    pub fn placement(&self, name: &str) -> Placement {
+        self.named.get(name).map(|named| named.placement.clone()).unwrap_or_default()
+    }
+
+    /// How often the stream is added to.
+    pub fn additions(&self) -> usize {
+        (0..self.model.n_layer.get()).map(|i| 1 + usize::from(self.layer(i).1.is_some())).sum()
+    }
+
+    /// Checks what types do not.
+    ///
+    /// # Errors
+    /// The first setting whose value cannot be.
+    pub fn check(&self, path: &str) -> Result<(), Problem> {
+        let model = &self.model;
+        let (n_layer, limit) = (model.n_layer.get(), format!("at most {MAX_LAYERS}"));
+        let fail = |field: &str, wanted: String, got: String| Problem::value(format!("{path}.{field}"), wanted, got);
+        if n_layer > MAX_LAYERS {
+            return Err(fail("n_layer", limit, n_layer.to_string()));
+        }
+        if model.layers.is_empty() || model.layers.len() > n_layer {
+            return Err(fail("layers", format!("1 to {n_layer} names"), format!("{} names", model.layers.len())));
+        }
+        if model.ffn.len() > n_layer {
+            return Err(fail("ffn", format!("at most {n_layer} names"), format!("{} names", model.ffn.len())));
+        }
+        let within = |problem: Problem| problem.within(path);
+        for (field, x) in [("norm_eps", model.norm_eps), ("norm_f_eps", model.norm_f_eps.or(1.0))] {
+            Problem::unless_positive(field, x).map_err(within)?;
+        }
+        for (field, x) in [("embedding_scale", model.embedding_scale), ("logit_scale", model.logit_scale)] {
+            Problem::unless_positive(field, x).map_err(within)?;
+        }
+        for (field, x) in [("initializer_range", model.initializer_range), ("logit_softcap", model.logit_softcap)] {
+            Problem::unless_not_negative(field, x).map_err(within)?;
+        }
+        if (model.positions == PositionKind::Learned) != (model.max_positions.get() > 0) {
+            let wanted = if model.max_positions.get() > 0 {
+                "0, as positions are not learned"
+            } else {
+                "1 or more, as positions are learned"
+            };
+            return Err(fail("max_positions", wanted.into(), model.max_positions.to_string()));
+        }
+        for (name, named) in &self.named {
+            let problem = |problem: Problem| problem.within(&format!("{path}.layer.{name}"));
+            for (field, x) in [("scale", named.placement.scale), ("keep", named.placement.keep)] {
+                if !x.is_finite() {
+                    return Err(problem(Problem::value(field, "a finite number", x)));
+                }
+            }
+            named.layer.check(&self.at(0)).map_err(problem)?;
+        }
+        Ok(())
+    }
+
+    /// Where layer `index` stands.
+    pub fn at(&self, index: usize) -> At<'_> {
+        At {
+            d_model: self.model.d_model.get(),
+            index,
+            n_layer: self.model.n_layer.get(),
+            additions: self.additions(),
+            norm_eps: self.model.norm_eps,
+            rescale: self.model.rescale_prenorm_residual,
+            layers: self,
+        }
+    }
+
+    /// The settings as TOML, each with its documentation as a comment; `path` is the name of the table.
+    pub fn to_toml(&self, path: &str) -> String {
+        let mut text = format!("[{path}]\n{}", commented(ModelSettings::FIELDS, &self.model.values()));
+        for (name, named) in &self.named {
+            text += &format!("\n[{path}.layer.{name}]\n{}", named.to_toml());
+        }
+        text
+    }
+
+    /// What follows `path` in the names of all settings, whether they only say how new weights are drawn, and their values.
+    pub fn settings(&self) -> Vec<(String, bool, String)> {
+        let listed = |prefix: &str, fields: &[Field], values: Vec<String>| -> Vec<(String, bool, String)> {
+            let one = |(field, value): (&Field, String)| (format!("{prefix}{}", field.name), field.init, value);
+            fields.iter().zip(values).map(one).collect()
+        };
+        let mut all = listed("", ModelSettings::FIELDS, self.model.values());
+        for (name, Named { layer, placement }) in &self.named {
+            let prefix = format!("layer.{name}.");
+            all.push((format!("{prefix}kind"), false, format!("\"{}\"", layer.kind())));
+            all.extend(listed(&prefix, Placement::FIELDS, placement.values()));
+            all.extend(listed(&prefix, layer.fields(), layer.values()));
+        }
+        all
+    }
+
+    /// What each layer is, layers that are alike in one line: numbers of layers, mixer, feed-forward.
+    pub fn describe(&self) -> Vec<(String, String)> {
+        let word = |name: &str| match self.named.get(name) {
+            Some(named) if named.layer.kind() != name => format!("{name} ({})", named.layer.kind()),
+            _ => name.to_owned(),
+        };
+        let mut lines: Vec<(usize, usize, String)> = Vec::new();
+        for i in 0..self.model.n_layer.get() {
+            let (mixer, ffn) = self.layer(i);
+            let what = ffn.map_or_else(|| word(mixer), |ffn| format!("{}, {}", word(mixer), word(ffn)));
+            match lines.last_mut() {
+                Some((_, last, same)) if *same == what => *last = i,
+                _ => lines.push((i, i, what)),
+            }
+        }
+        let numbers =
+            |first, last| if first == last { format!("layer {first}") } else { format!("layers {first}-{last}") };
+        lines.into_iter().map(|(first, last, what)| (numbers(first, last), what)).collect()
+    }
+}
+
+impl Layers for StackConfig {
+    fn build(&self, name: &str, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>> {
+        let named = self.named.get(name).ok_or_else(|| Error::Argument(format!("there is no layer `{name}`")))?;
+        named.layer.build(at, p)
+    }
+}
+
+impl Named {
+    /// The settings as TOML, each with its documentation as a comment.
+    pub fn to_toml(&self) -> String {
+        let mut text = format!("# The kind of layer: {}.\nkind = \"{}\"\n", KINDS.join(", "), self.layer.kind());
+        text += &commented(self.layer.fields(), &self.layer.values());
+        text + &commented(Placement::FIELDS, &self.placement.values())
+    }
+
+    fn read(name: &str, path: &str, value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
+        let span = value.span();
+        let mut table = into_table(path, value)?;
+        let kind = match take(&mut table, "kind") {
+            None => name.to_owned(),
+            Some((_, value)) => match value.get_ref() {
+                DeValue::String(kind) => kind.to_string(),
+                _ => return Err(Problem { span: Some(value.span()), ..unknown_kind(path, name, "no text") }),
+            },
+        };
+        let mut placement = DeTable::new();
+        for field in Placement::FIELDS {
+            if let Some((key, value)) = take(&mut table, field.name) {
+                placement.insert(key, value);
+            }
+        }
+        let placement = settings::read(path, Spanned::new(span.clone(), DeValue::Table(placement)))?;
+        let layer = LayerConfig::read(&kind, path, Spanned::new(span.clone(), DeValue::Table(table)));
+        let layer = layer.ok_or_else(|| Problem { span: Some(span), ..unknown_kind(path, name, &kind) })??;
+        Ok(Self { layer, placement })
+    }
+}
+
+/// Moves flat keys of Mamba-1 to `layer.mamba1`; `family` names the layers.
+fn move_flat<'t>(path: &str, table: &mut DeTable<'t>, layers: &mut DeTable<'t>) -> Result<(), Problem> {
+    let Some(flat) = LayerConfig::of(FLAT_KIND) else { return Ok(()) };
+    if let Some((_, family)) = take(table, "family") {
+        let known = family.get_ref().as_str() == Some(FLAT_KIND);
+        if !known {
+            let problem =
+                unknown_kind(&format!("{path}.family"), "family", family.get_ref().as_str().unwrap_or("no text"));
+            return Err(Problem { span: Some(family.span()), ..problem });
+        }
+    }
+    for field in flat.fields() {
+        let Some((key, value)) = take(table, field.name) else { continue };
+        let span = value.span();
+        let entry = layers.entry(Spanned::new(span.clone(), FLAT_KIND.into()));
+        let inner = entry.or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new())));
+        let DeValue::Table(inner) = inner.get_mut() else { continue };
+        if inner.insert(key, value).is_some() {
+            let field = format!("{path}.{}", field.name);
+            let what = format!("it stands here and in {path}.layer.{FLAT_KIND}");
+            return Err(Problem { field, span: Some(span), what, fix: "say it once".into() });
+        }
+    }
+    Ok(())
+}
+
+fn unknown_kind(path: &str, name: &str, kind: &str) -> Problem {
+    let kinds: Vec<String> = KINDS.iter().map(|kind| (*kind).to_owned()).collect();
+    let near = nearest(kind, &kinds).unwrap_or_default();
+    let what = format!("`{kind}` is no kind of layer; there are {}", KINDS.join(", "));
+    let fix = format!("did you mean `{near}`? A name of your own has its kind in [model.layer.{name}]");
+    Problem { field: path.to_owned(), span: None, what, fix }
+}
+
+/// Removes a key with its value.
+fn take<'t>(table: &mut DeTable<'t>, key: &str) -> Option<(Spanned<Cow<'t, str>>, Spanned<DeValue<'t>>)> {
+    table.remove_entry(key)
+}
+
+fn into_table<'t>(path: &str, value: Spanned<DeValue<'t>>) -> Result<DeTable<'t>, Problem> {
+    let span = value.span();
+    match value.into_inner() {
+        DeValue::Table(table) => Ok(table),
+        _ => Err(Problem { span: Some(span), ..Problem::value(path, "a table", "a value") }),
+    }
+}

@@ -1,0 +1,80 @@
+//! What goes into the first layer: a row of a table for each token, perhaps scaled, normed, and with its position added.
+
+use crate::autograd::Var;
+use crate::config::{ModelSettings, PositionKind};
+use crate::ops::{self, Ids, NormKind, add_scaled, scaled, sinusoids};
+use crate::params::{Init, ParamBuilder, ParamId, Traits};
+use crate::pass::Cx;
+use crate::stack::Norm;
+use crate::{Error, Result, Tensor};
+
+/// The table of tokens, and what is done to its rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedding {
+    /// `[v d]`.
+    table: ParamId,
+    scale: f32,
+    positions: Positions,
+    norm: Norm,
+}
+
+/// Positions of the document that are added.
+#[derive(Debug, Clone, Copy)]
+enum Positions {
+    None,
+    /// A table `[max d]`.
+    Learned(ParamId, usize),
+    /// Sines and cosines (Vaswani et al. 2017, section 3.5).
+    Sinusoidal,
+}
+
+impl Embedding {
+    /// Its parameters under the builder's prefix: `embeddings`, `positions`, `embedding_norm`.
+    pub(crate) fn build(settings: &ModelSettings, v: usize, p: &mut ParamBuilder<'_>) -> Result<Self> {
+        let d = settings.d_model.get();
+        let normal = Init::Normal(settings.initializer_range);
+        let table = p.param("embeddings.weight", &[v, d], &normal, Traits::TABLE)?;
+        let positions = match settings.positions {
+            PositionKind::None => Positions::None,
+            PositionKind::Sinusoidal => Positions::Sinusoidal,
+            PositionKind::Learned => {
+                let max = settings.max_positions.get();
+                Positions::Learned(p.param("positions.weight", &[max, d], &normal, Traits::TABLE)?, max)
+            }
+        };
+        let norm = p.scope("embedding_norm", |p| Norm::build(settings.embedding_norm, settings.norm_eps, d, p))?;
+        Ok(Self { table, scale: settings.embedding_scale, positions, norm })
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> ParamId {
+        self.table
+    }
+
+    /// `[b l d]` of the tokens `[b l]`.
+    pub(crate) fn forward(&self, cx: &Cx, tokens: Ids<'_>) -> Result<Var> {
+        let shape = (cx.layout.b, cx.layout.l);
+        let x = scaled(&ops::embedding(tokens, &cx.param(self.table), shape)?, self.scale)?;
+        let x = match self.positions {
+            Positions::None => x,
+            Positions::Sinusoidal => {
+                let d = x.value().cols();
+                let waves = Tensor::new(sinusoids(&cx.layout.document_positions()?, d), x.shape());
+                add_scaled(&x, 1.0, &waves.to(x.value().device(), x.value().dtype())?.into(), 1.0)?
+            }
+            Positions::Learned(table, max) => {
+                let positions = cx.layout.document_positions()?;
+                if let Some(at) = positions.iter().find(|&&at| at >= max as u64) {
+                    let what = format!("position {at} of a document, where max_positions is {max}");
+                    return Err(Error::Argument(format!("{what}; give shorter texts")));
+                }
+                let ids: Vec<u32> = positions.iter().map(|&at| at as u32).collect();
+                add_scaled(&x, 1.0, &ops::embedding(ids.as_slice(), &cx.param(table), shape)?, 1.0)?
+            }
+        };
+        match self.norm.kind {
+            NormKind::None => Ok(x),
+            _ => self.norm.apply(cx, &x),
+        }
+    }
+}
