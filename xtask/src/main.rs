@@ -1,11 +1,13 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask cuda-check`, `cargo xtask golden PATH...`, `cargo xtask embed RUN`.
+//! Developer commands: `cargo xtask ci`, `cargo xtask structure`, `cargo xtask cuda-check`, `cargo xtask golden PATH...`,
+//! `cargo xtask embed RUN`.
 
 mod ci;
 mod cuda_check;
 mod embed;
 mod golden;
+mod structure;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,10 +22,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The gate: formatting, lints, CUDA kernels, tests, golden models, documentation.
+    /// The gate: formatting, structure, lints, CUDA kernels, tests, golden models, documentation.
     Ci,
     /// All tests of the workspace, optimised.
     Test,
+    /// Import circles between files, long files and functions, folders without mod.rs, paths of the map that do not exist.
+    Structure,
     /// Compiles every CUDA kernel, on a machine that needs no GPU; fails if one does not compile, is missing or spills.
     CudaCheck {
         /// Architectures to compile for.
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
+        Command::Structure => structure::run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),

@@ -1,0 +1,47 @@
+//! The shape of the source, held by the gate: no import circle between files, files and functions that can be read at one
+//! sitting, `mod.rs` for folders, and a map (`docs/ARCHITECTURE.md`) whose paths exist.
+
+mod circles;
+mod lengths;
+mod modules;
+mod paths;
+mod references;
+mod sources;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use sources::Sources;
+
+/// Files that may import each other for now, as `(importing, imported)`; empty when the code below is rewritten.
+const ALLOWED_IMPORTS: &[(&str, &str)] = &[];
+
+/// Checks the repository that `root` is.
+///
+/// # Errors
+/// If something is not as it should be; each problem is printed before.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let sources = Sources::read(root)?;
+    let problems = problems(&sources, ALLOWED_IMPORTS)?;
+    for problem in &problems {
+        println!("{problem}\n");
+    }
+    if !problems.is_empty() {
+        bail!("the structure has {} problems, printed above", problems.len());
+    }
+    println!("structure: {} files, no import circle", sources.files.len());
+    Ok(())
+}
+
+/// Everything that is wrong, one text each.
+fn problems(sources: &Sources, allowed: &[(&str, &str)]) -> Result<Vec<String>> {
+    let mut problems = circles::problems(&references::imports(sources)?, allowed);
+    problems.extend(lengths::problems(sources));
+    problems.extend(paths::modules(sources));
+    problems.extend(paths::of_the_map(sources)?);
+    Ok(problems)
+}
+
+#[cfg(test)]
+mod tests;
