@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use elapid_kernels::cuda::compile;
 use elapid_kernels::cuda::library::{self, Needed};
 use elapid_kernels::cuda::{self, Unit};
+use elapid_kernels::units;
 
 /// Kernels that may keep registers in memory: source, entry, most bytes up to Hopper, and most from Blackwell on.
 const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
@@ -68,7 +69,7 @@ pub(crate) fn fill(arch: Arch) -> Result<()> {
         return with_wheel(&missing);
     }
     let folder = compile::folder().context("no folder for compiled kernels: set ELAPID_CACHE")?;
-    let units = cuda::units();
+    let units = units::all();
     let failed: Vec<String> = on_all_cores(&units, |unit| {
         let image = compile::cached(unit.source, &unit.defines, (arch.0, arch.1));
         image.err().map(|error| format!("{} for {arch}: {error}", name(unit)))
@@ -87,7 +88,7 @@ pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
         return with_wheel(&missing);
     }
     let started = Instant::now();
-    let (units, version) = (cuda::units(), compile::version());
+    let (units, version) = (units::all(), compile::version());
     let jobs: Vec<(&Unit, Arch)> = units.iter().flat_map(|unit| archs.iter().map(move |&arch| (unit, arch))).collect();
     let kept = Kept::new(&beside_the_build("cuda-check")?, version)?;
     let mut kernels = Vec::new();

@@ -37,6 +37,7 @@ pub mod scan;
 mod segments;
 pub mod selective_scan;
 pub mod testing;
+pub mod units;
 
 pub use alloc::{OutOfMemory, ProgramAllocator, with_room, zeros};
 pub use dtype::DType;

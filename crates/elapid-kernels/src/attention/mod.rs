@@ -5,51 +5,15 @@
 //! of them, those of earlier calls first. A query's result depends on its keys in the order of their positions and on
 //! nothing else, so that any split of a document gives the same bits.
 
+mod args;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
-
 use crate::error::{Check, Result};
 use crate::{Rows, RowsMut};
 
-/// Sizes and what a position sees.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
-    /// Heads of queries.
-    pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` neighbouring heads of queries.
-    pub kv_heads: usize,
-    /// Factor of the products.
-    pub scale: f32,
-    /// Keys that a position sees, itself among them; 0 is all before it.
-    pub window: usize,
-}
-
-/// A run of queries of one document and its keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stretch {
-    /// Rows of q and y.
-    pub queries: Range<usize>,
-    /// Rows of k and v, in the order of their positions.
-    pub keys: Range<usize>,
-    /// Which of the keys has the position of the first query.
-    pub offset: usize,
-}
-
-/// What attention reads.
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a, T = f32> {
-    /// `[m heads·dk]`.
-    pub q: Rows<'a, T>,
-    /// `[n kv_heads·dk]`.
-    pub k: Rows<'a, T>,
-    /// `[n kv_heads·dv]`.
-    pub v: Rows<'a, T>,
-    /// Which rows belong together; queries of no stretch are padding.
-    pub stretches: &'a [Stretch],
-}
+pub use args::{Args, Attention, Grads, Stretch};
 
 /// y `[m heads·dv]` (=), 0 at padding.
 ///
@@ -60,17 +24,6 @@ pub fn forward(attention: &Attention, args: &Args<'_>, y: RowsMut<'_>) -> Result
     Check("attention").shape("y", y.shape(), (args.q.rows(), attention.heads * dv))?;
     naive::forward(attention, args, y);
     Ok(())
-}
-
-/// Gradients of [`forward`].
-#[derive(Debug)]
-pub struct Grads<'a, T = f32> {
-    /// As q (=), 0 at padding.
-    pub dq: RowsMut<'a, T>,
-    /// As k (+=).
-    pub dk: RowsMut<'a, T>,
-    /// As v (+=).
-    pub dv: RowsMut<'a, T>,
 }
 
 /// The gradients from dy `[m heads·dv]`.

@@ -1,8 +1,8 @@
 //! On a GPU, against the f64 oracle.
 
 use super::*;
-use crate::DType;
 use crate::testing::{OnDevice, Random, err_ratio, gpu, median, rounded, wide};
+use crate::{DType, Rows, RowsMut};
 
 fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType, seed: u64) {
     let Some(gpu) = gpu() else { return };

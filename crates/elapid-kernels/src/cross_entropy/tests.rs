@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{Poisoned, Random, bits, central_difference, err_ratio, wide, with_threads};
+use crate::{Rows, RowsMut};
 
 #[test]
 fn naive_gradients_are_difference_quotients() {

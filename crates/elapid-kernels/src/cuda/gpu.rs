@@ -13,8 +13,7 @@ use cudarc::driver::{result as driver, sys};
 
 use super::compile::{self, Define, Source};
 use super::library::{self, Needed};
-use super::memory::Pool;
-use super::{Buffer, Error, Mat, MatMut, MemoryUse, Pod, Result, blas};
+use super::{Error, Result, blas};
 
 /// A GPU, opened once a process; cheap to copy.
 #[derive(Clone, Copy)]
@@ -28,7 +27,6 @@ struct Inner {
     total_memory: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    pool: Mutex<Option<Arc<Pool>>>,
     /// By source and constants; each has a lock of its own, so that different ones are compiled at the same time.
     modules: Mutex<HashMap<String, Arc<Mutex<Option<Module>>>>>,
     kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
@@ -43,7 +41,7 @@ struct Inner {
 /// There is one stream, and what any thread asks of it while it is captured lands in the graph: a capture begins between
 /// calls, and calls of other threads wait for its end.
 #[derive(Debug, Default)]
-struct Calls {
+pub(super) struct Calls {
     captor: Option<ThreadId>,
     under_way: usize,
 }
@@ -86,7 +84,7 @@ impl PartialEq for Gpu {
 
 impl Eq for Gpu {}
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -124,7 +122,6 @@ impl Gpu {
         library::load(Needed::Nvrtc)?;
         library::load(Needed::CublasLt)?;
         let gpu = Self(Box::leak(Box::new(Inner::open(ordinal)?)));
-        *lock(&gpu.0.pool) = Some(Pool::new(gpu));
         open.push(gpu);
         Ok(gpu)
     }
@@ -166,193 +163,6 @@ impl Gpu {
     /// The one stream.
     pub(crate) fn stream(self) -> sys::CUstream {
         self.0.stream
-    }
-
-    pub(crate) fn pool(self) -> Arc<Pool> {
-        // Held until the pool is known: a capture swaps it.
-        let _calls = self.wait_for_capture();
-        let mut pool = lock(&self.0.pool);
-        pool.get_or_insert_with(|| Pool::new(self)).clone()
-    }
-
-    /// Uses another pool from here on; returns the one before.
-    pub(crate) fn swap_pool(self, pool: Arc<Pool>) -> Arc<Pool> {
-        let before = lock(&self.0.pool).replace(pool);
-        before.unwrap_or_else(|| Pool::new(self))
-    }
-
-    /// Memory that is not initialised, aligned to 512 bytes; given back when dropped.
-    ///
-    /// # Errors
-    /// If there is too little.
-    pub fn alloc(self, bytes: usize) -> Result<Buffer> {
-        self.pool().alloc(bytes)
-    }
-
-    /// What this process holds.
-    pub fn memory(self) -> MemoryUse {
-        self.pool().memory()
-    }
-
-    /// Gives cached memory that is not in use back to the driver.
-    ///
-    /// # Errors
-    /// If the device failed.
-    pub fn trim(self) -> Result<()> {
-        self.pool().trim()
-    }
-
-    /// Numbers from the host in new memory. Not while a graph is captured.
-    ///
-    /// # Errors
-    /// If there is too little memory.
-    pub fn upload<T: Pod>(self, host: &[T]) -> Result<Buffer> {
-        let buffer = self.alloc(size_of_val(host))?;
-        self.write(&buffer, 0, host)?;
-        Ok(buffer)
-    }
-
-    /// Numbers from the host into a buffer, from element `from`.
-    ///
-    /// # Errors
-    /// If a graph is being captured: it would read the host's memory again at every launch.
-    ///
-    /// # Panics
-    /// If they do not fit.
-    pub fn write<T: Pod>(self, buffer: &Buffer, from: usize, host: &[T]) -> Result<()> {
-        assert!((from + host.len()) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
-        if host.is_empty() {
-            return Ok(());
-        }
-        if self.is_capturing() {
-            let reason = "numbers of the host were needed while a CUDA graph was captured".to_owned();
-            return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
-        }
-        let _bound = self.bind()?;
-        let to = buffer.address() + (from * size_of::<T>()) as u64;
-        // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
-        unsafe { driver::memcpy_htod_async(to, host, self.0.stream) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
-    }
-
-    /// All of pinned memory into a buffer, without waiting; who owns it must not change it before the copy is done.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If it does not fit.
-    pub fn write_pinned<T: Pod>(self, buffer: &Buffer, host: &super::Pinned<T>) -> Result<()> {
-        assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "numbers outside a buffer");
-        let _bound = self.bind()?;
-        let host: &[T] = host;
-        // SAFETY: the range is inside the buffer, and pinned memory stays where it is.
-        unsafe { driver::memcpy_htod_async(buffer.address(), host, self.0.stream) }
-            .map_err(Error::driver("cuMemcpyHtoDAsync"))
-    }
-
-    /// `count` numbers of a buffer from element `from`. Waits for all work before.
-    ///
-    /// # Errors
-    /// If the device failed.
-    ///
-    /// # Panics
-    /// If they are not all there.
-    pub fn download<T: Pod>(self, buffer: &Buffer, from: usize, count: usize) -> Result<Vec<T>> {
-        assert!((from + count) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let _bound = self.bind()?;
-        let mut host: Vec<T> = Vec::with_capacity(count);
-        let at = buffer.address() + (from * size_of::<T>()) as u64;
-        let bytes = count * size_of::<T>();
-        // SAFETY: the range is inside the buffer, and there is room for `count` numbers.
-        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), at, bytes, self.0.stream) };
-        copied.result().map_err(Error::driver("cuMemcpyDtoHAsync"))?;
-        self.synchronize()?;
-        // SAFETY: the copy has filled them, and every bit pattern is a number.
-        unsafe { host.set_len(count) };
-        Ok(host)
-    }
-
-    /// Copies to pinned memory without waiting; what is there can be read after an [`Event`] recorded next.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If the ranges are not inside their memories.
-    pub fn download_later<T: Pod>(self, buffer: &Buffer, to: &super::Pinned<T>, at: usize, count: usize) -> Result<()> {
-        assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "numbers outside a buffer");
-        let _bound = self.bind()?;
-        let host = to[at..].as_ptr().cast_mut().cast::<c_void>();
-        // SAFETY: both ranges are valid; pinned memory is written by the device, and its owner reads it after an event.
-        let copied =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(host, buffer.address(), count * size_of::<T>(), self.0.stream) };
-        copied.result().map_err(Error::driver("cuMemcpyDtoHAsync"))
-    }
-
-    /// Writes zeros.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn zero(self, m: MatMut<'_>) -> Result<()> {
-        if m.is_empty() {
-            return Ok(());
-        }
-        let _bound = self.bind()?;
-        let (width, pitch) = (m.cols * m.dtype.bytes(), m.stride * m.dtype.bytes());
-        // SAFETY: the matrix lies inside its buffer.
-        let status = unsafe {
-            if m.is_contiguous() {
-                sys::cuMemsetD8Async(m.address(), 0, m.rows * width, self.0.stream)
-            } else {
-                sys::cuMemsetD2D8Async(m.address(), pitch, 0, width, m.rows, self.0.stream)
-            }
-        };
-        status.result().map_err(Error::driver("cuMemsetD8Async"))
-    }
-
-    /// Copies a matrix to one of the same shape and format.
-    ///
-    /// # Errors
-    /// If shapes or formats differ.
-    pub fn copy(self, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
-        let check = crate::error::Check("copy");
-        check.shape("to", to.shape(), from.shape())?;
-        check.that(to.dtype == from.dtype, "to", || from.dtype.to_string(), || to.dtype.to_string())?;
-        if from.is_empty() {
-            return Ok(());
-        }
-        let _bound = self.bind()?;
-        let bytes = from.dtype.bytes();
-        if from.is_contiguous() && to.is_contiguous() {
-            // SAFETY: both lie inside their buffers.
-            return unsafe {
-                driver::memcpy_dtod_async(to.address(), from.address(), from.len() * bytes, self.0.stream)
-            }
-            .map_err(Error::driver("cuMemcpyDtoDAsync"));
-        }
-        let copy = sys::CUDA_MEMCPY2D_st {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-            srcHost: std::ptr::null(),
-            srcDevice: from.address(),
-            srcArray: std::ptr::null_mut(),
-            srcPitch: from.stride * bytes,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-            dstHost: std::ptr::null_mut(),
-            dstDevice: to.address(),
-            dstArray: std::ptr::null_mut(),
-            dstPitch: to.stride * bytes,
-            WidthInBytes: from.cols * bytes,
-            Height: from.rows,
-        };
-        // SAFETY: both lie inside their buffers.
-        unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.0.stream) }.result().map_err(Error::driver("cuMemcpy2DAsync"))
     }
 
     /// Waits until all work is done.
@@ -456,7 +266,7 @@ impl Gpu {
         self.0.quiet.notify_all();
     }
 
-    fn wait_for_capture(&self) -> MutexGuard<'_, Calls> {
+    pub(super) fn wait_for_capture(&self) -> MutexGuard<'_, Calls> {
         let mut calls = lock(&self.0.calls);
         if calls.captor.is_some() {
             let me = std::thread::current().id();
@@ -474,33 +284,6 @@ impl Gpu {
 
     pub(crate) fn count_launch(self) {
         self.0.launches.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An event, to be recorded.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn event(self) -> Result<Event> {
-        let _bound = self.bind()?;
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
-        Ok(Event { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu: self })
-    }
-
-    /// Milliseconds of each of `repeats` calls, by events on the device.
-    ///
-    /// # Errors
-    /// What `f` returns.
-    pub fn time(self, repeats: usize, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f32>> {
-        let mut times = Vec::with_capacity(repeats);
-        let (from, to) = (self.event()?, self.event()?);
-        for _ in 0..repeats {
-            from.record()?;
-            f()?;
-            to.record()?;
-            to.wait()?;
-            times.push(from.milliseconds_to(&to)?);
-        }
-        Ok(times)
     }
 }
 
@@ -542,7 +325,6 @@ impl Inner {
             total_memory,
             context,
             stream,
-            pool: Mutex::new(None),
             modules: Mutex::default(),
             kernels: Mutex::default(),
             caches: Mutex::default(),
@@ -551,62 +333,6 @@ impl Inner {
             quiet: Condvar::new(),
             launches: AtomicU64::new(0),
         })
-    }
-}
-
-/// A point in a device's work.
-#[derive(Debug)]
-pub struct Event {
-    event: sys::CUevent,
-    gpu: Gpu,
-}
-
-// SAFETY: a handle.
-unsafe impl Send for Event {}
-
-impl Event {
-    /// Marks what was asked of the device so far.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    pub fn record(&self) -> Result<()> {
-        let _bound = self.gpu.bind()?;
-        // SAFETY: both handles are alive.
-        unsafe { driver::event::record(self.event, self.gpu.stream()) }.map_err(Error::driver("cuEventRecord"))
-    }
-
-    /// Whether the device has come to it.
-    pub fn is_done(&self) -> bool {
-        // SAFETY: the handle is alive.
-        self.gpu.bind().is_ok_and(|_bound| unsafe { driver::event::query(self.event) }.is_ok())
-    }
-
-    /// Waits until the device has come to it.
-    ///
-    /// # Errors
-    /// If work before it failed.
-    pub fn wait(&self) -> Result<()> {
-        let _bound = self.gpu.bind()?;
-        // SAFETY: the handle is alive.
-        unsafe { driver::event::synchronize(self.event) }.map_err(Error::driver("cuEventSynchronize"))
-    }
-
-    /// Milliseconds from this to a later event; both must be done.
-    ///
-    /// # Errors
-    /// If they are not.
-    pub fn milliseconds_to(&self, later: &Event) -> Result<f32> {
-        // SAFETY: both handles are alive.
-        unsafe { driver::event::elapsed(self.event, later.event) }.map_err(Error::driver("cuEventElapsedTime"))
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if let Ok(_bound) = self.gpu.bind() {
-            // SAFETY: it is destroyed once.
-            let _ = unsafe { driver::event::destroy(self.event) };
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Device memory: a caching allocator, and memory of the host that a device can reach.
+//! Device memory: a caching allocator.
 //!
 //! Memory comes from the driver in segments and is cut into blocks; a freed block joins its free neighbours and is used
 //! again without asking the driver. This is safe without waiting because a device has one stream: whoever gets a block
@@ -9,10 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result as driver;
 
-use super::gpu::Gpu;
-use super::view::{Mat, MatMut, Pod};
+use super::gpu::{Gpu, lock};
 use super::{Error, Result};
-use crate::DType;
 
 /// Addresses are multiples of this.
 const ALIGNMENT: usize = 512;
@@ -43,27 +41,51 @@ impl Buffer {
     pub fn gpu(&self) -> Gpu {
         self.pool.gpu
     }
-
-    /// As a matrix without gaps, from the first byte.
-    ///
-    /// # Panics
-    /// If it is too small.
-    pub fn mat(&self, rows: usize, cols: usize, dtype: DType) -> Mat<'_> {
-        Mat::new(self, 0, (rows, cols), cols, dtype)
-    }
-
-    /// [`mat`](Self::mat), to write: the stream orders accesses.
-    ///
-    /// # Panics
-    /// If it is too small.
-    pub fn mat_mut(&self, rows: usize, cols: usize, dtype: DType) -> MatMut<'_> {
-        MatMut::new(self, 0, (rows, cols), cols, dtype)
-    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.pool.lock().free(self.address);
+    }
+}
+
+/// The pool that a device takes memory from.
+#[derive(Debug, Default)]
+struct Current(Option<Arc<Pool>>);
+
+impl Gpu {
+    pub(crate) fn pool(self) -> Arc<Pool> {
+        // Held until the pool is known: a capture swaps it.
+        let _calls = self.wait_for_capture();
+        let mut pool = lock(self.cache::<Current>());
+        pool.0.get_or_insert_with(|| Pool::new(self)).clone()
+    }
+
+    /// Uses another pool from here on; returns the one before.
+    pub(crate) fn swap_pool(self, pool: Arc<Pool>) -> Arc<Pool> {
+        let before = lock(self.cache::<Current>()).0.replace(pool);
+        before.unwrap_or_else(|| Pool::new(self))
+    }
+
+    /// Memory that is not initialised, aligned to 512 bytes; given back when dropped.
+    ///
+    /// # Errors
+    /// If there is too little.
+    pub fn alloc(self, bytes: usize) -> Result<Buffer> {
+        self.pool().alloc(bytes)
+    }
+
+    /// What this process holds.
+    pub fn memory(self) -> MemoryUse {
+        self.pool().memory()
+    }
+
+    /// Gives cached memory that is not in use back to the driver.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn trim(self) -> Result<()> {
+        self.pool().trim()
     }
 }
 
@@ -229,59 +251,6 @@ impl State {
         }
         self.blocks.insert(start, Block { free: true, ..block });
         self.free.insert((block.size, start));
-    }
-}
-
-/// Memory of the host that the device reads and writes without a copy in between.
-#[derive(Debug)]
-pub struct Pinned<T: Pod> {
-    data: *mut T,
-    len: usize,
-    gpu: Gpu,
-}
-
-// SAFETY: it owns its memory.
-unsafe impl<T: Pod> Send for Pinned<T> {}
-// SAFETY: shared access only reads.
-unsafe impl<T: Pod> Sync for Pinned<T> {}
-
-impl<T: Pod> Pinned<T> {
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// If the host has no such memory.
-    pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
-        let _bound = gpu.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
-        // SAFETY: the context is current.
-        let data = unsafe { driver::malloc_host(bytes, 0) }.map_err(Error::driver("cuMemHostAlloc"))?.cast::<T>();
-        // SAFETY: `bytes` bytes are there, and zero bits are a number.
-        unsafe { data.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Self { data, len, gpu })
-    }
-}
-
-impl<T: Pod> std::ops::Deref for Pinned<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
-        // SAFETY: `len` initialised numbers are there as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.data, self.len) }
-    }
-}
-
-impl<T: Pod> std::ops::DerefMut for Pinned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
-    }
-}
-
-impl<T: Pod> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        if self.gpu.synchronize().is_ok() {
-            // SAFETY: the driver gave it, and the device has finished with it.
-            let _ = unsafe { driver::free_host(self.data.cast()) };
-        }
     }
 }
 

@@ -10,34 +10,20 @@ pub mod ceiling;
 pub mod compile;
 pub mod elementwise;
 mod error;
+mod event;
 mod gpu;
 mod graph;
 pub mod library;
 mod memory;
 pub mod nccl;
+mod transfer;
 mod view;
 
 pub use compile::{Define, Source, Unit};
 pub use error::{Error, Result};
-pub use gpu::{Event, Gpu, Kernel, Launch, count};
+pub use event::Event;
+pub use gpu::{Gpu, Kernel, Launch, count};
 pub use graph::Graph;
-pub use memory::{Buffer, MemoryUse, Pinned};
+pub use memory::{Buffer, MemoryUse};
+pub use transfer::Pinned;
 pub use view::{Mat, MatMut, Pod, RawMat, Segments};
-
-/// Every kernel and specialisation that operations use: what `cargo xtask cuda-check` compiles.
-pub fn units() -> Vec<Unit> {
-    [
-        crate::adamw::cuda::units(),
-        crate::add_norm::cuda::units(),
-        crate::causal_conv1d::cuda::units(),
-        crate::cross_entropy::cuda::units(),
-        crate::embedding::cuda::units(),
-        crate::linear::cuda::units(),
-        crate::mamba1_step::cuda::units(),
-        crate::neg_exp::cuda::units(),
-        crate::sampling::cuda::units(),
-        crate::selective_scan::cuda::units(),
-        elementwise::units(),
-    ]
-    .concat()
-}

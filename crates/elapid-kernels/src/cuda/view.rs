@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::Buffer;
+use super::memory::Buffer;
 use crate::DType;
 
 /// Numbers that mean the same here and on the device.
@@ -53,6 +53,24 @@ pub struct MatMut<'a> {
     /// Format of the numbers.
     pub dtype: DType,
     memory: PhantomData<&'a Buffer>,
+}
+
+impl Buffer {
+    /// As a matrix without gaps, from the first byte.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub fn mat(&self, rows: usize, cols: usize, dtype: DType) -> Mat<'_> {
+        Mat::new(self, 0, (rows, cols), cols, dtype)
+    }
+
+    /// [`mat`](Self::mat), to write: the stream orders accesses.
+    ///
+    /// # Panics
+    /// If it is too small.
+    pub fn mat_mut(&self, rows: usize, cols: usize, dtype: DType) -> MatMut<'_> {
+        MatMut::new(self, 0, (rows, cols), cols, dtype)
+    }
 }
 
 /// What a kernel gets of a matrix; `Mat<T>` of `common.cuh`.

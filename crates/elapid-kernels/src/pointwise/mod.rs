@@ -2,6 +2,7 @@
 //!
 //! A result depends on its own elements alone, whatever the shape and the number of threads.
 
+mod function;
 pub mod naive;
 #[cfg(test)]
 mod tests;
@@ -10,26 +11,7 @@ use crate::error::{Check, Result};
 use crate::parallel::{grain, split};
 use crate::{Rows, RowsMut};
 
-/// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Function {
-    /// x.
-    Identity,
-    /// max(x, 0).
-    Relu,
-    /// max(x, 0)² (So et al. 2021, Primer).
-    SquaredRelu,
-    /// x σ(x), swish.
-    Silu,
-    /// x Φ(x) with Φ the normal distribution (Hendrycks and Gimpel 2016).
-    Gelu,
-    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2: GPT-2's approximation.
-    GeluTanh,
-    /// 1 / (1 + exp(-x)).
-    Sigmoid,
-    /// tanh(x).
-    Tanh,
-}
+pub use function::Function;
 
 /// Elementary steps of one element, for the division of work among threads.
 const WORK: usize = 16;

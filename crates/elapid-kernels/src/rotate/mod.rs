@@ -3,6 +3,7 @@
 //!
 //! The gradient is the same rotation the other way round.
 
+mod args;
 pub mod naive;
 #[cfg(test)]
 mod tests;
@@ -11,27 +12,7 @@ use crate::error::{Check, Result};
 use crate::parallel::{grain, split};
 use crate::{Rows, RowsMut};
 
-/// Which columns of a head make a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairs {
-    /// Column i and column i + r/2 (GPT-NeoX, Llama in `transformers`).
-    Halves,
-    /// Columns 2i and 2i + 1 (the paper, GPT-J).
-    Interleaved,
-}
-
-/// What is rotated by how much.
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a> {
-    /// Columns of a head; the columns after the last whole head are an error.
-    pub dim: usize,
-    /// Radians a position of each pair; the first `2 frequencies.len()` columns of a head are rotated, others copied.
-    pub frequencies: &'a [f64],
-    /// Which columns make a pair.
-    pub pairs: Pairs,
-    /// The position of each row, `[m]`.
-    pub positions: &'a [u64],
-}
+pub use args::{Args, Pairs};
 
 /// y `[m h·dim]` (=) of x, turned forwards, or backwards if `inverse`.
 ///

@@ -8,13 +8,14 @@
 //!
 //! The state is `[b d n]`: what precedes position 0 comes in as `initial`, what a next chunk needs goes out as `last`, and
 //! [`step`] moves it on by one position. A whole sequence, its chunks and its steps agree bit for bit; so do a row of a
-//! batch and a batch of one, and any numbers of threads. Where [`Segments`] reset, the state before that position counts
-//! as 0, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is the state before
-//! them.
+//! batch and a batch of one, and any numbers of threads. Where [`Segments`](crate::Segments) reset, the state before that
+//! position counts as 0, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is
+//! the state before them.
 //!
 //! Backward, derived in `docs/math/selective_scan.md`, runs the recurrence again from states that [`forward`] left in
 //! [`Saved`]; h is never stored as a whole.
 
+mod args;
 mod cpu;
 pub mod cuda;
 #[cfg(test)]
@@ -23,144 +24,11 @@ pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-use std::str::FromStr;
+use crate::error::{Check, Result};
+use crate::{Isa, Rows, RowsMut};
 
-use crate::error::{Check, Error, Result};
-use crate::{Isa, Rows, RowsMut, Segments};
-
-const OP: &str = "selective_scan";
-
-/// How Ā and B̄ follow from Δ, A and B.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Discretisation {
-    /// Ā = exp(ΔA), B̄ = ΔB: what the released Mamba models use.
-    #[default]
-    ExpEuler,
-    /// Zero-order hold, equation 4 of the paper: Ā = exp(ΔA), B̄ = (exp(ΔA) - 1) / A · B; ΔB where ΔA = 0.
-    Zoh,
-    /// Ā = (1 + ΔA/2) / (1 - ΔA/2), B̄ = Δ / (1 - ΔA/2) · B (S4, arXiv 2111.00396, equation 3). ΔA must not be 2.
-    Bilinear,
-}
-
-impl Discretisation {
-    /// Every rule.
-    pub const ALL: [Self; 3] = [Self::ExpEuler, Self::Zoh, Self::Bilinear];
-
-    /// `exp-euler`, `zoh` or `bilinear`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ExpEuler => "exp-euler",
-            Self::Zoh => "zoh",
-            Self::Bilinear => "bilinear",
-        }
-    }
-}
-
-impl fmt::Display for Discretisation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Discretisation {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == name).ok_or_else(|| Error {
-            op: OP,
-            argument: "rule",
-            wanted: Self::ALL.map(Self::name).join(", "),
-            got: name.to_owned(),
-        })
-    }
-}
-
-/// Sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dims {
-    /// Batch.
-    pub b: usize,
-    /// Length; 1 in [`step`], which does not look at it.
-    pub l: usize,
-    /// Channels, at least 1.
-    pub d: usize,
-    /// State size of a channel, at least 1.
-    pub n: usize,
-}
-
-/// What the scan reads.
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a, T = f32> {
-    /// `[b l d]`, the input.
-    pub u: Rows<'a, T>,
-    /// `[b l d]`, Δ before bias and softplus.
-    pub delta: Rows<'a, T>,
-    /// `[d]`.
-    pub delta_bias: Option<&'a [T]>,
-    /// Whether Δ goes through softplus.
-    pub softplus: bool,
-    /// `[d n]`: A itself, negative for a state that decays.
-    pub a: &'a [T],
-    /// `[b l n]`.
-    pub b: Rows<'a, T>,
-    /// `[b l n]`.
-    pub c: Rows<'a, T>,
-    /// `[d]`: D, the weight of the input in the output.
-    pub skip: Option<&'a [T]>,
-    /// `[b l d]`, the gate.
-    pub z: Option<Rows<'a, T>>,
-    /// `[b d n]`: the state before position 0; zeros if absent.
-    pub initial: Option<&'a [T]>,
-    /// Padding and packed documents.
-    pub segments: Segments<'a>,
-    /// How Ā and B̄ come about.
-    pub rule: Discretisation,
-}
-
-/// What [`forward`] leaves for [`backward`]: the states before every tile of up to 32 positions.
-///
-/// Its numbers are laid out for the vectors of this processor. It may be used again for another call.
-#[derive(Debug, Clone, Default)]
-pub struct Saved {
-    states: Vec<f32>,
-    made_for: Option<(Dims, usize)>,
-}
-
-impl Saved {
-    /// An empty one, for [`forward`] to fill.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Memory it takes, in bytes: about `4 b d n l / 32`.
-    pub fn bytes(&self) -> usize {
-        self.states.capacity() * size_of::<f32>()
-    }
-}
-
-/// What the backward writes and adds to.
-#[derive(Debug)]
-pub struct Grads<'a, T = f32> {
-    /// `[b l d]` (=).
-    pub du: RowsMut<'a, T>,
-    /// `[b l d]` (=), of `delta` before bias and softplus.
-    pub ddelta: RowsMut<'a, T>,
-    /// `[d]` (+=).
-    pub ddelta_bias: Option<&'a mut [T]>,
-    /// `[d n]` (+=).
-    pub da: &'a mut [T],
-    /// `[b l n]` (=).
-    pub db: RowsMut<'a, T>,
-    /// `[b l n]` (=).
-    pub dc: RowsMut<'a, T>,
-    /// `[d]` (+=).
-    pub dskip: Option<&'a mut [T]>,
-    /// `[b l d]` (=); needs `z`.
-    pub dz: Option<RowsMut<'a, T>>,
-    /// `[b d n]` (=).
-    pub dinitial: Option<&'a mut [T]>,
-}
+use args::OP;
+pub use args::{Args, Dims, Discretisation, Grads, Saved};
 
 /// Scans.
 ///

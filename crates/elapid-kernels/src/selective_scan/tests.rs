@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Float;
 use crate::testing::{Poisoned, Random, Terms, bits, central_difference, err_ratio, err_ratio_of_terms, with_threads};
+use crate::{Float, Segments};
 
 /// Inputs of one call. `xz` is `[b l (u z)]` and `dbc` is `[b l (delta b c)]`, packed as projections are.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! One row: channels stay with their block (`one_row.cu`).
 
-use super::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
+use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
 
 static SOURCE: Source =

@@ -1,6 +1,6 @@
 //! Some rows: a matrix product on tensor cores a stage (`mamba1_step.cu`).
 
-use super::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
+use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Source, Unit};
 
 static SOURCE: Source =

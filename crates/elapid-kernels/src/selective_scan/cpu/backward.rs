@@ -6,13 +6,13 @@ use pulp::bytemuck;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::super::{Args, Dims, Discretisation, Grads, Saved};
 use super::rule::{Bilinear, ExpEuler, Rule, Zoh};
-use super::{
+use super::tiles::{
     BLOCK, Buffer, GROUP, SMALL, STRIDE, TILE, Unit, blocks, from_lanes, load, load_or_zero, pack, prefetch, share,
     store, take, tiles, to_lanes,
 };
 use crate::parallel::{grain, split};
+use crate::selective_scan::{Args, Dims, Discretisation, Grads, Saved};
 use crate::{Isa, Rows, RowsMut, math};
 
 pub(in super::super) fn backward(

@@ -5,12 +5,12 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::super::{Args, Dims, Discretisation, Saved};
 use super::rule::{Bilinear, ExpEuler, Rule, Zoh};
-use super::{
+use super::tiles::{
     BLOCK, Buffer, GROUP, SMALL, STRIDE, TILE, Unit, blocks, from_lanes, load, pack, prefetch, share, store, take,
     tiles, to_lanes,
 };
+use crate::selective_scan::{Args, Dims, Discretisation, Saved};
 use crate::{Isa, RowsMut, math};
 
 pub(in super::super) fn forward(

@@ -1,0 +1,98 @@
+//! On a GPU: a kernel whose blocks are all resident and wait for each other between stages. One for some rows
+//! (`mamba1_step.cu`), and one for one row, whose blocks wait half as often (`one_row.cu`).
+
+mod model;
+mod one_row;
+mod rows;
+
+use std::sync::Arc;
+
+use crate::cuda::{Buffer, Gpu, Launch, Result, Unit};
+
+use model::{CHECK, WARPS, matrix, raw_layer, room, vector};
+use one_row::OneRow;
+use rows::Rows;
+
+pub use model::{Dims, Layer, Model};
+
+const THREADS: u32 = 32 * (WARPS as u32 + 2);
+
+/// The step of a model, ready to be launched again and again.
+///
+/// It works on the memory that it was made with: the model's, the states' and the tokens'.
+#[derive(Debug)]
+pub struct Step {
+    gpu: Gpu,
+    form: Form,
+    logits: Buffer,
+    _ids: Arc<Buffer>,
+}
+
+#[derive(Debug)]
+enum Form {
+    Rows(Rows),
+    OneRow(OneRow),
+}
+
+/// Whether a model of these sizes can be stepped so: up to 32 rows that fit into shared memory, sizes that tensor cores
+/// take without a rest.
+pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
+    let Dims { b, d, ed, n, r, k, v } = dims;
+    let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
+    let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
+    let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
+    whole && some && small && rows::suits(gpu, dims)
+}
+
+impl Step {
+    /// Prepares the step; `ids` `[b]` u32 holds the tokens that are read, then those that were chosen.
+    ///
+    /// # Errors
+    /// If sizes do not suit (see [`suits`]), shapes or formats differ, or there is too little memory.
+    pub fn new(gpu: Gpu, dims: Dims, model: &Model<'_>, ids: &Arc<Buffer>) -> Result<Self> {
+        let Dims { b, d, v, .. } = dims;
+        CHECK.that(
+            suits(&gpu, dims),
+            "sizes",
+            || "sizes that one launch can work on".into(),
+            || format!("{dims:?}"),
+        )?;
+        CHECK.that(ids.bytes() >= 4 * b, "ids", || format!("{b} ids"), || (ids.bytes() / 4).to_string())?;
+        for (name, m) in [("embedding", model.embedding), ("head", model.head)] {
+            matrix(name, m, (v, d))?;
+        }
+        vector("norm", model.norm, d)?;
+        let layers = model.layers.iter().map(|layer| raw_layer(dims, layer)).collect::<Result<Vec<_>>>()?;
+        let logits = gpu.alloc(b * v * 4)?;
+        let form = if one_row::suits(&gpu, layers.len(), dims) {
+            Form::OneRow(OneRow::new(gpu, dims, model, layers, ids.address(), logits.address())?)
+        } else {
+            Form::Rows(Rows::new(gpu, dims, model, &layers, ids.address(), logits.address())?)
+        };
+        Ok(Self { gpu, form, logits, _ids: ids.clone() })
+    }
+
+    /// Reads a token of every row, moves the states on and chooses the likeliest next tokens; does not wait. A row whose
+    /// logits are no numbers gets the largest u32.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub fn launch(&self) -> Result<()> {
+        let shared = u32::try_from(room(&self.gpu)).unwrap_or(u32::MAX);
+        let launch = Launch { shared, ..Launch::linear(self.gpu.multiprocessors(), THREADS) };
+        match &self.form {
+            Form::Rows(rows) => rows.launch(&self.gpu, launch),
+            Form::OneRow(row) => row.launch(&self.gpu, launch),
+        }
+    }
+
+    /// Logits `[b v]` f32 of the last launch.
+    pub fn logits(&self) -> &Buffer {
+        &self.logits
+    }
+}
+
+/// Every specialisation.
+pub(crate) fn units() -> Vec<Unit> {
+    [rows::units(), one_row::units()].concat()
+}

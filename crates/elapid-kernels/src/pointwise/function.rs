@@ -1,0 +1,22 @@
+//! Activation functions by name.
+
+/// An activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// x.
+    Identity,
+    /// max(x, 0).
+    Relu,
+    /// max(x, 0)² (So et al. 2021, Primer).
+    SquaredRelu,
+    /// x σ(x), swish.
+    Silu,
+    /// x Φ(x) with Φ the normal distribution (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2: GPT-2's approximation.
+    GeluTanh,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
+    /// tanh(x).
+    Tanh,
+}

@@ -1,0 +1,21 @@
+//! Every CUDA kernel of every operation.
+
+use crate::cuda::Unit;
+
+/// Every kernel and specialisation that operations use: what `cargo xtask cuda-check` compiles.
+pub fn all() -> Vec<Unit> {
+    [
+        crate::adamw::cuda::units(),
+        crate::add_norm::cuda::units(),
+        crate::causal_conv1d::cuda::units(),
+        crate::cross_entropy::cuda::units(),
+        crate::embedding::cuda::units(),
+        crate::linear::cuda::units(),
+        crate::mamba1_step::cuda::units(),
+        crate::neg_exp::cuda::units(),
+        crate::sampling::cuda::units(),
+        crate::selective_scan::cuda::units(),
+        crate::cuda::elementwise::units(),
+    ]
+    .concat()
+}
