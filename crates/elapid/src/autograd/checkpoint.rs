@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Tape, Var, record_on};
+use super::tape::{Tape, record_on};
+use super::var::Var;
 use crate::{Error, Result};
 
 /// Computes `f(inputs)` without storing anything but the inputs; the backward pass recomputes it, on a tape of its own.

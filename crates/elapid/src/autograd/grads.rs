@@ -1,83 +1,13 @@
 //! Gradients on their way back.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
+use elapid_kernels::RowsMut;
 use elapid_kernels::cuda::{self, MatMut};
-use elapid_kernels::{DType, RowsMut};
 
-use super::{Place, Var};
-use crate::params::{ParamGrads, ParamId};
-use crate::{Device, Result, Tensor};
-
-/// The gradients of a tape's variables while [`Tape::backward`](super::Tape::backward) runs.
-pub struct Grads {
-    forms: Vec<Form>,
-    slots: Vec<Option<Slot>>,
-    /// Which pass they are of: its variables share this flag.
-    alive: Arc<AtomicBool>,
-    /// Gradients of parameters that a recomputed part gave; see [`checkpoint`](super::checkpoint).
-    pub(super) recomputed: ParamGrads,
-}
-
-/// What a gradient looks like.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Form {
-    rows: usize,
-    cols: usize,
-    device: Device,
-    pub(super) dtype: DType,
-    /// The parameter that it is the gradient of.
-    pub(super) param: Option<ParamId>,
-}
-
-impl Form {
-    pub(super) fn of(value: &Tensor) -> Self {
-        let (rows, cols) = (value.row_count(), value.cols());
-        Self { rows, cols, device: value.device(), dtype: value.dtype(), param: None }
-    }
-
-    /// Columns of the gradient that are those of `var`: a reshaped variable covers it whole, a column slice keeps its rows.
-    fn cols_of(&self, var: &Var) -> usize {
-        if var.value.len() == self.rows * self.cols { self.cols } else { var.value.cols() }
-    }
-
-    /// A matrix of `cols` columns: zeros on the processor, whatever the memory held on a GPU.
-    fn matrix(&self, cols: usize) -> Result<Tensor> {
-        let shape = [self.rows, cols];
-        match self.device {
-            Device::Cpu => Tensor::zeros(&shape),
-            Device::Cuda(gpu) => Tensor::uninit(gpu, self.dtype, &shape),
-        }
-    }
-}
-
-/// One gradient. Columns that nobody wrote are 0 on the processor, and not there yet on a GPU.
-struct Slot {
-    data: Tensor,
-    /// Disjoint column ranges that hold something.
-    written: Vec<(usize, usize)>,
-}
-
-impl Slot {
-    /// Columns `from..to` that nobody wrote become 0, and count as written.
-    fn fill(&mut self, from: usize, to: usize) -> Result<()> {
-        let mut written = self.written.clone();
-        written.sort_unstable();
-        let mut at = from;
-        for (start, end) in written.into_iter().chain([(to, to)]) {
-            let gap = start.min(to);
-            if gap > at {
-                if let Some(gpu) = self.data.gpu() {
-                    gpu.zero(self.data.mat_mut().columns(at, gap - at))?;
-                }
-                self.written.push((at, gap));
-            }
-            at = at.max(end);
-        }
-        Ok(())
-    }
-}
+use super::slots::{Form, Grads, Slot};
+use super::var::{Place, Var};
+use crate::{Result, Tensor};
 
 /// How an operation gives the gradient of an input.
 #[derive(Clone, Copy)]
@@ -102,6 +32,13 @@ impl<'a> Want<'a> {
     }
 }
 
+impl Form {
+    /// Columns of the gradient that are those of `var`: a reshaped variable covers it whole, a column slice keeps its rows.
+    fn cols_of(&self, var: &Var) -> usize {
+        if var.value.len() == self.rows * self.cols { self.cols } else { var.value.cols() }
+    }
+}
+
 /// Where the numbers of one [`Want`] go.
 struct Target {
     /// The slot they end in; none if the variable is a constant, then they are thrown away.
@@ -115,33 +52,9 @@ struct Target {
 }
 
 impl Grads {
-    pub(super) fn new(forms: Vec<Form>, alive: Arc<AtomicBool>) -> Self {
-        let slots = forms.iter().map(|_| None).collect();
-        Self { forms, slots, alive, recomputed: ParamGrads::default() }
-    }
-
     /// Where a variable's gradient goes; none for a constant and for a variable of another pass.
     fn place<'v>(&self, var: &'v Var) -> Option<&'v Place> {
         var.place.as_ref().filter(|place| Arc::ptr_eq(&place.alive, &self.alive))
-    }
-
-    pub(super) fn has(&self, slot: usize) -> bool {
-        self.slots[slot].is_some()
-    }
-
-    pub(super) fn forget(&mut self, slot: usize) {
-        self.slots[slot] = None;
-    }
-
-    pub(super) fn put_whole(&mut self, slot: usize, data: Tensor) {
-        let cols = self.forms[slot].cols;
-        self.slots[slot] = Some(Slot { data, written: vec![(0, cols)] });
-    }
-
-    pub(super) fn take_whole(&mut self, index: usize) -> Result<Option<Tensor>> {
-        let Some(mut slot) = self.slots[index].take() else { return Ok(None) };
-        slot.fill(0, self.forms[index].cols)?;
-        Ok(Some(slot.data))
     }
 
     /// The gradient of an output, moved out; none if no gradient arrived there.

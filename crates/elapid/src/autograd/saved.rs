@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Var;
+use super::var::{Recipe, Var};
 use crate::{Result, Tensor};
-
-/// Computes the numbers of a variable again, bit for bit.
-pub(super) type Recipe = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
 /// What an operation keeps of an input that its backward reads: the variable, or how its numbers are computed again if
 /// the variable says so.

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{CheckpointError, INDEX, Result, SINGLE};
+use super::error::{CheckpointError, Result};
+use super::reader::{INDEX, SINGLE};
 use crate::json;
 
 /// The single file of weights that PyTorch writes, and its index.

@@ -9,7 +9,8 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Bytes, CheckpointError, Result};
+use super::error::{CheckpointError, Result};
+use super::reader::Bytes;
 use crate::json;
 
 /// Longest header that the format allows, in bytes.

@@ -5,9 +5,11 @@ use std::path::{Component, Path};
 
 use serde_json::Value;
 
+use super::elsewhere;
+use super::error::{CheckpointError, Result};
 use super::header::{self, Described};
 use super::names::{EMBEDDING, HEAD, Renaming};
-use super::{Bytes, CONFIG, Checkpoint, CheckpointError, Entry, INDEX, Result, SINGLE, Source, elsewhere};
+use super::reader::{Bytes, CONFIG, Checkpoint, Entry, INDEX, SINGLE, Source};
 use crate::config::{ConfigError, ModelConfig};
 use crate::content::{self, Content};
 use crate::files::{RegularFile, limit};
@@ -17,6 +19,25 @@ const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
 
 /// Which shard has which tensor.
 type WeightMap = BTreeMap<String, String>;
+
+impl Checkpoint {
+    /// Opens a directory: reads the configuration and the headers; tensors are read when they are asked for.
+    ///
+    /// # Errors
+    /// If a file is missing, cut, or says what cannot be; the error names file and tensor.
+    pub fn open(dir: &Path) -> Result<Self> {
+        directory(dir)
+    }
+
+    /// A checkpoint in memory: the contents of `config.json` and `model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(config_json: &str, safetensors: &'static [u8]) -> Result<Self> {
+        let (config, warnings) = ModelConfig::parse(config_json, CONFIG)?;
+        assemble(config, warnings, vec![Source { name: SINGLE.into(), bytes: Bytes::Static(safetensors) }])
+    }
+}
 
 pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
     check_directory(dir)?;

@@ -10,7 +10,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::card::{self, CARD, Card, GENERATION_CONFIG};
-use super::{CONFIG, CheckpointError, INDEX, Result, SINGLE};
+use super::error::{CheckpointError, Result};
+use super::reader::{CONFIG, INDEX, SINGLE};
 use crate::config::ModelConfig;
 use crate::fault;
 use crate::files::{self, FileError, Staged, Unnamed, remove_abandoned};

@@ -3,13 +3,17 @@
 //! The schema is that of a [stack](StackConfig) and of the layers in it, and knows no family; how other programs say the
 //! same is in [`formats`](crate::formats).
 
+mod error;
 mod stack;
-
-use std::fmt;
 
 pub use stack::{ModelSettings, Named, Place, Placement, PositionKind, StackConfig, Wiring};
 
-use crate::settings::{Problem, Size};
+use std::fmt;
+
+use crate::settings::Size;
+
+pub use error::ConfigError;
+use error::IN_CODE;
 
 /// The vocabulary of the GPT-NeoX tokenizer, with which the published models were trained.
 pub(crate) const NEOX_VOCAB: usize = 50277;
@@ -27,73 +31,6 @@ pub struct ModelConfig {
     pub eos_token_id: Option<u32>,
     /// The token that fills up a batch.
     pub pad_token_id: Option<u32>,
-}
-
-/// What is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The text is not JSON.
-    #[error("{file}: wanted JSON, got {got}; {fix}")]
-    Syntax {
-        /// The file read.
-        file: String,
-        /// The parser's words, with line and column.
-        got: String,
-        /// What to do.
-        fix: String,
-    },
-    /// A field has a value that cannot be.
-    #[error("{file}: `{field}`: {what}; {fix}")]
-    Field {
-        /// The file read, or `model config` for one made in code.
-        file: String,
-        /// The field, as the file names it.
-        field: String,
-        /// What is wrong.
-        what: String,
-        /// What to do.
-        fix: String,
-    },
-}
-
-/// The name that errors give a configuration made in code.
-const IN_CODE: &str = "model config";
-
-impl ConfigError {
-    pub(crate) fn field(
-        file: &str,
-        field: &str,
-        wanted: impl ToString,
-        got: impl fmt::Display,
-        fix: impl ToString,
-    ) -> ConfigError {
-        let mut got: String = got.to_string();
-        if let Some((at, _)) = got.char_indices().nth(80) {
-            got.truncate(at);
-            got.push('…');
-        }
-        let what = format!("wanted {}, got {got}", wanted.to_string());
-        ConfigError::Field { file: file.into(), field: field.into(), what, fix: fix.to_string() }
-    }
-
-    /// A problem of a setting, in this file.
-    pub(crate) fn of(problem: Problem, file: &str) -> Self {
-        let Problem { field, what, fix, .. } = problem;
-        Self::Field { file: file.into(), field, what, fix }
-    }
-
-    /// The same error, about this file, which calls fields something else: names without their sections, and theirs.
-    pub(crate) fn in_file(self, file: &str, names: &[(&str, &str)]) -> ConfigError {
-        let file = file.to_owned();
-        match self {
-            ConfigError::Syntax { got, fix, .. } => ConfigError::Syntax { file, got, fix },
-            ConfigError::Field { field: ours, what, fix, .. } => {
-                let last = ours.rsplit('.').next().unwrap_or_default();
-                let field = names.iter().find(|(name, _)| *name == last).map_or(last, |(_, there)| there);
-                ConfigError::Field { file, field: field.into(), what, fix }
-            }
-        }
-    }
 }
 
 impl Default for ModelConfig {

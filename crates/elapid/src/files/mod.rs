@@ -1,14 +1,12 @@
 //! Files: regular ones read with a limit or at positions, and outputs that are whole or not there.
 
+mod error;
 mod read;
 mod tensors;
 mod write;
 mod write_tensors;
 
-use std::fs::Metadata;
-use std::io;
-use std::path::{Path, PathBuf};
-
+pub use error::FileError;
 pub use read::{RegularFile, read, read_file_or_pipe, read_text};
 pub use tensors::TensorFile;
 pub(crate) use write::{Staged, Unnamed, remove_abandoned};
@@ -23,115 +21,6 @@ pub mod limit {
     pub const TOKENIZER: u64 = 512 << 20;
     /// Of text, token ids or metrics that are held in memory.
     pub const TEXT: u64 = 4 << 30;
-}
-
-/// What went wrong with a file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileError {
-    /// The operating system refused.
-    #[error("cannot {doing} {}: {source}; {}", path.display(), fix(source))]
-    Io {
-        /// What was tried: `read`, `write`, `rename`.
-        doing: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The operating system's reason.
-        source: io::Error,
-    },
-    /// Something else has this name.
-    #[error("cannot {doing} {}: it is {what}; give the path of a regular file", path.display())]
-    NotAFile {
-        /// What was tried: `read` or `write`.
-        doing: &'static str,
-        /// What has the name.
-        path: PathBuf,
-        /// What it is: `a directory`, `a pipe`, `a device`, `a socket`.
-        what: &'static str,
-    },
-    /// A file of more bytes than any of its kind has.
-    #[error("cannot read {}: it has more than {}, the limit for such a file; check the path", path.display(), size(*limit))]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The most bytes that are read.
-        limit: u64,
-    },
-    /// A file for which there is no memory.
-    #[error("cannot read {}: its {bytes} bytes do not fit in memory; free some memory, or use a smaller file", path.display())]
-    Memory {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// A file that ended where it had not ended before.
-    #[error("cannot read {}: it became shorter while it was read; run the command again when nothing writes to it", path.display())]
-    Shortened {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file of elapid's own that is another, or was damaged.
-    #[error("cannot read {}: {what}; write it again", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// Text that is not UTF-8.
-    #[error("cannot read {}: not UTF-8 text at byte {at}; give a text file in UTF-8", path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// The first byte that is not.
-        at: usize,
-    },
-}
-
-fn size(bytes: u64) -> String {
-    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") }
-}
-
-fn fix(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there, or write elsewhere",
-        io::ErrorKind::FileTooLarge => "raise the limit on the size of files (ulimit -f), or write elsewhere",
-        io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "check the permissions, or write elsewhere"
-        }
-        _ => "check the path and the device",
-    }
-}
-
-impl FileError {
-    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
-        let path = path.to_owned();
-        move |source| FileError::Io { doing, path, source }
-    }
-}
-
-/// What has a name, in words.
-fn kind(data: &Metadata) -> &'static str {
-    if data.is_dir() {
-        return "a directory";
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let of = data.file_type();
-        if of.is_fifo() {
-            return "a pipe";
-        }
-        if of.is_socket() {
-            return "a socket";
-        }
-        if of.is_char_device() || of.is_block_device() {
-            return "a device";
-        }
-    }
-    "no regular file"
 }
 
 #[cfg(all(test, unix))]

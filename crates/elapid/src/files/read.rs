@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{FileError, kind};
+use super::error::{FileError, kind};
 
 /// A regular file, open for reading at any position. Reads share no position: one file serves several threads.
 #[derive(Debug)]

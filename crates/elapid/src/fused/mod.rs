@@ -4,6 +4,7 @@
 //! plans in order ([`plan`]) and otherwise captures the model's operations as a graph.
 
 mod mamba1;
+mod step;
 
 use std::sync::Arc;
 
@@ -13,18 +14,7 @@ use crate::Result;
 use crate::lm::LanguageModel;
 use crate::state::State;
 
-/// One position of every row in few launches: reads the token ids, updates the state in place, replaces the ids by the
-/// most likely tokens.
-pub(crate) trait FusedStep: Send {
-    /// Submits the step; does not wait.
-    fn launch(&self) -> Result<()>;
-
-    /// Logits `[b v]` of the last step, f32.
-    fn logits(&self) -> &Buffer;
-
-    /// Kernels that a step launches.
-    fn launches(&self) -> u64;
-}
+pub(crate) use step::FusedStep;
 
 /// Builds the step of a model that reads the ids in a buffer and updates a state; none if it is not this plan's model.
 type Plan = fn(&LanguageModel, &State, &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>>;

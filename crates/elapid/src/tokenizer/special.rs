@@ -5,9 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG, Result, TokenizerError};
+use super::error::{Result, TokenizerError};
 use crate::files::{self, FileError, limit};
 use crate::{content, formats, json};
+
+/// The file beside `tokenizer.json` that names the special tokens.
+pub(super) const CONFIG: &str = "tokenizer_config.json";
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const MODEL_CONFIG: &str = "config.json";

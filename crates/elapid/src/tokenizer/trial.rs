@@ -64,6 +64,7 @@ fn parse(bytes: &[u8]) -> Option<Value> {
 }
 
 /// Texts of all scripts, of one character many times, and of what the file itself looks for.
+// Long: a list of texts, one a line.
 fn texts(json: &Value) -> Vec<String> {
     let mut texts: Vec<String> = [
         "",

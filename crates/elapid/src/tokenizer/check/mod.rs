@@ -10,9 +10,11 @@
 mod charsmap;
 mod growth;
 mod model;
+mod step;
 
-use fancy_regex::Expr;
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use step::{Pattern, Step, shortened};
 
 /// Changes whenever a check is added or removed: verdicts on a file hold for one version.
 pub(super) const VERSION: u32 = 1;
@@ -21,51 +23,6 @@ pub(super) const VERSION: u32 = 1;
 const MAX_DEPTH: usize = 16;
 /// Steps of one pipeline.
 const MAX_STEPS: usize = 1000;
-
-/// A part of a pipeline, such as one normalizer of a sequence.
-struct Step<'a> {
-    /// Where it stands in the file, such as `normalizer.normalizers[2]`.
-    path: String,
-    fields: &'a Map<String, Value>,
-}
-
-impl<'a> Step<'a> {
-    fn text(&self, field: &str) -> Option<&'a str> {
-        self.fields.get(field)?.as_str()
-    }
-
-    fn is(&self, kind: &str) -> bool {
-        self.text("type") == Some(kind)
-    }
-
-    fn error(&self, field: &str, what: impl std::fmt::Display) -> String {
-        format!("{}.{field} {what}", self.path)
-    }
-
-    /// The pattern of a `Replace` or `Split`.
-    fn pattern(&self) -> Option<Pattern<'a>> {
-        let pattern = self.fields.get("pattern")?.as_object()?;
-        let text = |kind| pattern.get(kind).and_then(Value::as_str);
-        text("String").map(Pattern::String).or_else(|| text("Regex").map(Pattern::Regex))
-    }
-}
-
-/// What a `Replace` or `Split` looks for.
-#[derive(Clone, Copy)]
-enum Pattern<'a> {
-    String(&'a str),
-    Regex(&'a str),
-}
-
-impl Pattern<'_> {
-    /// Whether a match can be of no characters. A regex that does not parse is refused by the crate.
-    fn can_be_nothing(self) -> bool {
-        match self {
-            Self::String(text) => text.is_empty(),
-            Self::Regex(regex) => Expr::parse_tree(regex).is_ok_and(|tree| can_be_nothing(&tree.expr)),
-        }
-    }
-}
 
 /// Checks a parsed `tokenizer.json`.
 ///
@@ -279,31 +236,6 @@ fn added_tokens(tokens: &Value) -> Result<(), String> {
              added_tokens[{right}], which takes those after it; set lstrip to false"
         )),
         None => Ok(()),
-    }
-}
-
-/// Whether a match of the expression can be of no characters. Where that depends on the text: yes.
-fn can_be_nothing(expr: &Expr) -> bool {
-    match expr {
-        Expr::Any { .. } => false,
-        Expr::Literal { val, .. } => val.is_empty(),
-        Expr::Concat(parts) => parts.iter().all(can_be_nothing),
-        Expr::Alt(branches) => branches.iter().any(can_be_nothing),
-        Expr::Group(child) | Expr::AtomicGroup(child) => can_be_nothing(child),
-        Expr::Repeat { child, lo, .. } => *lo == 0 || can_be_nothing(child),
-        Expr::Delegate { size, .. } => *size == 0,
-        Expr::Conditional { true_branch, false_branch, .. } => {
-            can_be_nothing(true_branch) || can_be_nothing(false_branch)
-        }
-        _ => true,
-    }
-}
-
-/// A text of the file, short enough for a message.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(40) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }
 

@@ -1,19 +1,23 @@
 mod saving;
 
 use std::fs;
+use std::path::Path;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::error::Result;
 use super::names::{EMBEDDING, HEAD};
+use super::reader::{Bytes, CONFIG, INDEX, SINGLE, Source};
 use super::*;
 use crate::LanguageModel;
+use crate::config::ModelConfig;
 
-const TINY: &str = include_str!("../../../../golden/mamba1-tiny/config.json");
-const UNTIED: &str = include_str!("../../../../golden/mamba1-untied/config.json");
-static TINY_WEIGHTS: &[u8] = include_bytes!("../../../../golden/mamba1-tiny/model.safetensors");
-static UNTIED_WEIGHTS: &[u8] = include_bytes!("../../../../golden/mamba1-untied/model.safetensors");
+const TINY: &str = include_str!("../../../../../golden/mamba1-tiny/config.json");
+const UNTIED: &str = include_str!("../../../../../golden/mamba1-untied/config.json");
+static TINY_WEIGHTS: &[u8] = include_bytes!("../../../../../golden/mamba1-tiny/model.safetensors");
+static UNTIED_WEIGHTS: &[u8] = include_bytes!("../../../../../golden/mamba1-untied/model.safetensors");
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 

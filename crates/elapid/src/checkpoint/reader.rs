@@ -1,110 +1,47 @@
-//! Weights on the disk, in the layout of Hugging Face: `config.json` beside `model.safetensors`, or beside shards and
-//! `model.safetensors.index.json`.
-//!
-//! Tensors go by their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of other writers are translated
-//! (`names`). Files are hostile until parsed: nothing is allocated, indexed or believed before it was checked.
-
-mod card;
-mod elsewhere;
-mod header;
-mod names;
-mod open;
-mod save;
+//! An open checkpoint: where its tensors lie, and their values.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
 
-use crate::config::{ConfigError, ModelConfig};
-use crate::files::{FileError, RegularFile};
+use safetensors::Dtype;
 
-pub use card::Card;
-pub use safetensors::Dtype;
-pub use save::{Named, SaveDtype, SaveOptions, save};
-
-type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+use super::error::{CheckpointError, Result};
+use super::names;
+use crate::config::ModelConfig;
+use crate::files::RegularFile;
 
 /// The files of a checkpoint.
-const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-
-/// What is wrong with a checkpoint.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {
-    /// A file cannot be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A file as a whole is wrong.
-    #[error("{file}: wanted {wanted}, got {got}; {fix}")]
-    Format {
-        /// The file.
-        file: String,
-        /// What would do.
-        wanted: String,
-        /// What is there.
-        got: String,
-        /// What to do.
-        fix: String,
-    },
-    /// A tensor is wrong.
-    #[error("{file}: tensor `{tensor}`: wanted {wanted}, got {got}; {fix}")]
-    Tensor {
-        /// The file.
-        file: String,
-        /// The tensor, as the file names it.
-        tensor: String,
-        /// What would do.
-        wanted: String,
-        /// What is there.
-        got: String,
-        /// What to do.
-        fix: String,
-    },
-}
-
-impl CheckpointError {
-    fn format(file: &str, wanted: impl ToString, got: impl ToString, fix: impl ToString) -> Self {
-        let (wanted, got, fix) = (wanted.to_string(), got.to_string(), fix.to_string());
-        CheckpointError::Format { file: file.into(), wanted, got, fix }
-    }
-
-    fn tensor(file: &str, tensor: &str, wanted: impl ToString, got: impl ToString, fix: impl ToString) -> Self {
-        let (wanted, got, fix) = (wanted.to_string(), got.to_string(), fix.to_string());
-        CheckpointError::Tensor { file: file.into(), tensor: tensor.into(), wanted, got, fix }
-    }
-}
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model's configuration and weights, the weights still on the disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What the model is made of.
     pub config: ModelConfig,
-    warnings: Vec<String>,
-    files: Vec<Source>,
-    tensors: BTreeMap<String, Entry>,
+    pub(super) warnings: Vec<String>,
+    pub(super) files: Vec<Source>,
+    pub(super) tensors: BTreeMap<String, Entry>,
 }
 
 /// A safetensors file.
 #[derive(Debug)]
-struct Source {
-    name: String,
-    bytes: Bytes,
+pub(super) struct Source {
+    pub(super) name: String,
+    pub(super) bytes: Bytes,
 }
 
 #[derive(Debug)]
-enum Bytes {
+pub(super) enum Bytes {
     /// Read where they are asked for: a map of a file that another process cuts would end this one.
     File(RegularFile),
     Static(&'static [u8]),
 }
 
 impl Bytes {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             // A file of more bytes than there are addresses is read up to its last address.
             Bytes::File(file) => usize::try_from(file.len()).unwrap_or(usize::MAX),
@@ -113,7 +50,7 @@ impl Bytes {
     }
 
     /// A short range, inside the file.
-    fn range(&self, range: Range<usize>) -> Result<Cow<'static, [u8]>> {
+    pub(super) fn range(&self, range: Range<usize>) -> Result<Cow<'static, [u8]>> {
         Ok(match self {
             Bytes::File(file) => file.range(range.start as u64..range.end as u64)?.into(),
             Bytes::Static(bytes) => bytes[range].into(),
@@ -121,7 +58,7 @@ impl Bytes {
     }
 
     /// Calls `take` with one part of a range after another; all but the last have a multiple of 8 bytes.
-    fn windows(&self, range: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
+    pub(super) fn windows(&self, range: Range<usize>, mut take: impl FnMut(&[u8])) -> Result<()> {
         match self {
             Bytes::File(file) => file.windows(range.start as u64..range.end as u64, take)?,
             Bytes::Static(bytes) => take(&bytes[range]),
@@ -130,7 +67,7 @@ impl Bytes {
     }
 
     /// An empty vector with room for `count` elements.
-    fn room_for(&self, count: usize) -> Result<Vec<f32>> {
+    pub(super) fn room_for(&self, count: usize) -> Result<Vec<f32>> {
         match self {
             Bytes::File(file) => Ok(file.room_for(count)?),
             Bytes::Static(_) => Ok(Vec::with_capacity(count)),
@@ -140,33 +77,16 @@ impl Bytes {
 
 /// Where a tensor lies. Its range is inside the file, and as long as its shape and type say.
 #[derive(Debug)]
-struct Entry {
-    file: usize,
+pub(super) struct Entry {
+    pub(super) file: usize,
     /// What the file calls it.
-    stored: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
+    pub(super) stored: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) range: Range<usize>,
 }
 
 impl Checkpoint {
-    /// Opens a directory: reads the configuration and the headers; tensors are read when they are asked for.
-    ///
-    /// # Errors
-    /// If a file is missing, cut, or says what cannot be; the error names file and tensor.
-    pub fn open(dir: &Path) -> Result<Self> {
-        open::directory(dir)
-    }
-
-    /// A checkpoint in memory: the contents of `config.json` and `model.safetensors`.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::open`].
-    pub fn from_bytes(config_json: &str, safetensors: &'static [u8]) -> Result<Self> {
-        let (config, warnings) = ModelConfig::parse(config_json, CONFIG)?;
-        open::assemble(config, warnings, vec![Source { name: SINGLE.into(), bytes: Bytes::Static(safetensors) }])
-    }
-
     /// The tensors' names, sorted. The head of a model whose head is its embedding is not among them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -227,7 +147,7 @@ impl Checkpoint {
     }
 
     /// Checks that a tensor has this shape, and a dtype that can be read.
-    fn check_entry(&self, entry: &Entry, shape: &[usize]) -> Result<()> {
+    pub(super) fn check_entry(&self, entry: &Entry, shape: &[usize]) -> Result<()> {
         let wrong = |wanted: String, got: String, fix| {
             Err(CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, wanted, got, fix))
         };
@@ -260,7 +180,7 @@ impl Checkpoint {
         Ok(CheckpointError::tensor(&self.files[entry.file].name, &entry.stored, "finite values", got, fix))
     }
 
-    fn file_names(&self) -> String {
+    pub(super) fn file_names(&self) -> String {
         match self.files.as_slice() {
             [one] => one.name.clone(),
             _ => INDEX.into(),
@@ -268,7 +188,7 @@ impl Checkpoint {
     }
 
     /// A tensor's values, and whether all are finite. Nothing of a dtype that is not read.
-    fn decode(&self, entry: &Entry) -> Result<(Vec<f32>, bool)> {
+    pub(super) fn decode(&self, entry: &Entry) -> Result<(Vec<f32>, bool)> {
         let (bytes, range) = (&self.files[entry.file].bytes, entry.range.clone());
         match entry.dtype {
             Dtype::F32 => decode_each(bytes, range, f32::from_le_bytes),
@@ -280,7 +200,7 @@ impl Checkpoint {
     }
 
     /// Whether two tensors have the same bytes.
-    fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
+    pub(super) fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
         let hash = |entry: &Entry| -> Result<blake3::Hash> {
             let mut hasher = blake3::Hasher::new();
             self.files[entry.file].bytes.windows(entry.range.clone(), |part| {
@@ -292,7 +212,7 @@ impl Checkpoint {
     }
 }
 
-const MISSING: &str = "config.json and weights must be of one model";
+pub(super) const MISSING: &str = "config.json and weights must be of one model";
 
 fn decode_each<const N: usize>(
     bytes: &Bytes,
@@ -336,6 +256,3 @@ fn describe_non_finite(entry: &Entry, bytes: &[u8], values: &[f32]) -> String {
     }
     format!("{} of {} values, the first at {place:?}", kinds.join(" and "), values.len())
 }
-
-#[cfg(test)]
-mod tests;

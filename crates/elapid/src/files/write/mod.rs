@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempPath;
 
-use super::{FileError, kind};
+use super::error::{FileError, kind};
 use crate::fault;
 
 /// Writes a file so that its name means, at every moment and after a crash, either all of the old content or all of

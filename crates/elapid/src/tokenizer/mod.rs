@@ -19,7 +19,9 @@
 mod byte;
 mod check;
 mod decoder;
+mod error;
 mod hf;
+mod kinds;
 mod pieces;
 mod special;
 mod stream;
@@ -27,7 +29,7 @@ pub mod trial;
 
 use std::borrow::Cow;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -38,96 +40,13 @@ pub use stream::TextStream;
 use crate::files::{self, FileError, atomic_write, limit};
 use crate::{content, json};
 use hf::Hf;
-use special::{Beside, Roles, Template};
+use special::{Beside, CONFIG, Template};
 
-/// The file's name in a model directory.
-const FILE: &str = "tokenizer.json";
-/// The file beside it that names the special tokens.
-const CONFIG: &str = "tokenizer_config.json";
+use error::FILE;
+pub use error::{Result, TokenizerError};
 
-/// What may go wrong with a tokenizer.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// There is no such file.
-    #[error("{}: no tokenizer there; wanted a {FILE} or a directory that has one", path.display())]
-    Missing {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// A file could not be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The file is not a tokenizer, or one that elapid cannot use.
-    #[error("{}: {what}", path.display())]
-    Definition {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// Text for a tokenizer of characters is not UTF-8.
-    #[error(
-        "the text is not UTF-8 at byte {offset}, and this tokenizer reads characters; convert the text, or use the byte \
-         tokenizer, which takes any bytes"
-    )]
-    InvalidUtf8 {
-        /// The first byte that is not part of a character, counted from the beginning of the text.
-        offset: usize,
-    },
-    /// The tokenizer's decoder refused the tokens.
-    #[error("the tokenizer cannot make text of the tokens: {what}")]
-    Decode {
-        /// What it said.
-        what: String,
-    },
-    /// Text of which no part has the tokens that it has in the whole, and too much of it.
-    #[error(
-        "this tokenizer gives a part of the text other tokens than the whole, and over {} MiB of it cannot be read at once; \
-         divide it into several files, or into the lines of a .jsonl",
-        limit >> 20
-    )]
-    TooLong {
-        /// Bytes that can be read at once.
-        limit: usize,
-    },
-    /// The tokenizer refused the text.
-    #[error("the tokenizer refused the text: {what}")]
-    Encode {
-        /// What it said.
-        what: String,
-    },
-}
-
-/// The result of an operation on a tokenizer.
-pub type Result<T, E = TokenizerError> = std::result::Result<T, E>;
-
-/// Turns text into token ids and back.
-#[derive(Debug, Clone)]
-pub struct Tokenizer {
-    kind: Kind,
-    roles: Roles,
-    /// What stands around a text; the definition says the same.
-    template: Template,
-    end_ids: Vec<u32>,
-}
-
-#[derive(Debug, Clone)]
-enum Kind {
-    /// One id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a special id.
-    Byte,
-    /// A tokenizer in Hugging Face's format.
-    Hf(Box<Hf>),
-}
-
-/// Whether special tokens are part of a text, by their names. No special token of the files has text otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SpecialTokens {
-    /// They are left out.
-    #[default]
-    Skip,
-    /// They are shown.
-    Show,
-}
+use kinds::Kind;
+pub use kinds::{SpecialTokens, Tokenizer};
 
 impl Tokenizer {
     /// The tokenizer of bytes: one id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a

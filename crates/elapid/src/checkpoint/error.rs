@@ -1,0 +1,61 @@
+//! What is wrong with a checkpoint.
+
+use crate::config::ConfigError;
+use crate::files::FileError;
+
+pub(super) type Result<T, E = CheckpointError> = std::result::Result<T, E>;
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file as a whole is wrong.
+    #[error("{file}: wanted {wanted}, got {got}; {fix}")]
+    Format {
+        /// The file.
+        file: String,
+        /// What would do.
+        wanted: String,
+        /// What is there.
+        got: String,
+        /// What to do.
+        fix: String,
+    },
+    /// A tensor is wrong.
+    #[error("{file}: tensor `{tensor}`: wanted {wanted}, got {got}; {fix}")]
+    Tensor {
+        /// The file.
+        file: String,
+        /// The tensor, as the file names it.
+        tensor: String,
+        /// What would do.
+        wanted: String,
+        /// What is there.
+        got: String,
+        /// What to do.
+        fix: String,
+    },
+}
+
+impl CheckpointError {
+    pub(super) fn format(file: &str, wanted: impl ToString, got: impl ToString, fix: impl ToString) -> Self {
+        let (wanted, got, fix) = (wanted.to_string(), got.to_string(), fix.to_string());
+        CheckpointError::Format { file: file.into(), wanted, got, fix }
+    }
+
+    pub(super) fn tensor(
+        file: &str,
+        tensor: &str,
+        wanted: impl ToString,
+        got: impl ToString,
+        fix: impl ToString,
+    ) -> Self {
+        let (wanted, got, fix) = (wanted.to_string(), got.to_string(), fix.to_string());
+        CheckpointError::Tensor { file: file.into(), tensor: tensor.into(), wanted, got, fix }
+    }
+}

@@ -1,0 +1,52 @@
+//! Work that does not fit.
+
+use std::fmt;
+
+/// Work that does not fit, and what there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Bytes needed.
+    pub needed: u128,
+    /// Bytes that are available, if the system says; else the needed ones are more than can be addressed.
+    pub available: Option<Available>,
+    /// The needed bytes by part, and what to do.
+    pub detail: String,
+}
+
+/// Bytes that this process can still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Available {
+    /// How many.
+    pub bytes: u64,
+    /// What sets the limit.
+    pub limit: &'static str,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this takes at least {} of memory, ", size(self.needed))?;
+        match self.available {
+            Some(Available { bytes, limit }) => write!(f, "and {} are available ({limit})", size(bytes.into()))?,
+            None => write!(f, "more than can be addressed")?,
+        }
+        write!(f, ": {}", self.detail)
+    }
+}
+
+impl std::error::Error for Shortage {}
+
+/// `1.50 GB`.
+pub(super) fn size(bytes: u128) -> String {
+    const UNITS: [(u128, &str); 6] = [
+        (1_000_000_000_000_000_000, "EB"),
+        (1_000_000_000_000_000, "PB"),
+        (1_000_000_000_000, "TB"),
+        (1_000_000_000, "GB"),
+        (1_000_000, "MB"),
+        (1_000, "kB"),
+    ];
+    match UNITS.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.2} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} B"),
+    }
+}

@@ -1,0 +1,142 @@
+//! All parameters of a model.
+
+use std::sync::Arc;
+
+use elapid_kernels::cuda::{Buffer, Gpu};
+
+use super::param::{Param, ParamId};
+use crate::{DType, Device, Result, Tensor};
+
+/// The parameters of a model, in the order they were made.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    entries: Vec<Param>,
+    flat: Option<Flat>,
+    dtype: DType,
+}
+
+/// Parameters on a GPU that are trained: one after another in one array, so that one launch updates all.
+#[derive(Debug, Clone)]
+pub struct Flat {
+    /// The f32 numbers, each parameter padded to a multiple of [`Flat::CHUNK`].
+    pub values: Arc<Buffer>,
+    /// The same in bf16, if operations read that.
+    pub copy: Option<Arc<Buffer>>,
+    /// Where each parameter starts.
+    pub offsets: Vec<usize>,
+    /// Numbers, with padding.
+    pub len: usize,
+}
+
+impl Flat {
+    /// A parameter starts at a multiple of this.
+    pub const CHUNK: usize = 256;
+}
+
+impl Params {
+    /// The tensor that operations read.
+    pub fn value(&self, id: ParamId) -> &Tensor {
+        self.entries[id.0].compute()
+    }
+
+    /// All parameters with their ids.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (ParamId, &Param)> {
+        self.entries.iter().enumerate().map(|(i, param)| (ParamId(i), param))
+    }
+
+    /// All parameters with their ids, to change.
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (ParamId, &mut Param)> {
+        self.entries.iter_mut().enumerate().map(|(i, param)| (ParamId(i), param))
+    }
+
+    /// Number of numbers.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(|param| param.value.len()).sum()
+    }
+
+    /// A parameter by its name in a checkpoint.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.entries.iter().position(|param| param.name == name).map(ParamId)
+    }
+
+    /// The parameter of an id.
+    pub fn get(&self, id: ParamId) -> &Param {
+        &self.entries[id.0]
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.entries.first().map_or(Device::Cpu, |param| param.value.device())
+    }
+
+    /// The format of activations that they are read for.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// How they lie on a GPU; none on the processor, and none without f32 numbers to train.
+    pub fn flat(&self) -> Option<&Flat> {
+        self.flat.as_ref()
+    }
+
+    /// The same parameters on a device, for activations of a format. With `trained`, a GPU keeps f32 numbers to
+    /// change beside the copies that operations read; without, those copies alone.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn to(&self, device: Device, dtype: DType, trained: bool) -> Result<Self> {
+        let mut moved = Self { entries: Vec::with_capacity(self.entries.len()), flat: None, dtype };
+        match device {
+            Device::Cpu => {
+                moved.dtype = DType::F32;
+                for param in &self.entries {
+                    let value = param.value.to(Device::Cpu, DType::F32)?;
+                    moved.entries.push(Param { value, compute: None, ..param.clone() });
+                }
+            }
+            Device::Cuda(_) if !trained => {
+                for param in &self.entries {
+                    let dtype = if param.is_matrix() { dtype } else { DType::F32 };
+                    moved.entries.push(Param { value: param.value.to(device, dtype)?, compute: None, ..param.clone() });
+                }
+            }
+            Device::Cuda(gpu) => moved.lay_flat(&self.entries, gpu)?,
+        }
+        Ok(moved)
+    }
+
+    fn lay_flat(&mut self, entries: &[Param], gpu: Gpu) -> Result<()> {
+        let (mut offsets, mut len) = (Vec::with_capacity(entries.len()), 0usize);
+        for param in entries {
+            offsets.push(len);
+            len += param.value.len().next_multiple_of(Flat::CHUNK);
+        }
+        let zeros = |dtype| Tensor::zeros_on(Device::Cuda(gpu), dtype, &[len]);
+        let values = zeros(DType::F32)?.buffer().0.clone();
+        let copy = match self.dtype {
+            DType::F32 => None,
+            DType::Bf16 => Some(zeros(DType::Bf16)?.buffer().0.clone()),
+        };
+        for (param, &offset) in entries.iter().zip(&offsets) {
+            let shape = param.value.shape();
+            gpu.write(&values, offset, &param.value.to_vec()?)?;
+            let value = Tensor::part_of(values.clone(), offset, DType::F32, shape);
+            let compute = match &copy {
+                Some(copy) if param.is_matrix() => {
+                    let mut part = Tensor::part_of(copy.clone(), offset, DType::Bf16, shape);
+                    elapid_kernels::cuda::elementwise::convert(&gpu, value.mat(), part.mat_mut())?;
+                    Some(part)
+                }
+                _ => None,
+            };
+            self.entries.push(Param { value, compute, ..param.clone() });
+        }
+        self.flat = Some(Flat { values, copy, offsets, len });
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, param: Param) -> ParamId {
+        self.entries.push(param);
+        ParamId(self.entries.len() - 1)
+    }
+}

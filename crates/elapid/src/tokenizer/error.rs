@@ -1,0 +1,64 @@
+//! What goes wrong with a tokenizer.
+
+use std::path::PathBuf;
+
+use crate::files::FileError;
+
+/// The file's name in a model directory.
+pub(super) const FILE: &str = "tokenizer.json";
+
+/// What may go wrong with a tokenizer.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// There is no such file.
+    #[error("{}: no tokenizer there; wanted a {FILE} or a directory that has one", path.display())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is not a tokenizer, or one that elapid cannot use.
+    #[error("{}: {what}", path.display())]
+    Definition {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Text for a tokenizer of characters is not UTF-8.
+    #[error(
+        "the text is not UTF-8 at byte {offset}, and this tokenizer reads characters; convert the text, or use the byte \
+         tokenizer, which takes any bytes"
+    )]
+    InvalidUtf8 {
+        /// The first byte that is not part of a character, counted from the beginning of the text.
+        offset: usize,
+    },
+    /// The tokenizer's decoder refused the tokens.
+    #[error("the tokenizer cannot make text of the tokens: {what}")]
+    Decode {
+        /// What it said.
+        what: String,
+    },
+    /// Text of which no part has the tokens that it has in the whole, and too much of it.
+    #[error(
+        "this tokenizer gives a part of the text other tokens than the whole, and over {} MiB of it cannot be read at once; \
+         divide it into several files, or into the lines of a .jsonl",
+        limit >> 20
+    )]
+    TooLong {
+        /// Bytes that can be read at once.
+        limit: usize,
+    },
+    /// The tokenizer refused the text.
+    #[error("the tokenizer refused the text: {what}")]
+    Encode {
+        /// What it said.
+        what: String,
+    },
+}
+
+/// The result of an operation on a tokenizer.
+pub type Result<T, E = TokenizerError> = std::result::Result<T, E>;
