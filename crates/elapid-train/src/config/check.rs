@@ -15,6 +15,7 @@ impl TrainConfig {
     ///
     /// # Errors
     /// The first setting whose value cannot be, with a fix.
+    // Long: a list: one check a setting.
     pub fn validate(&self, file: &str) -> Result<(), ConfigError> {
         let check = |holds: bool, field: &str, wanted: &str, got: &dyn Display| {
             if holds {

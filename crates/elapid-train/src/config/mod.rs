@@ -5,6 +5,7 @@
 
 mod base;
 mod check;
+mod error;
 mod overrides;
 mod sections;
 mod toml_error;
@@ -23,6 +24,8 @@ pub use sections::{DataConfig, Dtype, Mode, ModelConfig, OutputConfig, Paths, Ta
 
 use crate::Result;
 
+pub use error::ConfigError;
+
 /// `configs/default.toml`: every setting, its default, what it is.
 pub const MANUAL: &str = include_str!("../../../../configs/default.toml");
 
@@ -33,26 +36,6 @@ const HEADER: &str = "\
 # directory that elapid runs in.
 
 ";
-
-/// What is wrong with a setting, where, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{file}{}: {}{what}; {fix}",
-    .line.map(|line| format!(":{line}")).unwrap_or_default(),
-    if .field.is_empty() { String::new() } else { format!("`{}`: ", .field) },
-)]
-pub struct ConfigError {
-    /// The file, or `--set` with its argument.
-    pub file: String,
-    /// The line, from 1, if it is known.
-    pub line: Option<usize>,
-    /// The setting with its section, `train.lr`; empty if the text is no TOML.
-    pub field: String,
-    /// What is wrong.
-    pub what: String,
-    /// What to do.
-    pub fix: String,
-}
 
 /// All settings of a run.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -5,20 +5,20 @@
 //! a run resumes with nothing but that number. [`Sequential`] covers a stream once, for evaluation.
 
 mod ahead;
+mod batch;
 mod cache;
 mod fingerprint;
+mod options;
 mod source;
 mod store;
+mod stream;
 mod streams;
 mod tokenise;
 mod windows;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use elapid::tokenizer::Tokenizer;
-use serde::{Deserialize, Serialize};
 
 pub(crate) use ahead::ahead;
 pub use source::{Source, TINY_SHAKESPEARE, read_text};
@@ -27,68 +27,13 @@ pub use windows::{Sequential, Windows};
 
 use crate::{Error, Result};
 use source::{Found, Overlap, Part, names};
-use store::Store;
 use tokenise::Plan;
 
-/// The target of a position that predicts nothing.
-pub const IGNORE: i32 = -1;
+pub use batch::{Batch, IGNORE};
 
-/// Tokens to predict, and what to predict them from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// `[b l]`: the inputs.
-    pub tokens: Vec<u32>,
-    /// `[b l]`: the token after each input, [`IGNORE`] where there is none to predict.
-    pub targets: Vec<i32>,
-    /// `[b l]`: non-zero where the state starts anew before that position. `None`: nowhere.
-    pub resets: Option<Vec<u8>>,
-    /// Rows.
-    pub b: usize,
-    /// Positions in a row.
-    pub l: usize,
-    /// How often the corpus had been read through before the first row.
-    pub epoch: u64,
-}
+pub use options::{JSONL_FIELD, Options, Progress, Separator};
 
-impl Batch {
-    /// Number of positions that predict a token.
-    pub fn predictions(&self) -> usize {
-        self.targets.iter().filter(|&&target| target >= 0).count()
-    }
-}
-
-/// What stands around documents in the token stream: a setting that overrules the tokenizer's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Separator {
-    /// What the tokenizer's files say ([`Tokenizer::document_prefix`], [`Tokenizer::document_suffix`]).
-    #[default]
-    Tokenizer,
-    /// Nothing.
-    None,
-    /// The tokenizer's `<bos>` before each document, nothing after it.
-    Bos,
-    /// The tokenizer's `<eos>` after each document, nothing before it.
-    Eos,
-}
-
-impl Separator {
-    /// A tokenizer that puts this around documents and, since a model reads a prompt as it read its documents, before
-    /// prompts. A run saves it with the model.
-    ///
-    /// # Errors
-    /// If the tokenizer has no such token.
-    pub fn apply(self, tokenizer: Tokenizer) -> Result<Tokenizer> {
-        let wanted = |token, id: Option<u32>| id.ok_or(Error::Separator { token }).map(|id| vec![id]);
-        let (prefix, suffix) = match self {
-            Self::Tokenizer => return Ok(tokenizer),
-            Self::None => (Vec::new(), Vec::new()),
-            Self::Bos => (wanted("bos", tokenizer.bos())?, Vec::new()),
-            Self::Eos => (Vec::new(), wanted("eos", tokenizer.eos())?),
-        };
-        Ok(tokenizer.with_document_prefix(prefix)?.with_document_suffix(suffix)?)
-    }
-}
+pub use stream::TokenStream;
 
 /// Which part of the text training never sees.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,36 +44,6 @@ pub enum HeldOut {
     /// Text of its own.
     Sources(Vec<Source>),
 }
-
-/// How far tokenising has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of the files done.
-    pub bytes: u64,
-    /// All their bytes, as they are stored.
-    pub total_bytes: u64,
-    /// Tokens so far.
-    pub tokens: u64,
-}
-
-/// How a corpus is prepared.
-pub struct Options<'a> {
-    /// Where token caches go; `None` keeps the tokens in memory. The directory is made if need be.
-    pub cache: Option<PathBuf>,
-    /// The field of a `.jsonl` that has the text of a document.
-    pub jsonl_field: String,
-    /// Called every few megabytes while tokenising.
-    pub progress: Option<&'a mut dyn FnMut(Progress)>,
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Self { cache: None, jsonl_field: JSONL_FIELD.into(), progress: None }
-    }
-}
-
-/// The usual field of a `.jsonl` that has the text of a document.
-pub const JSONL_FIELD: &str = "text";
 
 /// A text as tokens: the part to train on and the part held out.
 #[derive(Debug, Clone)]
@@ -215,97 +130,6 @@ fn apart(mut train: Found, val: Found, notices: &mut Vec<String>) -> (Found, Fou
 /// What is left of `count` without the last `fraction`.
 fn kept(count: u64, fraction: f64) -> u64 {
     (count as f64 * (1.0 - fraction)) as u64
-}
-
-/// A contiguous part of a tokenised text. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct TokenStream {
-    store: Arc<Store>,
-    range: Range<u64>,
-}
-
-impl TokenStream {
-    fn whole(store: Store) -> Self {
-        let range = 0..store.len();
-        Self { store: Arc::new(store), range }
-    }
-
-    /// A stream of tokens in memory; `documents` are the positions where a document begins, ascending.
-    pub fn from_tokens(tokens: Vec<u32>, documents: Vec<u64>) -> Self {
-        Self::whole(Store::of_ids(&tokens, documents))
-    }
-
-    /// Number of tokens.
-    pub fn len(&self) -> u64 {
-        self.range.end - self.range.start
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
-    }
-
-    /// The first `at` tokens, and the others.
-    pub fn split(&self, at: u64) -> (Self, Self) {
-        let middle = self.range.start + at.min(self.len());
-        let part = |range| Self { store: self.store.clone(), range };
-        (part(self.range.start..middle), part(middle..self.range.end))
-    }
-
-    /// Copies `out.len()` tokens from position `from` on.
-    ///
-    /// # Errors
-    /// If they are in a cache file that cannot be read any more, or became shorter.
-    ///
-    /// # Panics
-    /// If the stream is shorter than that.
-    pub fn copy(&self, from: u64, out: &mut [u32]) -> Result<()> {
-        assert!(from + out.len() as u64 <= self.len(), "tokens {from}.. beyond the end {}", self.len());
-        self.store.copy(self.range.start + from, out)
-    }
-
-    /// Where documents begin in a part of the stream, as positions of the stream.
-    pub fn documents(&self, part: Range<u64>) -> impl Iterator<Item = u64> {
-        let start = self.range.start;
-        let absolute = start + part.start..(start + part.end).min(self.range.end);
-        self.store.documents(absolute).iter().map(move |at| at - start)
-    }
-
-    /// Bytes of the text that was read for these tokens, decompressed and as UTF-8: what bits per byte are measured by.
-    /// Tokens that stand around documents have none. `None` for tokens that are of no text.
-    ///
-    /// A token has the bytes from the end of the one before to its own; a character of several tokens belongs to the
-    /// first of them. So the parts of a stream have the bytes of the whole, wherever it is cut.
-    ///
-    /// # Errors
-    /// If the cache file cannot be read.
-    pub fn text_bytes(&self) -> Result<Option<u64>> {
-        self.store.text_bytes(self.range.clone())
-    }
-
-    /// Fills a row: `tokens` from position `from`, targets one further on, resets where documents begin if `pack`.
-    fn row(&self, from: u64, tokens: &mut [u32], targets: &mut [i32], pack: Option<&mut [u8]>) -> Result<()> {
-        let l = tokens.len();
-        self.copy(from, tokens)?;
-        let mut last = [0];
-        self.copy(from + l as u64, &mut last)?;
-        let next = tokens[1..].iter().chain(&last);
-        // Vocabularies are far below 2^31 (`Store` checks what it reads).
-        targets.iter_mut().zip(next).for_each(|(target, &id)| *target = id as i32);
-        if let Some(resets) = pack {
-            for at in self.documents(from..from + l as u64 + 1) {
-                let t = (at - from) as usize;
-                if t < l {
-                    resets[t] = 1;
-                }
-                if t > 0 {
-                    // The first token of a document is not predicted from another one.
-                    targets[t - 1] = IGNORE;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The directory for token caches: `ELAPID_CACHE`, else `elapid` in the user's cache directory, else `.elapid-cache`.

@@ -10,7 +10,7 @@ use elapid::files::{self, Elements, FileError, TensorFile, atomic_write, write_t
 use safetensors::Dtype;
 use serde_json::json;
 
-use super::{Digest, Identity, Position, Saved};
+use super::saved::{Digest, Identity, Position, Saved};
 use crate::{Error, Result, shell_word};
 
 const FILE: &str = "training.safetensors";

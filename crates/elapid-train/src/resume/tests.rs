@@ -2,6 +2,7 @@ use std::fs;
 
 use elapid::files::TensorFile;
 
+use super::saved::Digest;
 use super::*;
 use crate::optim::Options;
 

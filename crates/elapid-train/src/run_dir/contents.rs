@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{BEGUN, CONFIG, RESUME, disk, steps};
+use super::names::{BEGUN, CONFIG, RESUME};
+use super::{disk, steps};
 use crate::config::TrainConfig;
 use crate::{Error, Result};
 

@@ -7,6 +7,8 @@
 mod contents;
 pub(crate) mod disk;
 mod lock;
+mod names;
+mod start;
 pub(crate) mod steps;
 
 use std::path::{Path, PathBuf};
@@ -15,17 +17,10 @@ use std::time::Duration;
 use elapid::files::{atomic_write, is_temporary, remove_temporaries};
 
 use crate::config::TrainConfig;
-use crate::trainer::Start;
 use crate::{Error, Result};
 use lock::Lock;
-
-/// The settings of the run.
-const CONFIG: &str = "config.toml";
-/// The folder of checkpoints.
-const RESUME: &str = "resume";
-/// In that folder until there is a first checkpoint: what stands in the directory is then this run's, and may be
-/// replaced by the same run begun anew.
-const BEGUN: &str = "begun";
+use names::{BEGUN, CONFIG, RESUME};
+pub use start::Start;
 
 /// A directory that this process alone writes to.
 #[derive(Debug)]

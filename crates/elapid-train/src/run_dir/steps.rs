@@ -10,7 +10,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{RESUME, disk};
+use super::disk;
+use super::names::RESUME;
 use crate::Result;
 
 const PARTIAL: &str = "partial";

@@ -7,7 +7,8 @@ use elapid::lm::Positions;
 use elapid::{Device, LanguageModel};
 use rayon::prelude::*;
 
-use super::{Sequence, Sequences, fill};
+use super::sequences::{Sequences, fill};
+use super::task::Sequence;
 use crate::Result;
 use crate::data::IGNORE;
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::TrainConfig;
+use crate::data::IGNORE;
 
 fn task(name: &str) -> Arc<dyn Task> {
     open(&TaskConfig { name: name.into(), ..TaskConfig::default() }).unwrap().unwrap()

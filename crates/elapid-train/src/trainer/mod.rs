@@ -24,6 +24,7 @@ use crate::parallel::Group;
 use crate::progress::Progress;
 use crate::resume::{Identity, Position};
 use crate::run_dir::RunDir;
+pub use crate::run_dir::Start;
 use crate::schedule::Schedule;
 use crate::{Error, Result, data, metrics};
 use reads::{Feed, HeldOut};
@@ -63,17 +64,6 @@ pub struct Trainer {
     /// Where records go, at rank 0.
     metrics: Option<metrics::Writer>,
     notices: Vec<String>,
-}
-
-/// How a run begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// Anew, in a directory that holds nothing which it would replace.
-    New,
-    /// Anew; what would be replaced is moved into a folder of its own, `old-1` in the directory.
-    Overwrite,
-    /// From the checkpoint in the directory.
-    Resume,
 }
 
 /// Why a run ended.

@@ -24,6 +24,7 @@ use crate::tasks::{self, Task};
 use crate::{Error, Result, data, metrics};
 
 impl Trainer {
+    // Long: how a run begins, in the order that matters: what is refused comes before what is written.
     pub(super) fn start(
         mut config: TrainConfig,
         start: Start,

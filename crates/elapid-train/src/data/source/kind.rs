@@ -4,41 +4,12 @@ use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Part;
+use super::form::{Coding, Form, Packing};
+use super::part::Part;
 use crate::{Error, Result};
 
 /// First bytes that are looked at.
 const HEAD: u64 = 16 << 10;
-
-/// How text is written in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::data) struct Form {
-    pub(super) packing: Packing,
-    pub(super) coding: Coding,
-    /// A JSON object a line.
-    pub(in crate::data) lines: bool,
-}
-
-/// How a file is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Packing {
-    #[default]
-    None,
-    Gzip,
-    Zstd,
-}
-
-/// How characters are bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Coding {
-    /// As they are.
-    #[default]
-    Plain,
-    /// After a byte order mark.
-    Marked,
-    Utf16Le,
-    Utf16Be,
-}
 
 impl Packing {
     fn of(head: &[u8]) -> Self {

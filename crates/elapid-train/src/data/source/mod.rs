@@ -1,19 +1,20 @@
 //! Where text comes from: which files there are, what each of them is, and how it is read.
 
 mod folder;
+mod form;
 mod kind;
+mod part;
 mod read;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, FileType, Metadata};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::{Error, Result};
-use kind::{Coding, Packing};
+use form::{Coding, Form, Packing};
 
-pub(super) use kind::Form;
+pub(super) use part::{Part, Text};
 pub(super) use read::{DOCUMENT, Document};
 
 /// Tiny Shakespeare: 1.1 MB of plays, public domain.
@@ -45,29 +46,6 @@ impl Source {
             Self::Path(path) => path.display().to_string(),
         }
     }
-}
-
-/// A file of text, or a text that is in memory.
-#[derive(Debug, Clone)]
-pub(super) struct Part {
-    /// Its path, or a name.
-    pub(super) path: PathBuf,
-    /// Its size in bytes, as it is stored.
-    pub(super) len: u64,
-    pub(super) text: Text,
-    pub(super) form: Form,
-}
-
-/// Where a part's bytes are.
-#[derive(Debug, Clone)]
-pub(super) enum Text {
-    /// In the file, last changed at this time, in nanoseconds since 1970.
-    File {
-        modified: u128,
-    },
-    Embedded(&'static [u8]),
-    /// Read from a pipe.
-    Memory(Arc<[u8]>),
 }
 
 impl Part {

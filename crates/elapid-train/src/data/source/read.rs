@@ -11,8 +11,8 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use serde_json::{Map, Value};
 
-use super::kind::{Coding, Packing};
-use super::{Part, Text};
+use super::form::{Coding, Packing};
+use super::part::{Part, Text};
 use crate::{Error, Result};
 
 /// The longest document of a file that is compressed, a pipe, or a line, in bytes of text. A plain file has no limit.

@@ -12,27 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Timeouts;
+use super::lost::LostRank;
+use super::timeouts::Timeouts;
 use super::wire::{Frame, Kind, Reader, Writer};
 use crate::parallel::World;
 use crate::{Result, resume};
 
 /// Most bytes of a message before [`Membership::allow`]: settings, an id.
 const SMALL: u64 = 1 << 20;
-
-/// A rank that is gone, so that all must end.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("rank {rank} of {size} was lost: {reason}; all ranks end. {kept}")]
-pub struct LostRank {
-    /// The rank.
-    pub rank: usize,
-    /// Number of ranks.
-    pub size: usize,
-    /// What became of it.
-    pub reason: String,
-    /// What is left to go on from.
-    pub kept: String,
-}
 
 type Hook = Box<dyn FnOnce(&LostRank) + Send>;
 type Watch = Box<dyn Fn() -> Option<String> + Send>;

@@ -16,8 +16,10 @@
 //! nothing is encrypted.
 
 mod handshake;
+mod lost;
 mod membership;
 mod rendezvous;
+mod timeouts;
 mod wire;
 
 use std::io;
@@ -34,29 +36,8 @@ use self::wire::{Frame, Kind};
 use super::{Secret, World};
 use crate::{Error, Result};
 
-pub use self::membership::LostRank;
-
-/// How long ranks wait for each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// For all ranks to come.
-    pub meeting: Duration,
-    /// For the handshake of a connection.
-    pub handshake: Duration,
-    /// Between two heartbeats.
-    pub heartbeat: Duration,
-    /// For anything from a rank, before it is lost.
-    pub silence: Duration,
-    /// For the cause of an error that a lost rank may have caused.
-    pub cause: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        let [meeting, handshake, heartbeat, silence, cause] = [600, 10, 5, 60, 3].map(Duration::from_secs);
-        Self { meeting, handshake, heartbeat, silence, cause }
-    }
-}
+pub use self::lost::LostRank;
+pub use self::timeouts::Timeouts;
 
 /// Messages of a peer that were read and not asked for yet; then its connection waits.
 const INBOX: usize = 256;

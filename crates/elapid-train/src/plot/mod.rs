@@ -2,6 +2,7 @@
 
 mod axis;
 mod draw;
+mod series;
 
 use std::io::Write;
 use std::path::Path;
@@ -15,67 +16,10 @@ use plotters::style::{FontStyle, register_font};
 use crate::metrics::{self, Record};
 use crate::{Error, Result};
 
+pub use series::{Look, Options, Series};
+
 /// Pixels of the bitmap for one of the picture, in each direction: they are averaged, for smooth lines.
 const SUPERSAMPLE: u32 = 3;
-
-/// How a series is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Look {
-    /// A line.
-    #[default]
-    Line,
-    /// A line with a dot at every point.
-    Dots,
-    /// A thin pale line.
-    Thin,
-    /// The same, behind the others; it may leave the chart, whose range the others give.
-    Faint,
-}
-
-/// Points to be joined. Those that are not finite make gaps.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Series {
-    /// Its name in the legend; empty for none.
-    pub name: String,
-    /// x and y.
-    pub points: Vec<(f64, f64)>,
-    /// How it is drawn.
-    pub look: Look,
-    /// Which of the eight colours.
-    pub colour: usize,
-    /// Whether the last value is written beside it.
-    pub last_value: bool,
-}
-
-/// What is written around a chart, and its axes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Options {
-    /// At the top.
-    pub title: String,
-    /// Under the horizontal axis.
-    pub x_label: String,
-    /// Beside the vertical axis.
-    pub y_label: String,
-    /// Whether the horizontal axis is logarithmic; points at 0 and below are then left out.
-    pub x_log: bool,
-    /// The same of the vertical axis.
-    pub y_log: bool,
-    /// Width and height in pixels.
-    pub size: (u32, u32),
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            title: String::new(),
-            x_label: String::new(),
-            y_label: String::new(),
-            x_log: false,
-            y_log: false,
-            size: (1200, 700),
-        }
-    }
-}
 
 /// A chart in both forms.
 #[derive(Debug, Clone, PartialEq, Eq)]

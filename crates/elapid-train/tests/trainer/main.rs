@@ -1,12 +1,8 @@
 //! Whole runs, small.
 
-#[path = "trainer/directories.rs"]
 mod directories;
-#[path = "trainer/faults.rs"]
 mod faults;
-#[path = "trainer/from.rs"]
 mod from;
-#[path = "trainer/resume.rs"]
 mod resume;
 
 use std::path::Path;

@@ -1,0 +1,101 @@
+//! The sequences of a task, each a function of seed, split and position.
+
+use std::sync::Arc;
+
+use rand::SeedableRng;
+
+use super::task::{Random, Sequence, Task, Unfit};
+use crate::data::{Batch, IGNORE};
+
+/// Streams of sequences that have none in common, but by chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// To train on.
+    Train,
+    /// Held out, for the evaluations of a training run.
+    HeldOut,
+    /// Held out, for an evaluation afterwards.
+    Test,
+}
+
+impl Split {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::HeldOut => "held out",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// The sequences of one length, of one split and seed, by number.
+#[derive(Debug, Clone)]
+pub struct Sequences {
+    task: Arc<dyn Task>,
+    length: usize,
+    positions: usize,
+    seed: u64,
+    split: Split,
+    /// Whether a batch asks for every next token too.
+    next_tokens: bool,
+}
+
+impl Sequences {
+    /// Sequences of a nominal length.
+    ///
+    /// # Errors
+    /// If the task has none of that length.
+    pub fn new(task: Arc<dyn Task>, length: usize, seed: u64, split: Split) -> Result<Self, Unfit> {
+        let positions = task.positions(length)?;
+        Ok(Self { task, length, positions, seed, split, next_tokens: false })
+    }
+
+    /// The same, but a [`batch`](Self::batch) asks for the next token where the task asks nothing.
+    #[must_use]
+    pub fn with_next_tokens(self, next_tokens: bool) -> Self {
+        Self { next_tokens, ..self }
+    }
+
+    /// What is to be learned.
+    pub fn task(&self) -> &dyn Task {
+        self.task.as_ref()
+    }
+
+    /// Positions of each.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Sequence `number`: always the same.
+    pub fn sequence(&self, number: u64) -> Sequence {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.seed.to_le_bytes());
+        hasher.update(&number.to_le_bytes());
+        hasher.update(&(self.length as u64).to_le_bytes());
+        hasher.update(self.split.name().as_bytes());
+        self.task.sequence(self.length, Random::from_seed(*hasher.finalize().as_bytes()))
+    }
+
+    /// Batch `index` of `b` rows: row `r` is sequence `index * b + r`.
+    pub fn batch(&self, index: u64, b: usize) -> Batch {
+        let l = self.positions;
+        let mut batch = Batch { tokens: vec![0; b * l], targets: vec![IGNORE; b * l], resets: None, b, l, epoch: 0 };
+        for row in 0..b {
+            let number = index.wrapping_mul(b as u64).wrapping_add(row as u64);
+            let (tokens, targets) = (&mut batch.tokens[row * l..][..l], &mut batch.targets[row * l..][..l]);
+            fill(&mut self.sequence(number), tokens, targets);
+            if self.next_tokens {
+                let unasked = targets.iter_mut().zip(&tokens[1..]).filter(|(target, _)| **target == IGNORE);
+                unasked.for_each(|(target, &next)| *target = next as i32);
+            }
+        }
+        batch
+    }
+}
+
+/// The next positions of a sequence.
+pub(super) fn fill(sequence: &mut Sequence, tokens: &mut [u32], targets: &mut [i32]) {
+    for ((token, target), next) in tokens.iter_mut().zip(targets).zip(sequence) {
+        (*token, *target) = next;
+    }
+}
