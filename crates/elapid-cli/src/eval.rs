@@ -10,6 +10,7 @@ use elapid::files::{self, limit};
 use elapid_train::data::{Corpus, HeldOut, JSONL_FIELD, Options, Source, TokenStream};
 use serde_json::{Value, json};
 
+use crate::answers::Request;
 use crate::failure::wrong;
 use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, pairs, thousands};
@@ -115,7 +116,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     }
     let load = |model: Option<PathBuf>| ModelArgument { model }.load_on(place, output);
     if let Some(task) = &arguments.task {
-        let request = score::Request {
+        let request = Request {
             task,
             lengths: arguments.lengths.as_ref().map(|lengths| lengths.0.as_slice()),
             sequences: arguments.sequences,

@@ -141,6 +141,7 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
     in_range(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
 }
 
+// Long: the command from its arguments to its output, each step once.
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     arguments.save_state.as_deref().map_or(Ok(()), files::check_output)?;
     let loaded = arguments.model.load_on(place, output)?;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod bench;
 mod doctor;
 mod eval;

@@ -11,9 +11,9 @@ use elapid_train::metrics::{self, Record};
 use elapid_train::plot::{self, Look, Series};
 use elapid_train::tasks::Kind;
 
+use crate::answers::{Answers, Request};
 use crate::failure::wrong;
 use crate::output::{bytes, thousands};
-use crate::score::{Answers, Request};
 
 /// A model as the page has it.
 struct Run<'a> {

@@ -6,39 +6,14 @@ use std::time::Instant;
 use anyhow::Result;
 use elapid::Device;
 use elapid_train::config::TrainConfig;
-use elapid_train::tasks::{self, Kind, Reader, Score, Sequences, Split};
-use serde_json::{Value, json};
+use elapid_train::tasks::{self, Kind, Reader, Sequences, Split};
+use serde_json::json;
 
+use crate::answers::{Answers, Line, Request};
 use crate::failure::wrong;
 use crate::model::Loaded;
-use crate::output::{Output, bytes, table, thousands};
+use crate::output::Output;
 use crate::report;
-
-/// What `--task` asks for.
-pub(crate) struct Request<'a> {
-    pub(crate) task: &'a str,
-    pub(crate) lengths: Option<&'a [usize]>,
-    pub(crate) sequences: u64,
-    pub(crate) seed: u64,
-    pub(crate) chunk: Option<usize>,
-    pub(crate) report: Option<&'a Path>,
-}
-
-/// A model and what it answered.
-pub(crate) struct Answers {
-    pub(crate) loaded: Loaded,
-    /// Its directory, and how it was trained there, if that was on this task.
-    pub(crate) trained: Option<(PathBuf, TrainConfig)>,
-    pub(crate) lines: Vec<Line>,
-}
-
-/// The answers at one length.
-pub(crate) struct Line {
-    pub(crate) length: usize,
-    pub(crate) score: Score,
-    pub(crate) seconds: f64,
-    pub(crate) peak: Option<u64>,
-}
 
 /// `64..1024` (doubled from the first to the last), `64,100`, or one length.
 pub(crate) fn lengths(text: &str) -> Result<Vec<usize>, String> {
@@ -116,45 +91,6 @@ fn answers(
     }
     bar.finish_and_clear();
     Ok(Answers { loaded, trained, lines })
-}
-
-impl Answers {
-    fn object(&self) -> Value {
-        json!({ "model": self.loaded.name, "lengths": self.lines.iter().map(Line::object).collect::<Vec<_>>() })
-    }
-
-    fn text(&self, kind: &Kind) -> String {
-        let cells: Vec<Vec<String>> = self.lines.iter().map(Line::cells).collect();
-        format!("{}, {}\n\n{}", kind.name, self.loaded.name, table(&HEADING, &cells))
-    }
-}
-
-const HEADING: [&str; 6] = [">length", ">sequences", ">answers", ">right", ">peak memory", ">seconds"];
-
-impl Line {
-    fn object(&self) -> Value {
-        json!({
-            "length": self.length,
-            "sequences": self.score.sequences,
-            "answers": self.score.answers,
-            "right": self.score.right,
-            "accuracy": self.score.accuracy(),
-            "loss": self.score.loss(),
-            "peak_bytes": self.peak,
-            "seconds": self.seconds,
-        })
-    }
-
-    fn cells(&self) -> Vec<String> {
-        vec![
-            thousands(self.length as u64),
-            thousands(self.score.sequences),
-            thousands(self.score.answers),
-            format!("{:.2} %", 100.0 * self.score.accuracy()),
-            self.peak.map_or("-".into(), bytes),
-            format!("{:.1}", self.seconds),
-        ]
-    }
 }
 
 /// Begins to measure the peak of memory anew, where the system can.

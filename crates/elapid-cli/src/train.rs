@@ -198,6 +198,7 @@ pub(crate) fn run(
     done
 }
 
+// Long: the command from its arguments to its output, each step once.
 fn train(
     arguments: &Arguments,
     place: Place,

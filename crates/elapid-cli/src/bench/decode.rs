@@ -8,7 +8,7 @@ use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
+use super::measure::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::Output;
 

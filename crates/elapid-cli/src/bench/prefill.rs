@@ -8,7 +8,7 @@ use elapid::lm::Positions;
 use elapid::memory::Needs;
 use serde_json::json;
 
-use super::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
+use super::measure::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::{Output, thousands};
 

@@ -9,7 +9,8 @@ use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, Rows, RowsMut, Segments, ceiling};
 use serde_json::json;
 
-use super::{Timing, at_least_1, peak_rss, repetitions, scan_cuda};
+use super::measure::{Timing, at_least_1, peak_rss, repetitions};
+use super::scan_cuda;
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
@@ -183,6 +184,7 @@ impl Times {
     }
 }
 
+// Long: the benchmark in the order it runs: inputs, one measurement each, the table.
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let Arguments { b, l, d, n, rule, reps, .. } = *arguments;
     let dims = Dims { b, l, d, n };

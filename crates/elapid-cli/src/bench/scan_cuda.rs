@@ -8,7 +8,7 @@ use elapid_kernels::selective_scan::{Dims, Discretisation};
 use elapid_kernels::testing::Random;
 use serde_json::json;
 
-use super::Timing;
+use super::measure::Timing;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
 /// Numbers that are drawn; longer matrices repeat them.
@@ -38,6 +38,7 @@ impl Matrix {
     }
 }
 
+// Long: the benchmark in the order it runs: inputs, one measurement each, the table.
 pub(crate) fn run(
     gpu: Gpu,
     dtype: DType,

@@ -14,7 +14,7 @@ use elapid_train::data::Batch;
 use elapid_train::optim::{AdamW, Options};
 use serde_json::json;
 
-use super::{ModelArguments, Subject, Timing, Work, at_least_1, repetitions, report, report_gpu};
+use super::measure::{ModelArguments, Subject, Timing, Work, at_least_1, repetitions, report, report_gpu};
 use crate::model::Place;
 use crate::output::{Output, thousands};
 
