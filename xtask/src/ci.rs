@@ -1,14 +1,15 @@
 //! The gate: what must pass before a change lands.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Formatting, lints, CUDA kernels, tests, golden models, documentation, in that order; stops at the first that fails.
+/// Formatting, structure, lints, CUDA kernels, tests, golden models, documentation, in that order; stops at the first that fails.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
+    crate::structure::run(&root())?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     cargo(&["xtask", "cuda-check"], &[])?;
     test()?;
@@ -29,11 +30,15 @@ fn golden() -> Result<()> {
     crate::golden::run(&folders, 1e-5, elapid::Device::Cpu, elapid::DType::F32)
 }
 
+/// The repository.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
     eprintln!("== cargo {}", arguments.join(" "));
     let started = Instant::now();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let status = Command::new("cargo").args(arguments).envs(variables.iter().copied()).current_dir(root).status()?;
+    let status = Command::new("cargo").args(arguments).envs(variables.iter().copied()).current_dir(root()).status()?;
     ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
     eprintln!("   {:.0} s", started.elapsed().as_secs_f64());
     Ok(())

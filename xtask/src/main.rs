@@ -7,7 +7,7 @@ mod embed;
 mod golden;
 mod structure;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
-        Command::Structure => structure::run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")),
+        Command::Structure => structure::run(&ci::root()),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),

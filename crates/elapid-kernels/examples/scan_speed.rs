@@ -22,6 +22,7 @@ fn time(runs: usize, mut f: impl FnMut()) -> (f64, f64) {
     (seconds[runs / 2], seconds[0])
 }
 
+// Long: a script: every measurement one after another.
 fn main() {
     let sizes: Vec<usize> = std::env::args().skip(1).map(|x| x.parse().expect("sizes are numbers")).collect();
     let [b, l, d, n] = sizes.try_into().unwrap_or([2, 2048, 1536, 16]);

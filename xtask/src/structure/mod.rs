@@ -14,8 +14,13 @@ use anyhow::{Result, bail};
 
 use sources::Sources;
 
-/// Files that may import each other for now, as `(importing, imported)`; empty when the code below is rewritten.
-const ALLOWED_IMPORTS: &[(&str, &str)] = &[];
+/// Imports `(importing, imported)` that may close a circle until their files are rewritten; then the list is empty.
+const ALLOWED_IMPORTS: &[(&str, &str)] = &[
+    ("crates/elapid/src/formats/mamba.rs", "crates/elapid/src/formats/mod.rs"),
+    ("crates/elapid/src/formats/state_spaces.rs", "crates/elapid/src/formats/mod.rs"),
+    ("crates/elapid/src/formats/state_spaces.rs", "crates/elapid/src/formats/mamba.rs"),
+    ("crates/elapid/src/formats/read.rs", "crates/elapid/src/formats/mod.rs"),
+];
 
 /// Checks the repository that `root` is.
 ///

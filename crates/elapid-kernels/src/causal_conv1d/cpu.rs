@@ -331,6 +331,7 @@ struct Backward<'a> {
 impl WithSimd for Backward<'_> {
     type Output = ();
 
+    // Long: one loop over positions whose sums stay in registers; a call in it costs more than it explains.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { input, dy, dlast, mut dx, mut dinitial, dweight, dbias, mut sums, mut halo } = self;

@@ -66,6 +66,7 @@ struct Raw {
 ///
 /// # Errors
 /// If shapes or formats differ, ε is not in its range, or there is too little memory.
+// Long: checks, then products and a kernel alternate over blocks of rows; all share the buffers.
 pub fn forward(
     gpu: &Gpu,
     args: &Args<'_>,

@@ -134,6 +134,7 @@ struct Plans(HashMap<Problem, Plan>);
 ///
 /// # Errors
 /// If shapes or formats differ, or cuBLASLt cannot do it.
+// Long: descriptors of cuBLASLt, which must live until the call and are destroyed after it.
 pub fn matmul(
     gpu: &Gpu,
     (a, a_transposed): (Mat<'_>, bool),

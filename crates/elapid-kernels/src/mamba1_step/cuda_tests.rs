@@ -80,6 +80,7 @@ impl Reference {
     }
 }
 
+// Long: a whole model operation by operation, as the paper draws it.
 #[test]
 fn agrees_with_the_operations() {
     let Some(gpu) = gpu() else { return };

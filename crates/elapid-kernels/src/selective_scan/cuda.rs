@@ -377,6 +377,7 @@ fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &M
 ///
 /// # Errors
 /// If shapes or formats differ, `saved` is of other sizes, or there is too little memory.
+// Long: shapes of nine outputs, then two launches that share their buffers.
 pub fn backward(
     gpu: &Gpu,
     dims: Dims,

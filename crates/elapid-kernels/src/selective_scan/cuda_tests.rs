@@ -16,6 +16,7 @@ fn round(case: &Case<f32>, dtype: DType) -> Case<f32> {
 
 /// `gaps`: columns of other things between rows of the packed matrices and of y, and of the gradients; 0 keeps rows
 /// aligned if the sizes are.
+// Long: uploads every input and downloads every output, one line each.
 fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> Outputs<f32> {
     let (gap, grad_gap) = gaps;
     let Dims { b, l, d, n } = case.dims;

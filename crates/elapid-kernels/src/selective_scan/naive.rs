@@ -83,6 +83,7 @@ pub fn forward<T: Float>(dims: Dims, args: &Args<'_, T>, mut y: RowsMut<'_, T>, 
 ///
 /// # Panics
 /// If shapes differ.
+// Long: the derivation of `docs/math/selective_scan.md` in its order.
 pub fn backward<T: Float>(
     dims: Dims,
     args: &Args<'_, T>,

@@ -31,6 +31,7 @@ pub(in super::super) fn backward(
     }
 }
 
+// Long: divides a dozen outputs among threads; each part is taken off in the same order.
 fn backward_by<R: Rule>(
     isa: Isa,
     dims: Dims,
@@ -184,6 +185,7 @@ struct Block<'a, S: Simd, R: Rule> {
 impl<R: Rule> WithSimd for Backward<'_, R> {
     type Output = ();
 
+    // Long: one loop over tiles whose states stay in registers; `docs/math/selective_scan.md` has its steps.
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Unit { d, n, tiles, .. } = self.unit;

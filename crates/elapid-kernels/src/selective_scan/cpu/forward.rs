@@ -96,6 +96,7 @@ struct Forward<'a, R> {
 impl<R: Rule> WithSimd for Forward<'_, R> {
     type Output = ();
 
+    // Long: one loop over tiles whose states stay in registers; the pseudo-code is above the module.
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let Unit { d, n, tiles, .. } = self.unit;
