@@ -1,20 +1,69 @@
 //! The gate: what must pass before a change lands.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Formatting, structure, lints, CUDA kernels, tests, golden models, documentation, in that order; stops at the first that fails.
+/// Formatting, structure, lints, CUDA kernels, tests, golden models, documentation, Python round trips, in that order; stops
+/// at the first that fails. The last line says what was not run.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     crate::structure::run(&root())?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     cargo(&["xtask", "cuda-check"], &[])?;
-    test()?;
+    let list = root().join("target/not-run");
+    std::fs::create_dir_all(root().join("target"))?;
+    std::fs::write(&list, "")?;
+    cargo(&["test"], &[(NOT_RUN, &list.to_string_lossy())])?;
     golden()?;
-    cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
+    cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    let lacks = python("tests/python/hf_roundtrip.py")?;
+    println!("{}", not_run(&std::fs::read_to_string(&list)?, lacks.as_deref()));
+    Ok(())
+}
+
+/// Names the file to which tests that are not run append a line `LACK<tab>TEST` (`elapid_kernels::testing::not_run`).
+const NOT_RUN: &str = "ELAPID_NOT_RUN";
+
+/// What the gate says of what it did not run: tests by what lacks, and the reason of the Python round trip.
+fn not_run(list: &str, python: Option<&str>) -> String {
+    let tests: BTreeSet<&str> = list.lines().collect();
+    let mut lacks: BTreeMap<&str, usize> = BTreeMap::new();
+    for test in tests {
+        *lacks.entry(test.split('\t').next().unwrap_or_default()).or_default() += 1;
+    }
+    let mut parts: Vec<String> = lacks
+        .iter()
+        .map(|(lack, count)| match count {
+            1 => format!("1 {lack} test"),
+            count => format!("{count} {lack} tests"),
+        })
+        .collect();
+    if !lacks.is_empty() {
+        parts.push(".ci/gpu requires them".to_owned());
+    }
+    let mut texts = Vec::new();
+    if let Some((last, rest)) = parts.split_last() {
+        texts.push(format!("{} ({last})", rest.join(", ")));
+    }
+    texts.extend(python.map(|reason| format!("1 Python round trip ({reason})")));
+    if texts.is_empty() { "not run: nothing".to_owned() } else { format!("not run: {}", texts.join(", ")) }
+}
+
+/// Runs a script; why it tested nothing, if it did not.
+fn python(script: &str) -> Result<Option<String>> {
+    eprintln!("== python3 {script}");
+    let output = match Command::new("python3").arg(script).current_dir(root()).stderr(Stdio::inherit()).output() {
+        Ok(output) => output,
+        Err(error) => return Ok(Some(format!("python3: {error}"))),
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    ensure!(output.status.success(), "`{script}` failed");
+    Ok(text.lines().find_map(|line| line.strip_prefix("skipped: ")).map(str::to_owned))
 }
 
 /// All tests, examples and documentation tests, optimised.
@@ -56,5 +105,15 @@ mod tests {
         assert!(!read("Cargo.toml").contains("default-members"), "the default is all members");
         let programs = |file: &str| read(file).matches("\ndefault-run = \"elapid\"\n").count();
         assert_eq!((programs("crates/elapid-cli/Cargo.toml"), programs("xtask/Cargo.toml")), (1, 0));
+    }
+
+    #[test]
+    fn what_was_not_run_is_counted() {
+        let list = "GPU\tkernels a\nGPU\tkernels b\nGPU\tkernels a\nNCCL\tkernels c\n";
+        let wanted = "not run: 2 GPU tests, 1 NCCL test (.ci/gpu requires them), \
+                      1 Python round trip (no torch)";
+        assert_eq!(not_run(list, Some("no torch")), wanted);
+        assert_eq!(not_run("", Some("no torch")), "not run: 1 Python round trip (no torch)");
+        assert_eq!(not_run("", None), "not run: nothing");
     }
 }

@@ -413,7 +413,7 @@ mod tests {
         match version() {
             Ok(_) => Some(gpu),
             Err(error) => {
-                println!("{error}: skipped");
+                crate::testing::not_run("NCCL", &error.to_string());
                 None
             }
         }
@@ -478,7 +478,7 @@ mod tests {
     fn two_gpus_sum() {
         let Some(first) = gpu() else { return };
         if count().unwrap() < 2 {
-            println!("one GPU: skipped");
+            crate::testing::not_run("second GPU", "this machine has one");
             return;
         }
         let id = unique_id().unwrap();
@@ -508,7 +508,7 @@ mod tests {
     fn an_abort_ends_a_sum_that_waits() {
         let Some(first) = gpu() else { return };
         if count().unwrap() < 2 {
-            println!("one GPU: skipped");
+            crate::testing::not_run("second GPU", "this machine has one");
             return;
         }
         let id = unique_id().unwrap();

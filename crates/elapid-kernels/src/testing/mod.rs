@@ -169,8 +169,8 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The first GPU; none where there is none, then tests on devices are skipped. With `ELAPID_REQUIRE_GPU` set, a missing
-/// one fails them.
+/// The first GPU; none where there is none, then the test is [not run](not_run). With `ELAPID_REQUIRE_GPU` set, a missing
+/// one fails it.
 ///
 /// # Panics
 /// If a GPU is required and there is none.
@@ -179,10 +179,27 @@ pub fn gpu() -> Option<crate::cuda::Gpu> {
         Ok(gpu) => Some(gpu),
         Err(error) => {
             assert!(std::env::var_os("ELAPID_REQUIRE_GPU").is_none(), "a GPU is required: {error}");
-            eprintln!("no CUDA device: skipped ({error})");
+            not_run("GPU", &error.to_string());
             None
         }
     }
+}
+
+/// Notes that the test of this thread is not run for lack of something: in the file `ELAPID_NOT_RUN`, which the gate
+/// counts, a line `LACK<tab>TEST`.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn not_run(lack: &str, reason: &str) {
+    eprintln!("not run for lack of {lack}: {reason}");
+    let Some(path) = std::env::var_os("ELAPID_NOT_RUN") else { return };
+    let program = std::env::args().next().unwrap_or_default();
+    let program = std::path::Path::new(&program).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    // One write, so that lines of tests that end at the same time do not mix.
+    let line = format!("{lack}\t{program} {test}\n");
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes())).expect("the list of tests not run");
 }
 
 /// A matrix on a GPU inside a larger one: its rows are apart, and what lies between must stay as it is.
