@@ -1,7 +1,7 @@
 //! Decoding on a GPU: one position of every row at a time, without the host.
 //!
 //! A step reads tokens that lie on the device, moves the state on in place and leaves the next tokens where the next step
-//! reads them: the likeliest ones, or such as are drawn there. Where there is a fused step ([`crate::fused`]: a Mamba-1 model
+//! reads them: the likeliest ones, or such as are drawn there. Where there is a fused step (`fused`: a Mamba-1 model
 //! in bf16 with few rows moves on in one launch) it is launched, and tokens are drawn in another launch; otherwise the
 //! operations are captured once as a graph.
 

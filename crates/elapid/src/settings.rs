@@ -1,7 +1,7 @@
 //! Settings: structs whose fields carry their documentation and default, read from TOML or JSON with errors that name the
 //! field, printed with a comment for each.
 //!
-//! [`settings!`](crate::settings) makes such a struct; the commented TOML, `config.json` and `--set` follow from it.
+//! `settings!` makes such a struct; the commented TOML, `config.json` and `--set` follow from it.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -23,7 +23,7 @@ pub struct Field {
     pub init: bool,
 }
 
-/// What [`settings!`](crate::settings) implements.
+/// What `settings!` implements.
 pub trait Settings: Default + PartialEq + Clone + Serialize + for<'de> Deserialize<'de> {
     /// The fields, in order.
     const FIELDS: &'static [Field];

@@ -41,7 +41,7 @@ pub struct Args<'a, T = f32> {
     pub stretches: &'a [Stretch],
 }
 
-/// Gradients of [`forward`].
+/// Gradients of [`forward`](super::forward).
 #[derive(Debug)]
 pub struct Grads<'a, T = f32> {
     /// As q (=), 0 at padding.

@@ -136,7 +136,7 @@ impl Gpu {
         Ok(host)
     }
 
-    /// Copies to pinned memory without waiting; what is there can be read after an [`Event`] recorded next.
+    /// Copies to pinned memory without waiting; what is there can be read after an [`Event`](super::Event) recorded next.
     ///
     /// # Errors
     /// If the driver refuses.

@@ -10,7 +10,7 @@ use crate::config::TaskConfig;
 /// The generator that sequences are drawn with.
 pub type Random = ChaCha8Rng;
 
-/// A sequence in the making: at each position the token, and the target, [`IGNORE`] where nothing is asked.
+/// A sequence in the making: at each position the token, and the target, [`IGNORE`](crate::data::IGNORE) where nothing is asked.
 pub type Sequence = Box<dyn Iterator<Item = (u32, i32)> + Send>;
 
 /// What is to be learned: how sequences and their answers are made.

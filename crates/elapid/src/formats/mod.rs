@@ -1,6 +1,6 @@
 //! Formats of checkpoints: how other programs describe a model, and how its tensors lie in their files.
 //!
-//! A file for each format, chosen by `model_type`: its configuration read and written ([`Codec`]), and a map from elapid's
+//! A file for each format, chosen by `model_type`: its configuration read and written (`Codec`), and a map from elapid's
 //! names of tensors to expressions over those of the file ([`stored`]), which reading evaluates and writing inverts.
 
 mod bamba;

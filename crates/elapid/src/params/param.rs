@@ -2,7 +2,7 @@
 
 use crate::Tensor;
 
-/// Names a parameter of a [`Params`].
+/// Names a parameter of a [`Params`](super::Params).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParamId(pub(super) usize);
 

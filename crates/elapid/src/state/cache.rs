@@ -148,7 +148,7 @@ impl Cache {
 
     /// Appends the chunk `[b l cols]`: its real positions since the last reset of each row.
     ///
-    /// The variable itself is kept until [`settle`](Self::settle), whether it is recorded or not, so that a layer does the
+    /// The variable itself is kept until `settle`, whether it is recorded or not, so that a layer does the
     /// same in both passes of a recomputed segment.
     ///
     /// # Errors
