@@ -3,6 +3,7 @@
 mod directories;
 mod faults;
 mod from;
+mod plain;
 mod resume;
 
 use std::path::Path;
