@@ -181,7 +181,7 @@ fn gradients(
     let cx = model.training(&tape, layout.clone());
     let (loss, _) = model.loss(&cx, tokens, targets, &model.zero_state(layout.b)?, false)?;
     let mut grads = ParamGrads::of(model.params())?;
-    tape.backward(&loss.mean, 1.0, &mut grads)?;
+    tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(()))?;
     Ok((grads, loss))
 }
 

@@ -204,10 +204,10 @@ impl CudaStep {
         let targets = Targets::on_device(self.targets.clone()).smoothed(self.smoothing);
         let (loss, next) = model.loss(&cx, Ids::Device(self.tokens.clone()), targets, &self.state, checkpointed)?;
         match &mut self.reducer {
-            None => tape.backward(&loss.mean, share, grads)?,
+            None => tape.backward(&[(&loss.mean, share)], grads, &mut |_| Ok(()))?,
             Some(reducer) => {
                 reducer.begin();
-                tape.backward_with(&loss.mean, share, grads, &mut |id| reducer.is_final(id))?;
+                tape.backward(&[(&loss.mean, share)], grads, &mut |id| reducer.is_final(id))?;
                 reducer.end()?;
             }
         }

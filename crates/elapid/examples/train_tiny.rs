@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         let cx = model.training(&tape, Layout::new(b, l));
         let (loss, _) = model.loss(&cx, &inputs, &targets, &model.zero_state(b)?, false)?;
         grads.zero()?;
-        tape.backward(&loss.mean, 1.0, &mut grads)?;
+        tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(()))?;
         drop(cx);
 
         let (beta1, beta2, weight_decay) = (0.9, 0.95, 0.0);

@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
             let cx = model.training(&tape, layout.clone());
             let (loss, _) = model.loss(&cx, &tokens, &targets, &model.zero_state(b)?, arguments.recompute)?;
             last = loss.value()?;
-            tape.backward(&loss.mean, 1.0, &mut grads)?;
+            tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(()))?;
         }
         optimiser.step(model.params_mut(), &grads, 1e-4)?;
         Ok(())

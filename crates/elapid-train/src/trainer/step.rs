@@ -124,7 +124,7 @@ impl Trainer {
                 let found = self.model.first_non_finite(&layout, &batch.tokens, &state)?;
                 return Err(self.not_finite(self.position.step + 1, value, found));
             }
-            tape.backward(&loss.mean, 1.0 / parts as f32, &mut self.grads)?;
+            tape.backward(&[(&loss.mean, 1.0 / parts as f32)], &mut self.grads, &mut |_| Ok(()))?;
             self.carried = matches!(*self.feed, Feed::Streams(_)).then(|| next.detach());
             loss_sum += value / parts as f64;
             tokens += (batch.b * batch.l) as u64;

@@ -20,7 +20,7 @@ pub struct Tape {
 }
 
 /// Called with each parameter whose gradient is complete.
-type Final<'a> = dyn FnMut(ParamId) -> Result<()> + 'a;
+pub type Final<'a> = dyn FnMut(ParamId) -> Result<()> + 'a;
 
 impl Tape {
     /// An empty tape.
@@ -76,31 +76,21 @@ impl Tape {
         Var { place: Some(inner.place(&self.inner, slot)), ..value.clone().into() }
     }
 
-    /// Differentiates `output`, whose own gradient is `seed` everywhere, by every parameter used since the last call;
-    /// gradients are added to `into`. The tape is empty afterwards.
+    /// Differentiates losses, each with its weight as the gradient of every element, by every parameter used since the last
+    /// call; gradients are added to `into`. The tape is empty afterwards. Losses are added here, by their weights, and not
+    /// by an operation: an operation that makes a loss may compute its gradients in the forward pass.
     ///
-    /// # Errors
-    /// What an operation's backward says.
-    pub fn backward(&self, output: &Var, seed: f32, into: &mut ParamGrads) -> Result<()> {
-        self.backward_with(output, seed, into, &mut |_| Ok(()))
-    }
-
-    /// [`backward`](Self::backward), telling `is_final` of each parameter used since the last call, once, as soon as no
-    /// operation that is left adds to its gradient: parameters of late layers come first. On a GPU the gradient is then
-    /// in `into`, as far as the device has come; on the processor it is there at the end.
+    /// `is_final` is told of each parameter used since the last call, once, as soon as no operation that is left adds to its
+    /// gradient: parameters of late layers come first. On a GPU the gradient is then in `into`, as far as the device has
+    /// come; on the CPU it is there at the end.
     ///
     /// # Errors
     /// What an operation's backward says, or `is_final`.
-    pub fn backward_with(
-        &self,
-        output: &Var,
-        seed: f32,
-        into: &mut ParamGrads,
-        is_final: &mut Final<'_>,
-    ) -> Result<()> {
-        // On the processor, wherever the output is: an operation may read it without waiting for a device.
-        let seed = Tensor::new(vec![seed; output.value.len()], output.shape());
-        self.differentiate(&[(output, seed)], into, is_final).map(drop)
+    pub fn backward(&self, losses: &[(&Var, f32)], into: &mut ParamGrads, is_final: &mut Final<'_>) -> Result<()> {
+        // On the CPU, wherever the loss is: an operation may read its weight without waiting for a device.
+        let seed = |loss: &Var, weight| Tensor::new(vec![weight; loss.value.len()], loss.shape());
+        let outputs: Vec<(&Var, Tensor)> = losses.iter().map(|&(loss, weight)| (loss, seed(loss, weight))).collect();
+        self.differentiate(&outputs, into, is_final).map(drop)
     }
 
     /// Differentiates Σ ⟨gradient, output⟩ by every parameter, added to `into`, and by every leaf: the returned

@@ -137,7 +137,7 @@ fn a_gpu_computes_the_same() {
         let (inputs, targets): (Vec<u32>, Vec<i32>) = (row(0).collect(), row(1).map(|id| id as i32).collect());
         let (loss, _) = device.loss(&cx, &inputs, &targets, device.zero_state(2).unwrap(), false).unwrap();
         let mut on_device = ParamGrads::of(device.params()).unwrap();
-        tape.backward(&loss.mean, 1.0, &mut on_device).unwrap();
+        tape.backward(&[(&loss.mean, 1.0)], &mut on_device, &mut |_| Ok(())).unwrap();
         same_gradients(&name, &model, &grads, &on_device);
     }
 }

@@ -235,7 +235,7 @@ fn finals(model: &LanguageModel, checkpointed: bool) -> (Vec<String>, ParamGrads
         names.push(model.params().get(id).name.clone());
         Ok(())
     };
-    tape.backward_with(&loss.mean, 1.0, &mut grads, &mut is_final).unwrap();
+    tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut is_final).unwrap();
     (names, grads)
 }
 
@@ -278,11 +278,11 @@ fn what_is_asked_for_and_not_used_is_final_too() {
         order.push(id);
         Ok(())
     };
-    tape.backward_with(&y, 1.0, &mut ParamGrads::default(), &mut is_final).unwrap();
+    tape.backward(&[(&y, 1.0)], &mut ParamGrads::default(), &mut is_final).unwrap();
     assert_eq!(order, [ids[1], ids[0]]);
     let refuses = &mut |_| Err(elapid::Error::Argument("no".into()));
     let (y, _) = add_norm(&cx.param(ids[1]), None, &cx.param(ids[1]), 1e-5).unwrap();
-    assert!(tape.backward_with(&y, 1.0, &mut ParamGrads::default(), refuses).is_err());
+    assert!(tape.backward(&[(&y, 1.0)], &mut ParamGrads::default(), refuses).is_err());
 }
 
 /// On a GPU a gradient is in its place when it is said to be final, and stays as it is.
@@ -307,11 +307,40 @@ fn final_gradients_do_not_change() {
             seen.push((id, read(id)));
             Ok(())
         };
-        tape.backward_with(&loss.mean, 1.0, &mut grads, &mut is_final).unwrap();
+        tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut is_final).unwrap();
         assert_eq!(seen.len(), model.params().iter().len());
         for (id, then) in seen {
             assert!(then == read(id), "checkpointed {checkpointed}: {}", model.params().get(id).name);
             assert!(then.iter().any(|&x| x != 0.0), "{}", model.params().get(id).name);
         }
+    }
+}
+
+#[test]
+fn losses_are_added_by_their_weights() {
+    let model = small_model(Discretisation::ExpEuler);
+    let id = model.params().find("backbone.norm_f.weight").unwrap();
+    let targets = [1, 3, -1, 2];
+    // Two losses of one parameter, alone and together.
+    let gradient = |weights: &[f32]| {
+        let tape = Arc::new(Tape::new());
+        let cx = model.training(&tape, Layout::new(1, 4));
+        let state = model.zero_state(1).unwrap();
+        let (loss, _) = model.loss(&cx, &[5, 6, 7, 8], &targets, &state, false).unwrap();
+        let (side, _) = add_norm(&cx.param(id).reshape(&[1, 20]), None, &cx.param(id), 1e-5).unwrap();
+        cx.side_loss(side, weights[1]);
+        let sides = cx.take_side_losses();
+        assert!(sides.len() == 1 && cx.take_side_losses().is_empty());
+        let losses: Vec<(&Var, f32)> =
+            [(&loss.mean, weights[0])].into_iter().chain(sides.iter().map(|(side, w)| (side, *w))).collect();
+        let mut grads = ParamGrads::default();
+        tape.backward(&losses, &mut grads, &mut |_| Ok(())).unwrap();
+        grads.get(id).unwrap().to_vec().unwrap()
+    };
+    let (both, one, other) = (gradient(&[0.5, 2.0]), gradient(&[1.0, 0.0]), gradient(&[0.0, 1.0]));
+    assert!(one.iter().any(|g| *g != 0.0) && other.iter().any(|g| *g != 0.0));
+    for ((both, one), other) in both.iter().zip(one).zip(other) {
+        let want = 0.5 * one + 2.0 * other;
+        assert!((both - want).abs() < 1e-5 * (1.0 + want.abs()), "{both} {want}");
     }
 }

@@ -157,7 +157,7 @@ pub(crate) fn summed(
     let (loss, state) = model.loss(&cx, tokens, targets, model.zero_state(layout.b).unwrap(), false).unwrap();
     let mut grads = ParamGrads::of(model.params()).unwrap();
     let count = targets.iter().filter(|&&target| target >= 0).count() as f32;
-    tape.backward(&loss.mean, count, &mut grads).unwrap();
+    tape.backward(&[(&loss.mean, count)], &mut grads, &mut |_| Ok(())).unwrap();
     (f64::from(loss.value().unwrap() * count), grads, state.detach())
 }
 
