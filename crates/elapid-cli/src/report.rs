@@ -105,7 +105,10 @@ fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, b
     let theirs = kind.paper.models.iter().filter(|(_, points)| points.len() > 1);
     let theirs = theirs.map(|(name, points)| series(&format!("the paper's {name}"), floats(points), Look::Line));
     let steps = |run: &Run<'_>| -> Vec<(f64, f64)> {
-        run.records.iter().filter_map(|record| Some((record.step as f64, 100.0 * record.accuracy?))).collect()
+        run.records
+            .iter()
+            .filter_map(|record| Some((record.step as f64, 100.0 * record.figure(metrics::ACCURACY)?)))
+            .collect()
     };
     let by_step = runs.iter().map(|run| Series { last_value: true, ..series(&run.name, steps(run), Look::Line) });
     // Theirs first, so that ours lie above them.

@@ -14,7 +14,7 @@ use elapid_train::parallel::{Group, World};
 use elapid_train::progress::Progress;
 use elapid_train::schedule::Warmup;
 use elapid_train::tasks::Kind;
-use elapid_train::{Outcome, Start, Stopped, Trainer, shell_word};
+use elapid_train::{Outcome, Start, Stopped, Trainer, metrics, shell_word};
 use serde_json::json;
 
 use crate::model::Place;
@@ -263,8 +263,8 @@ fn train(
         "seconds": outcome.seconds,
         "loss": finite(outcome.loss),
         "val_loss": outcome.val_loss,
-        "bits_per_byte": outcome.bits_per_byte,
-        "accuracy": outcome.accuracy,
+        "bits_per_byte": outcome.figure(metrics::BITS_PER_BYTE),
+        "accuracy": outcome.figure(metrics::ACCURACY),
         "output": outcome.dir,
         "sample": sample,
         "resume": resume,
@@ -350,8 +350,8 @@ fn summary(outcome: &Outcome, sample: Option<&str>, resume: Option<&str>) -> Str
         ("time", format!("{:.0} s", outcome.seconds)),
     ];
     lines.extend(outcome.val_loss.map(|loss| ("held-out loss", format!("{loss:.4} nats a token"))));
-    lines.extend(outcome.bits_per_byte.map(|bits| ("bits per byte", number(bits))));
-    lines.extend(outcome.accuracy.map(|share| ("right answers", format!("{:.2} %", 100.0 * share))));
+    lines.extend(outcome.figure(metrics::BITS_PER_BYTE).map(|bits| ("bits per byte", number(bits))));
+    lines.extend(outcome.figure(metrics::ACCURACY).map(|share| ("right answers", format!("{:.2} %", 100.0 * share))));
     lines.push(("model", outcome.dir.display().to_string()));
     lines.push(("picture", outcome.dir.join("loss.png").display().to_string()));
     lines.extend(resume.map(|command| ("go on with", command.to_owned())));

@@ -7,13 +7,14 @@
 use std::sync::Arc;
 
 use elapid::Layout;
-use elapid::autograd::Tape;
-use elapid::ops::{Ids, Targets};
+use elapid::autograd::{Tape, Var};
+use elapid::models::Model;
 use elapid::params::ParamGrads;
-use elapid::{DType, Device, LanguageModel, Result, State, Tensor};
+use elapid::{DType, Device, State, Tensor};
 use elapid_kernels::cuda::{Buffer, Event, Gpu, Graph, MemoryUse, Pinned, elementwise};
 
-use crate::data::Batch;
+use crate::Result;
+use crate::objectives::{Array, ArraySpec, Batch, Inputs, Kind, ObjectiveOf};
 use crate::parallel::Reducer;
 
 /// Calls that run as they are before one is recorded: kernels are compiled and memory is found in them.
@@ -22,18 +23,16 @@ const WARM_UP: u32 = 2;
 pub(crate) const AHEAD: usize = 4;
 
 /// Forward and backward over batches of one shape.
-pub struct CudaStep {
+pub struct CudaStep<M: Model> {
     gpu: Gpu,
-    b: usize,
-    l: usize,
-    tokens: Arc<Buffer>,
-    targets: Arc<Buffer>,
+    objective: Arc<ObjectiveOf<M>>,
+    specs: Vec<ArraySpec>,
+    /// The batch's arrays.
+    arrays: Vec<Arc<Buffer>>,
     resets: Option<Arc<Buffer>>,
     /// The state before the batch; streams leave theirs here.
     state: State,
     carries: bool,
-    /// Label smoothing.
-    smoothing: f32,
     /// Sum of the losses of a step's batches, `[1]`.
     loss: Tensor,
     graph: Option<Graph>,
@@ -46,8 +45,7 @@ pub struct CudaStep {
 
 /// Memory of the host for one batch on its way, and for one step's results.
 struct Staging {
-    tokens: Pinned<u32>,
-    targets: Pinned<i32>,
+    arrays: Vec<Staged>,
     resets: Pinned<u8>,
     results: Pinned<f32>,
     /// When the device has read the batch.
@@ -56,31 +54,61 @@ struct Staging {
     done: Event,
 }
 
+/// Memory of the host for one array.
+enum Staged {
+    U32(Pinned<u32>),
+    I32(Pinned<i32>),
+    F32(Pinned<f32>),
+}
+
+impl Staged {
+    fn new(gpu: Gpu, spec: &ArraySpec) -> Result<Self> {
+        let made = match spec.kind {
+            Kind::U32 => Pinned::new(gpu, spec.len()).map(Self::U32),
+            Kind::I32 => Pinned::new(gpu, spec.len()).map(Self::I32),
+            Kind::F32 => Pinned::new(gpu, spec.len()).map(Self::F32),
+        };
+        Ok(made?)
+    }
+
+    /// Copies an array of this kind and length, and asks the device to read it.
+    fn send(&mut self, gpu: Gpu, array: &Array, to: &Buffer) -> Result<()> {
+        let sent = match (self, array) {
+            (Self::U32(staged), Array::U32(array)) if staged.len() == array.len() => {
+                staged.copy_from_slice(array);
+                gpu.write_pinned(to, staged)
+            }
+            (Self::I32(staged), Array::I32(array)) if staged.len() == array.len() => {
+                staged.copy_from_slice(array);
+                gpu.write_pinned(to, staged)
+            }
+            (Self::F32(staged), Array::F32(array)) if staged.len() == array.len() => {
+                staged.copy_from_slice(array);
+                gpu.write_pinned(to, staged)
+            }
+            _ => return Err(elapid::Error::Argument("a batch that is not as its objective says".into()).into()),
+        };
+        Ok(sent?)
+    }
+}
+
 /// Results of a step that may not be there yet.
 pub struct Pending {
     turn: usize,
 }
 
-impl CudaStep {
-    /// A step over batches of `b` rows of `l` positions, with document borders if `packed`, the state carried from
-    /// batch to batch if `carries`.
+impl<M: Model> CudaStep<M> {
+    /// A step over the batches of an objective, `parts` of them.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
-    pub fn new(
-        gpu: Gpu,
-        model: &LanguageModel,
-        (b, l): (usize, usize),
-        packed: bool,
-        carries: bool,
-        parts: usize,
-    ) -> Result<Self> {
-        let n = b * l;
+    pub fn new(gpu: Gpu, objective: Arc<ObjectiveOf<M>>, model: &M, parts: usize) -> Result<Self> {
+        let ((b, l), specs) = (objective.shape(), objective.arrays());
+        let alloc = |bytes| -> Result<Arc<Buffer>> { Ok(Arc::new(gpu.alloc(bytes)?)) };
         let staging = |_| -> Result<Staging> {
             Ok(Staging {
-                tokens: Pinned::new(gpu, n)?,
-                targets: Pinned::new(gpu, n)?,
-                resets: Pinned::new(gpu, n)?,
+                arrays: specs.iter().map(|spec| Staged::new(gpu, spec)).collect::<Result<_>>()?,
+                resets: Pinned::new(gpu, b * l)?,
                 results: Pinned::new(gpu, 3)?,
                 read: gpu.event()?,
                 done: gpu.event()?,
@@ -88,27 +116,19 @@ impl CudaStep {
         };
         Ok(Self {
             gpu,
-            b,
-            l,
-            tokens: Arc::new(gpu.alloc(n * size_of::<u32>())?),
-            targets: Arc::new(gpu.alloc(n * size_of::<i32>())?),
-            resets: packed.then(|| gpu.alloc(n).map(Arc::new)).transpose()?,
-            state: own(&model.zero_state(b)?)?,
-            carries,
-            smoothing: 0.0,
+            arrays: specs.iter().map(|spec| alloc(spec.len() * spec.kind.bytes())).collect::<Result<_>>()?,
+            resets: objective.resets().then(|| alloc(b * l)).transpose()?,
+            state: own(&model.core().zero_state(b)?)?,
+            carries: objective.carries(),
             loss: Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[1])?,
             graph: None,
             reducer: None,
             runs: 0,
             staging: (0..(AHEAD + 1) * parts).map(staging).collect::<Result<_>>()?,
             turn: 0,
+            objective,
+            specs,
         })
-    }
-
-    /// With label smoothing: see [`Targets::smoothed`].
-    #[must_use]
-    pub fn smoothed(self, part: f32) -> Self {
-        Self { smoothing: part, ..self }
     }
 
     /// Clears what a step adds up.
@@ -117,7 +137,7 @@ impl CudaStep {
     /// If the device fails, or has too little memory.
     pub fn begin(&mut self, grads: &mut ParamGrads) -> Result<()> {
         self.gpu.zero(self.loss.mat_mut())?;
-        grads.zero()
+        Ok(grads.zero()?)
     }
 
     /// The state before the next batch.
@@ -125,12 +145,17 @@ impl CudaStep {
         &self.state
     }
 
+    /// The state after the last batch, if it goes on from batch to batch.
+    pub(crate) fn carried(&self) -> Option<&State> {
+        self.carries.then_some(&self.state)
+    }
+
     /// Goes on from a state.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
     pub fn set_state(&mut self, state: &State) -> Result<()> {
-        copy(self.gpu, state, &self.state)
+        Ok(copy(self.gpu, state, &self.state)?)
     }
 
     /// Sums gradients and losses over ranks from here on; see [`reduce`](Self::reduce).
@@ -141,7 +166,7 @@ impl CudaStep {
     /// After the last batch of a step: asks for the sums over ranks, which begin while its backward still runs.
     pub(crate) fn reduce(&self, grads: &ParamGrads) -> Result<()> {
         match (&self.reducer, grads.flat()) {
-            (Some(reducer), Some(sums)) => reducer.reduce(sums, self.loss.buffer().0),
+            (Some(reducer), Some(sums)) => Ok(reducer.reduce(sums, self.loss.buffer().0)?),
             _ => Ok(()),
         }
     }
@@ -149,22 +174,34 @@ impl CudaStep {
     /// Forward and backward over a batch whose loss counts `share`; gradients are added to `grads`.
     ///
     /// # Errors
-    /// If the device fails, or has too little memory.
-    pub fn run(
-        &mut self,
-        model: &LanguageModel,
-        grads: &mut ParamGrads,
-        batch: &Batch,
-        share: f32,
-        checkpointed: bool,
-    ) -> Result<()> {
+    /// If the device fails, or has too little memory; if the batch is not as the objective says.
+    pub fn run(&mut self, model: &M, grads: &mut ParamGrads, batch: &Batch, share: f32, recompute: bool) -> Result<()> {
+        self.stage(batch)?;
+        if let Some(graph) = &self.graph {
+            return Ok(graph.launch()?);
+        }
+        self.runs += 1;
+        if self.runs <= WARM_UP || std::env::var_os("ELAPID_NO_GRAPH").is_some() {
+            return self.forward_backward(model, grads, share, recompute);
+        }
+        let gpu = self.gpu;
+        let (graph, ()) = gpu.capture(|| self.forward_backward(model, grads, share, recompute))?;
+        graph.launch()?;
+        self.graph = Some(graph);
+        Ok(())
+    }
+
+    /// Puts a batch where the graph reads it.
+    fn stage(&mut self, batch: &Batch) -> Result<()> {
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
         staging.read.wait()?;
-        staging.tokens.copy_from_slice(&batch.tokens);
-        staging.targets.copy_from_slice(&batch.targets);
-        self.gpu.write_pinned(&self.tokens, &staging.tokens)?;
-        self.gpu.write_pinned(&self.targets, &staging.targets)?;
+        if batch.arrays.len() != self.arrays.len() {
+            return Err(elapid::Error::Argument("a batch with other arrays than its objective says".into()).into());
+        }
+        for ((staged, array), to) in staging.arrays.iter_mut().zip(&batch.arrays).zip(&self.arrays) {
+            staged.send(self.gpu, array, to)?;
+        }
         if let Some(resets) = &self.resets {
             match &batch.resets {
                 Some(given) => staging.resets.copy_from_slice(given),
@@ -172,47 +209,33 @@ impl CudaStep {
             }
             self.gpu.write_pinned(resets, &staging.resets)?;
         }
-        staging.read.record()?;
-        if let Some(graph) = &self.graph {
-            return Ok(graph.launch()?);
-        }
-        self.runs += 1;
-        if self.runs <= WARM_UP || std::env::var_os("ELAPID_NO_GRAPH").is_some() {
-            return self.forward_backward(model, grads, share, checkpointed);
-        }
-        let gpu = self.gpu;
-        let (graph, ()) = gpu.capture(|| self.forward_backward(model, grads, share, checkpointed))?;
-        graph.launch()?;
-        self.graph = Some(graph);
-        Ok(())
+        Ok(staging.read.record()?)
     }
 
-    fn forward_backward(
-        &mut self,
-        model: &LanguageModel,
-        grads: &mut ParamGrads,
-        share: f32,
-        checkpointed: bool,
-    ) -> Result<()> {
-        let layout = Layout::new(self.b, self.l);
+    fn forward_backward(&mut self, model: &M, grads: &mut ParamGrads, share: f32, recompute: bool) -> Result<()> {
+        let (b, l) = self.objective.shape();
+        let layout = Layout::new(b, l);
         let layout = match &self.resets {
             Some(resets) => layout.with_device_resets(resets.clone()),
             None => layout,
         };
         let tape = Arc::new(Tape::new());
-        let cx = model.training(&tape, layout);
-        let targets = Targets::on_device(self.targets.clone()).smoothed(self.smoothing);
-        let (loss, next) = model.loss(&cx, Ids::Device(self.tokens.clone()), targets, &self.state, checkpointed)?;
+        let cx = model.core().training(&tape, layout);
+        let inputs = Inputs::device(&self.specs, &self.arrays);
+        let (loss, next) = self.objective.loss(model, &cx, &inputs, &self.state, recompute)?;
+        let sides = cx.take_side_losses();
+        let sides = sides.iter().map(|(side, weight)| (side, weight * share));
+        let losses: Vec<(&Var, f32)> = [(&loss, share)].into_iter().chain(sides).collect();
         match &mut self.reducer {
-            None => tape.backward(&[(&loss.mean, share)], grads, &mut |_| Ok(()))?,
+            None => tape.backward(&losses, grads, &mut |_| Ok(()))?,
             Some(reducer) => {
                 reducer.begin();
-                tape.backward(&[(&loss.mean, share)], grads, &mut |id| reducer.is_final(id))?;
+                tape.backward(&losses, grads, &mut |id| reducer.is_final(id))?;
                 reducer.end()?;
             }
         }
-        elementwise::add(&self.gpu, loss.mean.value().mat(), self.loss.mat_mut())?;
-        if self.carries { copy(self.gpu, &next.detach(), &self.state) } else { Ok(()) }
+        elementwise::add(&self.gpu, loss.value().mat(), self.loss.mat_mut())?;
+        if self.carries { Ok(copy(self.gpu, &next.detach(), &self.state)?) } else { Ok(()) }
     }
 
     /// Asks for the results of the step: the sum of its losses, and what the optimiser says of the gradients' norm.
@@ -249,12 +272,12 @@ impl CudaStep {
 }
 
 /// The same numbers in memory that nothing else shares.
-fn own(state: &State) -> Result<State> {
+fn own(state: &State) -> elapid::Result<State> {
     state.select(&(0..state.rows()).collect::<Vec<_>>())
 }
 
 /// Writes the numbers of one state into the memory of another.
-fn copy(gpu: Gpu, from: &State, to: &State) -> Result<()> {
+fn copy(gpu: Gpu, from: &State, to: &State) -> elapid::Result<()> {
     for ((_, from), (_, to)) in from.tensors().zip(to.tensors()) {
         gpu.copy(from.mat(), to.clone().mat_mut())?;
     }

@@ -182,6 +182,12 @@ impl From<elapid::Error> for Error {
     }
 }
 
+impl From<elapid_kernels::cuda::Error> for Error {
+    fn from(error: elapid_kernels::cuda::Error) -> Self {
+        elapid::Error::from(error).into()
+    }
+}
+
 impl Error {
     /// For `map_err`: a system's error about a path.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {

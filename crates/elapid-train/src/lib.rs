@@ -9,6 +9,7 @@ pub mod cuda_step;
 pub mod data;
 mod error;
 pub mod metrics;
+pub mod objectives;
 pub mod optim;
 pub mod parallel;
 pub mod plot;

@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: a line a logged step, only ever appended to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -33,20 +33,47 @@ pub struct Record {
     /// Tokens a second since the last record.
     #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
-    /// Loss on the held-out text, nats a token, if it was measured after this step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub val_loss: Option<f64>,
-    /// The same in bits a byte of text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bits_per_byte: Option<f64>,
-    /// Share of right answers to held-out sequences of a task.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
+    /// What else is known, by name: what a validation after this step measured, and what the objective adds.
+    #[serde(flatten, deserialize_with = "figures")]
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// A name and a value.
+pub type Figure = (&'static str, f64);
+
+/// The loss on what is held out.
+pub const VAL_LOSS: &str = "val_loss";
+/// The same in bits a byte of text.
+pub const BITS_PER_BYTE: &str = "bits_per_byte";
+/// Share of right answers on what is held out.
+pub const ACCURACY: &str = "accuracy";
+/// 1 less the mean squared error over the variance of what is held out: 1 is perfect, 0 what the mean does.
+pub const R2: &str = "r2";
+
+impl Record {
+    /// A figure by its name.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).copied()
+    }
+}
+
+/// The likeliest of some logits, and -log p of the target in nats.
+pub(crate) fn answer(logits: &[f32], target: usize) -> (usize, f64) {
+    let likeliest = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+    let most = f64::from(logits[likeliest]);
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - most).exp()).sum();
+    (likeliest, most + sum.ln() - f64::from(logits[target]))
 }
 
 /// JSON has no NaN and no infinity: they are written as `null`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Option::<f64>::deserialize(deserializer).map(|x| x.unwrap_or(f64::NAN))
+}
+
+/// All other fields that are numbers: a later version may write others.
+fn figures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let fields = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+    Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
 }
 
 /// Appends records to `metrics.jsonl`.
@@ -135,7 +162,9 @@ mod tests {
     use super::*;
 
     fn record(step: u64) -> Record {
-        Record { step, loss: 1.5, val_loss: step.is_multiple_of(2).then_some(2.0), ..Record::default() }
+        let figures = [(VAL_LOSS, 2.0)].into_iter().filter(|_| step.is_multiple_of(2));
+        let figures = figures.map(|(name, value)| (name.to_owned(), value)).collect();
+        Record { step, loss: 1.5, figures, ..Record::default() }
     }
 
     fn steps(path: &Path) -> Vec<u64> {
@@ -152,6 +181,15 @@ mod tests {
             assert_eq!(read(&path).unwrap().last(), Some(&record(step)), "at once");
         }
         assert!(!fs::read_to_string(&path).unwrap().lines().next().unwrap().contains("val_loss"));
+    }
+
+    #[test]
+    fn figures_have_any_names_and_losses_that_are_not_finite_are_none() {
+        let line = br#"{"step": 2, "val_loss": null, "balance": 0.5, "accuracy": 1, "note": "x", "loss": null}
+"#;
+        let (record, _) = &lines(line, Path::new("x")).unwrap()[0];
+        assert_eq!(record.figures, [("accuracy".to_owned(), 1.0), ("balance".to_owned(), 0.5)].into());
+        assert_eq!((record.step, record.figure("balance"), record.figure(VAL_LOSS)), (2, Some(0.5), None));
     }
 
     #[test]

@@ -77,6 +77,7 @@ mod layout;
 pub mod linear;
 pub mod lm;
 pub mod memory;
+pub mod models;
 pub mod ops;
 pub mod params;
 pub mod pass;

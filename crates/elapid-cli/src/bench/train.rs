@@ -10,7 +10,8 @@ use elapid::params::ParamGrads;
 use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
 use elapid_train::cuda_step::CudaStep;
-use elapid_train::data::Batch;
+use elapid_train::data;
+use elapid_train::objectives::{Batch, Feed, Language};
 use elapid_train::optim::{AdamW, Options};
 use serde_json::json;
 
@@ -99,7 +100,7 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     let mut subject = arguments.model.subject(output)?;
     let (b, l) = (arguments.batch, arguments.length);
     arguments.check(&subject, Place { device: Device::Cuda(gpu), dtype })?;
-    let batch = Batch {
+    let batch = data::Batch {
         tokens: subject.tokens(b * l),
         targets: subject.tokens(b * l).into_iter().map(|id| id as i32).collect(),
         resets: None,
@@ -110,7 +111,10 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     let model = subject.model.to_train(Device::Cuda(gpu), dtype)?;
     let mut optimiser = AdamW::new(model.params(), Options::default())?;
     let mut grads = ParamGrads::of(model.params())?;
-    let mut step = CudaStep::new(gpu, &model, (b, l), false, false, 1)?;
+    let feed = Feed::Same(batch.clone());
+    let objective = Language { feed, shape: (b, l), pack: false, smoothing: 0.0, held_out: None };
+    let batch = Batch::from(batch);
+    let mut step = CudaStep::new(gpu, Arc::new(objective), &model, 1)?;
     let mut last = f32::NAN;
     let timing = Timing::of_gpu(gpu, 4, arguments.reps, || {
         step.begin(&mut grads)?;

@@ -73,7 +73,7 @@ pub fn line_chart(series: &[Series], options: &Options) -> Result<Chart> {
 pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
     let raw: Vec<(f64, f64)> = records.iter().map(|record| (record.step as f64, record.loss)).collect();
     let val: Vec<(f64, f64)> =
-        records.iter().filter_map(|record| Some((record.step as f64, record.val_loss?))).collect();
+        records.iter().filter_map(|record| Some((record.step as f64, record.figure(metrics::VAL_LOSS)?))).collect();
     let series = [
         Series { points: raw.clone(), look: Look::Faint, ..Series::default() },
         Series { name: "training".into(), points: smooth(&raw), last_value: true, ..Series::default() },
@@ -95,8 +95,10 @@ pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
 pub fn plot_run(dir: &Path, title: &str) -> Result<()> {
     let records = metrics::read(&dir.join("metrics.jsonl"))?;
     loss_curve(&records, title)?.save(dir, "loss")?;
-    let points: Vec<(f64, f64)> =
-        records.iter().filter_map(|record| Some((record.step as f64, 100.0 * record.accuracy?))).collect();
+    let points: Vec<(f64, f64)> = records
+        .iter()
+        .filter_map(|record| Some((record.step as f64, 100.0 * record.figure(metrics::ACCURACY)?)))
+        .collect();
     if points.is_empty() {
         return Ok(());
     }

@@ -14,7 +14,8 @@ fn run(steps: u64) -> Vec<Record> {
             let jitter = (noise >> 40) as f64 / f64::from(1 << 24) - 0.5;
             let loss = 1.35 + 4.2 * (-(step as f64) / 120.0).exp() + 0.6 * (-(step as f64) / 900.0).exp();
             let val_loss = (step % 100 == 0).then_some(loss + 0.08 + step as f64 * 2e-5);
-            Record { step, loss: loss + 0.16 * jitter, val_loss, ..Record::default() }
+            let figures = val_loss.into_iter().map(|loss| (metrics::VAL_LOSS.to_owned(), loss)).collect();
+            Record { step, loss: loss + 0.16 * jitter, figures, ..Record::default() }
         })
         .collect()
 }

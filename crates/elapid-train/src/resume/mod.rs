@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use elapid::checkpoint::{Checkpoint, SaveOptions};
 use elapid::config as model;
+use elapid::models::Model;
 use elapid::{LanguageModel, State};
 
 use crate::config::{Mode, ModelConfig, TrainConfig};
@@ -76,7 +77,7 @@ pub(crate) struct Chosen {
 ///
 /// # Errors
 /// If there is none, or it is not one of this run: of other data or sizes, or of another step than its folder says.
-pub(crate) fn choose(run: &Path, config: &TrainConfig, identity: &Identity) -> Result<(LanguageModel, Chosen)> {
+pub(crate) fn choose<M: Model>(run: &Path, config: &TrainConfig, identity: &Identity) -> Result<(M, Chosen)> {
     let mut damaged: Vec<(StepDir, Error)> = Vec::new();
     for dir in steps::all(run) {
         match open(&dir, config, identity) {
@@ -115,7 +116,7 @@ pub(crate) fn choose(run: &Path, config: &TrainConfig, identity: &Identity) -> R
     })
 }
 
-fn open(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> Result<(LanguageModel, Chosen), Problem> {
+fn open<M: Model>(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> Result<(M, Chosen), Problem> {
     let other = |reason: String| Problem::Other(Error::Resume { path: dir.path.clone(), reason });
     if let Ok(checkpoint) = Checkpoint::open(&dir.path) {
         // First: what else is wrong with another run's checkpoint follows from that.
@@ -142,7 +143,8 @@ fn open(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> Result<(Lan
         let reason = "it has no stream.state, which data.mode = \"streams\" needs; go on from another checkpoint";
         return Err(other(reason.into()));
     }
-    let model = LanguageModel::open(&dir.path).map_err(|error| Problem::damaged(&dir.path, error))?;
+    let model = Checkpoint::open(&dir.path).map_err(elapid::Error::from).and_then(|checkpoint| M::load(&checkpoint));
+    let model = model.map_err(|error| Problem::damaged(&dir.path, error))?;
     let mut chosen = Chosen {
         path: dir.path.clone(),
         position: read.position,

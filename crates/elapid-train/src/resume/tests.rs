@@ -33,7 +33,7 @@ fn what_is_saved_comes_back() {
     assert_eq!(disk::names(&run.path().join("resume")), ["step-00000009"]);
     let mut config = TrainConfig::default();
     config.model = ModelConfig::of(model.config());
-    let (again, chosen) = choose(run.path(), &config, &identity).unwrap();
+    let (again, chosen) = choose::<LanguageModel>(run.path(), &config, &identity).unwrap();
     assert_eq!((chosen.position, chosen.notices.len(), chosen.new_measure), (position, 0, false));
     let mut restored = AdamW::new(again.params(), Options::default()).unwrap();
     assert!(chosen.restore(&again, &mut restored, 4).unwrap().is_none());
@@ -89,7 +89,7 @@ fn a_checkpoint_is_read_as_it_was_written_or_not_at_all() {
         rewrite(&dir, change);
         let mut config = TrainConfig::default();
         config.model = ModelConfig::of(&Checkpoint::open(&dir).unwrap().config);
-        let error = choose(run.path(), &config, &identity).err().unwrap().to_string();
+        let error = choose::<LanguageModel>(run.path(), &config, &identity).err().unwrap().to_string();
         assert!(error.contains(word) && error.contains("training.safetensors"), "{word}: {error}");
         assert!(!is_whole(&dir), "{word}");
         fs::write(dir.join("training.safetensors"), &original).unwrap();

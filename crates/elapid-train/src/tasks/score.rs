@@ -11,6 +11,7 @@ use super::sequences::{Sequences, fill};
 use super::task::Sequence;
 use crate::Result;
 use crate::data::IGNORE;
+use crate::metrics::answer;
 
 /// What a model answered.
 ///
@@ -163,12 +164,4 @@ impl Reader {
         score.sequences_right += all_right.iter().filter(|&&right| right).count() as u64;
         Ok(())
     }
-}
-
-/// The likeliest token, and -log p of the target in nats.
-fn answer(logits: &[f32], target: usize) -> (usize, f64) {
-    let likeliest = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-    let most = f64::from(logits[likeliest]);
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - most).exp()).sum();
-    (likeliest, most + sum.ln() - f64::from(logits[target]))
 }

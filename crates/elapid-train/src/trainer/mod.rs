@@ -1,25 +1,25 @@
-//! A training run: [`start`] opens what it needs, [`run`] is its loop, [`step`] one step of it, [`validate`] measures on
-//! what is held out. What it reads is in [`reads`].
+//! A training run: [`start`] opens what it needs, [`run`] is its loop, [`steppers`] take its steps, [`validate`] keeps the
+//! best model. What it is trained for is an [`Objective`]; [`reads`] makes those of a config.
 
 mod from;
 mod reads;
 mod run;
 mod start;
-mod step;
+mod steppers;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use elapid::params::ParamGrads;
+use elapid::models::Model;
 use elapid::tokenizer::Tokenizer;
-use elapid::{Device, LanguageModel, State};
+use elapid::{Device, LanguageModel};
 
 use crate::config::TrainConfig;
-use crate::cuda_step::CudaStep;
-use crate::optim::AdamW;
+use crate::objectives::Objective;
 use crate::parallel::Group;
 use crate::progress::Progress;
 use crate::resume::{Identity, Position};
@@ -27,29 +27,23 @@ use crate::run_dir::RunDir;
 pub use crate::run_dir::Start;
 use crate::schedule::Schedule;
 use crate::{Error, Result, data, metrics};
-use reads::{Feed, HeldOut};
+use steppers::{Learner, Stepper};
 
 /// A run: what is trained, how far it has come, and the directory that it leaves.
 ///
 /// The directory holds `config.toml` (every setting), the model of the lowest validation loss in the Hugging Face
 /// layout, `metrics.jsonl`, `loss.svg`, `loss.png`, and `resume/`.
-pub struct Trainer {
+pub struct Trainer<M: Model = LanguageModel> {
     config: TrainConfig,
-    /// The tokenizer of the text; a task has none.
+    /// The tokenizer of the text, if text is trained on.
     tokenizer: Option<Tokenizer>,
     schedule: Schedule,
-    feed: Arc<Feed>,
     train_tokens: u64,
-    held_out: Option<HeldOut>,
-    model: LanguageModel,
-    optimiser: AdamW,
-    grads: ParamGrads,
-    /// What a GPU trains with.
-    cuda: Option<CudaStep>,
-    /// The ranks that train together, if there are several.
-    ranks: Option<Arc<Group>>,
-    /// The state at the end of the last step, of streams on the CPU.
-    carried: Option<State>,
+    held_out_tokens: u64,
+    /// What is trained on, for the model's card.
+    what: String,
+    learner: Learner<M>,
+    stepper: Box<dyn Stepper<M>>,
     position: Position,
     /// What a checkpoint must have in common with the run.
     identity: Identity,
@@ -90,20 +84,25 @@ pub struct Outcome {
     pub tokens: u64,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
-    /// Training loss of the last step in nats a token; NaN if this session did none.
+    /// Training loss of the last step; NaN if this session did none.
     pub loss: f64,
-    /// Lowest loss on held-out text in nats a token, if there is such text.
+    /// Lowest loss on what is held out, if anything is.
     pub val_loss: Option<f64>,
-    /// The same in bits a byte of text.
-    pub bits_per_byte: Option<f64>,
-    /// Share of right answers of a task at the last validation of this session.
-    pub accuracy: Option<f64>,
+    /// What the last validation of this session measured beside it, and what follows from the lowest loss.
+    pub figures: BTreeMap<String, f64>,
     /// The directory.
     pub dir: PathBuf,
 }
 
+impl Outcome {
+    /// A figure by its name.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).copied()
+    }
+}
+
 impl Trainer {
-    /// Starts a run in the config's directory, or goes on with the one that is there. The directory is locked as long as
+    /// Starts a run of text or of a task, as the config says, in the config's directory, or goes on with the one that is there. The directory is locked as long as
     /// the trainer lives.
     ///
     /// # Errors
@@ -115,7 +114,7 @@ impl Trainer {
         device: Device,
         tokenising: &mut dyn FnMut(data::Progress),
     ) -> Result<Self> {
-        Self::start(config, start, device, None, tokenising)
+        Self::of_config(config, start, device, None, tokenising)
     }
 
     /// [`new`](Self::new) as one of several ranks, each with a GPU of its own, or on processors. The batch is that of one
@@ -130,13 +129,32 @@ impl Trainer {
         ranks: Arc<Group>,
         tokenising: &mut dyn FnMut(data::Progress),
     ) -> Result<Self> {
-        let started = Self::start(config, start, device, Some(ranks.clone()), tokenising);
+        let started = Self::of_config(config, start, device, Some(ranks.clone()), tokenising);
         started.map_err(|error| blamed(Some(&ranks), error))
+    }
+}
+
+impl<M: Model> Trainer<M> {
+    /// Starts a run of another objective, or goes on with the one that is there, alone or as one of several ranks. `[data]`
+    /// and `[task]` of the config do not count; the model is `[model]`'s with a vocabulary of `ids`.
+    ///
+    /// # Errors
+    /// As [`new`](Trainer::new).
+    pub fn with_objective(
+        config: TrainConfig,
+        start: Start,
+        device: Device,
+        ranks: Option<Arc<Group>>,
+        objective: impl Objective<Model = M>,
+        ids: usize,
+    ) -> Result<Self> {
+        let started = Self::of_objective(config, start, device, ranks.clone(), Arc::new(objective), ids);
+        started.map_err(|error| blamed(ranks.as_deref(), error))
     }
 
     /// The model as it is now.
-    pub fn model(&self) -> &LanguageModel {
-        &self.model
+    pub fn model(&self) -> &M {
+        &self.learner.model
     }
 
     /// The tokenizer of the text; none of a task.
@@ -161,10 +179,7 @@ impl Trainer {
 
     /// Tokens of held-out text.
     pub fn held_out_tokens(&self) -> u64 {
-        match &self.held_out {
-            Some(HeldOut::Text { batches, .. }) => batches.tokens(),
-            _ => 0,
-        }
+        self.held_out_tokens
     }
 
     /// What the user should know of the text, the directory, and the checkpoint.
@@ -186,7 +201,7 @@ impl Trainer {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_until(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
-        self.run_steps(last, progress, stop).map_err(|error| blamed(self.ranks.as_deref(), error))
+        self.run_steps(last, progress, stop).map_err(|error| blamed(self.learner.ranks.as_deref(), error))
     }
 }
 

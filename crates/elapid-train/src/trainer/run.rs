@@ -1,17 +1,17 @@
 //! The loop over steps: what is done after each of them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::step::Asked;
-use super::{Feed, Outcome, Stopped, Trainer};
-use crate::Result;
-use crate::cuda_step::{AHEAD, CudaStep};
-use crate::metrics::Record;
-use crate::plot;
+use elapid::models::Model;
+
+use super::{Outcome, Stopped, Trainer};
+use crate::metrics::{self, Record};
+use crate::objectives::{Batch, Validation};
 use crate::progress::{Progress, Status};
 use crate::resume::{self, Saved};
+use crate::{Result, data, plot};
 
 /// What was logged last.
 struct Log {
@@ -19,15 +19,23 @@ struct Log {
     tokens: u64,
     wrote: bool,
     loss: f64,
-    accuracy: Option<f64>,
+    figures: BTreeMap<String, f64>,
 }
 
-impl Trainer {
+/// A step that was submitted, and whose results are on their way.
+struct Submitted {
+    /// Its number, from 1.
+    step: u64,
+    lr: f64,
+    began: Instant,
+}
+
+impl<M: Model> Trainer<M> {
     pub(super) fn run_steps(&mut self, last: u64, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         let settings = self.config.train.clone();
         let mut stopped = Stopped::Finished;
-        let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN, accuracy: None };
-        let mut asked: VecDeque<Asked> = VecDeque::new();
+        let mut log = Log { since: Instant::now(), tokens: 0, wrote: false, loss: f64::NAN, figures: BTreeMap::new() };
+        let mut submitted: VecDeque<Submitted> = VecDeque::new();
         let mut batches = self.batches();
         while self.position.step < settings.steps {
             let stops = self.stops(stop.load(Ordering::Relaxed))?;
@@ -39,18 +47,21 @@ impl Trainer {
                 break;
             }
             let lr = self.schedule.lr(self.position.step);
-            asked.push_back(self.ask(lr, &mut batches)?);
+            let (step, began) = (self.position.step + 1, Instant::now());
+            let mut parts = batches.by_ref().take(self.learner.parts as usize);
+            self.stepper.submit(&mut self.learner, step, &mut parts, lr as f32)?;
+            submitted.push_back(Submitted { step, lr, began });
             self.position.step += 1;
 
             let n = self.position.step;
             let every = |interval: u64| interval > 0 && n.is_multiple_of(interval);
             let (eval, save) = (every(settings.eval_every) || n == settings.steps, every(settings.save_every));
-            // A GPU works on the next steps while the results of this one are on their way.
-            let ahead = if eval || save { 0 } else { AHEAD };
-            while asked.len() > ahead || asked.front().is_some_and(Asked::is_ready) {
-                let Some(first) = asked.pop_front() else { break };
-                let validates = eval && asked.is_empty();
-                self.hear(&first, validates, &mut log, progress)?;
+            // Further steps may be on their way while the results of this one are.
+            let ahead = if eval || save { 0 } else { self.stepper.ahead() };
+            while submitted.len() > ahead {
+                let Some(first) = submitted.pop_front() else { break };
+                let validates = eval && submitted.is_empty();
+                self.file(&first, validates, &mut log, progress)?;
             }
             let enough = settings.patience > 0 && self.position.stale >= settings.patience;
             if self.agreed(eval && settings.patience > 0, enough)? {
@@ -66,8 +77,8 @@ impl Trainer {
                 self.save()?;
             }
         }
-        while let Some(first) = asked.pop_front() {
-            self.hear(&first, false, &mut log, progress)?;
+        while let Some(first) = submitted.pop_front() {
+            self.file(&first, false, &mut log, progress)?;
         }
         self.save()?;
         // A run that was killed at its end has no pictures yet.
@@ -79,7 +90,9 @@ impl Trainer {
     }
 
     fn outcome(&self, stopped: Stopped, log: &Log) -> Outcome {
-        let bits = self.position.best.and_then(|best| self.held_out.as_ref()?.bits_per_byte(best));
+        let mut figures = log.figures.clone();
+        let best = self.position.best.map(|best| self.learner.objective.figures_of(best));
+        figures.extend(best.into_iter().flatten().map(|(name, value)| (name.to_owned(), value)));
         Outcome {
             stopped,
             step: self.position.step,
@@ -87,41 +100,44 @@ impl Trainer {
             seconds: self.position.seconds,
             loss: log.loss,
             val_loss: self.position.best,
-            bits_per_byte: bits,
-            accuracy: log.accuracy,
+            figures,
             dir: self.config.output.dir.clone(),
         }
     }
 
-    /// Files the results of a step that was asked for, and validates after it if `validates`.
-    fn hear(&mut self, asked: &Asked, validates: bool, log: &mut Log, progress: &Progress) -> Result<()> {
-        let step = self.results(asked)?;
+    /// Files the results of a step that was submitted, and validates after it if `validates`.
+    fn file(&mut self, submitted: &Submitted, validates: bool, log: &mut Log, progress: &Progress) -> Result<()> {
+        let step = self.stepper.results(&self.learner)?;
         self.position.tokens += step.tokens;
         let now = Instant::now();
-        self.position.seconds += (now - asked.began.max(self.heard)).as_secs_f64();
+        self.position.seconds += (now - submitted.began.max(self.heard)).as_secs_f64();
         self.heard = now;
         (log.loss, log.tokens) = (step.loss, log.tokens + step.tokens);
         let settings = &self.config.train;
-        let (n, end) = (asked.step, asked.step == settings.steps);
+        let (n, end) = (submitted.step, submitted.step == settings.steps);
         let writes = n.is_multiple_of(settings.log_every.max(1)) || end || n == 1;
         let rate = log.tokens as f64 / (now - log.since).as_secs_f64().max(1e-9);
         let validated = if validates { self.validate()? } else { None };
-        let val_loss = validated.map(|validation| validation.loss);
-        let accuracy = validated.and_then(|validation| validation.accuracy);
-        log.accuracy = accuracy.or(log.accuracy);
+        let val_loss = validated.as_ref().map(|validation| validation.loss);
+        let accuracy = validated.as_ref().and_then(Validation::accuracy);
+        let named = |(name, value): &metrics::Figure| ((*name).to_owned(), *value);
+        let mut figures: BTreeMap<String, f64> =
+            validated.iter().flat_map(|validation| &validation.figures).map(named).collect();
+        if validated.is_some() {
+            log.figures.clone_from(&figures);
+        }
         progress.report(&Status { step: n, loss: step.loss, val_loss, accuracy, tokens_per_second: rate }, writes);
         if writes || validated.is_some() {
+            figures.extend(val_loss.map(|loss| (metrics::VAL_LOSS.to_owned(), loss)));
             let record = Record {
                 step: n,
                 tokens: self.position.tokens,
                 seconds: self.position.seconds,
                 loss: step.loss,
-                lr: asked.lr,
+                lr: submitted.lr,
                 grad_norm: step.grad_norm,
                 tokens_per_second: rate,
-                val_loss,
-                bits_per_byte: validated.and_then(|validation| validation.bits_per_byte),
-                accuracy,
+                figures,
             };
             self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))?;
             (log.since, log.tokens, log.wrote) = (Instant::now(), 0, true);
@@ -131,14 +147,28 @@ impl Trainer {
         Ok(())
     }
 
+    /// This rank's batches from here on.
+    fn batches(&self) -> impl Iterator<Item = Result<Batch>> + use<M> {
+        let (rank, size) = self.place();
+        let objective = self.learner.objective.clone();
+        let numbers = (self.position.step * self.learner.parts..).map(move |part| part * size + rank);
+        data::ahead(numbers, move |number| objective.batch(number))
+    }
+
+    /// This rank and the number of ranks.
+    fn place(&self) -> (u64, u64) {
+        let ranks = self.learner.ranks.as_ref();
+        ranks.map_or((0, 1), |ranks| (ranks.world().rank as u64, ranks.size() as u64))
+    }
+
     /// Whether to stop here: all ranks do, or none.
     fn stops(&self, asked: bool) -> Result<bool> {
-        self.ranks.as_ref().map_or(Ok(asked), |ranks| ranks.stop(asked))
+        self.learner.ranks.as_ref().map_or(Ok(asked), |ranks| ranks.stop(asked))
     }
 
     /// What rank 0 says, where all ranks ask.
     fn agreed(&self, asks: bool, yes: bool) -> Result<bool> {
-        match &self.ranks {
+        match &self.learner.ranks {
             None => Ok(yes),
             Some(ranks) if asks => ranks.agree(yes),
             Some(_) => Ok(false),
@@ -152,21 +182,19 @@ impl Trainer {
         if self.saved == Some(self.position.step) {
             return Ok(());
         }
-        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
+        self.learner.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
         metrics.sync()?;
         if self.position.best.is_none() && !self.keeps_old_best {
             // Before the checkpoint, with which the run may be at its end.
             self.save_model()?;
         }
-        let streams = matches!(*self.feed, Feed::Streams(_));
-        let carried = self.cuda.as_ref().filter(|_| streams).map(CudaStep::state).or(self.carried.as_ref());
         let saved = Saved {
             position: self.position,
             identity: &self.identity,
-            model: &self.model,
+            model: self.learner.model.core(),
             tokenizer: self.tokenizer.as_ref(),
-            optimiser: &self.optimiser,
-            carried,
+            optimiser: &self.learner.optimiser,
+            carried: self.stepper.state(),
         };
         resume::save(dir.path(), &saved)?;
         self.saved = Some(self.position.step);
@@ -176,7 +204,7 @@ impl Trainer {
     fn draw(&self) -> Result<()> {
         let dir = &self.config.output.dir;
         let name = dir.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy());
-        let millions = self.model.params().count() as f64 / 1e6;
+        let millions = self.learner.model.core().params().count() as f64 / 1e6;
         plot::plot_run(dir, &format!("{name}: {millions:.1} M parameters"))
     }
 }

@@ -6,51 +6,108 @@ use std::time::Instant;
 use elapid::checkpoint::Checkpoint;
 use elapid::config::ModelConfig;
 use elapid::memory::Needs;
+use elapid::models::Model;
 use elapid::params::ParamGrads;
-use elapid::tokenizer::Tokenizer;
 use elapid::{Device, LanguageModel, State};
 use elapid_kernels::cuda::nccl::Communicator;
 
-use super::reads::{self, Data, Feed};
+use super::reads::{self, Prepared};
+use super::steppers::{Learner, OnCpu, OnCuda, Stepper};
 use super::{Start, Trainer, from};
 use crate::config::{DataConfig, Mode, TrainConfig, TrainSettings};
 use crate::cuda_step::CudaStep;
+use crate::objectives::ObjectiveOf;
 use crate::optim::{self, AdamW};
 use crate::parallel::{Group, Reducer, start};
-use crate::resume::{self, Identity, Position};
+use crate::resume::{self, Chosen, Identity, Position};
 use crate::run_dir::RunDir;
 use crate::schedule::Warmup;
-use crate::tasks::{self, Task};
-use crate::{Error, Result, data, metrics};
+use crate::{Error, Result, data, metrics, tasks};
+
+/// How a run begins, and where.
+struct Begin {
+    config: TrainConfig,
+    start: Start,
+    device: Device,
+    ranks: Option<Arc<Group>>,
+    /// The model that a new run begins from.
+    base: Option<Checkpoint>,
+}
 
 impl Trainer {
-    // Long: how a run begins, in the order that matters: what is refused comes before what is written.
-    pub(super) fn start(
-        mut config: TrainConfig,
+    pub(super) fn of_config(
+        config: TrainConfig,
         start: Start,
         device: Device,
         ranks: Option<Arc<Group>>,
         tokenising: &mut dyn FnMut(data::Progress),
     ) -> Result<Self> {
-        let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
+        let mut begin = Begin::new(config, start, device, ranks)?;
+        if begin.ranks.is_some() {
+            check_mode(&begin.config)?;
+        }
+        begin.base = from::open(&mut begin.config, start)?;
+        let task = tasks::open(&begin.config.task)?;
+        let length = begin.config.data.length;
+        let length = task.as_ref().and_then(|task| task.positions(length).ok()).unwrap_or(length);
+        let shape = (begin.config.train.batch, length);
+        begin.trainer(shape, |config, ranks| match &task {
+            None => reads::text(config, ranks, tokenising),
+            Some(task) => reads::made(task, config),
+        })
+    }
+}
+
+impl<M: Model> Trainer<M> {
+    pub(super) fn of_objective(
+        config: TrainConfig,
+        start: Start,
+        device: Device,
+        ranks: Option<Arc<Group>>,
+        objective: Arc<ObjectiveOf<M>>,
+        ids: usize,
+    ) -> Result<Self> {
+        let begin = Begin::new(config, start, device, ranks)?;
+        begin.trainer(objective.shape(), |config, _| {
+            let model = config.model.resolve_for(ids);
+            Ok(Prepared {
+                objective,
+                model: model.map_err(|error| elapid::Error::from(error).into()),
+                tokenizer: None,
+                train_tokens: 0,
+                held_out_tokens: 0,
+                fingerprint: String::new(),
+                what: "data of its own".into(),
+                notices: Vec::new(),
+            })
+        })
+    }
+}
+
+impl Begin {
+    fn new(mut config: TrainConfig, start: Start, device: Device, ranks: Option<Arc<Group>>) -> Result<Self> {
         if let Some(ranks) = &ranks {
-            check_mode(&config)?;
             ranks.keeps_in(config.output.dir.clone());
         }
         config.train.warmup = Warmup::Steps(config.train.warmup.of(config.train.steps));
+        Ok(Self { config, start, device, ranks, base: None })
+    }
+
+    /// The run, whose batches are of `shape`: the directory is claimed, then data is read, then the model made or read.
+    fn trainer<M: Model>(
+        self,
+        shape: (usize, usize),
+        prepare: impl FnOnce(&TrainConfig, Option<&Group>) -> Result<Prepared<M>>,
+    ) -> Result<Trainer<M>> {
+        let Self { config, start, device, ranks, base } = self;
+        let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
         let schedule = config.train.lr_schedule()?;
-        let base = from::open(&mut config, start)?;
-        let task = tasks::open(&config.task)?;
         // Before anything is read or made; with the vocabulary of the text it is looked at again.
-        needs(&config, config.model.with_any_vocabulary(), task.as_deref(), device)?.check_on(device)?;
+        needs(&config, config.model.with_any_vocabulary(), shape, device)?.check_on(device)?;
         let mut run_dir = first.then(|| claim(&config, start)).transpose()?;
-        let Data { tokenizer, feed, train_tokens, held_out, fingerprint, mut notices } = match &task {
-            None => reads::text(&config, ranks.as_deref(), tokenising)?,
-            Some(task) => reads::made(task, &config)?,
-        };
-        let held_out = held_out.filter(|_| first);
-        let measure = held_out.as_ref().map_or_else(String::new, |held_out| held_out.measure(&config));
-        let identity = Identity { data: fingerprint, measure };
+        let Prepared { objective, model, tokenizer, train_tokens, held_out_tokens, fingerprint, what, mut notices } =
+            prepare(&config, ranks.as_deref())?;
+        let identity = Identity { data: fingerprint, measure: objective.measure() };
 
         let chosen = match run_dir.as_ref().filter(|_| start == Start::Resume) {
             Some(dir) => Some(resume::choose(dir.path(), &config, &identity)?),
@@ -58,52 +115,28 @@ impl Trainer {
         };
         let (model, chosen) = match chosen {
             Some((model, chosen)) => (model, Some(chosen)),
-            None => (first_model(&config, base.as_ref(), tokenizer.as_ref(), task.as_deref(), device)?, None),
+            None => (first_model(&config, base.as_ref(), model, &*objective, device)?, None),
         };
-        let mut model = on_device(model, &config, device, ranks.as_deref())?;
-        let mut optimiser = AdamW::new(model.params(), optimiser_options(&config.train))?;
-        let mut position = chosen.as_ref().map_or_else(Position::default, |chosen| chosen.position);
+        notices.extend(base.iter().flat_map(Checkpoint::warnings).cloned());
+        let mut learner = learner(objective, model, &config, device, ranks)?;
         let saved = chosen.as_ref().map(|chosen| chosen.position.step);
         let keeps_old_best = chosen.as_ref().is_some_and(|chosen| chosen.new_measure);
-        notices.extend(base.iter().flat_map(Checkpoint::warnings).cloned());
-        notices.extend(chosen.iter().flat_map(|chosen| chosen.notices.iter().cloned()));
-        let restored = chosen.map(|chosen| chosen.restore(&model, &mut optimiser, config.train.batch));
-        let carried = restored.transpose()?.flatten();
-        let mut communicator = None;
-        if let Some(ranks) = &ranks {
-            start::check(ranks, &config, train_tokens, &model, device)?;
-            communicator = device.gpu().map(|gpu| start::connect(ranks, gpu)).transpose()?;
-            start::share(ranks, communicator.as_deref(), &mut model, &mut optimiser, &mut position)?;
-        }
-        let grads = ParamGrads::of(model.params())?;
-        let cuda = cuda_step(&config, device, &model, &feed, carried.as_ref(), communicator)?;
-        let mut metrics = None;
-        if let Some(dir) = &mut run_dir {
-            match start {
-                Start::Resume => {
-                    dir.clean()?;
-                    // As the run that was killed would have done.
-                    resume::prune(dir.path(), position.step)?;
-                }
-                Start::New | Start::Overwrite => dir.begin(start)?,
-            }
-            notices.append(&mut dir.notices);
-            dir.save_config(&config)?;
-            metrics = Some(metrics::Writer::open(&dir.path().join("metrics.jsonl"), position.step)?);
-        }
-        Ok(Self {
+        let (mut position, carried) = restore(chosen, &mut learner, shape.0, &mut notices)?;
+        let communicator = meet(&mut learner, &config, train_tokens, device, &mut position)?;
+        let stepper = stepper(&learner, device, carried, communicator)?;
+        let metrics = match &mut run_dir {
+            Some(dir) => Some(open_dir(dir, start, &config, position, &mut notices)?),
+            None => None,
+        };
+        Ok(Trainer {
             config,
             tokenizer,
             schedule,
-            feed: Arc::new(feed),
             train_tokens,
-            held_out,
-            model,
-            optimiser,
-            grads,
-            cuda,
-            ranks,
-            carried,
+            held_out_tokens,
+            what,
+            learner,
+            stepper,
             position,
             identity,
             saved,
@@ -114,6 +147,90 @@ impl Trainer {
             notices,
         })
     }
+}
+
+/// What steps read and change, at their beginning.
+fn learner<M: Model>(
+    objective: Arc<ObjectiveOf<M>>,
+    model: M,
+    config: &TrainConfig,
+    device: Device,
+    ranks: Option<Arc<Group>>,
+) -> Result<Learner<M>> {
+    let model = on_device(model, &*objective, config, device, ranks.as_deref())?;
+    let optimiser = AdamW::new(model.core().params(), optimiser_options(&config.train))?;
+    let grads = ParamGrads::of(model.core().params())?;
+    let (parts, recompute) = (config.train.accumulate.max(1) as u64, config.train.checkpoint_blocks);
+    Ok(Learner { objective, model, optimiser, grads, ranks, parts, recompute, dir: config.output.dir.clone() })
+}
+
+/// How far a checkpoint has come; its optimiser and the state of its streams, of `rows` rows, are brought back.
+fn restore<M: Model>(
+    chosen: Option<Chosen>,
+    learner: &mut Learner<M>,
+    rows: usize,
+    notices: &mut Vec<String>,
+) -> Result<(Position, Option<State>)> {
+    let Some(chosen) = chosen else { return Ok((Position::default(), None)) };
+    notices.extend(chosen.notices.iter().cloned());
+    let position = chosen.position;
+    Ok((position, chosen.restore(learner.model.core(), &mut learner.optimiser, rows)?))
+}
+
+/// With several ranks: whether they fit together, then the same numbers at all of them.
+fn meet<M: Model>(
+    learner: &mut Learner<M>,
+    config: &TrainConfig,
+    tokens: u64,
+    device: Device,
+    position: &mut Position,
+) -> Result<Option<Arc<Communicator>>> {
+    let Some(ranks) = learner.ranks.clone() else { return Ok(None) };
+    start::check(&ranks, config, tokens, learner.model.core(), device)?;
+    let communicator = device.gpu().map(|gpu| start::connect(&ranks, gpu)).transpose()?;
+    let (model, optimiser) = (learner.model.core_mut(), &mut learner.optimiser);
+    start::share(&ranks, communicator.as_deref(), model, optimiser, position)?;
+    Ok(communicator)
+}
+
+/// What takes the steps on a device.
+fn stepper<M: Model>(
+    learner: &Learner<M>,
+    device: Device,
+    carried: Option<State>,
+    communicator: Option<Arc<Communicator>>,
+) -> Result<Box<dyn Stepper<M>>> {
+    let Some(gpu) = device.gpu() else { return Ok(Box::new(OnCpu::new(learner, carried))) };
+    let (objective, model) = (learner.objective.clone(), &learner.model);
+    let mut step = CudaStep::new(gpu, objective, model, learner.parts as usize)?;
+    if let Some(state) = &carried {
+        step.set_state(state)?;
+    }
+    if let Some(communicator) = communicator {
+        step.reduce_by(Reducer::new(communicator, model.core().params())?);
+    }
+    Ok(Box::new(OnCuda::new(step)))
+}
+
+/// Makes the directory ready for the run, and opens its metrics.
+fn open_dir(
+    dir: &mut RunDir,
+    start: Start,
+    config: &TrainConfig,
+    position: Position,
+    notices: &mut Vec<String>,
+) -> Result<metrics::Writer> {
+    match start {
+        Start::Resume => {
+            dir.clean()?;
+            // As the run that was killed would have done.
+            resume::prune(dir.path(), position.step)?;
+        }
+        Start::New | Start::Overwrite => dir.begin(start)?,
+    }
+    notices.append(&mut dir.notices);
+    dir.save_config(config)?;
+    metrics::Writer::open(&dir.path().join("metrics.jsonl"), position.step)
 }
 
 /// Streams are those of one rank.
@@ -128,70 +245,60 @@ fn check_mode(config: &TrainConfig) -> Result<()> {
     }
 }
 
-/// What a run takes of the memory of its device.
-fn needs(config: &TrainConfig, model: ModelConfig, task: Option<&dyn Task>, device: Device) -> Result<Needs> {
-    let (train, data) = (&config.train, &config.data);
-    let length = task.and_then(|task| task.positions(data.length).ok()).unwrap_or(data.length);
+/// What a run over batches of `b` rows of `l` positions takes of the memory of its device.
+fn needs(config: &TrainConfig, model: ModelConfig, (b, l): (usize, usize), device: Device) -> Result<Needs> {
+    let train = &config.train;
     let lower = "train.batch or data.length (--batch, --length), or set train.checkpoint_blocks";
     let parameters = Needs::of_parameters(&model);
     let model = LanguageModel::without_values(model)?;
     let (dtype, recompute) = (train.dtype.on(device), train.checkpoint_blocks);
-    Ok(parameters.with(model.needs_of_training(train.batch, length, dtype, recompute, lower)))
+    Ok(parameters.with(model.needs_of_training(b, l, dtype, recompute, lower)))
 }
 
-/// The model that a new run begins from, or one with random weights and the vocabulary of the tokenizer or the task.
-fn first_model(
+/// The model that a new run begins from, or one of this configuration with random weights.
+fn first_model<M: Model>(
     config: &TrainConfig,
     base: Option<&Checkpoint>,
-    tokenizer: Option<&Tokenizer>,
-    task: Option<&dyn Task>,
+    resolved: Result<ModelConfig>,
+    objective: &ObjectiveOf<M>,
     device: Device,
-) -> Result<LanguageModel> {
+) -> Result<M> {
     if let Some(base) = base {
-        needs(config, base.config.clone(), task, device)?.check_on(device)?;
-        return Ok(LanguageModel::load(base)?);
+        needs(config, base.config.clone(), objective.shape(), device)?.check_on(device)?;
+        return Ok(M::load(base)?);
     }
-    let resolved = resolve(config, tokenizer, task)?;
-    needs(config, resolved.clone(), task, device)?.check_on(device)?;
-    Ok(LanguageModel::new(resolved, config.train.seed)?)
-}
-
-/// The model's configuration with the vocabulary of the tokenizer, or of the task.
-fn resolve(config: &TrainConfig, tokenizer: Option<&Tokenizer>, task: Option<&dyn Task>) -> Result<ModelConfig> {
-    let resolved = match (tokenizer, task) {
-        (Some(tokenizer), _) => config.model.resolve(tokenizer),
-        (None, Some(task)) => config.model.resolve_for(task.vocab_size()),
-        (None, None) => unreachable!("text has a tokenizer"),
-    };
-    Ok(resolved.map_err(elapid::Error::from)?)
+    let resolved = resolved?;
+    needs(config, resolved.clone(), objective.shape(), device)?.check_on(device)?;
+    objective.model(resolved, config.train.seed)
 }
 
 /// The model as it is trained on a device.
-fn on_device(
-    model: LanguageModel,
+fn on_device<M: Model>(
+    model: M,
+    objective: &ObjectiveOf<M>,
     config: &TrainConfig,
     device: Device,
     ranks: Option<&Group>,
-) -> Result<LanguageModel> {
+) -> Result<M> {
     let model = match ranks {
-        Some(ranks) => alike(ranks, model, config.train.seed)?,
+        Some(ranks) => alike(ranks, model, objective, config.train.seed)?,
         None => model,
     };
     Ok(match device {
         Device::Cpu => model,
-        Device::Cuda(_) => model.to_train(device, config.train.dtype.on(device))?,
+        Device::Cuda(_) => model.on_device(device, config.train.dtype.on(device))?,
     })
 }
 
 /// The model, or one of the form that rank 0 has: that one may come from a checkpoint that only rank 0 reads.
-fn alike(ranks: &Group, model: LanguageModel, seed: u64) -> Result<LanguageModel> {
-    let own = model.config().to_hf_json().to_string();
+fn alike<M: Model>(ranks: &Group, model: M, objective: &ObjectiveOf<M>, seed: u64) -> Result<M> {
+    let own = model.core().config().to_hf_json().to_string();
     let wanted = String::from_utf8_lossy(&ranks.broadcast(own.as_bytes())?).into_owned();
     if wanted == own {
         return Ok(model);
     }
     let (config, _) = ModelConfig::parse(&wanted, "the model of rank 0").map_err(elapid::Error::from)?;
-    Ok(LanguageModel::new(config, seed)?)
+    objective.model(config, seed)
 }
 
 fn optimiser_options(train: &TrainSettings) -> optim::Options {
@@ -203,31 +310,6 @@ fn optimiser_options(train: &TrainSettings) -> optim::Options {
         decay_all: train.decay_all,
         clip: train.clip as f32,
     }
-}
-
-/// What a GPU trains with; none on the CPU.
-fn cuda_step(
-    config: &TrainConfig,
-    device: Device,
-    model: &LanguageModel,
-    feed: &Feed,
-    carried: Option<&State>,
-    communicator: Option<Arc<Communicator>>,
-) -> Result<Option<CudaStep>> {
-    let Some(gpu) = device.gpu() else { return Ok(None) };
-    let (train, data) = (&config.train, &config.data);
-    let length = if let Feed::Task(sequences, _) = feed { sequences.positions() } else { data.length };
-    let (shape, parts) = ((train.batch, length), train.accumulate.max(1));
-    let carries = matches!(feed, Feed::Streams(_));
-    let step = CudaStep::new(gpu, model, shape, data.pack, carries, parts)?;
-    let mut step = step.smoothed(train.label_smoothing as f32);
-    if let Some(state) = carried {
-        step.set_state(state)?;
-    }
-    if let Some(communicator) = communicator {
-        step.reduce_by(Reducer::new(communicator, model.params())?);
-    }
-    Ok(Some(step))
 }
 
 /// Takes the directory for this run; one that goes on must have the settings that it was begun with.

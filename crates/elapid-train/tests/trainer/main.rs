@@ -3,6 +3,7 @@
 mod directories;
 mod faults;
 mod from;
+mod objectives;
 mod plain;
 mod resume;
 
@@ -61,7 +62,7 @@ fn a_run_leaves_a_model_metrics_and_a_picture() {
     }
     let records = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
     assert_eq!(records.len(), 60);
-    assert_eq!(records.iter().filter(|record| record.val_loss.is_some()).count(), 3);
+    assert_eq!(records.iter().filter(|record| record.figure(metrics::VAL_LOSS).is_some()).count(), 3);
     assert!(records[59].loss < records[0].loss);
 }
 
@@ -336,13 +337,13 @@ fn a_task_is_learned_and_training_ends_when_all_answers_are_right() {
     let dir = tempfile::tempdir().unwrap();
     let settings = [&SMALL_TASK[..], &["train.stop_at_accuracy=1.0", "train.stop_after=2"]].concat();
     let outcome = train(config(dir.path(), &settings), Start::New).unwrap();
-    assert_eq!((outcome.stopped, outcome.accuracy), (Stopped::Accuracy, Some(1.0)), "{outcome:?}");
+    assert_eq!((outcome.stopped, outcome.figure(metrics::ACCURACY)), (Stopped::Accuracy, Some(1.0)), "{outcome:?}");
     assert_eq!(outcome.tokens, outcome.step * 16 * 8, "a row has the tokens, as many markers, and four places more");
     assert!(!dir.path().join("tokenizer.json").exists());
     assert_eq!(LanguageModel::open(dir.path()).unwrap().config().vocab_size, 5);
     assert!(!bytes(dir.path(), "accuracy.png").is_empty());
     let records = metrics::read(&dir.path().join("metrics.jsonl")).unwrap();
-    let accuracies: Vec<f64> = records.iter().filter_map(|record| record.accuracy).collect();
+    let accuracies: Vec<f64> = records.iter().filter_map(|record| record.figure(metrics::ACCURACY)).collect();
     assert_eq!(accuracies.len() as u64, outcome.step / 20);
     assert!(accuracies[0] < 1.0 && accuracies.ends_with(&[1.0, 1.0]), "{accuracies:?}");
 }
@@ -357,8 +358,11 @@ fn smoothed_targets_are_trained_on() {
     // No loss is below the entropy of the targets, 0.92 for one of five tokens and 0.02 for the others.
     let entropy = -(0.92 * 0.92f64.ln() + 4.0 * 0.02 * 0.02f64.ln());
     assert!(records.iter().all(|record| record.loss > entropy - 1e-6), "{last:?}");
-    assert!(records.iter().filter_map(|record| record.val_loss).all(|loss| loss > entropy - 1e-6), "{last:?}");
-    assert!(last.val_loss.unwrap() < 1.5 * entropy, "{last:?} {entropy}");
+    assert!(
+        records.iter().filter_map(|record| record.figure(metrics::VAL_LOSS)).all(|loss| loss > entropy - 1e-6),
+        "{last:?}"
+    );
+    assert!(last.figure(metrics::VAL_LOSS).unwrap() < 1.5 * entropy, "{last:?} {entropy}");
 }
 
 #[test]

@@ -21,6 +21,6 @@ pub use checkpoint::checkpoint;
 pub use grads::Want;
 pub(crate) use saved::Saved;
 pub use slots::Grads;
-pub use tape::{Final, Tape};
 pub(crate) use tape::record;
+pub use tape::{Final, Tape};
 pub use var::Var;

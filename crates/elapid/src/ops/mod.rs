@@ -14,6 +14,7 @@ mod pointwise;
 mod repeat;
 mod rotate;
 mod selective_scan;
+mod squared_error;
 
 pub use add_norm::add_norm;
 pub use attention::{Attention, attention};
@@ -28,3 +29,4 @@ pub use pointwise::{Function, add_constant, add_scaled, glu, map, scaled, soft_c
 pub use repeat::repeat;
 pub use rotate::{Pairs, Rotary, rotate, sinusoids};
 pub use selective_scan::{ScanArgs, selective_scan};
+pub use squared_error::squared_error;
