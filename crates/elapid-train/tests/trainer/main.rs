@@ -1,5 +1,6 @@
 //! Whole runs, small.
 
+mod cuda;
 mod directories;
 mod faults;
 mod from;

@@ -41,7 +41,7 @@ fn mix(split: Split, number: u64, i: u64) -> u64 {
 }
 
 /// Tokens 0, 1 and 2 among noise; the class is which of them came last.
-fn classify() -> Classify {
+pub(crate) fn classify() -> Classify {
     let make = |split, number| {
         let mut tokens: Vec<u32> = (0..12).map(|i| (mix(split, number, i) % 8) as u32).collect();
         tokens[0] = (mix(split, number, 99) % 3) as u32;
@@ -75,7 +75,7 @@ fn run<M: Model>(trainer: &mut Trainer<M>) -> Outcome {
     trainer.run(&Progress::new(trainer.step(), steps, true), &AtomicBool::new(false)).unwrap()
 }
 
-fn small(dir: &Path, more: &[&str]) -> TrainConfig {
+pub(crate) fn small(dir: &Path, more: &[&str]) -> TrainConfig {
     config(dir, &[&SMALL[..], more].concat())
 }
 
