@@ -40,8 +40,8 @@ impl std::iter::Sum for Cost {
     }
 }
 
-/// What splitting a sequence into chunks changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What splitting a sequence into chunks changes, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Split {
     /// Nothing: outputs and states have the same bits without a tape, gradients the same values.
     Exact,

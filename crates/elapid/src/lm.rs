@@ -10,7 +10,7 @@ use crate::autograd::{Tape, Var};
 use crate::checkpoint::{Checkpoint, Named, SaveOptions};
 use crate::config::ModelConfig;
 use crate::embedding::Embedding;
-use crate::layer::{At, Cost, Layer, Layers};
+use crate::layer::{At, Cost, Layer, Layers, Promises};
 use crate::memory::Needs;
 use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
 use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
@@ -371,6 +371,11 @@ impl LanguageModel {
         let settings = &self.config.stack.model;
         let hidden = scaled(&hidden, settings.logit_scale)?;
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets, settings.logit_softcap)?, state))
+    }
+
+    /// What holds of all its layers together.
+    pub fn promises(&self) -> Promises {
+        self.stack.promises()
     }
 
     /// Its layers.

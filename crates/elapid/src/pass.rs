@@ -107,7 +107,8 @@ impl Cx {
     }
 
     /// The same pass over positions laid out another way.
-    pub(crate) fn laid_out(&self, layout: Layout) -> Self {
+    #[must_use]
+    pub fn laid_out(&self, layout: Layout) -> Self {
         Self { layout, ..self.clone() }
     }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::autograd::{Var, checkpoint};
 use crate::config::{Place, Placement, StackConfig, Wiring};
-use crate::layer::{At, Layer};
+use crate::layer::{At, Layer, Promises};
 use crate::ops;
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
@@ -233,6 +233,16 @@ impl Stack {
         }
         let (y, _) = self.norm_f.of(cx, &stream)?;
         Ok((y, state.after(layers, &cx.layout)))
+    }
+
+    /// What holds of all layers together.
+    pub(crate) fn promises(&self) -> Promises {
+        let all = self.sublayers.iter().map(|sublayer| sublayer.layer.promises());
+        all.fold(Promises::ALL, |all, one| Promises {
+            split: all.split.max(one.split),
+            resets: all.resets && one.resets,
+            lengths: all.lengths && one.lengths,
+        })
     }
 
     /// Refuses a layout with resets or padding that a layer does not honour.

@@ -64,6 +64,11 @@ impl Params {
         &self.entries[id.0]
     }
 
+    /// The parameter of an id, to change.
+    pub fn get_mut(&mut self, id: ParamId) -> &mut Param {
+        &mut self.entries[id.0]
+    }
+
     /// Where they are.
     pub fn device(&self) -> Device {
         self.entries.first().map_or(Device::Cpu, |param| param.value.device())

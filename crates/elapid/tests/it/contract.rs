@@ -15,7 +15,7 @@ use crate::{close, ids, small_model};
 pub(crate) const RULES: [Discretisation; 3] = [Discretisation::ExpEuler, Discretisation::Zoh, Discretisation::Bilinear];
 
 /// The columns `from..from + l` of ids `[b total]`.
-fn cut<T: Copy>(x: &[T], total: usize, from: usize, l: usize) -> Vec<T> {
+pub(crate) fn cut<T: Copy>(x: &[T], total: usize, from: usize, l: usize) -> Vec<T> {
     x.chunks(total).flat_map(|row| &row[from..from + l]).copied().collect()
 }
 

@@ -1,0 +1,349 @@
+//! The contract of layers, for every kind in the registry: what each promises is tested, and a layer that lies is caught.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use elapid::autograd::{Tape, Var};
+use elapid::config::{ModelConfig, Named, Placement};
+use elapid::layer::{At, Cost, Layer, Layers, Split};
+use elapid::layers::LayerConfig;
+use elapid::lm::Positions;
+use elapid::params::{ParamBuilder, ParamGrads};
+use elapid::pass::Cx;
+use elapid::state::{LayerState, StateSpec};
+use elapid::{LanguageModel, Layout, Result, State};
+
+use crate::contract::{cut, gradients_in_pieces, logits_in_pieces, same_gradients, summed};
+use crate::{close, ids};
+
+/// Ids of the models.
+const V: u32 = 37;
+
+/// A model of two layers of one kind, its weights large enough that every path matters.
+fn config(layer: LayerConfig) -> ModelConfig {
+    let mut config = ModelConfig { vocab_size: V as usize, ..ModelConfig::mamba1("16x2").unwrap() };
+    config.stack.model.layers = vec!["it".into()];
+    config.stack.named = [("it".to_owned(), Named { layer, placement: Placement::default() })].into();
+    config.stack.model.initializer_range = 0.5;
+    config
+}
+
+/// Every kind in every setting that its file names for tests.
+fn models() -> Vec<(String, LanguageModel)> {
+    let all = LayerConfig::small().into_iter();
+    all.map(|layer| (format!("{layer:?}"), LanguageModel::new(config(layer), 7).unwrap())).collect()
+}
+
+/// Everything in a state, as its file has it.
+fn bytes(state: &State) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    state.save(&path, "", &[]).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn flat(rows: &[Vec<f32>]) -> Vec<f32> {
+    rows.iter().flatten().copied().collect()
+}
+
+/// Splits change what the grade says and no more.
+fn splits(name: &str, model: &LanguageModel) {
+    let tokens = ids(2 * 70, V);
+    let (whole, last) = logits_in_pieces(model, &tokens, 2, &[70]);
+    let pieces: [&[usize]; 4] = [&[33, 37], &[1; 70], &[0, 5, 1, 64], &[64, 6]];
+    for pieces in pieces {
+        let (parts, state) = logits_in_pieces(model, &tokens, 2, pieces);
+        match model.promises().split {
+            Split::Exact => {
+                assert!(whole == parts, "{name} {pieces:?}: outputs");
+                assert!(bytes(&last) == bytes(&state), "{name} {pieces:?}: states");
+            }
+            Split::Rounded => close(name, &flat(&whole), &flat(&parts)),
+            Split::Whole => {}
+        }
+    }
+    let (loss, _, grads) = gradients_in_pieces(model, &tokens, 2, &[69], false);
+    for (pieces, recompute) in [(&[69][..], true), (&[20, 49], false), (&[20, 1, 48], true)] {
+        let (again, _, parts) = gradients_in_pieces(model, &tokens, 2, pieces, recompute);
+        assert!((loss - again).abs() < 1e-5 * loss.abs(), "{name} {pieces:?}: {loss} {again}");
+        same_gradients(&format!("{name} {pieces:?}"), model, &grads, &parts);
+    }
+}
+
+/// A row of a batch is the row alone, whatever the others have read.
+fn rows(name: &str, model: &LanguageModel) {
+    let lengths = [23, 1, 66];
+    let mut states = Vec::new();
+    for l in lengths {
+        let tokens = ids(l, V);
+        let cx = model.inference(Layout::new(1, l));
+        states.push(model.logits(&cx, &tokens, model.zero_state(1).unwrap(), Positions::Last).unwrap().1);
+    }
+    let more = ids(3 * 9, V);
+    let run = |tokens: &[u32], state: State| {
+        let cx = model.inference(Layout::new(state.rows(), tokens.len() / state.rows()));
+        let (logits, state) = model.logits(&cx, tokens, state, Positions::All).unwrap();
+        (logits.value().to_vec().unwrap(), state)
+    };
+    let (together, after) = run(&more, State::stack(&states).unwrap());
+    for (row, state) in states.iter().enumerate() {
+        let (alone, last) = run(&more[row * 9..][..9], state.clone());
+        assert!(together[row * alone.len()..][..alone.len()] == alone, "{name}: row {row}");
+        assert!(bytes(&after.select(&[row]).unwrap()) == bytes(&last), "{name}: state of row {row}");
+    }
+}
+
+/// Padding after a row's length changes nothing.
+fn padding(name: &str, model: &LanguageModel) {
+    let (long, short) = (ids(30, V), ids(11, V));
+    let padded: Vec<u32> = long.iter().chain(&short).copied().chain([9; 19]).collect();
+    let layout = Layout { lengths: Some([30, 11].into()), ..Layout::new(2, 30) };
+    let forward = |tokens: &[u32], layout: &Layout| {
+        let state = model.zero_state(layout.b).unwrap();
+        let (logits, state) = model.logits(&model.inference(layout.clone()), tokens, state, Positions::Last)?;
+        Ok((logits.value().to_vec()?, state))
+    };
+    let both: Result<(Vec<f32>, State)> = forward(&padded, &layout);
+    if !model.promises().lengths {
+        assert!(both.is_err(), "{name}: a layout that it does not honour is refused");
+        return;
+    }
+    let (both, state) = both.unwrap();
+    for (row, tokens) in [&long, &short].into_iter().enumerate() {
+        let (alone, last) = forward(tokens, &Layout::new(1, tokens.len())).unwrap();
+        close(name, &alone, &both[row * alone.len()..][..alone.len()]);
+        match model.promises().split {
+            Split::Exact => {
+                assert!(bytes(&state.select(&[row]).unwrap()) == bytes(&last), "{name}: state of row {row}")
+            }
+            _ => assert_eq!(bytes(&last).len(), bytes(&state.select(&[row]).unwrap()).len()),
+        }
+    }
+}
+
+/// A document packed after others is the document alone: its bits if the layer is exact, also where it began in an earlier
+/// chunk.
+fn packing(name: &str, model: &LanguageModel) {
+    let documents = [ids(13, V), ids(1, V), ids(22, V), ids(70, V)];
+    let tokens: Vec<u32> = documents.iter().flatten().copied().collect();
+    let mut resets = vec![0u8; tokens.len()];
+    [0, 13, 14, 36].iter().for_each(|&t| resets[t] = 1);
+    let run = |pieces: &[usize]| -> Result<(Vec<f32>, State)> {
+        let (mut state, mut logits, mut from) = (model.zero_state(1)?, Vec::new(), 0);
+        for &l in pieces {
+            let layout = Layout { resets: Some(cut(&resets, resets.len(), from, l).into()), ..Layout::new(1, l) };
+            let part = model.logits(&model.inference(layout), &tokens[from..from + l], state, Positions::All)?;
+            logits.extend(part.0.value().to_vec()?);
+            (state, from) = (part.1, from + l);
+        }
+        Ok((logits, state))
+    };
+    if !model.promises().resets {
+        assert!(run(&[tokens.len()]).is_err(), "{name}: a layout that it does not honour is refused");
+        return;
+    }
+    for pieces in [&[106][..], &[50, 56], &[36, 1, 69]] {
+        let (packed, state) = run(pieces).unwrap();
+        let mut at = 0;
+        for document in &documents {
+            let cx = model.inference(Layout::new(1, document.len()));
+            let (alone, last) = model.logits(&cx, document, model.zero_state(1).unwrap(), Positions::All).unwrap();
+            let alone = alone.value().to_vec().unwrap();
+            let there = &packed[at..at + alone.len()];
+            match model.promises().split {
+                Split::Exact => assert!(alone == there, "{name} {pieces:?}: a document of {}", document.len()),
+                _ => close(name, &alone, there),
+            }
+            at += alone.len();
+            if at == packed.len() && model.promises().split == Split::Exact {
+                let values = |state: &State| state.tensors().flat_map(|(_, x)| x.to_vec().unwrap()).collect::<Vec<_>>();
+                assert_eq!(values(&last), values(&state), "{name} {pieces:?}: the state of the last document");
+            }
+        }
+    }
+    let targets: Vec<i32> = tokens.iter().skip(1).map(|&id| id as i32).chain([-1]).collect();
+    let layout = Layout { resets: Some(resets.into()), ..Layout::new(1, tokens.len()) };
+    let (loss, ..) = summed(model, &layout, &tokens, &targets);
+    assert!(loss.is_finite(), "{name}");
+}
+
+/// A state comes back from its file, and from config and weights the same model.
+fn files(name: &str, model: &LanguageModel) {
+    let dir = tempfile::tempdir().unwrap();
+    let cx = model.inference(Layout::new(2, 70));
+    let (_, state) = model.logits(&cx, &ids(140, V), model.zero_state(2).unwrap(), Positions::Last).unwrap();
+    let path = dir.path().join("state");
+    state.save(&path, model.fingerprint().unwrap(), &[]).unwrap();
+    let (again, _) = model.load_state(&path).unwrap();
+    assert!(bytes(&again) == bytes(&state), "{name}: the state");
+    let half = std::fs::metadata(&path).unwrap().len() / 2;
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(half).unwrap();
+    assert!(model.load_state(&path).is_err(), "{name}: half a state");
+    model.save(dir.path(), &elapid::checkpoint::SaveOptions::default()).unwrap();
+    let loaded = LanguageModel::open(dir.path()).unwrap();
+    assert_eq!(loaded.config(), model.config(), "{name}");
+    assert_eq!(loaded.fingerprint().unwrap(), model.fingerprint().unwrap(), "{name}");
+    let counted = LanguageModel::parameter_count(model.config()).unwrap();
+    assert_eq!((counted, model.cost(0).params), (model.params().count() as u64, counted), "{name}: parameters");
+}
+
+/// Gradients of the loss are its difference quotients, along a random direction of each parameter.
+fn gradients(name: &str, model: &LanguageModel) {
+    let tokens = ids(2 * 12, V);
+    let targets: Vec<i32> = ids(24, V).iter().rev().map(|&id| id as i32).collect();
+    let (_, grads, _) = summed(model, &Layout::new(2, 12), &tokens, &targets);
+    let mut changed = model.clone();
+    let ids: Vec<_> = model.params().iter().map(|(id, _)| id).collect();
+    for id in ids {
+        let value = model.params().value(id).to_vec().unwrap();
+        let gradient = grads.get(id).unwrap().to_vec().unwrap();
+        let scale = value.iter().map(|x| x.abs()).fold(0.05, f32::max);
+        // Along the gradient itself: sign by sign, so that no product cancels.
+        let direction: Vec<f32> = gradient.iter().map(|g| g.signum() * scale).collect();
+        let wanted: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let mut at = |step: f32| {
+            let moved = value.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
+            changed.params_mut().get_mut(id).value = elapid::Tensor::new(moved, model.params().value(id).shape());
+            summed(&changed, &Layout::new(2, 12), &tokens, &targets).0
+        };
+        // Richardson's combination: the error is of fourth order in the step.
+        let step = 4e-3;
+        let (fine, coarse) = (
+            (at(step) - at(-step)) / f64::from(2.0 * step),
+            (at(2.0 * step) - at(-2.0 * step)) / f64::from(4.0 * step),
+        );
+        let quotient = (4.0 * fine - coarse) / 3.0;
+        changed.params_mut().get_mut(id).value = model.params().value(id).clone();
+        let param = &model.params().get(id).name;
+        // The loss is a sum of 24 terms in f32: what its rounding does to the quotient.
+        let noise = 24.0 * 4.0 * f64::from(f32::EPSILON) / f64::from(step) * 4.0;
+        assert!((wanted - quotient).abs() < 5e-3 * wanted.abs() + noise, "{name}: {param}: {wanted} {quotient}");
+    }
+}
+
+type Check = fn(&str, &LanguageModel);
+
+const CHECKS: [(&str, Check); 6] = [
+    ("splits", splits),
+    ("rows", rows),
+    ("padding", padding),
+    ("packing", packing),
+    ("files", files),
+    ("gradients", gradients),
+];
+
+#[test]
+fn every_kind_keeps_the_contract() {
+    for (name, model) in models() {
+        CHECKS.iter().for_each(|(_, check)| check(&name, &model));
+    }
+}
+
+#[test]
+fn no_setting_of_a_layer_has_the_name_of_one_of_its_place() {
+    use elapid::settings::Settings;
+    for layer in LayerConfig::small() {
+        for field in layer.fields() {
+            let taken = field.name == "kind" || Placement::FIELDS.iter().any(|other| other.name == field.name);
+            assert!(!taken, "{}: {}", layer.kind(), field.name);
+        }
+    }
+}
+
+/// A layer that does something else than it promises.
+#[derive(Debug)]
+struct Liar {
+    inner: Arc<dyn Layer>,
+    lie: Lie,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    /// Claims any split, and depends on where a chunk begins.
+    Split,
+    /// Claims to honour resets, and hands none on.
+    Resets,
+    /// Claims to honour lengths, and hands none on.
+    Lengths,
+    /// A row depends on the number of rows.
+    Rows,
+    /// A gradient that is not the derivative.
+    Gradient,
+    /// A cost that is not its own.
+    Cost,
+}
+
+impl Layer for Liar {
+    fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
+        let layout = &cx.layout;
+        let told = match self.lie {
+            Lie::Resets => Layout { resets: None, ..layout.clone() },
+            Lie::Lengths => Layout { lengths: None, ..layout.clone() },
+            _ => layout.clone(),
+        };
+        let (y, state) = self.inner.forward(&cx.laid_out(told), x, state)?;
+        let factor = match self.lie {
+            Lie::Split => 1.0 + 1e-6 * layout.l as f32,
+            Lie::Rows => 1.0 + 1e-6 * layout.b as f32,
+            Lie::Gradient => return Ok((elapid::ops::add_scaled(&y, 0.5, &y.detach(), 0.5)?, state)),
+            _ => 1.0,
+        };
+        Ok((elapid::ops::scaled(&y, factor)?, state))
+    }
+
+    fn state(&self) -> Vec<StateSpec> {
+        self.inner.state()
+    }
+
+    fn cost(&self, context: u64) -> Cost {
+        let cost = self.inner.cost(context);
+        if self.lie == Lie::Cost { Cost { params: cost.params + 1, ..cost } } else { cost }
+    }
+}
+
+#[test]
+fn every_lie_is_caught() {
+    let honest = config(LayerConfig::of("mamba1").unwrap());
+    let lies = [
+        (Lie::Split, "splits"),
+        (Lie::Resets, "packing"),
+        (Lie::Lengths, "padding"),
+        (Lie::Rows, "rows"),
+        (Lie::Gradient, "gradients"),
+        (Lie::Cost, "files"),
+    ];
+    for (lie, by) in lies {
+        let stack = honest.stack.clone();
+        let liar = |name: &str, at: &At<'_>, p: &mut ParamBuilder<'_>| -> Result<Arc<dyn Layer>> {
+            Ok(Arc::new(Liar { inner: stack.build(name, at, p)?, lie }))
+        };
+        let model =
+            LanguageModel::build_with(honest.clone(), &mut |w| w.init.values(w.name, w.shape, 7), liar).unwrap();
+        let (_, check) = CHECKS.iter().find(|(name, _)| *name == by).unwrap();
+        let caught = catch_unwind(AssertUnwindSafe(|| check("a liar", &model))).is_err();
+        assert!(caught, "{lie:?} is not caught by {by}");
+    }
+}
+
+/// A state kept over a backward pass is a constant, not another's slot on the tape.
+#[test]
+fn a_state_kept_over_a_backward_pass_is_a_constant() {
+    for (name, model) in models() {
+        let tokens = ids(60, V);
+        let targets: Vec<i32> = tokens.iter().rev().map(|&id| id as i32).collect();
+        let second = |detach: bool| {
+            let tape = Arc::new(Tape::new());
+            let step = |from: usize, state: State| {
+                let (inputs, wanted) = (&tokens[from..from + 30], &targets[from..from + 30]);
+                let cx = model.training(&tape, Layout::new(1, 30));
+                let (loss, state) = model.loss(&cx, inputs, wanted, state, false).unwrap();
+                let mut grads = ParamGrads::of(model.params()).unwrap();
+                tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(())).unwrap();
+                (grads, state)
+            };
+            let (_, state) = step(0, model.zero_state(1).unwrap());
+            step(30, if detach { state.detach() } else { state }).0
+        };
+        same_gradients(&name, &model, &second(true), &second(false));
+    }
+}
