@@ -178,7 +178,8 @@ impl<'a> File<'a> {
     }
 
     fn rows(&self, rows: Option<usize>) -> Result<Vec<Row>> {
-        let b = rows.unwrap_or(0);
+        // A model whose layers remember nothing has rows all the same.
+        let b = rows.map_or_else(|| self.list("positions").map(|list| list.len()), Ok)?;
         if self.is_first_version() {
             let all = self.field("position").parse();
             let all: u64 = all.map_err(|_| self.wrong("field `position` is not a number".into()))?;
