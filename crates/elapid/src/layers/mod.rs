@@ -4,6 +4,7 @@
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
 pub mod mamba1;
+pub mod mlp;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 pub use mamba1::Mamba1;
+pub use mlp::Mlp;
 
 use crate::Result;
 use crate::layer::{At, Layer};
@@ -99,4 +101,4 @@ macro_rules! layers {
     };
 }
 
-layers! { mamba1 }
+layers! { mamba1, mlp }
