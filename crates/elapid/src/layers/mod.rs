@@ -3,6 +3,7 @@
 //! A layer's file has its `Settings` (documentation, defaults, `check`, `build`, `small` for the tests that every layer
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
+pub mod attention;
 pub mod mamba1;
 pub mod mlp;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::DeValue;
 
+pub use attention::Attention;
 pub use mamba1::Mamba1;
 pub use mlp::Mlp;
 
@@ -101,4 +103,4 @@ macro_rules! layers {
     };
 }
 
-layers! { mamba1, mlp }
+layers! { attention, mamba1, mlp }
