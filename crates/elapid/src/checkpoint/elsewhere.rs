@@ -94,8 +94,8 @@ enum Pickles {
     One(String),
     /// The files that the index lists.
     Indexed,
-    /// All files of a pattern.
-    Pattern(&'static str),
+    /// All shards, by their names.
+    Shards,
 }
 
 /// The file to name in the error, and which files there are to convert.
@@ -106,12 +106,12 @@ fn pickles(dir: &Path, names: &[String]) -> Option<(String, Pickles)> {
     }
     if has(PICKLE_INDEX) {
         let index = fs::read(dir.join(PICKLE_INDEX)).ok().and_then(|bytes| json::parse(&bytes).ok());
-        let listed = index.as_ref().and_then(|index| index.get("weight_map")).is_some_and(Value::is_object);
-        let pickles = if listed { Pickles::Indexed } else { Pickles::Pattern("*.bin") };
-        return Some((PICKLE_INDEX.into(), pickles));
+        if index.as_ref().and_then(|index| index.get("weight_map")).is_some_and(Value::is_object) {
+            return Some((PICKLE_INDEX.into(), Pickles::Indexed));
+        }
     }
     if let Some(shard) = names.iter().find(|name| name.starts_with("pytorch_model-") && name.ends_with(".bin")) {
-        return Some((shard.clone(), Pickles::Pattern("pytorch_model-*.bin")));
+        return Some((shard.clone(), Pickles::Shards));
     }
     // What trainers keep beside the weights.
     const OTHERS: [&str; 5] = ["training_args", "optimizer", "scheduler", "rng_state", "scaler"];
@@ -131,22 +131,24 @@ fn conversion(pickles: &Pickles) -> String {
                    t = t.get(\"state_dict\", t.get(\"model_state_dict\", t.get(\"model\", t))); \
                    t = {k: v.clone().contiguous() for k, v in t.items() if torch.is_tensor(v)}";
     let import = "import torch; from safetensors.torch import save_file";
+    // A loop cannot follow statements on one line, a list can.
+    let each = |files: &str| {
+        format!(
+            "python3 -c '{import}; [save_file({{k: v.clone().contiguous() for k, v in torch.load(f, \
+             map_location=\"cpu\", weights_only=True).items()}}, f.rsplit(\".\", 1)[0] + \".safetensors\") for f in \
+             {files}]'"
+        )
+    };
     match pickles {
         Pickles::One(name) => {
-            format!("python3 -c '{import}; f = {}; {tensors}; save_file(t, \"{SINGLE}\")'", Value::from(name.as_str()))
+            // An apostrophe would end the shell's quotes.
+            let name = Value::from(name.as_str()).to_string().replace('\'', "\\u0027");
+            format!("python3 -c '{import}; f = {name}; {tensors}; save_file(t, \"{SINGLE}\")'")
         }
-        several => {
-            let files = match several {
-                Pickles::Pattern(pattern) => format!("__import__(\"glob\").glob(\"{pattern}\")"),
-                _ => format!("set(__import__(\"json\").load(open(\"{PICKLE_INDEX}\"))[\"weight_map\"].values())"),
-            };
-            // A loop cannot follow statements on one line, a list can.
-            format!(
-                "python3 -c '{import}; [save_file({{k: v.clone().contiguous() for k, v in torch.load(f, \
-                 map_location=\"cpu\", weights_only=True).items()}}, f.rsplit(\".\", 1)[0] + \".safetensors\") for f in \
-                 {files}]'"
-            )
+        Pickles::Indexed => {
+            each(&format!("set(__import__(\"json\").load(open(\"{PICKLE_INDEX}\"))[\"weight_map\"].values())"))
         }
+        Pickles::Shards => each("__import__(\"glob\").glob(\"pytorch_model-*.bin\")"),
     }
 }
 
@@ -164,7 +166,7 @@ mod tests {
         }
     }
 
-    /// Python reads the commands, and they name files that are there.
+    /// The commands name files that are there.
     #[test]
     fn conversions_name_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
@@ -173,10 +175,18 @@ mod tests {
         at("training_args.bin", "");
         at("config.json", "");
         assert!(error().contains("only config.json, training_args.bin"), "{}", error());
+        at("it's; exit 1.pth", "");
+        assert!(error().contains(r#"f = "it\u0027s; exit 1.pth";"#), "{}", error());
+        let command = error().split("directory: ").last().unwrap().to_owned();
+        assert_eq!(command.matches('\'').count(), 2, "{command}");
+        fs::remove_file(dir.path().join("it's; exit 1.pth")).unwrap();
         at("last.ckpt", "");
         assert!(error().contains("f = \"last.ckpt\"") && error().contains("state_dict"), "{}", error());
         at("pytorch_model-00001-of-00002.bin", "");
         assert!(error().contains("glob(\"pytorch_model-*.bin\")") && error().contains(" for f in "), "{}", error());
+        // training_args.bin is not among them: weights_only refuses it.
+        at(PICKLE_INDEX, "{");
+        assert!(error().contains("glob(\"pytorch_model-*.bin\")"), "{}", error());
         at(PICKLE_INDEX, r#"{"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}"#);
         assert!(error().contains(&format!("open(\"{PICKLE_INDEX}\")")), "{}", error());
         assert!(!error().contains("load(\"pytorch_model.bin\""));
