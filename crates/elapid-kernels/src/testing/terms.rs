@@ -243,8 +243,10 @@ impl Float for Terms {
     fn sigmoid(self) -> Self {
         Self::new(self.value.sigmoid())
     }
+    /// σ (1 + x (1 - σ)), whose terms cancel where x is about -1.28.
     fn dsilu(self) -> Self {
-        Self::new(self.value.dsilu())
+        let terms = 1.0 + self.size * (-self.value).sigmoid();
+        Self { value: self.value.dsilu(), size: self.value.sigmoid() * terms }
     }
 }
 
@@ -262,6 +264,8 @@ mod tests {
         assert_eq!(((sum / c).value, (sum / c).size), (-1.0, 24.0));
         assert_eq!((b.powi(2).value, sum.powi(2).size), (4.0, 144.0));
         assert_eq!((b.exp().size, (-b).silu().value), ((-2.0f64).exp(), 2.0f64.silu()));
+        let root = Terms::new(-1.278464542761074).dsilu();
+        assert!(root.value.abs() < 1e-12 && (root.size - 0.4356).abs() < 1e-3, "{root:?}");
     }
 
     #[test]
