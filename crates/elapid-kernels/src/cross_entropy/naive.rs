@@ -22,9 +22,13 @@ pub fn forward<T: Float>(args: &Args<'_, T>, nll: &mut [T], mut grads: Option<Gr
         let q = |j| if j == target { T::one() - smoothing + shared } else { shared };
         nll[r] = log_sum - logits.iter().enumerate().map(|(j, &z)| q(j) * z).sum();
         let Some(Grads { dh, dw, scale }) = &mut grads else { continue };
+        let p: Vec<T> = logits.iter().map(|&z| (z - log_sum).exp()).collect();
         for (j, &logit) in logits.iter().enumerate() {
             let slope = if softcap > T::zero() { T::one() - (logit / softcap) * (logit / softcap) } else { T::one() };
-            let dlogit = *scale * ((logit - log_sum).exp() - q(j)) * slope;
+            // p - q. The target's p - 1 is minus the others' sum, which keeps its digits near 0.
+            let others = || (0..w.rows()).filter(|&i| i != target).map(|i| p[i]).sum::<T>();
+            let excess = if j == target { smoothing - shared - others() } else { p[j] - shared };
+            let dlogit = *scale * excess * slope;
             for i in 0..h.cols() {
                 dh.row(r)[i] += dlogit * w.row(j)[i];
                 dw.row(j)[i] += dlogit * h.row(r)[i];
