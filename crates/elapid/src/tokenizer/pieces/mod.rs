@@ -79,6 +79,13 @@ struct Token {
     end: usize,
 }
 
+impl Token {
+    /// The token and where it is, of whatever word.
+    fn place(&self) -> (u32, usize, usize) {
+        (self.id, self.start, self.end)
+    }
+}
+
 /// What can be cut, of one tokenizer.
 #[derive(Clone, Copy)]
 struct Cutter<'t> {
@@ -154,9 +161,8 @@ impl<'t> Cutter<'t> {
         let (in_a, in_b) = (trusted(a)?, trusted(b)?);
         let offset = in_a.start;
         let (a, b) = (&a[in_a], &b[in_b.clone()]);
-        let place = |token: &Token| (token.id, token.start, token.end);
         let same_words = |i: usize| i == 0 || (a[i - 1].word == a[i].word) == (b[i - 1].word == b[i].word);
-        if a.len() != b.len() || !(0..a.len()).all(|i| place(&a[i]) == place(&b[i]) && same_words(i)) {
+        if a.len() != b.len() || !(0..a.len()).all(|i| a[i].place() == b[i].place() && same_words(i)) {
             return None;
         }
         let i = (1..a.len()).filter(|&i| self.may_cut(a, i)).min_by_key(|i| i.abs_diff(a.len() / 2))?;
@@ -223,8 +229,8 @@ pub struct Encoder<'t> {
     from: usize,
     /// The last window, whose end is not trusted yet.
     pending: Option<Window>,
-    /// Tokens of the last window that are given out, and the place where the next one begins.
-    given: (usize, usize),
+    /// The tokens of the last window that are given out.
+    given: Vec<Token>,
     /// The end of the last token given out.
     end: usize,
     /// Length that the last window grows to before it is tokenised once more.
@@ -247,7 +253,7 @@ impl<'t> Encoder<'t> {
             partial: Vec::new(),
             from: 0,
             pending: None,
-            given: (0, 0),
+            given: Vec::new(),
             end: 0,
             wanted: 0,
             out: Encoded::default(),
@@ -287,7 +293,7 @@ impl<'t> Encoder<'t> {
         if let Some(last) = self.pending.take() {
             let last = self.tokenised(&cutter, last)?;
             let tokens = last.tokens.unwrap_or(Ok(Vec::new())).map_err(|what| TokenizerError::Encode { what })?;
-            self.give(&tokens[self.given.0.min(tokens.len())..]);
+            self.give(&tokens[self.given.len().min(tokens.len())..]);
         }
         if let Some(bytes) = self.out.bytes.last_mut() {
             *bytes += (end - self.end) as u64;
@@ -364,9 +370,9 @@ impl<'t> Encoder<'t> {
             next = if joint.is_some() { again } else { next };
         }
         match (joint, last.known()) {
-            (Some((before, after)), Some(tokens)) if before >= self.given.0 => {
-                self.give(&tokens[self.given.0..before]);
-                self.given = (after, tokens[before].start);
+            (Some((before, after)), Some(tokens)) if before >= self.given.len() => {
+                self.give(&tokens[self.given.len()..before]);
+                self.given = next.known().and_then(|tokens| tokens.get(..after)).unwrap_or_default().to_vec();
                 self.wanted = 0;
                 self.pending = Some(next);
             }
@@ -399,10 +405,10 @@ impl<'t> Encoder<'t> {
             return Ok(last);
         }
         last.tokens = Some(cutter.encode(&last.text, last.from));
-        let (given, place) = self.given;
-        if let Some(tokens) = last.known().filter(|_| given > 0) {
-            // What follows may change no token that is given out.
-            if !cutter.may_cut(tokens, given) || tokens[given].start != place {
+        if let Some(tokens) = last.known() {
+            // What follows may change no token that is given out. It may change words: those of quotations end far away.
+            let is_kept = |(i, token): (usize, &Token)| tokens.get(i).is_some_and(|now| now.place() == token.place());
+            if !self.given.iter().enumerate().all(is_kept) {
                 return Err(TokenizerError::TooLong { limit: cutter.sizes.limit });
             }
         }

@@ -249,6 +249,36 @@ fn a_text_that_cannot_be_cut_has_a_limit() {
     assert!(matches!(in_pieces(inner, &text, sizes, 100), Err(TokenizerError::TooLong { limit: 2000 })));
 }
 
+/// A quotation is a word from its first to its last quote: without the last one, a window has two words.
+#[test]
+fn words_may_end_far_away() {
+    let (name, inner) = TOKENIZERS.iter().find(|(name, _)| *name == "quotes").unwrap();
+    let opened = [&"\"".repeat(59), "\u{3000}\u{3000} Ac\u{3000} A", &"\"".repeat(34), "  <mask>  "].concat();
+    check(&[&opened, &"12".repeat(56), "\"12aaababa"].concat(), 1);
+
+    // Where the first quote is a token of its own only without the last one, the text is refused or right.
+    let mut model = bpe();
+    model["merges"].as_array_mut().unwrap().push(json!(["\"", "a"]));
+    model["vocab"].as_object_mut().unwrap().insert("\"a".to_owned(), 900.into());
+    let quotes = serde_json::to_value(inner.get_pre_tokenizer().unwrap()).unwrap();
+    let inner = tokenizer(Value::Null, quotes, model, json!([]));
+    let mut refused = 0;
+    for before in 0..300 {
+        let text =
+            ["d\"\"".repeat(before / 3), "d".repeat(before % 3), "\"".into(), "a1".repeat(200), "\"".into()].concat();
+        match in_pieces(&inner, &text, TINY, 1) {
+            Ok(pieces) => {
+                assert_eq!(pieces.ids, inner.encode_fast(text.as_str(), false).unwrap().get_ids(), "{name} {before}")
+            }
+            Err(error) => {
+                assert!(matches!(error, TokenizerError::TooLong { .. }), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((1..150).contains(&refused), "{refused}");
+}
+
 #[test]
 fn text_that_is_not_utf8_is_located_across_parts() {
     let (_, inner) = &TOKENIZERS[0];
