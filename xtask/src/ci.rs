@@ -71,12 +71,17 @@ pub(crate) fn test() -> Result<()> {
     cargo(&["test"], &[])
 }
 
-/// Every folder of `golden/`.
+/// Every folder of a model in `golden/`, and every layer in `golden/mixers/`.
 fn golden() -> Result<()> {
-    let folders = std::fs::read_dir("golden").context("no folder `golden`: run from the repository's root")?;
-    let mut folders: Vec<_> = folders.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.is_dir()).collect();
-    folders.sort();
-    crate::golden::run(&folders, 1e-5, elapid::Device::Cpu, elapid::DType::F32)
+    let inside = |folder: &str| -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(folder);
+        let entries = entries.with_context(|| format!("no folder `{folder}`: run from the repository's root"))?;
+        Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+    };
+    let models = inside("golden")?.into_iter().filter(|path| path.join("golden.safetensors").is_file());
+    let mut all: Vec<_> = models.chain(inside("golden/mixers")?).collect();
+    all.sort();
+    crate::golden::run(&all, 1e-5, elapid::Device::Cpu, elapid::DType::F32)
 }
 
 /// The repository.

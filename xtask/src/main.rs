@@ -47,9 +47,9 @@ enum Command {
     },
     /// Compares elapid with recorded outputs of a reference implementation: one error ratio a line.
     Golden {
-        /// Folders with config.json, model.safetensors and golden.safetensors.
+        /// Folders with config.json, model.safetensors and golden.safetensors, and files of single layers.
         #[arg(required = true)]
-        folders: Vec<PathBuf>,
+        paths: Vec<PathBuf>,
         /// Largest error ratio of logits, losses a token, gradients and states.
         #[arg(long, default_value_t = 1e-5)]
         tolerance: f64,
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),
-        Command::Golden { folders, tolerance, device, dtype } => golden::run(&folders, tolerance, device, dtype),
+        Command::Golden { paths, tolerance, device, dtype } => golden::run(&paths, tolerance, device, dtype),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

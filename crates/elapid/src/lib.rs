@@ -82,7 +82,7 @@ pub mod ops;
 pub mod params;
 pub mod pass;
 pub mod settings;
-mod stack;
+pub mod stack;
 pub mod state;
 mod tensor;
 pub mod text;

@@ -21,7 +21,7 @@ use crate::ops;
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::state::{LayerState, Spec, State};
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// A norm with its parameters.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub(crate) struct Sublayer {
 
 /// All sublayers of a model, and the norm after the last.
 #[derive(Debug, Clone)]
-pub(crate) struct Stack {
+pub struct Stack {
     pub(crate) sublayers: Vec<Sublayer>,
     pub(crate) norm_f: Norm,
     pub(crate) spec: Spec,
@@ -54,7 +54,7 @@ pub(crate) struct Stack {
 
 /// Whether the state after a pass is wanted: if not, recomputation need not keep what only the state holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Carry {
+pub enum Carry {
     /// It is.
     Keep,
     /// It is not: the state that is returned is meaningless.
@@ -71,7 +71,7 @@ struct Stream {
 }
 
 /// Called with the number of a sublayer and its output.
-pub(crate) type Each<'a> = dyn FnMut(usize, &Var) -> Result<()> + 'a;
+pub type Each<'a> = dyn FnMut(usize, &Var) -> Result<()> + 'a;
 
 impl Norm {
     /// A norm of width `d`, its parameters under the builder's prefix.
@@ -164,7 +164,10 @@ impl Sublayer {
 impl Stack {
     /// The stack of a configuration: `layers.N.{norm,mixer}`, and `{ffn_norm,ffn}` where there is a feed-forward, then
     /// `norm_f`, under the builder's prefix. Parameters of a name that is shared are under `shared.NAME`.
-    pub(crate) fn build(
+    ///
+    /// # Errors
+    /// If the source of parameters lacks one, or a setting cannot be.
+    pub fn build(
         config: &StackConfig,
         p: &mut ParamBuilder<'_>,
         mut layer: impl FnMut(&str, &At<'_>, &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>,
@@ -197,11 +200,19 @@ impl Stack {
         Ok(Self { sublayers, norm_f, spec: spec.into() })
     }
 
+    /// The state of `b` sequences that have read nothing, on the CPU.
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn zero_state(&self, b: usize) -> Result<State> {
+        State::zeros(&self.spec, b, Device::Cpu)
+    }
+
     /// The stream after the last sublayer and the last norm, from `x` `[b l d]`.
     ///
     /// # Errors
     /// If shapes do not fit, or a layer does not honour the layout.
-    pub(crate) fn forward(
+    pub fn forward(
         &self,
         cx: &Cx,
         x: Var,
@@ -236,7 +247,7 @@ impl Stack {
     }
 
     /// What holds of all layers together.
-    pub(crate) fn promises(&self) -> Promises {
+    pub fn promises(&self) -> Promises {
         let all = self.sublayers.iter().map(|sublayer| sublayer.layer.promises());
         all.fold(Promises::ALL, |all, one| Promises {
             split: all.split.max(one.split),

@@ -1,5 +1,7 @@
 //! Comparison with recorded outputs of a reference implementation.
 
+mod mixer;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,14 +20,17 @@ use safetensors::{Dtype, SafeTensors};
 /// Error ratios of the losses and gradient norms of training, which differences grow through.
 const TRAINING: f64 = 1e-4;
 
-/// Checks every folder; fails if anything in any is off.
-pub(crate) fn run(folders: &[PathBuf], tolerance: f64, device: Device, dtype: DType) -> Result<()> {
+/// Checks every folder of a whole model and every file of a single layer; fails if anything in any is off.
+pub(crate) fn run(paths: &[PathBuf], tolerance: f64, device: Device, dtype: DType) -> Result<()> {
     let mut missed = Vec::new();
-    for folder in folders {
-        ensure!(folder.join("golden.safetensors").is_file(), "{}: no golden.safetensors there", folder.display());
+    for folder in paths {
+        let single = folder.is_file();
+        let there = single || folder.join("golden.safetensors").is_file();
+        ensure!(there, "{}: no golden.safetensors there, and no file of a layer", folder.display());
         println!("{}", folder.display());
         let mut report = Report { tolerance, missed: Vec::new(), checked: 0 };
         let checked = match dtype {
+            _ if single => mixer::check(folder, &mut report),
             DType::F32 => check(folder, device, &mut report),
             DType::Bf16 => check_bf16(folder, device, &mut report),
         };

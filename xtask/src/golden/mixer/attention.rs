@@ -1,0 +1,45 @@
+//! Causal attention, the reference written for the files.
+
+use anyhow::{Result, bail};
+use elapid::formats::stored::{Stored, file};
+use elapid::layers::LayerConfig;
+use elapid::layers::attention::{Rope, Settings};
+use elapid::settings::{Auto, Count, Size};
+
+use super::{Class, Keys, Subject};
+
+pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key("mask"), subject };
+
+fn subject(keys: &mut Keys) -> Result<Subject> {
+    let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
+    // The shape of x says the same.
+    (keys.size("b")?, keys.size("l")?);
+    let window = match keys.word("mask")?.as_str() {
+        "full" => 0,
+        "window" => keys.size("window")?,
+        other => bail!("config: `mask`: elapid has no `{other}` attention yet"),
+    };
+    if keys.flag("alibi")? {
+        bail!("config: `alibi`: elapid has no ALiBi yet");
+    }
+    let rope = match keys.word("position")?.as_str() {
+        "half" => Rope::Halves,
+        "pairs" => Rope::Pairs,
+        "none" => Rope::None,
+        other => bail!("config: `position`: elapid has no `{other}` positions yet"),
+    };
+    let dim = d / heads;
+    let settings = Settings {
+        heads: Size::new(heads),
+        kv_heads: Auto::Is(Size::new(kv_heads)),
+        window: Count::new(window),
+        rope,
+        rope_base: keys.real("rope_base")? as f32,
+        rotary_dim: Auto::Is(Count::new(keys.size("rotary_dim")?)),
+        ..Settings::default()
+    };
+    let rows = |name: &str, rows: usize| (rows, file(format!("{name}_proj.weight")));
+    let qkv = Stored::Rows(vec![rows("q", heads * dim), rows("k", kv_heads * dim), rows("v", kv_heads * dim)]);
+    let params = vec![("qkv.weight", qkv), ("out.weight", file("o_proj.weight"))];
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params })
+}

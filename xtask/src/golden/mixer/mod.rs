@@ -1,0 +1,180 @@
+//! Single layers: files with inputs, parameters, outputs, gradients, and outputs step by step.
+//!
+//! The layer is picked by the class in the metadata's `source`, or by the keys of its `config` where that is a reference
+//! written for the files; every key of `config` is read, and an unknown one is an error.
+
+mod attention;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use elapid::autograd::{Tape, Var};
+use elapid::config::{ModelSettings, Named, Placement, StackConfig};
+use elapid::formats::stored::Stored;
+use elapid::layer::Layers;
+use elapid::layers::LayerConfig;
+use elapid::ops::NormKind;
+use elapid::params::{ParamBuilder, ParamGrads, Params};
+use elapid::pass::Cx;
+use elapid::settings::Size;
+use elapid::stack::{Carry, Stack};
+use elapid::{Layout, State, Tensor};
+use safetensors::SafeTensors;
+use serde_json::{Map, Value};
+
+use super::{Golden, Report};
+
+/// The `config` of a file, of which every key has to be read.
+pub(super) struct Keys {
+    left: Map<String, Value>,
+}
+
+impl Keys {
+    fn take(&mut self, key: &str) -> Result<Value> {
+        self.left.remove(key).with_context(|| format!("config: no key `{key}`"))
+    }
+
+    fn size(&mut self, key: &str) -> Result<usize> {
+        let value = self.take(key)?;
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.with_context(|| format!("config: `{key}`: wanted a size, got {value}"))
+    }
+
+    fn real(&mut self, key: &str) -> Result<f64> {
+        let value = self.take(key)?;
+        value.as_f64().with_context(|| format!("config: `{key}`: wanted a number, got {value}"))
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool> {
+        let value = self.take(key)?;
+        value.as_bool().with_context(|| format!("config: `{key}`: wanted true or false, got {value}"))
+    }
+
+    fn word(&mut self, key: &str) -> Result<String> {
+        let value = self.take(key)?;
+        value.as_str().map(str::to_owned).with_context(|| format!("config: `{key}`: wanted a word, got {value}"))
+    }
+}
+
+/// A layer of elapid for a file, and where its parameters are there.
+pub(super) struct Subject {
+    layer: LayerConfig,
+    /// Width of the input.
+    d: usize,
+    /// elapid's parameters as expressions over those of the file, without `param.`.
+    params: Vec<(&'static str, Stored)>,
+}
+
+/// A class that elapid has: whether a file is of it, and the layer for the file.
+struct Class {
+    matches: fn(source: &str, config: &Map<String, Value>) -> bool,
+    subject: fn(&mut Keys) -> Result<Subject>,
+}
+
+/// One line a class.
+const CLASSES: &[Class] = &[attention::CLASS];
+
+/// Checks the file at `path`.
+pub(super) fn check(path: &Path, report: &mut Report) -> Result<()> {
+    let bytes = std::fs::read(path)?;
+    let golden = Golden(SafeTensors::deserialize(&bytes).context("not a safetensors file")?);
+    let (_, header) = SafeTensors::read_metadata(&bytes)?;
+    let notes = header.metadata().clone().unwrap_or_default();
+    let source = notes.get("source").context("no `source` in the metadata")?;
+    let config: Map<String, Value> = serde_json::from_str(notes.get("config").context("no `config` in the metadata")?)?;
+    let class = CLASSES.iter().find(|class| (class.matches)(source, &config));
+    let Some(class) = class else { bail!("elapid has no layer for `{source}` yet") };
+    let mut keys = Keys { left: config };
+    let subject = (class.subject)(&mut keys)?;
+    if let Some((key, value)) = keys.left.iter().next() {
+        bail!("config: `{key}` = {value} is not understood");
+    }
+    compare(&golden, &subject, report)
+}
+
+fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Result<()> {
+    let shape = golden.shape("x")?;
+    ensure!(shape.len() == 3 && shape[2] == subject.d, "x: wanted [b, l, {}], got {shape:?}", subject.d);
+    let (b, l) = (shape[0], shape[1]);
+    let (params, stack) = build(golden, subject)?;
+    let params = Arc::new(params);
+    let floats = |name: &str| -> Result<Vec<f32>> { Ok(golden.floats(name)?.into_iter().map(|x| x as f32).collect()) };
+    let x = Tensor::new(floats("x")?, &shape);
+
+    let tape = Arc::new(Tape::new());
+    let leaf = tape.leaf(x.clone());
+    let cx = Cx::new(params.clone(), Some(tape.clone()), Layout::new(b, l));
+    let (y, _) = stack.forward(&cx, leaf.clone(), stack.zero_state(b)?, Carry::Keep, false, &mut |_, _| Ok(()))?;
+    report.ratio("y", &golden.floats("y")?, &y.value().to_vec()?, report.tolerance);
+
+    let mut grads = ParamGrads::of(&params)?;
+    let dy = Tensor::new(floats("dy")?, y.shape());
+    let mut others = tape.backward_from(&[(&y, dy)], &mut grads)?;
+    let dx = others.take(&leaf)?.context("no gradient of x")?;
+    report.ratio("dx", &golden.floats("dx")?, &dx.to_vec()?, report.tolerance);
+    for (name, stored) in &subject.params {
+        let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
+        let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
+        stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, _, values| {
+            let name = format!("grad.{theirs}");
+            report.ratio(&name, &golden.floats(&name)?, values, report.tolerance);
+            Ok::<(), anyhow::Error>(())
+        })?;
+    }
+    if golden.shape("step.y").is_ok() {
+        let steps = steps(&stack, &params, &x, stack.zero_state(b)?)?;
+        report.ratio("step.y", &golden.floats("step.y")?, &steps, report.tolerance);
+    }
+    Ok(())
+}
+
+/// The stack of the layer alone: no norm, no residual stream.
+fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
+    let (d_model, n_layer) = (Size::new(subject.d), Size::new(1));
+    let layers = vec!["it".to_owned()];
+    let model = ModelSettings { d_model, n_layer, layers, norm: NormKind::None, ..ModelSettings::default() };
+    let placement = Placement { keep: 0.0, ..Placement::default() };
+    let named: BTreeMap<_, _> = [("it".to_owned(), Named { layer: subject.layer.clone(), placement })].into();
+    let config = StackConfig { model, named };
+    config.check("model").map_err(|problem| anyhow::anyhow!("`{}`: {}", problem.field, problem.what))?;
+    let mut source = |wanted: elapid::params::Wanted<'_>| -> elapid::Result<Vec<f32>> {
+        let read = || -> Result<Vec<f32>> {
+            let found = subject.params.iter().find(|(name, _)| full(name) == wanted.name);
+            let (_, stored) = found.with_context(|| format!("no place for `{}`", wanted.name))?;
+            stored.read(wanted.shape, &mut |theirs, shape| {
+                let name = format!("param.{theirs}");
+                ensure!(golden.shape(&name)? == shape, "{name}: wanted {shape:?}, got {:?}", golden.shape(&name)?);
+                Ok(golden.floats(&name)?.into_iter().map(|x| x as f32).collect())
+            })
+        };
+        read().map_err(|error| elapid::Error::Argument(format!("{error:#}")))
+    };
+    let mut params = Params::default();
+    let stack = Stack::build(&config, &mut ParamBuilder::new(&mut params, &mut source), |name, at, p| {
+        config.build(name, at, p)
+    })?;
+    Ok((params, stack))
+}
+
+fn full(name: &str) -> String {
+    format!("layers.0.mixer.{name}")
+}
+
+/// Outputs of one position at a time.
+fn steps(stack: &Stack, params: &Arc<Params>, x: &Tensor, mut state: State) -> Result<Vec<f32>> {
+    let &[b, l, d] = x.shape() else { bail!("x is no batch") };
+    let mut all = vec![0.0; b * l * d];
+    for t in 0..l {
+        let at: Vec<f32> = (0..b).flat_map(|row| x.as_slice()[(row * l + t) * d..][..d].to_vec()).collect();
+        let at: Var = Tensor::new(at, &[b, 1, d]).into();
+        let cx = Cx::new(params.clone(), None, Layout::new(b, 1));
+        let (y, next) = stack.forward(&cx, at, state, Carry::Keep, false, &mut |_, _| Ok(()))?;
+        state = next;
+        for (row, y) in y.value().to_vec()?.chunks(d).enumerate() {
+            all[(row * l + t) * d..][..d].copy_from_slice(y);
+        }
+    }
+    Ok(all)
+}
