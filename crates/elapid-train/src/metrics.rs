@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn figures_have_any_names_and_losses_that_are_not_finite_are_none() {
-        let line = br#"{"step": 2, "val_loss": null, "balance": 0.5, "accuracy": 1, "note": "x", "loss": null}
+        let line = br#"{"step": 2, "tokens": 8, "seconds": 1.5, "lr": 0.1, "grad_norm": 1.0, "tokens_per_second": 5.0, "val_loss": null, "balance": 0.5, "accuracy": 1, "note": "x", "loss": null}
 "#;
         let (record, _) = &lines(line, Path::new("x")).unwrap()[0];
         assert_eq!(record.figures, [("accuracy".to_owned(), 1.0), ("balance".to_owned(), 0.5)].into());
