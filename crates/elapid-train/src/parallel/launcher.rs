@@ -14,6 +14,9 @@ use super::World;
 use super::secret::{SECRET, SECRET_FILE, SecretFile};
 use crate::{Error, Result};
 
+/// Exit code of elapid for a wrong command line or file.
+const WRONG_INPUT: i32 = 2;
+
 /// Exit code of a Rust program that panicked.
 const PANIC: i32 = 101;
 /// Bytes of what a rank says that are kept.
@@ -107,8 +110,9 @@ pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
         thread::sleep(Duration::from_millis(20));
     }
     let Some(first) = first else { return Ok(Ended { code: 0, failed: None }) };
-    // Others may end of a crash before it is seen here.
-    let failed = ranks.0.iter().position(Rank::crashed).unwrap_or(first);
+    // Others may end, with 1, of a crash or of wrong input (2) of a rank, before that one is seen here to have ended.
+    let crashed = ranks.0.iter().position(Rank::crashed);
+    let failed = crashed.or_else(|| ranks.0.iter().position(Rank::had_wrong_input)).unwrap_or(first);
     let rank = &mut ranks.0[failed];
     let how = rank.ended.map_or_else(String::new, |status| status.to_string());
     let said = rank.said.take().and_then(|said| said.join().ok()).unwrap_or_default();
@@ -153,6 +157,10 @@ impl Rank {
             // It may have ended just now.
             self.child.kill().ok();
         }
+    }
+
+    fn had_wrong_input(&self) -> bool {
+        self.ended.is_some_and(|status| status.code() == Some(WRONG_INPUT))
     }
 
     /// Whether it ended by a signal or a panic.
