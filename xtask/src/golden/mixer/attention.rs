@@ -13,7 +13,8 @@ pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key
 fn subject(keys: &mut Keys) -> Result<Subject> {
     let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
     // The shape of x says the same.
-    (keys.size("b")?, keys.size("l")?);
+    keys.size("b")?;
+    keys.size("l")?;
     let window = match keys.word("mask")?.as_str() {
         "full" => 0,
         "window" => keys.size("window")?,
