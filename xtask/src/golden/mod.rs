@@ -1,11 +1,12 @@
 //! Comparison with recorded outputs of a reference implementation.
 
 mod mixer;
+mod record;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::checkpoint::Checkpoint;
@@ -13,9 +14,10 @@ use elapid::generate::{Generator, Sampling};
 use elapid::lm::Positions;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, LanguageModel};
-use elapid_kernels::testing::err_ratio;
 use elapid_train::optim::{AdamW, Options};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
+
+use self::record::{Golden, Report};
 
 /// Error ratios of the losses and gradient norms of training, which differences grow through.
 const TRAINING: f64 = 1e-4;
@@ -40,57 +42,6 @@ pub(crate) fn run(paths: &[PathBuf], tolerance: f64, device: Device, dtype: DTyp
     }
     ensure!(missed.is_empty(), "missed:\n  {}", missed.join("\n  "));
     Ok(())
-}
-
-struct Report {
-    tolerance: f64,
-    missed: Vec<String>,
-    checked: usize,
-}
-
-impl Report {
-    fn ratio(&mut self, name: &str, want: &[f64], got: &[f32], tolerance: f64) {
-        let ratio = err_ratio(want, got);
-        self.line(name, ratio <= tolerance, format!("{ratio:.2e}"));
-    }
-
-    fn line(&mut self, name: &str, holds: bool, figure: String) {
-        println!("  {} {name:<55} {figure}", if holds { "ok  " } else { "MISS" });
-        self.checked += 1;
-        if !holds {
-            self.missed.push(format!("{name} ({figure})"));
-        }
-    }
-}
-
-/// The recorded tensors.
-struct Golden<'a>(SafeTensors<'a>);
-
-impl Golden<'_> {
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?.shape().to_vec())
-    }
-
-    fn floats(&self, name: &str) -> Result<Vec<f64>> {
-        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
-        let data = view.data();
-        match view.dtype() {
-            Dtype::F32 => Ok(data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()),
-            Dtype::F64 => Ok(data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
-            other => bail!("tensor `{name}` is {other:?}, wanted F32 or F64"),
-        }
-    }
-
-    fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
-        let data = view.data();
-        let ids: Vec<i64> = match view.dtype() {
-            Dtype::I32 => data.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
-            Dtype::I64 => data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-            other => bail!("tensor `{name}` is {other:?}, wanted I32 or I64"),
-        };
-        ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("{name}: id {id}"))).collect()
-    }
 }
 
 /// The tokens of a folder, and what each predicts.

@@ -6,7 +6,7 @@ use elapid::layers::LayerConfig;
 use elapid::layers::attention::{Rope, Settings};
 use elapid::settings::{Auto, Count, Size};
 
-use super::{Class, Keys, Subject};
+use super::subject::{Class, Keys, Subject};
 
 pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key("mask"), subject };
 

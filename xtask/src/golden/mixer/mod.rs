@@ -4,6 +4,7 @@
 //! written for the files; every key of `config` is read, and an unknown one is an error.
 
 mod attention;
+mod subject;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,9 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use elapid::autograd::{Tape, Var};
 use elapid::config::{ModelSettings, Named, Placement, StackConfig};
-use elapid::formats::stored::Stored;
 use elapid::layer::Layers;
-use elapid::layers::LayerConfig;
 use elapid::ops::NormKind;
 use elapid::params::{ParamBuilder, ParamGrads, Params};
 use elapid::pass::Cx;
@@ -24,54 +23,8 @@ use elapid::{Layout, State, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use super::{Golden, Report};
-
-/// The `config` of a file, of which every key has to be read.
-pub(super) struct Keys {
-    left: Map<String, Value>,
-}
-
-impl Keys {
-    fn take(&mut self, key: &str) -> Result<Value> {
-        self.left.remove(key).with_context(|| format!("config: no key `{key}`"))
-    }
-
-    fn size(&mut self, key: &str) -> Result<usize> {
-        let value = self.take(key)?;
-        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
-        size.with_context(|| format!("config: `{key}`: wanted a size, got {value}"))
-    }
-
-    fn real(&mut self, key: &str) -> Result<f64> {
-        let value = self.take(key)?;
-        value.as_f64().with_context(|| format!("config: `{key}`: wanted a number, got {value}"))
-    }
-
-    fn flag(&mut self, key: &str) -> Result<bool> {
-        let value = self.take(key)?;
-        value.as_bool().with_context(|| format!("config: `{key}`: wanted true or false, got {value}"))
-    }
-
-    fn word(&mut self, key: &str) -> Result<String> {
-        let value = self.take(key)?;
-        value.as_str().map(str::to_owned).with_context(|| format!("config: `{key}`: wanted a word, got {value}"))
-    }
-}
-
-/// A layer of elapid for a file, and where its parameters are there.
-pub(super) struct Subject {
-    layer: LayerConfig,
-    /// Width of the input.
-    d: usize,
-    /// elapid's parameters as expressions over those of the file, without `param.`.
-    params: Vec<(&'static str, Stored)>,
-}
-
-/// A class that elapid has: whether a file is of it, and the layer for the file.
-struct Class {
-    matches: fn(source: &str, config: &Map<String, Value>) -> bool,
-    subject: fn(&mut Keys) -> Result<Subject>,
-}
+use self::subject::{Class, Keys, Subject};
+use super::record::{Golden, Report};
 
 /// One line a class.
 const CLASSES: &[Class] = &[attention::CLASS];

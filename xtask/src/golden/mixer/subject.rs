@@ -1,0 +1,53 @@
+//! What a class says of a file: the layer for it, and where its parameters are.
+
+use anyhow::{Context, Result};
+use elapid::formats::stored::Stored;
+use elapid::layers::LayerConfig;
+use serde_json::{Map, Value};
+
+/// The `config` of a file, of which every key has to be read.
+pub(super) struct Keys {
+    pub(super) left: Map<String, Value>,
+}
+
+impl Keys {
+    pub(super) fn take(&mut self, key: &str) -> Result<Value> {
+        self.left.remove(key).with_context(|| format!("config: no key `{key}`"))
+    }
+
+    pub(super) fn size(&mut self, key: &str) -> Result<usize> {
+        let value = self.take(key)?;
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.with_context(|| format!("config: `{key}`: wanted a size, got {value}"))
+    }
+
+    pub(super) fn real(&mut self, key: &str) -> Result<f64> {
+        let value = self.take(key)?;
+        value.as_f64().with_context(|| format!("config: `{key}`: wanted a number, got {value}"))
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+        let value = self.take(key)?;
+        value.as_bool().with_context(|| format!("config: `{key}`: wanted true or false, got {value}"))
+    }
+
+    pub(super) fn word(&mut self, key: &str) -> Result<String> {
+        let value = self.take(key)?;
+        value.as_str().map(str::to_owned).with_context(|| format!("config: `{key}`: wanted a word, got {value}"))
+    }
+}
+
+/// A layer of elapid for a file, and where its parameters are there.
+pub(super) struct Subject {
+    pub(super) layer: LayerConfig,
+    /// Width of the input.
+    pub(super) d: usize,
+    /// elapid's parameters as expressions over those of the file, without `param.`.
+    pub(super) params: Vec<(&'static str, Stored)>,
+}
+
+/// A class that elapid has: whether a file is of it, and the layer for the file.
+pub(super) struct Class {
+    pub(super) matches: fn(source: &str, config: &Map<String, Value>) -> bool,
+    pub(super) subject: fn(&mut Keys) -> Result<Subject>,
+}

@@ -1,0 +1,56 @@
+//! Recorded tensors, and a report of what was compared with them.
+
+use anyhow::{Context, Result, bail};
+use elapid_kernels::testing::err_ratio;
+use safetensors::{Dtype, SafeTensors};
+
+pub(super) struct Report {
+    pub(super) tolerance: f64,
+    pub(super) missed: Vec<String>,
+    pub(super) checked: usize,
+}
+
+impl Report {
+    pub(super) fn ratio(&mut self, name: &str, want: &[f64], got: &[f32], tolerance: f64) {
+        let ratio = err_ratio(want, got);
+        self.line(name, ratio <= tolerance, format!("{ratio:.2e}"));
+    }
+
+    pub(super) fn line(&mut self, name: &str, holds: bool, figure: String) {
+        println!("  {} {name:<55} {figure}", if holds { "ok  " } else { "MISS" });
+        self.checked += 1;
+        if !holds {
+            self.missed.push(format!("{name} ({figure})"));
+        }
+    }
+}
+
+/// The recorded tensors.
+pub(super) struct Golden<'a>(pub(super) SafeTensors<'a>);
+
+impl Golden<'_> {
+    pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?.shape().to_vec())
+    }
+
+    pub(super) fn floats(&self, name: &str) -> Result<Vec<f64>> {
+        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F32 => Ok(data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()),
+            Dtype::F64 => Ok(data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+            other => bail!("tensor `{name}` is {other:?}, wanted F32 or F64"),
+        }
+    }
+
+    pub(super) fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
+        let data = view.data();
+        let ids: Vec<i64> = match view.dtype() {
+            Dtype::I32 => data.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+            Dtype::I64 => data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            other => bail!("tensor `{name}` is {other:?}, wanted I32 or I64"),
+        };
+        ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("{name}: id {id}"))).collect()
+    }
+}
