@@ -103,7 +103,7 @@ struct SamplingArguments {
     /// Above 1 discourages tokens that were seen lately
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_0)]
     repetition_penalty: f32,
-    /// The same seed draws the same tokens; on a GPU other ones than on a CPU
+    /// The same seed draws the same tokens from the same logits, on a CPU and on a GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
@@ -116,6 +116,7 @@ impl SamplingArguments {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            ..Sampling::default()
         }
     }
 }
@@ -187,7 +188,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let Written { tokens, text } = writer.finish()?;
 
     if let Some(path) = &arguments.save_state {
-        let suspended = sequence.suspend();
+        let suspended = sequence.suspend()?;
         let pending = last_drawn.unwrap_or(last);
         save(path, &loaded, &suspended.state, &suspended.recent, pending)?;
     }
@@ -214,7 +215,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
 }
 
 /// Reads tokens into a sequence, with a progress bar if it takes several chunks.
-fn read(sequence: &mut Generator<'_>, tokens: &[u32], chunk: usize, output: Output) -> Result<()> {
+fn read(sequence: &mut Generator, tokens: &[u32], chunk: usize, output: Output) -> Result<()> {
     let long = tokens.len() > 4 * chunk.max(256);
     let bar = long.then(|| output.bar("reading", tokens.len() as u64));
     for part in tokens.chunks(chunk) {
@@ -254,7 +255,7 @@ impl Ends {
 
 /// Draws tokens until something ends it: how many, the last one, and what ended it.
 fn draw(
-    sequence: &mut Generator<'_>,
+    sequence: &mut Generator,
     max_tokens: usize,
     ends: &Ends,
     writer: &mut Writer<'_>,

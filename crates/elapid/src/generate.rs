@@ -3,14 +3,12 @@
 use std::collections::VecDeque;
 
 use elapid_kernels::sampling;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::Layout;
-use crate::decode::Decoder;
+use crate::decode::{Decoder, Draws, Next, Row};
 use crate::lm::{LanguageModel, Positions};
 use crate::state::State;
-use crate::{Device, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 pub use elapid_kernels::sampling::Params as Sampling;
 
@@ -19,8 +17,7 @@ pub const PREFILL_CHUNK: usize = 512;
 
 /// One sequence in the making: a model, a state, and the logits of the next token.
 ///
-/// On a GPU prompts are read by the model and tokens are drawn by a [`Decoder`], so that of a step nothing but the token
-/// comes back. Random numbers are other ones there: a seed draws the same tokens again on the same kind of device only.
+/// Prompts are read by the model, tokens drawn by a [`Decoder`] of one row: a seed draws the same numbers on every device.
 ///
 /// ```
 /// # use elapid::{embedded, generate::{Generator, Sampling}};
@@ -33,52 +30,60 @@ pub const PREFILL_CHUNK: usize = 512;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Generator<'m> {
-    model: &'m LanguageModel,
+pub struct Generator {
+    model: LanguageModel,
+    /// Where no row of the decoder has it.
     state: State,
     /// Of the next token, `[1 v]`, where nothing was drawn since tokens were read.
     logits: Option<Tensor>,
-    numbers: Vec<f32>,
+    values: Vec<f32>,
     sampling: Sampling,
     seed: u64,
-    rng: ChaCha8Rng,
-    /// On a GPU, from the first token that is drawn.
-    decoder: Option<Decoder<'m>>,
-    /// Whether the state is the decoder's.
-    decoding: bool,
+    sample: u64,
+    /// From the first token that is drawn.
+    decoder: Option<Decoder>,
+    /// The decoder's row, while it has the state.
+    row: Option<Row>,
     recent: VecDeque<u32>,
-    scratch: sampling::Scratch,
+    generated: Vec<u32>,
     pending: Option<u32>,
     chunk: usize,
 }
 
-impl<'m> Generator<'m> {
+impl Generator {
     /// A sequence that has read nothing.
     ///
     /// # Errors
     /// If the device has too little memory.
-    pub fn new(model: &'m LanguageModel, sampling: Sampling, seed: u64) -> Result<Self> {
+    pub fn new(model: &LanguageModel, sampling: Sampling, seed: u64) -> Result<Self> {
         Ok(Self::from_state(model, model.zero_state(1)?, sampling, seed))
     }
 
     /// A sequence that goes on from a state of one row. At least one token must be read before the next is drawn.
-    pub fn from_state(model: &'m LanguageModel, state: State, sampling: Sampling, seed: u64) -> Self {
-        let rng = ChaCha8Rng::seed_from_u64(seed);
+    pub fn from_state(model: &LanguageModel, state: State, sampling: Sampling, seed: u64) -> Self {
         Self {
-            model,
+            model: model.clone(),
             state,
             logits: None,
-            numbers: Vec::new(),
+            values: Vec::new(),
             sampling,
             seed,
-            rng,
+            sample: 0,
             decoder: None,
-            decoding: false,
+            row: None,
             recent: VecDeque::new(),
-            scratch: sampling::Scratch::default(),
+            generated: Vec::new(),
             pending: None,
             chunk: PREFILL_CHUNK,
         }
+    }
+
+    /// A sequence that goes on where another was suspended, as if it had not been; the sampling and the seed are those of
+    /// the other one.
+    pub fn resume(model: &LanguageModel, suspended: Suspended, sampling: Sampling, seed: u64) -> Self {
+        let Suspended { state, recent, generated, pending, sample } = suspended;
+        let recent = recent.into();
+        Self { recent, generated, pending, sample, ..Self::from_state(model, state, sampling, seed) }
     }
 
     /// Reads a prompt `chunk` tokens at a time; the default is [`PREFILL_CHUNK`]. The result is the same.
@@ -110,40 +115,43 @@ impl<'m> Generator<'m> {
     /// # Errors
     /// If nothing was read yet, or the logits are not finite.
     pub fn next_token(&mut self) -> Result<u32> {
-        let id = match self.model.device() {
-            Device::Cpu => self.draw_here()?,
-            Device::Cuda(_) => self.draw_on_device()?,
-        };
+        let id = self.draw()?;
         self.pending = Some(id);
         Ok(id)
     }
 
-    fn draw_here(&mut self) -> Result<u32> {
-        self.catch_up()?;
-        let logits = self.logits.as_ref().ok_or_else(nothing_read)?;
-        let recent = self.recent.make_contiguous();
-        let uniform = self.rng.random::<f64>();
-        Ok(sampling::sample(&self.sampling, logits.as_slice(), recent, uniform, &mut self.scratch)?)
-    }
-
-    fn draw_on_device(&mut self) -> Result<u32> {
-        // A step of the decoder reads it.
-        let read = self.pending.take();
-        self.remember(read.as_slice());
+    fn draw(&mut self) -> Result<u32> {
+        let pending = self.pending;
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
-            none => none.insert(Decoder::new(self.model, 1)?.with_sampling(self.sampling, self.seed)?),
+            none => none.insert(Decoder::new(&self.model, 1)?),
         };
-        if self.decoding {
+        let row = if let Some(row) = self.row {
             decoder.step()?;
+            row
         } else {
-            let logits = self.logits.take().ok_or_else(nothing_read)?;
-            decoder.set_state(&self.state)?;
-            decoder.set_recent(&[self.recent.make_contiguous()])?;
-            decoder.start_from(&logits)?;
-            self.decoding = true;
+            let (recent, generated) = (&*self.recent.make_contiguous(), &self.generated[..]);
+            let draws = Draws { sampling: self.sampling, seed: self.seed, sample: self.sample, recent, generated };
+            let next = match (pending, &self.logits) {
+                (Some(id), _) => Next::Token(id),
+                (None, Some(logits)) => Next::Logits(logits),
+                (None, None) => return Err(nothing_read()),
+            };
+            let row = decoder.admit(&self.state, next, &draws)?;
+            self.row = Some(row);
+            if pending.is_some() {
+                decoder.step()?;
+            }
+            row
+        };
+        let id = decoder.token(row)?;
+        self.logits = None;
+        // The step has read it.
+        self.remember(pending.as_slice());
+        if self.sampling.counts() {
+            self.generated.push(id);
         }
-        Ok(decoder.tokens()?[0])
+        Ok(id)
     }
 
     /// The state after all that was read and drawn.
@@ -155,14 +163,43 @@ impl<'m> Generator<'m> {
         Ok(self.state)
     }
 
-    /// Lays the sequence aside: the state without the token that was drawn last, and that token. A sequence from this
-    /// state that reads the token goes on as this one would.
-    pub fn suspend(self) -> Suspended {
-        let state = match self.decoder {
-            Some(decoder) if self.decoding => decoder.into_state(),
-            _ => self.state,
+    /// Lays the sequence aside: the state without the token that was drawn last, and that token. [`resume`](Self::resume)
+    /// goes on with it.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn suspend(mut self) -> Result<Suspended> {
+        self.take_state()?;
+        let Self { state, recent, generated, pending, sample, .. } = self;
+        Ok(Suspended { state, recent: recent.into(), generated, pending, sample })
+    }
+
+    /// Another sequence that goes on from here by itself and draws as sample `sample` of the seed.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn fork(&self, sample: u64) -> Result<Self> {
+        let state = match (&self.decoder, self.row) {
+            (Some(decoder), Some(row)) => decoder.state(row)?,
+            _ => self.state.clone(),
         };
-        Suspended { state, recent: self.recent.into(), pending: self.pending }
+        Ok(Self {
+            logits: self.logits.clone(),
+            recent: self.recent.clone(),
+            generated: self.generated.clone(),
+            pending: self.pending,
+            sample,
+            chunk: self.chunk,
+            ..Self::from_state(&self.model, state, self.sampling, self.seed)
+        })
+    }
+
+    fn take_state(&mut self) -> Result<()> {
+        if let (Some(decoder), Some(row)) = (&mut self.decoder, self.row) {
+            self.state = decoder.release(row)?;
+            self.row = None;
+        }
+        Ok(())
     }
 
     /// Logits of the next token, `[v]`; empty before anything was read.
@@ -171,16 +208,13 @@ impl<'m> Generator<'m> {
     /// As [`read`](Self::read).
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.catch_up()?;
-        self.numbers = self.logits.as_ref().map_or(Ok(Vec::new()), Tensor::to_vec)?;
-        Ok(&self.numbers)
+        self.values = self.logits.as_ref().map_or(Ok(Vec::new()), Tensor::to_vec)?;
+        Ok(&self.values)
     }
 
     /// The last drawn token is read only when something depends on it.
     fn catch_up(&mut self) -> Result<()> {
-        if let Some(decoder) = self.decoder.as_ref().filter(|_| self.decoding) {
-            self.state = decoder.state()?;
-            self.decoding = false;
-        }
+        self.take_state()?;
         self.pending.take().map_or(Ok(()), |id| self.advance(&[id]))
     }
 
@@ -210,6 +244,10 @@ pub struct Suspended {
     pub state: State,
     /// The last tokens that were read, oldest first: for [`Generator::with_recent`].
     pub recent: Vec<u32>,
+    /// What was generated, if the sampling counts it, the pending token included.
+    pub generated: Vec<u32>,
     /// The token that was drawn and not read yet.
     pub pending: Option<u32>,
+    /// Which of the samples of its seed it is.
+    pub sample: u64,
 }

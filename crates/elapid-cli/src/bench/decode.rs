@@ -1,9 +1,9 @@
 //! `elapid bench decode`: one token after another from a state.
 
 use anyhow::Result;
-use elapid::Layout;
-use elapid::decode::Decoder;
-use elapid::lm::Positions;
+use elapid::LanguageModel;
+use elapid::decode::{Decoder, Draws, Next};
+use elapid::generate::Sampling;
 use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
 use serde_json::json;
@@ -41,17 +41,11 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let mut subject = arguments.model.subject(output)?;
     let b = arguments.batch;
     subject.check_pass(b, 1, place)?;
-    let mut tokens = subject.tokens(b);
+    let tokens = subject.tokens(b);
     let model = &subject.model;
-    let (cx, mut state) = (model.inference(Layout::new(b, 1)), model.zero_state(b)?);
-    let timing = Timing::of(8, arguments.reps, || {
-        let (logits, next) = model.logits(&cx, &tokens, &state, Positions::Last)?;
-        state = next;
-        for (r, token) in tokens.iter_mut().enumerate() {
-            *token = elapid_kernels::sampling::greedy(logits.value().rows().row(r))?;
-        }
-        Ok(())
-    })?;
+    let mut decoder = admitted(model, &tokens)?;
+    let timing = Timing::of(8, arguments.reps, || Ok(decoder.step()?))?;
+    decoder.tokens()?;
     let cost = model.cost(0);
     let work = Work {
         tokens: b,
@@ -69,8 +63,7 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     subject.check_pass(b, 1, Place { device: Device::Cuda(gpu), dtype })?;
     let tokens = subject.tokens(b);
     let model = subject.model.to(Device::Cuda(gpu), dtype)?;
-    let mut decoder = Decoder::new(&model, b)?;
-    decoder.start(&tokens)?;
+    let mut decoder = admitted(&model, &tokens)?;
     let timing = Timing::of_gpu(gpu, 8, arguments.reps, || Ok(decoder.step()?))?;
     decoder.tokens()?;
     let cost = model.cost(0);
@@ -82,4 +75,15 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     let what = [("decode", format!("batch of {b}, greedy, {dtype}"))];
     let extra = json!({ "bench": "decode", "batch": b, "launches": decoder.launches() });
     report_gpu(gpu, dtype, &subject, &what, extra, timing, &work, gpu.memory().reserved, output)
+}
+
+/// A decoder of greedy rows that have read nothing and begin with these tokens.
+fn admitted(model: &LanguageModel, tokens: &[u32]) -> Result<Decoder> {
+    let mut decoder = Decoder::new(model, tokens.len())?;
+    let draws = Draws { sampling: Sampling { temperature: 0.0, ..Sampling::default() }, ..Draws::default() };
+    let state = model.zero_state(1)?;
+    for &token in tokens {
+        decoder.admit(&state, Next::Token(token), &draws)?;
+    }
+    Ok(decoder)
 }

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Params, Scratch};
+use super::{Params, Past, Scratch};
 
 /// Larger logits first, then smaller ids.
 fn order(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
@@ -20,19 +20,26 @@ pub(super) fn greedy(logits: &[f32]) -> u32 {
     best as u32
 }
 
-pub(super) fn sample(params: &Params, logits: &[f32], recent: &[u32], uniform: f64, scratch: &mut Scratch) -> u32 {
+pub(super) fn sample(params: &Params, logits: &[f32], past: Past<'_>, uniform: f64, scratch: &mut Scratch) -> u32 {
     let Scratch { logits: z, kept, recent: seen } = scratch;
     z.clear();
     z.extend_from_slice(logits);
     if params.repetition_penalty != 1.0 {
         seen.clear();
-        seen.extend_from_slice(recent);
+        seen.extend_from_slice(past.recent);
         seen.sort_unstable();
         seen.dedup();
         for &id in seen.iter() {
             let z = &mut z[id as usize];
             let penalised = if *z > 0.0 { *z / params.repetition_penalty } else { *z * params.repetition_penalty };
             *z = penalised.clamp(f32::MIN, f32::MAX);
+        }
+    }
+    if params.counts() {
+        for (z, &count) in z.iter_mut().zip(past.counts).filter(|(_, count)| **count > 0) {
+            // Rounded as on a GPU: no fused multiply-add.
+            let penalty = params.frequency_penalty * f32::from(count) + params.presence_penalty;
+            *z = (*z - penalty).clamp(f32::MIN, f32::MAX);
         }
     }
     let best = greedy(z);

@@ -1,6 +1,6 @@
 //! On a GPU, against the processor.
 
-use super::cuda::History;
+use super::cuda::{Draw, Draws};
 use super::*;
 use crate::DType;
 use crate::cuda::{Buffer, Gpu};
@@ -43,18 +43,20 @@ struct Case {
 }
 
 impl Case {
-    fn recent(&self) -> Vec<&[u32]> {
-        self.recent.iter().map(Vec::as_slice).collect()
+    /// A row is the sample of its number; it has generated what it read last.
+    fn draw(&self, row: usize) -> Draw<'_> {
+        let (recent, sample) = (&self.recent[row][..], row as u64);
+        Draw { params: self.params, seed: self.seed, sample, position: self.position, recent, generated: recent }
     }
 
     /// Ids of every launch, one after another.
     fn on(&self, gpu: Gpu, launches: usize) -> Vec<Vec<u32>> {
         let b = self.recent.len();
         let (on, ids) = (OnDevice::of(gpu, &self.logits, self.v, 3, self.dtype), gpu.alloc(4 * b).unwrap());
-        let history = History::new(gpu, b).unwrap();
-        history.set(self.position, &self.recent()).unwrap();
+        let mut draws = Draws::new(gpu, b, self.v).unwrap();
+        (0..b).for_each(|row| draws.set(row, &self.draw(row)).unwrap());
         let launch = |_| {
-            super::cuda::sample(&gpu, &self.params, self.seed, on.mat(), &history, &ids).unwrap();
+            super::cuda::sample(on.mat(), &draws, &ids).unwrap();
             gpu.download(&ids, 0, b).unwrap()
         };
         (0..launches).map(launch).collect()
@@ -66,11 +68,12 @@ impl Case {
         for (launch, ids) in launches.iter().enumerate() {
             assert_eq!(ids.len(), recent.len());
             for (row, recent) in recent.iter_mut().enumerate() {
-                let uniform = philox::uniform(self.seed, row as u32, self.position + launch as u64);
+                let uniform = philox::uniform(self.seed, row as u64, self.position + launch as u64);
                 let (logits, got) = (&self.logits[row * self.v..][..self.v], ids[row]);
                 let seen = &recent[recent.len().saturating_sub(RECENT)..];
-                let want = sample(&self.params, logits, seen, uniform, &mut Scratch::default()).unwrap();
-                let near = || self.share_of(logits, seen, got).is_some_and(|(from, to)| from < uniform && uniform < to);
+                let past = Past { recent: seen, counts: &super::cuda::counts(recent, self.v) };
+                let want = sample(&self.params, logits, past, uniform, &mut Scratch::default()).unwrap();
+                let near = || self.share_of(logits, past, got).is_some_and(|(from, to)| from < uniform && uniform < to);
                 assert!(want == got || near(), "{}, row {row}: {got}, wanted {want} ({uniform})", self.name);
                 recent.push(got);
             }
@@ -78,8 +81,8 @@ impl Case {
     }
 
     /// Where numbers must lie that fall on `id`, widened by 1e-5.
-    fn share_of(&self, logits: &[f32], recent: &[u32], id: u32) -> Option<(f64, f64)> {
-        let mut shares = naive::distribution(&self.params, &wide(logits), recent);
+    fn share_of(&self, logits: &[f32], past: Past<'_>, id: u32) -> Option<(f64, f64)> {
+        let mut shares = naive::distribution(&self.params, &wide(logits), past);
         let Params { top_k, top_p, .. } = self.params;
         if top_p == 1.0 && (top_k == 0 || top_k >= self.v) {
             shares.sort_by_key(|share| share.0);
@@ -90,9 +93,17 @@ impl Case {
     }
 }
 
-const DEFAULT: Params = Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
+const DEFAULT: Params = Params {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+};
 
-const PARAMS: [Params; 16] = [
+const PARAMS: [Params; 20] = [
     DEFAULT,
     Params { temperature: 0.0, ..DEFAULT },
     Params { temperature: 0.0, repetition_penalty: 1.5, ..DEFAULT },
@@ -108,7 +119,11 @@ const PARAMS: [Params; 16] = [
     Params { top_p: 0.3, min_p: 1.0, ..DEFAULT },
     Params { temperature: 2.0, top_p: 0.999, repetition_penalty: 0.8, ..DEFAULT },
     Params { temperature: 50.0, top_k: 20_000, top_p: 0.9, ..DEFAULT },
-    Params { temperature: 0.9, top_k: 200, top_p: 0.9, min_p: 0.01, repetition_penalty: 1.3 },
+    Params { temperature: 0.9, top_k: 200, top_p: 0.9, min_p: 0.01, repetition_penalty: 1.3, ..DEFAULT },
+    Params { temperature: 0.0, presence_penalty: 1.5, ..DEFAULT },
+    Params { frequency_penalty: 0.3, ..DEFAULT },
+    Params { top_p: 0.9, presence_penalty: -0.5, frequency_penalty: 0.1, ..DEFAULT },
+    Params { top_k: 40, repetition_penalty: 1.2, presence_penalty: 0.4, frequency_penalty: -0.2, ..DEFAULT },
 ];
 
 /// A logit from a normal number and a place.
@@ -174,8 +189,10 @@ fn extreme_logits_are_safe_on_a_gpu() {
     let far = [f32::MIN, f32::MAX, 0.0, 1e-40, f32::MAX];
     for temperature in [1e-45, 1.0, f32::MAX] {
         for (top_p, repetition_penalty) in [(1.0, 1.0), (0.6, 1.0), (0.6, 1e-30), (1.0, 1e30)] {
-            let case = case(Params { temperature, top_p, repetition_penalty, ..DEFAULT }, &far);
-            case.check(&case.on(gpu, 3));
+            for frequency_penalty in [0.0, f32::MAX, f32::MIN] {
+                let case = case(Params { temperature, top_p, repetition_penalty, frequency_penalty, ..DEFAULT }, &far);
+                case.check(&case.on(gpu, 3));
+            }
         }
     }
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -205,7 +222,7 @@ fn draws_have_the_naive_distribution() {
         let ids = case.on(gpu, launches).concat();
         assert_eq!(ids, case.on(gpu, launches).concat());
         assert_ne!(ids, Case { seed: 30, ..case }.on(gpu, launches).concat());
-        let (want, draws) = (naive::distribution(&params, &wide(&row), &[]), ids.len() as f64);
+        let (want, draws) = (naive::distribution(&params, &wide(&row), Past::default()), ids.len() as f64);
         let count = |id| ids.iter().filter(|&&other| other == id).count() as f64;
         assert_eq!(draws, want.iter().map(|w| count(w.0)).sum());
         let chi: f64 = want.iter().map(|&(id, share)| (count(id) - draws * share).powi(2) / (draws * share)).sum();
@@ -220,16 +237,63 @@ fn a_graph_draws_a_new_number_at_every_launch() {
     let (b, v) = (3, 1000);
     let logits = OnDevice::of(gpu, &Random::new(1).normal(b * v), v, 0, DType::F32);
     let ids: Buffer = gpu.alloc(4 * b).unwrap();
-    let history = History::new(gpu, b).unwrap();
-    let params = Params { top_p: 0.9, repetition_penalty: 1.2, ..DEFAULT };
-    let sample = || super::cuda::sample(&gpu, &params, 5, logits.mat(), &history, &ids);
+    let mut draws = Draws::new(gpu, b, v).unwrap();
+    let params = Params { top_p: 0.9, repetition_penalty: 1.2, frequency_penalty: 0.5, ..DEFAULT };
+    let begin = |draws: &mut Draws| {
+        for row in 0..b {
+            let draw = Draw { params, seed: 5, sample: row as u64, position: 0, recent: &[], generated: &[] };
+            draws.set(row, &draw).unwrap();
+        }
+    };
+    begin(&mut draws);
+    let sample = |draws: &Draws| super::cuda::sample(logits.mat(), draws, &ids);
     let read = || gpu.download::<u32>(&ids, 0, b).unwrap();
-    let want: Vec<Vec<u32>> = (0..6).map(|_| (sample().unwrap(), read()).1).collect();
-    history.set(0, &[&[][..]; 3]).unwrap();
-    let (graph, ()) = gpu.capture(sample).unwrap();
+    let want: Vec<Vec<u32>> = (0..6).map(|_| (sample(&draws).unwrap(), read()).1).collect();
+    let (graph, ()) = gpu.capture(|| sample(&draws)).unwrap();
+    // A captured launch reads what the rows say now.
+    begin(&mut draws);
     let got: Vec<Vec<u32>> = (0..6).map(|_| (graph.launch().unwrap(), read()).1).collect();
     assert_eq!(want, got);
     assert!(want.windows(2).any(|pair| pair[0] != pair[1]));
+}
+
+#[test]
+fn rows_draw_each_by_itself() {
+    let Some(gpu) = gpu() else { return };
+    let (b, v) = (5, 700);
+    let row = Random::new(2).normal(v);
+    let (many, one) = (OnDevice::of(gpu, &row.repeat(b), v, 0, DType::F32), OnDevice::of(gpu, &row, v, 0, DType::F32));
+    let draw = |i: usize| Draw {
+        params: PARAMS[4 * i % PARAMS.len()],
+        seed: 11 + i as u64 % 2,
+        sample: 1 << (8 * i),
+        position: 7 * i as u64,
+        recent: &[1, 2, 3],
+        generated: &[2, 2],
+    };
+    let ids = gpu.alloc(4 * b).unwrap();
+    let mut alone = Vec::new();
+    for i in 0..b {
+        let mut draws = Draws::new(gpu, 1, v).unwrap();
+        draws.set(0, &draw(i)).unwrap();
+        super::cuda::sample(one.mat(), &draws, &ids).unwrap();
+        alone.push(gpu.download::<u32>(&ids, 0, 1).unwrap()[0]);
+    }
+    // In another order, one of them nobody's, then that one by itself.
+    let mut draws = Draws::new(gpu, b, v).unwrap();
+    (1..b).for_each(|i| draws.set(b - 1 - i, &draw(i)).unwrap());
+    super::cuda::sample(many.mat(), &draws, &ids).unwrap();
+    let mut want: Vec<u32> = alone.iter().rev().copied().collect();
+    want[b - 1] = 0;
+    assert_eq!(want, gpu.download::<u32>(&ids, 0, b).unwrap());
+    draws.set(b - 1, &draw(0)).unwrap();
+    super::cuda::sample_row(one.mat(), &draws, b - 1, &ids).unwrap();
+    want[b - 1] = alone[0];
+    assert_eq!(want, gpu.download::<u32>(&ids, 0, b).unwrap());
+    draws.clear(0).unwrap();
+    super::cuda::sample(many.mat(), &draws, &ids).unwrap();
+    assert_eq!(gpu.download::<u32>(&ids, 0, 1).unwrap(), [0]);
+    assert!(draws.clear(b).is_err() && super::cuda::sample(one.mat(), &draws, &ids).is_err());
 }
 
 #[test]
@@ -244,9 +308,13 @@ fn bench() {
         for dtype in [DType::F32, DType::Bf16] {
             let logits: Vec<f32> = Random::new(1).normal(b * v).iter().map(|z| 2.5 * z).collect();
             let logits = OnDevice::of(gpu, &logits, v, 0, dtype);
-            let (ids, history) = (gpu.alloc(4 * b).unwrap(), History::new(gpu, b).unwrap());
+            let (ids, mut draws) = (gpu.alloc(4 * b).unwrap(), Draws::new(gpu, b, v).unwrap());
             for (name, params) in [("greedy", greedy), ("temperature", DEFAULT), ("top-p", usual), ("all", all)] {
-                let run = || super::cuda::sample(&gpu, &params, 1, logits.mat(), &history, &ids);
+                for row in 0..b {
+                    let draw = Draw { params, seed: 1, sample: row as u64, position: 0, recent: &[], generated: &[] };
+                    draws.set(row, &draw).unwrap();
+                }
+                let run = || super::cuda::sample(logits.mat(), &draws, &ids);
                 run().unwrap();
                 println!("sample {name}, {b} rows of {dtype}: {:.4} ms", median(gpu.time(20, run).unwrap()));
             }

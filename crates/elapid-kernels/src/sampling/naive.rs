@@ -1,16 +1,20 @@
 //! The definition, by sorting everything.
 
-use super::Params;
+use super::{Params, Past};
 use crate::Float;
 
 /// Each id that may be chosen with its probability, best first.
-pub fn distribution<T: Float>(params: &Params, logits: &[T], recent: &[u32]) -> Vec<(u32, T)> {
+pub fn distribution<T: Float>(params: &Params, logits: &[T], past: Past<'_>) -> Vec<(u32, T)> {
     let of = |x: f32| T::of(f64::from(x));
     let mut kept: Vec<(u32, T)> = (0..).zip(logits.iter().copied()).collect();
     for (id, z) in &mut kept {
-        if recent.contains(id) {
+        if past.recent.contains(id) {
             let penalty = of(params.repetition_penalty);
             *z = if *z > T::zero() { *z / penalty } else { *z * penalty };
+        }
+        let count = past.counts.get(*id as usize).copied().unwrap_or(0);
+        if count > 0 {
+            *z -= of(params.presence_penalty) + of(params.frequency_penalty) * T::of(f64::from(count));
         }
     }
     kept.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal).then(a.0.cmp(&b.0)));

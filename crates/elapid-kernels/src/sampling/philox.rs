@@ -12,9 +12,11 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The number in `[0, 1)` that decides which token row `row` has at `position`, on a GPU.
-pub fn uniform(seed: u64, row: u32, position: u64) -> f64 {
-    let counter = [position as u32, (position >> 32) as u32, row, 0];
+/// The number in `[0, 1)` that decides which token sample `sample` has after `position` others.
+///
+/// It depends on nothing else: not on the device, the batch, the row, or what was drawn before.
+pub fn uniform(seed: u64, sample: u64, position: u64) -> f64 {
+    let counter = [position as u32, (position >> 32) as u32, sample as u32, (sample >> 32) as u32];
     let [high, low, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
     let bits = u64::from(high) << 32 | u64::from(low);
     (bits >> 11) as f64 / (1u64 << 53) as f64

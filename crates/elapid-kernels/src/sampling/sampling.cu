@@ -11,18 +11,28 @@
 // which of 2048 bins it lies; the bin's tokens are sorted if they are a block's threads at most, else the bin is cut
 // again, by the order of their bits, until they are few or all equal.
 
-struct Args {
-  Mat<T> logits;   // [b v]
-  u32* ids;        // [b]
-  u64* positions;  // [b]: how many tokens a row has read
-  u32* recent;     // [RECENT b]: token p of a row is in line p % RECENT
+// How a row draws. On the device, so that a captured launch serves rows that come and go.
+struct Draw {
   u64 seed;
-  i64 v;
-  i64 top_k;         // v for all
+  u64 sample;
+  u64 position;      // how many tokens were read
+  u16* counts;       // [v]: how often each token was generated; null without such a penalty
+  u64 top_k;         // v for all
   double top_p;      // 1 for all
   double log_min_p;  // -inf for all
   float temperature;
-  float penalty;
+  float repetition;
+  float presence;
+  float frequency;
+  u64 active;  // 0: nobody's row
+};
+
+struct Args {
+  Mat<T> logits;  // [b v]
+  u32* ids;       // [b]
+  Draw* draws;    // [b]
+  u32* recent;    // [b RECENT]: token p of a row is in column p % RECENT
+  i64 v;
 };
 
 #define THREADS 1024
@@ -33,6 +43,7 @@ struct Args {
 #define MAX_FLOAT 3.40282347e38f
 
 struct Shared {
+  Draw draw;
   u64 mass[BINS];
   u64 list[THREADS];
   u64 sums[WARPS];
@@ -49,7 +60,7 @@ struct Shared {
   u32 low;
   u32 high;
 };
-static_assert(sizeof(Shared) == 33704, "what a launch has before the bits of tokens");
+static_assert(sizeof(Shared) == 33784, "what a launch has before the bits of tokens");
 
 // The larger logit, the smaller id of equals.
 __device__ __forceinline__ void better(float& x, u32& id, float y, u32 other) {
@@ -86,9 +97,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) greedy(const __grid_consta
   a.ids[blockIdx.x] = finite ? id : ALL;
 }
 
-// 64 bits of Philox4x32-10 (Salmon et al. 2011), counter (position, row), key seed.
-__device__ __forceinline__ u64 philox(u64 seed, u32 row, u64 position) {
-  u32 c0 = u32(position), c1 = u32(position >> 32), c2 = row, c3 = 0;
+// 64 bits of Philox4x32-10 (Salmon et al. 2011), counter (position, sample), key seed.
+__device__ __forceinline__ u64 philox(u64 seed, u64 sample, u64 position) {
+  u32 c0 = u32(position), c1 = u32(position >> 32), c2 = u32(sample), c3 = u32(sample >> 32);
   u32 k0 = u32(seed), k1 = u32(seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
@@ -110,9 +121,10 @@ __device__ __forceinline__ float of_key(u32 key) { return __uint_as_float(key >>
 // A row of logits as it is sampled from.
 struct Row {
   const T* logits;
-  const u32* marked;  // null without a penalty
+  const u32* marked;  // null without a repetition penalty
+  bool counted;       // whether there is a presence or frequency penalty
+  const Draw* draw;
   int v;
-  float penalty;
   // Halves, so that no difference overflows.
   float top;          // half the best logit
   float temperature;  // half of it
@@ -123,7 +135,13 @@ struct Row {
     float z = to_float(logits[j]);
     // What is not finite stays so.
     if (marked && marked[j / 32] >> (j % 32) & 1 && fabsf(z) <= MAX_FLOAT) {
-      z = fminf(fmaxf(z > 0.0f ? z / penalty : z * penalty, -MAX_FLOAT), MAX_FLOAT);
+      z = fminf(fmaxf(z > 0.0f ? z / draw->repetition : z * draw->repetition, -MAX_FLOAT), MAX_FLOAT);
+    }
+    u32 count = counted ? draw->counts[j] : 0;
+    if (count > 0 && fabsf(z) <= MAX_FLOAT) {
+      // Rounded as on the CPU: no fused multiply-add.
+      float penalty = __fadd_rn(__fmul_rn(draw->frequency, float(count)), draw->presence);
+      z = fminf(fmaxf(__fsub_rn(z, penalty), -MAX_FLOAT), MAX_FLOAT);
     }
     return z + 0.0f;  // -0 is 0
   }
@@ -322,7 +340,7 @@ __device__ __forceinline__ void mark(const Args& a, u32* marked) {
   for (i64 i = threadIdx.x; i < (a.v + 31) / 32; i += THREADS) marked[i] = 0;
   __syncthreads();
   if (threadIdx.x < RECENT) {
-    u32 id = a.recent[i64(threadIdx.x) * gridDim.x + blockIdx.x];
+    u32 id = a.recent[i64(blockIdx.x) * RECENT + threadIdx.x];
     if (id < a.v) atomicOr(&marked[id / 32], 1u << (id % 32));
   }
   __syncthreads();
@@ -356,18 +374,25 @@ __device__ __forceinline__ u32 survey(Row& row, Shared& s, float temperature) {
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
-  u64 position = a.positions[blockIdx.x];
-  u64 bits = philox(a.seed, blockIdx.x, position);
-  bool penalised = a.penalty != 1.0f;
+  // In shared memory, because registers are full.
+  if (threadIdx.x == 0) s.draw = a.draws[blockIdx.x];
+  __syncthreads();
+  const Draw& d = s.draw;
+  if (!d.active) {
+    if (threadIdx.x == 0) a.ids[blockIdx.x] = 0;
+    return;
+  }
+  u64 bits = philox(d.seed, d.sample, d.position);
+  bool penalised = d.repetition != 1.0f;
   u32* marked = reinterpret_cast<u32*>(memory + sizeof(Shared));
   if (penalised) mark(a, marked);
-  Row row = {a.logits.row(blockIdx.x), penalised ? marked : nullptr, int(a.v), a.penalty};
-  u32 id = survey(row, s, a.temperature);
-  if (id != ALL && a.temperature > 0.0f && a.top_k > 1) {
+  Row row = {a.logits.row(blockIdx.x), penalised ? marked : nullptr, d.counts != nullptr, &d, int(a.v)};
+  u32 id = survey(row, s, d.temperature);
+  if (id != ALL && d.temperature > 0.0f && d.top_k > 1) {
     // The smallest float that min-p leaves.
-    float floor = __double2float_ru(2.0 * double(row.top) + double(a.temperature) * a.log_min_p);
+    float floor = __double2float_ru(2.0 * double(row.top) + double(d.temperature) * d.log_min_p);
     auto share = [&](u64 mass) { return __umul64hi(bits, mass); };
-    if (a.top_k >= a.v && a.top_p >= 1.0) {
+    if (d.top_k >= u64(a.v) && d.top_p >= 1.0) {
       id = in_order(row, s, [&](float z) { return z >= floor ? row.weight(z) : 0; }, share);
     } else {
       u64 all = 0, above = 0, count = 0, mass, mass_above;
@@ -378,14 +403,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
       block_before(above, s.sums, mass_above);
       block_before(count, s.sums, count);
       bool fresh = true;
-      if (u64(a.top_k) < count) descend(row, s, true, a.top_k - 1, fresh, mass);
+      if (d.top_k < count) descend(row, s, true, d.top_k - 1, fresh, mass);
       // A token is in the nucleus if what is before it is less than the limit.
-      if (a.top_p < 1.0) descend(row, s, false, u64(ceil(a.top_p * double(mass))) - 1, fresh, mass);
+      if (d.top_p < 1.0) descend(row, s, false, u64(ceil(d.top_p * double(mass))) - 1, fresh, mass);
       id = descend(row, s, false, share(min(mass, mass_above)), fresh, mass);
     }
   }
   if (threadIdx.x != 0) return;
   a.ids[blockIdx.x] = id;
-  a.recent[i64(position % RECENT) * gridDim.x + blockIdx.x] = id;
-  a.positions[blockIdx.x] = position + 1;
+  a.recent[i64(blockIdx.x) * RECENT + d.position % RECENT] = id;
+  a.draws[blockIdx.x].position = d.position + 1;
+  if (d.counts && id < a.v && d.counts[id] < 65535) d.counts[id] += 1;
 }

@@ -9,7 +9,7 @@ proptest! {
     fn shares_are_naive(
         v in 1usize..60,
         (temperature, top_k, top_p, min_p) in (0.3f32..2.0, 0usize..12, 0.1f32..1.3, -0.3f32..0.6),
-        penalty in 0.8f32..1.5,
+        (penalty, presence, frequency) in (0.8f32..1.5, -0.5f32..1.0, -0.2f32..0.5),
         ties: bool,
         seed: u64,
     ) {
@@ -19,13 +19,21 @@ proptest! {
             logits.iter_mut().for_each(|z| *z = z.round());
         }
         let recent: Vec<u32> = (0..8).map(|_| random.below(v) as u32).collect();
-        let params =
-            Params { temperature, top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0), repetition_penalty: penalty };
-        let want = naive::distribution(&params, &wide(&logits), &recent);
+        let past = Past { recent: &recent, counts: &cuda::counts(&recent[3..], v) };
+        let params = Params {
+            temperature,
+            top_k,
+            top_p: top_p.min(1.0),
+            min_p: min_p.max(0.0),
+            repetition_penalty: penalty,
+            presence_penalty: presence,
+            frequency_penalty: frequency,
+        };
+        let want = naive::distribution(&params, &wide(&logits), past);
         let (grid, mut scratch, mut counts) = (2000, Scratch::default(), vec![0.0; v]);
         for i in 0..grid {
             let uniform = (i as f64 + 0.5) / grid as f64;
-            counts[sample(&params, &logits, &recent, uniform, &mut scratch).unwrap() as usize] += 1.0 / grid as f64;
+            counts[sample(&params, &logits, past, uniform, &mut scratch).unwrap() as usize] += 1.0 / grid as f64;
         }
         for (id, count) in (0..).zip(counts) {
             let want = want.iter().find(|w| w.0 == id).map_or(0.0, |w| w.1);
@@ -41,17 +49,17 @@ fn a_long_nucleus_is_naive() {
     for top_p in [0.01, 0.5, 0.999] {
         for min_p in [0.0, 0.1] {
             let params = Params { top_p, min_p, ..Params::default() };
-            let want = naive::distribution(&params, &wide(&logits), &[]);
+            let want = naive::distribution(&params, &wide(&logits), Past::default());
             let mut at = 0.0;
             for &(id, share) in want.iter() {
                 let uniform: f64 = at + share / 2.0;
-                assert_eq!(sample(&params, &logits, &[], uniform, &mut Scratch::default()).unwrap(), id);
+                assert_eq!(sample(&params, &logits, Past::default(), uniform, &mut Scratch::default()).unwrap(), id);
                 at += share;
                 if at > 0.02 {
                     break;
                 }
             }
-            let last = sample(&params, &logits, &[], 1.0 - 1e-12, &mut Scratch::default()).unwrap();
+            let last = sample(&params, &logits, Past::default(), 1.0 - 1e-12, &mut Scratch::default()).unwrap();
             assert_eq!(last, want[want.len() - 1].0);
         }
     }
@@ -61,8 +69,8 @@ fn a_long_nucleus_is_naive() {
 fn greedy_takes_the_first_of_equals() {
     assert_eq!(greedy(&[1.0, 3.0, 3.0]).unwrap(), 1);
     let cold = Params { temperature: 0.0, repetition_penalty: 2.0, ..Params::default() };
-    assert_eq!(sample(&cold, &[1.0, 3.0, 2.0], &[1, 1], 0.9, &mut Scratch::default()).unwrap(), 2);
-    assert_eq!(sample(&cold, &[-1.0, -3.0, -2.0], &[0, 0], 0.9, &mut Scratch::default()).unwrap(), 0);
+    assert_eq!(sample(&cold, &[1.0, 3.0, 2.0], Past::recent(&[1, 1]), 0.9, &mut Scratch::default()).unwrap(), 2);
+    assert_eq!(sample(&cold, &[-1.0, -3.0, -2.0], Past::recent(&[0, 0]), 0.9, &mut Scratch::default()).unwrap(), 0);
 }
 
 #[test]
@@ -71,7 +79,7 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(greedy(&[0.0, f32::NAN]).unwrap_err().got, "NaN for id 1");
     assert!(greedy(&[]).is_err());
     let mut argument = |params: Params, recent: &[u32], uniform| {
-        sample(&params, &[0.0, 1.0], recent, uniform, &mut scratch).unwrap_err().argument
+        sample(&params, &[0.0, 1.0], Past::recent(recent), uniform, &mut scratch).unwrap_err().argument
     };
     let default = Params::default();
     assert_eq!(argument(default, &[2], 0.0), "recent");
@@ -80,13 +88,36 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(argument(Params { top_p: 0.0, ..default }, &[], 0.0), "top_p");
     assert_eq!(argument(Params { min_p: 1.5, ..default }, &[], 0.0), "min_p");
     assert_eq!(argument(Params { repetition_penalty: 0.0, ..default }, &[], 0.0), "repetition_penalty");
+    assert_eq!(argument(Params { presence_penalty: f32::NAN, ..default }, &[], 0.0), "presence_penalty");
+    assert_eq!(argument(Params { frequency_penalty: f32::INFINITY, ..default }, &[], 0.0), "frequency_penalty");
+    let past = Past { recent: &[], counts: &[1] };
+    assert_eq!(sample(&default, &[0.0, 1.0], past, 0.0, &mut scratch).unwrap_err().argument, "counts");
+}
+
+#[test]
+fn presence_counts_once_and_frequency_each_time() {
+    // Token 0 was generated three times, token 1 once; token 2 is of the prompt and not counted.
+    let past = Past { recent: &[2, 0, 0, 0, 1], counts: &[3, 1, 0] };
+    let choose = |logits: &[f32], presence_penalty, frequency_penalty| {
+        let params = Params { temperature: 0.0, presence_penalty, frequency_penalty, ..Params::default() };
+        sample(&params, logits, past, 0.0, &mut Scratch::default()).unwrap()
+    };
+    assert_eq!(choose(&[2.0, 1.5, 1.25], 0.0, 0.0), 0);
+    // 1, 0.5, 1.25
+    assert_eq!(choose(&[2.0, 1.5, 1.25], 1.0, 0.0), 2);
+    // 1.25, 1.25, 1.0
+    assert_eq!(choose(&[2.0, 1.5, 1.0], 0.0, 0.25), 0);
+    // 1.1, 1.2, 1.0
+    assert_eq!(choose(&[2.0, 1.5, 1.0], 0.0, 0.3), 1);
+    // Below 0 they are encouraged.
+    assert_eq!(choose(&[-2.0, -1.0, 0.0], -1.0, -0.5), 0);
 }
 
 #[test]
 fn extreme_logits_are_safe() {
     let mut scratch = Scratch::default();
     let sharp = Params { temperature: 1e-30, repetition_penalty: 1e-30, ..Params::default() };
-    assert_eq!(sample(&sharp, &[f32::MAX, f32::MIN, 0.0], &[0, 1], 0.5, &mut scratch).unwrap(), 0);
+    assert_eq!(sample(&sharp, &[f32::MAX, f32::MIN, 0.0], Past::recent(&[0, 1]), 0.5, &mut scratch).unwrap(), 0);
 }
 
 #[test]
@@ -107,12 +138,22 @@ fn philox_has_the_published_numbers() {
 }
 
 #[test]
-fn a_history_has_a_token_where_its_position_says() {
-    let lines = cuda::lines(RECENT as u64 + 2, &[&[7, 8, 9], &[]]);
-    let row = |row: usize| lines.iter().skip(row).step_by(2).copied().collect::<Vec<_>>();
-    assert_eq!((row(0)[RECENT - 1], row(0)[0], row(0)[1], row(0)[2]), (7, 8, 9, u32::MAX));
-    assert!(row(1).iter().all(|&id| id == u32::MAX));
+fn a_number_depends_on_seed_sample_and_position_alone() {
+    let numbers: Vec<f64> = (0..8).map(|position| philox::uniform(5, 1 << 40, position)).collect();
+    // In any order, and with others in between.
+    for position in (0..8).rev() {
+        philox::uniform(6, 0, position);
+        assert_eq!(philox::uniform(5, 1 << 40, position), numbers[position as usize]);
+    }
+    assert_ne!(philox::uniform(5, 1 << 40, 3), philox::uniform(5, 0, 3));
+}
+
+#[test]
+fn a_line_has_a_token_where_its_position_says() {
+    let line = cuda::line(RECENT as u64 + 2, &[7, 8, 9]);
+    assert_eq!((line[RECENT - 1], line[0], line[1], line[2]), (7, 8, 9, u32::MAX));
+    assert!(cuda::line(4, &[]).iter().all(|&id| id == u32::MAX));
     let long: Vec<u32> = (0..300).collect();
-    let full = cuda::lines(300, &[&long]);
+    let full = cuda::line(300, &long);
     assert_eq!((full[299 % RECENT], full[300 % RECENT]), (299, 44));
 }

@@ -309,6 +309,23 @@ impl State {
         Ok(())
     }
 
+    /// Writes a state of one row into row `row` of this one, on a GPU.
+    ///
+    /// # Errors
+    /// If it is not one row of the same model, or the device fails.
+    pub(crate) fn write_row(&mut self, row: usize, from: &State) -> Result<()> {
+        if !from.fits(&self.spec) || from.rows() != 1 {
+            return Err(state_error(format!("one row of this model wanted, got {} of it or another", from.rows())));
+        }
+        for (from, to) in from.fixed().zip(self.fixed()) {
+            let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };
+            let (from, mut to) = (from.to(to.device(), to.dtype())?, to.narrow(row, 1));
+            gpu.copy(from.mat(), to.mat_mut())?;
+        }
+        self.rows[row] = from.rows[0];
+        Ok(())
+    }
+
     pub(crate) fn write_values(&self, from: &State) -> Result<()> {
         for (from, to) in from.fixed().zip(self.fixed()) {
             let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };

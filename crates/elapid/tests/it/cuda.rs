@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use elapid::Layout;
 use elapid::config::ModelConfig;
+use elapid::decode::{Decoder, Draws, Next};
 use elapid::generate::{Generator, Sampling};
 use elapid::lm::Positions;
 use elapid::{DType, Device, LanguageModel};
@@ -145,25 +146,32 @@ fn a_decoder_draws_what_a_generator_draws() {
             (0..50).map(|_| sequence.next_token().unwrap()).collect()
         })
         .collect();
-    let states: Vec<elapid::State> = prompts
-        .iter()
-        .map(|prompt| {
-            let head: Vec<u32> = prompt[..prompt.len() - 1].iter().map(|&byte| u32::from(byte)).collect();
-            let cx = model.inference(Layout::new(1, head.len()));
-            model.logits(&cx, &head, model.zero_state(1).unwrap(), Positions::Last).unwrap().1
-        })
-        .collect();
-    let mut decoder = elapid::decode::Decoder::new(&model, 3).unwrap();
-    decoder.set_state(&elapid::State::stack(&states).unwrap()).unwrap();
-    decoder.start(&prompts.map(|prompt| u32::from(prompt[prompt.len() - 1]))).unwrap();
+    let mut decoder = Decoder::new(&model, 3).unwrap();
+    let draws = Draws { sampling: greedy, ..Draws::default() };
+    for prompt in prompts {
+        let head: Vec<u32> = prompt[..prompt.len() - 1].iter().map(|&byte| u32::from(byte)).collect();
+        let cx = model.inference(Layout::new(1, head.len()));
+        let state = model.logits(&cx, &head, model.zero_state(1).unwrap(), Positions::Last).unwrap().1;
+        decoder.admit(&state, Next::Token(u32::from(prompt[prompt.len() - 1])), &draws).unwrap();
+    }
     let mut got = vec![Vec::new(); 3];
     for _ in 0..50 {
         decoder.step().unwrap();
-        got.iter_mut().zip(decoder.tokens().unwrap()).for_each(|(row, id)| row.push(id));
+        got.iter_mut().zip(decoder.tokens().unwrap()).for_each(|(row, (_, id))| row.push(id));
     }
     assert_eq!(want, got);
     assert!(decoder.launches() > 0);
-    assert!(decoder.start(&[1, 2]).is_err() && decoder.start(&[1, 2, 9999]).is_err());
+}
+
+/// A decoder of rows that have read nothing: row `i` begins with token `start[i]` and is sample `i` of the seed.
+fn beginning(model: &LanguageModel, start: &[u32], sampling: Sampling, seed: u64) -> Decoder {
+    let mut decoder = Decoder::new(model, start.len()).unwrap();
+    let state = model.zero_state(1).unwrap();
+    for (&token, sample) in start.iter().zip(0..) {
+        let draws = Draws { sampling, seed, sample, ..Draws::default() };
+        decoder.admit(&state, Next::Token(token), &draws).unwrap();
+    }
+    decoder
 }
 
 #[test]
@@ -173,49 +181,45 @@ fn sampled_decoding_is_a_function_of_the_seed() {
     let sampling = Sampling { temperature: 0.9, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::default() };
     for dtype in [DType::F32, DType::Bf16] {
         let model = model.to(Device::Cuda(gpu), dtype).unwrap();
-        let draw = |seed: u64, rows: usize| -> Vec<Vec<u32>> {
-            let decoder = elapid::decode::Decoder::new(&model, rows).unwrap();
-            let mut decoder = decoder.with_sampling(sampling, seed).unwrap();
-            decoder.start(&vec![u32::from(b'\n'); rows]).unwrap();
+        let draw = |seed: u64| -> Vec<Vec<u32>> {
+            let mut decoder = beginning(&model, &[u32::from(b'\n'); 3], sampling, seed);
             let step = |_| {
                 decoder.step().unwrap();
-                decoder.tokens().unwrap()
+                decoder.tokens().unwrap().into_iter().map(|(_, id)| id).collect()
             };
             (0..40).map(step).collect()
         };
-        let first = draw(1, 3);
-        assert_eq!(first, draw(1, 3));
-        assert_ne!(first, draw(2, 3));
-        // Rows have their own numbers.
+        let first = draw(1);
+        assert_eq!(first, draw(1));
+        assert_ne!(first, draw(2));
+        // Samples have their own numbers.
         assert!(first.iter().any(|tokens| tokens[0] != tokens[1]));
     }
-    let decoder = elapid::decode::Decoder::new(&model, 1);
-    assert!(decoder.is_err(), "the model is on the processor");
 }
 
 #[test]
 fn a_decoder_draws_from_its_logits() {
-    use elapid_kernels::sampling::{Scratch, philox, sample};
+    use elapid_kernels::sampling::{Past, Scratch, philox, sample};
     let Some(gpu) = gpu() else { return };
     let model = elapid::embedded::model().unwrap();
-    let sampling = Sampling { temperature: 0.9, top_k: 50, repetition_penalty: 1.3, ..Sampling::default() };
+    let sampling =
+        Sampling { temperature: 0.9, top_k: 50, repetition_penalty: 1.3, presence_penalty: 0.2, ..Sampling::default() };
     for dtype in [DType::F32, DType::Bf16] {
         let model = model.to(Device::Cuda(gpu), dtype).unwrap();
-        let decoder = elapid::decode::Decoder::new(&model, 2).unwrap();
-        let mut decoder = decoder.with_sampling(sampling, 7).unwrap();
         let mut read = [vec![u32::from(b'a')], vec![u32::from(b'b')]];
-        decoder.start(&[read[0][0], read[1][0]]).unwrap();
+        let mut decoder = beginning(&model, &[read[0][0], read[1][0]], sampling, 7);
+        let mut counts = vec![vec![0u16; model.config().padded_vocab_size()]; 2];
         let mut others = 0;
         for position in 1..=300u64 {
             decoder.step().unwrap();
-            let logits = decoder.logits().unwrap().unwrap();
-            let tokens = decoder.tokens().unwrap();
-            for (row, logits) in logits.chunks(logits.len() / 2).enumerate() {
-                let recent = &read[row][read[row].len().saturating_sub(256)..];
-                let uniform = philox::uniform(7, row as u32, position);
-                let want = sample(&sampling, logits, recent, uniform, &mut Scratch::default()).unwrap();
-                others += u32::from(want != tokens[row]);
-                read[row].push(tokens[row]);
+            for (row, (id, token)) in decoder.tokens().unwrap().into_iter().enumerate() {
+                let logits = decoder.logits(id).unwrap().unwrap();
+                let past = Past { recent: &read[row][read[row].len().saturating_sub(256)..], counts: &counts[row] };
+                let uniform = philox::uniform(7, row as u64, position);
+                others +=
+                    u32::from(token != sample(&sampling, &logits, past, uniform, &mut Scratch::default()).unwrap());
+                counts[row][token as usize] += 1;
+                read[row].push(token);
             }
         }
         // A number can lie at the border between two tokens.
@@ -225,7 +229,7 @@ fn a_decoder_draws_from_its_logits() {
 
 #[test]
 fn a_generator_on_a_gpu_draws_from_its_logits() {
-    use elapid_kernels::sampling::{Scratch, philox, sample};
+    use elapid_kernels::sampling::{Past, Scratch, philox, sample};
     let Some(gpu) = gpu() else { return };
     let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::F32).unwrap();
     let sampling = Sampling { temperature: 0.8, top_p: 0.9, repetition_penalty: 1.2, ..Sampling::default() };
@@ -239,7 +243,8 @@ fn a_generator_on_a_gpu_draws_from_its_logits() {
     reader.read(&read).unwrap();
     for &id in &drawn {
         let uniform = philox::uniform(3, 0, read.len() as u64);
-        let want = sample(&sampling, reader.logits().unwrap(), &read, uniform, &mut Scratch::default()).unwrap();
+        let logits = reader.logits().unwrap();
+        let want = sample(&sampling, logits, Past::recent(&read), uniform, &mut Scratch::default()).unwrap();
         assert_eq!(want, id, "after {} tokens", read.len());
         reader.read(&[id]).unwrap();
         read.push(id);
@@ -252,14 +257,13 @@ fn a_generator_on_a_gpu_draws_from_its_logits() {
         sequence.read(&[u32::from(b'\n')]).unwrap();
     }
     assert_eq!(sequence.next_token().unwrap(), reader.next_token().unwrap());
-    let (one, other) = (sequence.suspend(), reader.suspend());
+    let (one, other) = (sequence.suspend().unwrap(), reader.suspend().unwrap());
     assert_eq!((one.pending, &one.recent), (other.pending, &other.recent));
     assert_eq!(one.state.position(), other.state.position());
     close("the state", &numbers(&one.state), &numbers(&other.state));
     // What goes on from the state goes on as it would.
     let draw = |suspended: elapid::generate::Suspended| {
-        let mut sequence = Generator::from_state(&model, suspended.state, sampling, 3).with_recent(&suspended.recent);
-        sequence.read(suspended.pending.as_slice()).unwrap();
+        let mut sequence = Generator::resume(&model, suspended, sampling, 3);
         (0..10).map(|_| sequence.next_token().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(draw(one), draw(other));
@@ -271,22 +275,37 @@ fn a_generator_on_a_gpu_draws_from_its_logits() {
 fn a_step_in_one_launch_is_the_operations() {
     let Some(gpu) = gpu() else { return };
     let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     for rows in [1, 5, 20] {
         let start: Vec<u32> = (0..rows as u32).map(|row| u32::from(b'a') + row).collect();
-        let mut fused = elapid::decode::Decoder::new(&model, rows).unwrap();
-        let mut plain = elapid::decode::Decoder::by_operations(&model, rows).unwrap();
+        let mut fused = Decoder::new(&model, rows).unwrap();
+        let mut plain = Decoder::by_operations(&model, rows).unwrap();
+        let (zero, draws) = (model.zero_state(1).unwrap(), Draws { sampling: greedy, ..Draws::default() });
+        for decoder in [&mut fused, &mut plain] {
+            for &token in &start {
+                decoder.admit(&zero, Next::Token(token), &draws).unwrap();
+            }
+        }
         assert_eq!(fused.launches(), 1);
         for position in 0..40 {
-            // Both read the same tokens, whatever they would choose.
-            let tokens = if position == 0 { start.clone() } else { plain.tokens().unwrap() };
-            fused.start(&tokens).unwrap();
-            plain.start(&tokens).unwrap();
             fused.step().unwrap();
             plain.step().unwrap();
-            let (got, want) = (fused.logits().unwrap().unwrap(), plain.logits().unwrap().unwrap());
+            let logits = |decoder: &Decoder| -> Vec<f32> {
+                decoder.rows().flat_map(|row| decoder.logits(row).unwrap().unwrap()).collect()
+            };
+            let (got, want) = (logits(&fused), logits(&plain));
             let error = got.iter().zip(&want).map(|(a, b)| f64::from((a - b).powi(2))).sum::<f64>();
             let size = want.iter().map(|x| f64::from(x.powi(2))).sum::<f64>();
             assert!((error / size).sqrt() < 2e-2, "{rows} rows at {position}: {}", (error / size).sqrt());
+            // Both read the same tokens, whatever they would choose.
+            let tokens = plain.tokens().unwrap();
+            for decoder in [&mut fused, &mut plain] {
+                let rows: Vec<_> = decoder.rows().collect();
+                for (row, &(_, token)) in rows.into_iter().zip(&tokens) {
+                    let state = decoder.release(row).unwrap();
+                    decoder.admit(&state, Next::Token(token), &draws).unwrap();
+                }
+            }
         }
     }
 }
@@ -302,7 +321,7 @@ fn a_sequence_suspended_on_a_gpu_goes_on_as_it_would() {
     let mut first = Generator::new(&model, greedy, 0).unwrap();
     first.read(b"JULIET:\n".map(u32::from).as_slice()).unwrap();
     let mut got: Vec<u32> = (0..17).map(|_| first.next_token().unwrap()).collect();
-    let suspended = first.suspend();
+    let suspended = first.suspend().unwrap();
     let state = suspended.state.to(Device::Cpu).unwrap().to(Device::Cuda(gpu)).unwrap();
     let mut second = Generator::from_state(&model, state, greedy, 0);
     second.read(&[suspended.pending.unwrap()]).unwrap();

@@ -4,6 +4,7 @@ mod ablations;
 mod autograd;
 mod contract;
 mod cuda;
+mod decoder;
 mod layers;
 mod sizes;
 mod states;

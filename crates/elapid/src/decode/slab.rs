@@ -1,0 +1,164 @@
+//! Rows on a GPU: places in buffers of fixed address, all of them computed in every step.
+//!
+//! A step reads tokens that lie on the device, updates the states in place and leaves the next tokens where the next step
+//! reads them. Where there is a fused step (`crate::fused`: a Mamba-1 model in bf16 with few rows takes a step in one
+//! launch) it is launched, and tokens are drawn in a second launch unless every row takes the likeliest one; otherwise the
+//! operations, the drawing among them, are captured once as a graph. How a row draws is in arrays on the device, so that
+//! admitting and releasing rows changes no launch. A free place goes on from whatever it has; nobody reads it.
+
+use std::sync::Arc;
+
+use elapid_kernels::cuda::{Buffer, Gpu, Graph};
+use elapid_kernels::sampling::cuda as sampling;
+
+use crate::Layout;
+use crate::fused::{self, FusedStep};
+use crate::lm::{LanguageModel, Positions};
+use crate::ops::Ids;
+use crate::pass::Steps;
+use crate::state::State;
+use crate::{DType, Result, Tensor};
+
+use super::draws::Draws;
+use super::row::Next;
+
+/// Calls that run as they are before one is captured: kernels are compiled in them.
+const WARM_UP: u32 = 2;
+
+pub(super) struct Slab {
+    gpu: Gpu,
+    v: usize,
+    /// `[rows]` u32: what rows read next.
+    ids: Arc<Buffer>,
+    state: State,
+    fused: Option<Box<dyn FusedStep>>,
+    steps: Arc<Steps>,
+    draws: sampling::Draws,
+    places: Vec<Place>,
+    graph: Option<(Graph, Tensor)>,
+    logits: Option<Tensor>,
+    runs: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// Whether its tokens are not simply the likeliest.
+    draws: bool,
+    /// Whether it took part in a step since its admission.
+    stepped: bool,
+}
+
+impl Slab {
+    pub(super) fn new(model: &LanguageModel, gpu: Gpu, rows: usize, fused: bool) -> Result<Self> {
+        let v = model.config().padded_vocab_size();
+        let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
+        let state = model.zero_state(rows)?.to(model.device())?.own()?;
+        let fused = if fused { fused::plan(model, &state, &ids)? } else { None };
+        let draws = sampling::Draws::new(gpu, rows, v)?;
+        let (steps, places) = (Arc::default(), vec![Place::default(); rows]);
+        Ok(Self { gpu, v, ids, state, fused, steps, draws, places, graph: None, logits: None, runs: 0 })
+    }
+
+    pub(super) fn admit(&mut self, place: usize, state: &State, next: Next<'_>, draws: &Draws<'_>) -> Result<()> {
+        let Draws { sampling: params, seed, sample, recent, generated } = *draws;
+        let position = state.position();
+        let draw = sampling::Draw { params, seed, sample, position, recent, generated };
+        self.state.write_row(place, state)?;
+        match next {
+            Next::Token(id) => {
+                // A step reads the token before it draws.
+                let recent: Vec<u32> = recent.iter().copied().chain([id]).collect();
+                self.draws.set(place, &sampling::Draw { position: position + 1, recent: &recent, ..draw })?;
+                self.gpu.write(&self.ids, place, &[id])?;
+            }
+            Next::Logits(logits) => {
+                self.draws.set(place, &draw)?;
+                let logits = logits.to(self.state_device(), logits.dtype())?.reshape(&[1, self.v]);
+                sampling::sample_row(logits.mat(), &self.draws, place, &self.ids)?;
+            }
+        }
+        self.places[place] = Place { draws: !params.is_greedy(), stepped: false };
+        Ok(())
+    }
+
+    fn state_device(&self) -> crate::Device {
+        crate::Device::Cuda(self.gpu)
+    }
+
+    pub(super) fn step(&mut self, model: &LanguageModel) -> Result<()> {
+        self.state.advance();
+        self.places.iter_mut().for_each(|place| place.stepped = true);
+        if let Some(step) = &self.fused {
+            step.launch()?;
+            // The step has chosen the likeliest.
+            if self.any_draws() {
+                let logits = step.logits().mat(self.places.len(), self.v, DType::F32);
+                sampling::sample(logits, &self.draws, &self.ids)?;
+            }
+            return Ok(());
+        }
+        if let Some((graph, _)) = &self.graph {
+            return Ok(graph.launch()?);
+        }
+        self.runs += 1;
+        if self.runs <= WARM_UP {
+            self.logits = Some(self.advance(model)?);
+            return Ok(());
+        }
+        let gpu = self.gpu;
+        let (graph, logits) = gpu.capture(|| self.advance(model))?;
+        graph.launch()?;
+        self.graph = Some((graph, logits));
+        Ok(())
+    }
+
+    fn any_draws(&self) -> bool {
+        self.places.iter().any(|place| place.draws)
+    }
+
+    fn advance(&self, model: &LanguageModel) -> Result<Tensor> {
+        let cx = model.inference(Layout::new(self.places.len(), 1)).stepping(&self.steps);
+        let (logits, next) = model.logits(&cx, Ids::Device(self.ids.clone()), &self.state, Positions::Last)?;
+        self.state.write_values(&next)?;
+        sampling::sample(logits.value().mat(), &self.draws, &self.ids)?;
+        Ok(logits.value().clone())
+    }
+
+    /// What every place reads next; waits for the device.
+    pub(super) fn ids(&self) -> Result<Vec<u32>> {
+        Ok(self.gpu.download(&self.ids, 0, self.places.len())?)
+    }
+
+    pub(super) fn id(&self, place: usize) -> Result<u32> {
+        Ok(self.gpu.download(&self.ids, place, 1)?[0])
+    }
+
+    pub(super) fn logits(&self, place: usize) -> Result<Option<Vec<f32>>> {
+        if !self.places[place].stepped {
+            return Ok(None);
+        }
+        if let Some(step) = &self.fused {
+            return Ok(Some(self.gpu.download(step.logits(), place * self.v, self.v)?));
+        }
+        let logits = self.graph.as_ref().map(|(_, logits)| logits).or(self.logits.as_ref());
+        logits.map(|logits| logits.narrow(place, 1).to_vec()).transpose()
+    }
+
+    pub(super) fn state(&self, place: usize) -> Result<State> {
+        self.state.select(&[place])
+    }
+
+    pub(super) fn release(&mut self, place: usize) -> Result<State> {
+        let state = self.state(place)?;
+        self.draws.clear(place)?;
+        self.places[place] = Place::default();
+        Ok(state)
+    }
+
+    pub(super) fn launches(&self) -> u64 {
+        match &self.fused {
+            Some(step) => step.launches() + u64::from(self.any_draws()),
+            None => self.graph.as_ref().map_or(0, |(graph, _)| graph.launches()),
+        }
+    }
+}
