@@ -8,7 +8,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{Function, glu, map};
+use crate::ops::{Function, glu, map, scaled};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Problem, Size};
@@ -21,6 +21,8 @@ crate::settings! {
         width: Auto<Size> = Auto::Auto,
         /// The activation: "silu", "gelu", "gelu-tanh", "relu", "squared-relu".
         activation: Activation = Activation::Silu,
+        /// Factor of what the activation reads: with a gate y = W₂ (f(a W x) ⊙ V x) (Falcon-H1).
+        activation_scale: f32 = 1.0,
         /// Whether a second projection of the input gates the activation: SwiGLU with silu, GeGLU with gelu.
         gate: bool = true,
         /// Whether the projections have biases.
@@ -58,6 +60,7 @@ pub struct Mlp {
     d_model: usize,
     width: usize,
     activation: Function,
+    activation_scale: f32,
     gate: bool,
     /// `[2 width d]` with a gate, its rows those of W and then of V; else `[width d]`.
     up: Linear,
@@ -72,7 +75,7 @@ impl Settings {
     }
 
     pub(super) fn check(&self, _at: &At<'_>) -> Result<(), Problem> {
-        Ok(())
+        Problem::unless_positive("activation_scale", self.activation_scale)
     }
 
     pub(super) fn build(&self, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Mlp> {
@@ -83,6 +86,7 @@ impl Settings {
             d_model: d,
             width,
             activation: self.activation.function(),
+            activation_scale: self.activation_scale,
             gate: self.gate,
             up: p.linear("up", [rows, d], &Init::fan_in(d), bias())?,
             down: p.linear("down", [d, width], &at.into_stream(width), bias())?,
@@ -92,14 +96,20 @@ impl Settings {
     /// For the tests that every layer runs.
     pub(super) fn small() -> Vec<Self> {
         let gelu = Self { activation: Activation::Gelu, gate: false, bias: true, ..Self::default() };
-        vec![Self { width: Auto::Is(Size::new(12)), ..Self::default() }, gelu]
+        let scaled = Self { activation_scale: 0.7, ..Self::default() };
+        vec![Self { width: Auto::Is(Size::new(12)), ..Self::default() }, gelu, scaled]
     }
 }
 
 impl Layer for Mlp {
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
         let up = self.up.forward(cx, x)?; // [b l 2w] with a gate, else [b l w]
-        let inner = if self.gate { glu(self.activation, &up)? } else { map(self.activation, &up)? }; // [b l w]
+        let up = scaled(&up, self.activation_scale)?;
+        let inner = match self.gate {
+            // The factor is of the activation alone: V x has it as well, and loses it again.
+            true => scaled(&glu(self.activation, &up)?, 1.0 / self.activation_scale)?, // [b l w]
+            false => map(self.activation, &up)?,
+        };
         Ok((self.down.forward(cx, &inner)?, state)) // [b l d]
     }
 
