@@ -82,9 +82,10 @@ impl TrainConfig {
 
     fn read(sections: DeTable<'_>) -> Result<Self, Problem> {
         let mut config = Self::default();
+        let mut model = None;
         for (name, value) in sections {
             match name.get_ref().as_ref() {
-                "model" => config.model = ModelConfig::read(value)?,
+                "model" => model = Some(value),
                 "data" => config.data = settings::read("data", value)?,
                 "task" => config.task = settings::read("task", value)?,
                 "train" => config.train = settings::read("train", value)?,
@@ -95,6 +96,10 @@ impl TrainConfig {
                     return Err(Problem { field: other.to_owned(), span: Some(name.span()), what, fix });
                 }
             }
+        }
+        // Last: a kind of layer that does not exist is reported when nothing else is wrong.
+        if let Some(model) = model {
+            config.model = ModelConfig::read(model)?;
         }
         Ok(config)
     }

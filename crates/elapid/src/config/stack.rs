@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -138,6 +139,15 @@ pub struct StackConfig {
     pub named: BTreeMap<String, Named>,
 }
 
+/// A kind of layer that does not exist, where it is asked for.
+#[derive(Debug)]
+struct UnknownKind {
+    field: String,
+    name: String,
+    kind: String,
+    span: Option<Range<usize>>,
+}
+
 /// The word for no feed-forward in a pattern.
 const NONE: &str = "none";
 
@@ -151,7 +161,7 @@ impl Default for StackConfig {
     fn default() -> Self {
         let mut config = Self { model: ModelSettings::default(), named: BTreeMap::new() };
         // The default names are kinds.
-        _ = config.complete("model");
+        config.complete("model", &mut Vec::new());
         config
     }
 }
@@ -160,7 +170,9 @@ impl StackConfig {
     /// Reads the table at `path`: keys of the model, of the layers under `layer`, and flat keys of Mamba-1.
     ///
     /// # Errors
-    /// An unknown key or kind, or a value of the wrong kind, with its place.
+    /// An unknown key, or a value of the wrong kind, with its place. Kinds of layers that do not exist are reported last,
+    /// all of them at once, when everything else has been read and [checked](Self::check): nothing but them is wrong.
+    /// Their settings cannot be judged.
     pub fn read(path: &str, value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
         let span = value.span();
         let DeValue::Table(mut table) = value.into_inner() else {
@@ -172,27 +184,43 @@ impl StackConfig {
         };
         move_flat(path, &mut table, &mut layers)?;
         let model: ModelSettings = settings::read(path, Spanned::new(span, DeValue::Table(table)))?;
-        let mut named = BTreeMap::new();
+        let (mut named, mut unknown) = (BTreeMap::new(), Vec::new());
         for (name, value) in layers {
             let (name, at) = (name.get_ref().to_string(), format!("{path}.layer.{}", name.get_ref()));
-            named.insert(name.clone(), Named::read(&name, &at, value)?);
+            match Named::read(&name, &at, value)? {
+                Ok(layer) => _ = named.insert(name, layer),
+                Err(kind) => unknown.push(kind),
+            }
         }
         let mut config = Self { model, named };
-        config.complete(path)?;
-        Ok(config)
+        config.complete(path, &mut unknown);
+        if unknown.is_empty() {
+            return Ok(config);
+        }
+        config.check(path)?;
+        Err(unknown_kinds(path, &unknown))
     }
 
-    /// Adds the defaults of names in the pattern that have no settings of their own: they are kinds.
-    fn complete(&mut self, path: &str) -> Result<(), Problem> {
+    /// Adds the defaults of names in the pattern that have no settings of their own: they are kinds, or unknown.
+    fn complete(&mut self, path: &str, unknown: &mut Vec<UnknownKind>) {
         let names: Vec<String> = self.names().map(str::to_owned).collect();
         for name in names {
-            if self.named.contains_key(&name) {
+            if self.named.contains_key(&name) || unknown.iter().any(|other| other.name == name) {
                 continue;
             }
-            let layer = LayerConfig::of(&name).ok_or_else(|| unknown_kind(&format!("{path}.layers"), &name, &name))?;
-            self.named.insert(name, Named { layer, placement: Placement::default() });
+            match LayerConfig::of(&name) {
+                Some(layer) => _ = self.named.insert(name, Named { layer, placement: Placement::default() }),
+                None => {
+                    let field = if self.model.layers.contains(&name) { "layers" } else { "ffn" };
+                    unknown.push(UnknownKind {
+                        field: format!("{path}.{field}"),
+                        kind: name.clone(),
+                        name,
+                        span: None,
+                    });
+                }
+            }
         }
-        Ok(())
     }
 
     /// The names in the pattern, one or several times.
@@ -345,7 +373,7 @@ impl Named {
         text + &commented(Placement::FIELDS, &self.placement.values())
     }
 
-    fn read(name: &str, path: &str, value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
+    fn read(name: &str, path: &str, value: Spanned<DeValue<'_>>) -> Result<Result<Self, UnknownKind>, Problem> {
         let span = value.span();
         let mut table = into_table(path, value)?;
         let kind = match take(&mut table, "kind") {
@@ -362,9 +390,10 @@ impl Named {
             }
         }
         let placement = settings::read(path, Spanned::new(span.clone(), DeValue::Table(placement)))?;
-        let layer = LayerConfig::read(&kind, path, Spanned::new(span.clone(), DeValue::Table(table)));
-        let layer = layer.ok_or_else(|| Problem { span: Some(span), ..unknown_kind(path, name, &kind) })??;
-        Ok(Self { layer, placement })
+        match LayerConfig::read(&kind, path, Spanned::new(span.clone(), DeValue::Table(table))) {
+            Some(layer) => Ok(Ok(Self { layer: layer?, placement })),
+            None => Ok(Err(UnknownKind { field: path.to_owned(), name: name.to_owned(), kind, span: Some(span) })),
+        }
     }
 }
 
@@ -392,6 +421,27 @@ fn move_flat<'t>(path: &str, table: &mut DeTable<'t>, layers: &mut DeTable<'t>) 
         }
     }
     Ok(())
+}
+
+/// The problem of all kinds that do not exist.
+fn unknown_kinds(path: &str, unknown: &[UnknownKind]) -> Problem {
+    let span = unknown.iter().find_map(|one| one.span.clone());
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for one in unknown {
+        kinds.entry(&one.kind).or_default().push(&one.name);
+    }
+    if let ([one, ..], 1) = (unknown, kinds.len()) {
+        return Problem { span, ..unknown_kind(&one.field, &one.name, &one.kind) };
+    }
+    let word = |(kind, names): (&str, Vec<&str>)| match names.as_slice() {
+        [name] if *name == kind => format!("`{kind}`"),
+        _ => format!("`{kind}` ({})", names.join(", ")),
+    };
+    let all: Vec<String> = kinds.into_iter().map(word).collect();
+    let what = format!("{} are no kinds of layers; there are {}", all.join(", "), KINDS.join(", "));
+    let fix =
+        format!("elapid does not have such layers yet, or a name of your own lacks its kind in [{path}.layer.NAME]");
+    Problem { field: format!("{path}.layer"), span, what, fix }
 }
 
 fn unknown_kind(path: &str, name: &str, kind: &str) -> Problem {

@@ -1,11 +1,14 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::*;
 use crate::LanguageModel;
+use crate::layers::KINDS;
 use crate::layers::mamba1::{AInit, DtInit, Rule, Selective, Settings};
 use crate::ops::Discretisation;
-use crate::settings::{Auto, Count};
+use crate::settings::{Auto, Count, Problem};
 
 const TINY: &str = include_str!("../../../../golden/mamba1-tiny/config.json");
 const UNTIED: &str = include_str!("../../../../golden/mamba1-untied/config.json");
@@ -43,6 +46,15 @@ fn model(config: &ModelConfig) -> &ModelSettings {
 fn round_trip(config: &ModelConfig) {
     assert_eq!(&parse(&config.to_hf_json().to_string()), config);
     assert_eq!(&parse(&format!("{:#}", config.to_hf_json())), config);
+}
+
+/// The stack of a text's `[model]`.
+pub(super) fn read_toml(text: &str) -> Result<StackConfig, Problem> {
+    let mut table = DeTable::parse(text).unwrap().into_inner();
+    let (_, value) = table.remove_entry("model").unwrap();
+    let span = value.span();
+    let DeValue::Table(model) = value.into_inner() else { panic!("no table") };
+    StackConfig::read("model", Spanned::new(span, DeValue::Table(model)))
 }
 
 #[test]
@@ -423,6 +435,34 @@ fn a_stack_of_ones_own_is_written_and_read() {
     let broken = with(&json.to_string(), "elapid", json!({"vocab_size": 300, "model": {"d_modell": 4}}));
     let error = ModelConfig::parse(&broken, "f").unwrap_err().to_string();
     assert!(error.contains("`elapid.model.d_modell`: there is no such setting"), "{error}");
+}
+
+/// Kinds that do not exist are reported together, and only if nothing else is wrong.
+#[test]
+fn unknown_kinds_come_last() {
+    let text = |rest: &str| {
+        format!(
+            "[model]\nlayers = [\"mamba9\", \"a\"]\nffn = [\"b\", \"none\"]\n{rest}\n[model.layer.a]\nkind = \"s9\"\n"
+        )
+    };
+    let problem = read_toml(&text("")).unwrap_err();
+    let known = KINDS.join(", ");
+    let what = format!("`b`, `mamba9`, `s9` (a) are no kinds of layers; there are {known}");
+    assert_eq!((problem.field.as_str(), problem.what), ("model.layer", what));
+    assert!(problem.span.is_some_and(|span| span.start > 50), "the table of `a`");
+    for (wrong, field) in [
+        ("norm_epsilon = 1", "model.norm_epsilon"),
+        ("norm_eps = -1", "model.norm_eps"),
+        ("n_layer = 1", "model.layers"),
+        ("[model.layer.mamba1]\nd_stat = 1", "model.layer.mamba1.d_stat"),
+        ("[model.layer.attention]\nheads = 3", "model.layer.attention.heads"),
+        ("[model.layer.c]\nkind = \"s9\"\nplace = \"above\"", "model.layer.c.place"),
+    ] {
+        assert_eq!(read_toml(&text(wrong)).unwrap_err().field, field, "{wrong}");
+    }
+    let one = read_toml("[model]\nffn = [\"mlq\"]").unwrap_err();
+    assert_eq!((one.field.as_str(), one.what), ("model.ffn", format!("`mlq` is no kind of layer; there are {known}")));
+    assert!(one.fix.contains("did you mean `mlp`?"), "{}", one.fix);
 }
 
 proptest! {
