@@ -122,4 +122,6 @@ impl ModelConfig {
 }
 
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
