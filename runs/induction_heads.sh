@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Induction heads: 2 layers of width 64 learn at length 256 and are asked at lengths up to 2^20, from four seeds.
-# Writes docs/results/induction_heads.md. induction_heads.sh [SETTING ...]: settings as --set takes them, such as
-# train.steps=8192. SEEDS, and ELAPID, DEVICE and PARALLEL as in runs/task.sh.
+# Induction heads: 2 layers of width 64 are trained at length 256 and tested at lengths up to 2^20, with four seeds.
+# Writes docs/results/induction_heads.md. Usage: induction_heads.sh [SETTING ...], settings as --set takes them, such as
+# train.steps=8192. From the environment: SEEDS ["1 2 3 4"], and ELAPID, DEVICE and PARALLEL as in runs/task.sh.
 set -euo pipefail
 source "$(dirname "$0")/task.sh"
 sets=()

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Selective copying at length 4096 with the Mamba block, without its gate, and with nothing that depends on the input. It
-# needs a GPU to end soon.
-# Writes docs/results/selective_copying.md. selective_copying.sh [SETTING ...]: settings as --set takes them. Those of the
-# published page: train.lr=5e-4 train.dtype=bf16 train.eval_batches=8, on one H100 for each model, ended by Ctrl-C.
+# Selective copying at length 4096: the Mamba block, the block without its gate, and the block with nothing that depends on the
+# input. Use a GPU: on a CPU it takes very long.
+# Writes docs/results/selective_copying.md. Usage: selective_copying.sh [SETTING ...], settings as --set takes them. The
+# published page used train.lr=5e-4 train.dtype=bf16 train.eval_batches=8, one H100 per model, and Ctrl-C to stop.
 # ELAPID, DEVICE and PARALLEL as in runs/task.sh.
 set -euo pipefail
 source "$(dirname "$0")/task.sh"
@@ -22,8 +22,9 @@ cat >>$page.md <<'END'
 
 ## Selection
 
-Δ of s6 over a sequence (`elapid inspect --trace delta --model runs/out/selective-copying/s6`): the second layer steps at
-the tokens to copy, and hardly elsewhere; it steps less from one to the next, and so tells first from last.
+Δ of s6 over a sequence (`elapid inspect --trace delta --model runs/out/selective-copying/s6`): the second layer takes
+long steps at the tokens to copy and almost none elsewhere. The steps shorten from one such token to the next, which
+distinguishes the first from the last.
 
 ![Δ by position](selective_copying-delta.png)
 END

@@ -1,7 +1,7 @@
-# What the runs of the synthetic tasks share; sourced by them. From the environment:
+# Shared by the scripts of the synthetic tasks, which source it. From the environment:
 #   ELAPID    the binary [cargo run --release --]
 #   DEVICE    cpu, cuda, cuda:1 ... [auto]
-#   PARALLEL  1 trains all models of a page at once, each with its output in DIR.log [one after another]
+#   PARALLEL  1: train all models of a page at once, each with its output in DIR.log [one after another]
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 elapid() {
@@ -9,7 +9,7 @@ elapid() {
     else cargo run --release -- --device "${DEVICE:-auto}" "$@"; fi
 }
 
-# train DIR ARGUMENT...: trains a model, or goes on with the one that is there.
+# train DIR ARGUMENT...: trains a model, or resumes the run in DIR.
 models=() jobs=()
 train() {
     local dir=$1 resume=()
@@ -25,7 +25,7 @@ train() {
     jobs+=($!)
 }
 
-# report FILE ARGUMENT...: the page of all models, once they are trained. In f32, as they are trained.
+# report FILE ARGUMENT...: writes the page of all models once they are trained. Evaluates in f32, as in training.
 report() {
     local page=$1 job
     shift

@@ -72,12 +72,12 @@ fn by_length(text: &mut String, kind: &Kind, request: &Request<'_>, runs: &[Run<
     lengths.dedup();
     let device = runs.first().map_or_else(String::new, |run| match run.answers.loaded.model.device().gpu() {
         Some(gpu) => format!("{}, {}", gpu.name(), run.answers.loaded.model.dtype()),
-        None => "the processor".into(),
+        None => "a CPU".into(),
     });
     writeln!(
         text,
-        "Right answers in % by length: {} fresh sequences of each (seed {}), read on {device}, the state carried from part \
-         to part of a sequence.\n",
+        "Right answers in % by length: {} fresh sequences of each (seed {}), read on {device}; a sequence is read in \
+         parts, which pass the state on.\n",
         thousands(request.sequences),
         request.seed
     )?;

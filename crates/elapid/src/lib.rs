@@ -95,3 +95,8 @@ pub use layout::{Layout, OnDevice};
 pub use lm::LanguageModel;
 pub use state::State;
 pub use tensor::{Device, Tensor};
+
+/// The snippets of the README, compiled and run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
