@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Formatting, structure, lints, CUDA kernels, tests, golden models, documentation, Python round trips, in that order; stops
-/// at the first that fails. The last line says what was not run.
+/// Formatting, structure, the table of figures, lints, CUDA kernels, tests, golden files, documentation, Python round trips,
+/// in that order; stops at the first that fails. The last line says what was not run.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     crate::structure::run(&root())?;
+    crate::performance::run(&root(), true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     cargo(&["xtask", "cuda-check"], &[])?;
     let list = root().join("target/not-run");

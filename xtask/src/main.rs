@@ -1,10 +1,10 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask structure`, `cargo xtask cuda-check`, `cargo xtask golden PATH...`,
-//! `cargo xtask embed RUN`.
+//! Developer commands of elapid: `cargo xtask --help` lists them.
 
 mod ci;
 mod cuda_check;
 mod embed;
 mod golden;
+mod performance;
 mod structure;
 
 use std::path::PathBuf;
@@ -22,41 +22,48 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The gate: formatting, structure, lints, CUDA kernels, tests, golden models, documentation.
+    /// Runs the gate: formatting, structure, lints, CUDA kernels, tests, golden files, documentation.
     Ci,
-    /// All tests of the workspace, optimised.
+    /// Runs all tests of the workspace, optimised.
     Test,
-    /// Import circles between files, long files and functions, folders without mod.rs, paths of the map that do not exist.
+    /// Finds import cycles between files, long files and functions, folders without mod.rs, and paths in
+    /// docs/ARCHITECTURE.md that do not exist.
     Structure,
-    /// Compiles every CUDA kernel, on a machine that needs no GPU; fails if one does not compile, is missing or spills.
+    /// Writes the table of docs/PERFORMANCE.md from bench/record.
+    Performance {
+        /// Writes nothing; fails if the table is not up to date.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Compiles every CUDA kernel without a GPU; fails if one does not compile, is missing or spills registers.
     CudaCheck {
         /// Architectures to compile for.
         #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_90,sm_100")]
         arch: Vec<cuda_check::Arch>,
-        /// Registers, spills, stack and shared memory of each.
+        /// Prints registers, spills, stack and shared memory of each kernel.
         #[arg(long)]
         verbose: bool,
-        /// Instead compile for this architecture into ELAPID_CACHE, so that a machine with that folder compiles none.
+        /// Instead fills ELAPID_CACHE with all kernels for this architecture, so that a machine with that folder compiles none.
         #[arg(long, value_name = "ARCH", conflicts_with_all = ["arch", "verbose"])]
         fill: Option<cuda_check::Arch>,
     },
-    /// Puts the model of a training run into the binary, as bf16.
+    /// Replaces the model inside the binary by that of a training run, stored as bf16.
     Embed {
         /// The run's directory.
         run: PathBuf,
     },
-    /// Compares elapid with recorded outputs of a reference implementation: one error ratio a line.
+    /// Compares elapid with recorded outputs of a reference implementation; prints one error ratio per line.
     Golden {
         /// Folders with config.json, model.safetensors and golden.safetensors, and files of single layers.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
-        /// Largest error ratio of logits, losses a token, gradients and states.
+        /// Largest error ratio of logits, losses per token, gradients and states.
         #[arg(long, default_value_t = 1e-5)]
         tolerance: f64,
-        /// Where to compute: cpu, cuda:0.
+        /// Device to compute on: cpu, cuda:0.
         #[arg(long, default_value = "cpu")]
         device: Device,
-        /// Format of activations; bf16 is compared by bounds of its own.
+        /// Dtype of activations; bf16 has bounds of its own.
         #[arg(long, default_value = "f32")]
         dtype: DType,
     },
@@ -67,6 +74,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
         Command::Structure => structure::run(&ci::root()),
+        Command::Performance { check } => performance::run(&ci::root(), check),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),
