@@ -7,6 +7,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::params::{Init, ParamBuilder};
 use crate::pass::Cx;
+use crate::settings::Problem;
 use crate::state::{LayerState, StateSpec};
 
 /// What one position costs in the forward pass.
@@ -109,10 +110,21 @@ pub struct At<'a> {
     pub rescale: bool,
     /// The other layers that a wrapper can name.
     pub layers: &'a dyn Layers,
+    /// In how many wrappers it is.
+    pub depth: usize,
 }
 
-/// Layers by name, for those that wrap others.
+/// More wrappers in wrappers than any model has: names in a circle.
+const MAX_DEPTH: usize = 8;
+
+/// Layers by name, for those that wrap others. A name without settings of its own is a kind.
 pub trait Layers {
+    /// Checks that there is a layer of a name, and its settings.
+    ///
+    /// # Errors
+    /// If there is none, or a setting's value cannot be.
+    fn check(&self, name: &str, at: &At<'_>) -> Result<(), Problem>;
+
     /// Builds the layer of a name, its parameters under the builder's prefix.
     ///
     /// # Errors
@@ -121,6 +133,11 @@ pub trait Layers {
 }
 
 impl At<'_> {
+    /// Where the layers are that a wrapper here names; none if wrappers are nested too deeply.
+    pub fn inside(&self) -> Option<Self> {
+        (self.depth < MAX_DEPTH).then_some(Self { depth: self.depth + 1, ..*self })
+    }
+
     /// The initialisation of a projection from `inputs` values into the stream: uniform in ±1/√inputs, divided by the root
     /// of the number of additions if the model says so (GPT-2; Mamba's rescale_prenorm_residual).
     pub fn into_stream(&self, inputs: usize) -> Init {

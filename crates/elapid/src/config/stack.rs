@@ -309,7 +309,35 @@ impl StackConfig {
             norm_eps: self.model.norm_eps,
             rescale: self.model.rescale_prenorm_residual,
             layers: self,
+            depth: 0,
         }
+    }
+
+    /// Whether both compute the same function of the same parameters: equal in every layer and setting but those that only
+    /// say how new weights are drawn, whatever the layers are called, "auto" being what it stands for.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        let layers = |config: &Self| -> Vec<Option<Vec<String>>> {
+            let one = |(mixer, ffn): (&str, Option<&str>), i| {
+                [Some(mixer), ffn].map(|name| name.and_then(|name| config.meaning(name, i)))
+            };
+            (0..config.model.n_layer.get()).flat_map(|i| one(config.layer(i), i)).collect()
+        };
+        let shared = |config: &Self| config.named.values().any(|named| named.placement.share);
+        // Shared parameters have names of their own, after the layer's.
+        let same_names = !(shared(self) || shared(other))
+            || (&self.model.layers, &self.model.ffn) == (&other.model.layers, &other.model.ffn);
+        same_names && self.model.meaning() == other.model.meaning() && layers(self) == layers(other)
+    }
+
+    /// What a layer's kind, settings and placement say, in text; none if there is no such layer.
+    fn meaning(&self, name: &str, index: usize) -> Option<Vec<String>> {
+        let Named { layer, placement } = self.named.get(name)?;
+        let layer = layer.resolved(&self.at(index));
+        let placement = Placement { norm: Auto::Is(placement.norm.or(self.model.norm)), ..placement.clone() };
+        let mut all = vec![layer.kind().to_owned()];
+        all.extend(lasting(layer.fields(), layer.values()));
+        all.extend(lasting(Placement::FIELDS, placement.values()));
+        Some(all)
     }
 
     /// The settings as TOML, each with its documentation as a comment; `path` is the name of the table.
@@ -358,10 +386,42 @@ impl StackConfig {
     }
 }
 
+impl ModelSettings {
+    /// What the settings say beside the layers' names, in text.
+    fn meaning(&self) -> Vec<String> {
+        let model = Self {
+            layers: Vec::new(),
+            ffn: Vec::new(),
+            norm: self.norm_f.or(self.norm),
+            norm_f: Auto::Is(self.norm_f.or(self.norm)),
+            norm_f_eps: Auto::Is(self.norm_f_eps.or(self.norm_eps)),
+            ..self.clone()
+        };
+        lasting(Self::FIELDS, model.values()).collect()
+    }
+}
+
+/// The values that do not only say how new weights are drawn.
+fn lasting(fields: &'static [Field], values: Vec<String>) -> impl Iterator<Item = String> {
+    fields.iter().zip(values).filter(|(field, _)| !field.init).map(|(_, value)| value)
+}
+
+impl StackConfig {
+    /// The settings of a layer that a wrapper names.
+    fn inner(&self, name: &str) -> Option<Cow<'_, LayerConfig>> {
+        let own = self.named.get(name).map(|named| Cow::Borrowed(&named.layer));
+        own.or_else(|| LayerConfig::of(name).map(Cow::Owned))
+    }
+}
+
 impl Layers for StackConfig {
+    fn check(&self, name: &str, at: &At<'_>) -> Result<(), Problem> {
+        self.inner(name).ok_or_else(|| unknown_kind("layers", name, name))?.check(at)
+    }
+
     fn build(&self, name: &str, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>> {
-        let named = self.named.get(name).ok_or_else(|| Error::Argument(format!("there is no layer `{name}`")))?;
-        named.layer.build(at, p)
+        let layer = self.inner(name).ok_or_else(|| Error::Argument(format!("there is no layer `{name}`")))?;
+        layer.build(at, p)
     }
 }
 

@@ -68,7 +68,7 @@ pub struct Attention {
     /// To queries, keys and values side by side, `[(h + 2g) c, d]`.
     qkv: Linear,
     /// `[d h c]`.
-    out: Linear,
+    out_proj: Linear,
 }
 
 impl Settings {
@@ -82,6 +82,19 @@ impl Settings {
 
     fn rotary_dim(&self, d_model: usize) -> usize {
         self.rotary_dim.or(Count::new(self.head_dim(d_model))).get()
+    }
+
+    /// The same settings with what "auto" stands for.
+    pub(super) fn resolved(&self, at: &At<'_>) -> Self {
+        let (c, turned) = (self.head_dim(at.d_model), self.rope != Rope::None);
+        Self {
+            kv_heads: Auto::Is(Size::new(self.kv_heads())),
+            head_dim: Auto::Is(Size::new(c)),
+            rope_base: if turned { self.rope_base } else { 0.0 },
+            rotary_dim: Auto::Is(Count::new(if turned { self.rotary_dim(at.d_model) } else { 0 })),
+            softmax_scale: Auto::Is(self.softmax_scale.or((c as f32).powf(-0.5))),
+            ..self.clone()
+        }
     }
 
     pub(super) fn check(&self, at: &At<'_>) -> Result<(), Problem> {
@@ -117,7 +130,7 @@ impl Settings {
             },
             rotary: pairs.map(|pairs| Rotary::new(c, self.rotary_dim(d), f64::from(self.rope_base), pairs)),
             qkv: p.linear("qkv", [(h + 2 * g) * c, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
-            out: p.linear("out", [d, h * c], &at.into_stream(h * c), Bias::zeros(self.out_bias))?,
+            out_proj: p.linear("out_proj", [d, h * c], &at.into_stream(h * c), Bias::zeros(self.out_bias))?,
         })
     }
 
@@ -143,7 +156,7 @@ impl Layer for Attention {
         past_k.push(&k, &cx.layout)?;
         past_v.push(&v, &cx.layout)?;
         let state = LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)]);
-        Ok((self.out.forward(cx, &y)?, state)) // [b l d]
+        Ok((self.out_proj.forward(cx, &y)?, state)) // [b l d]
     }
 
     fn state(&self) -> Vec<StateSpec> {
@@ -160,7 +173,7 @@ impl Layer for Attention {
             window => window.min(context + 1),
         };
         let params = d * (h + 2 * g) * c + h * c * d;
-        let biases = self.qkv.bias().map_or(0, |_| (h + 2 * g) * c) + self.out.bias().map_or(0, |_| d);
+        let biases = self.qkv.bias().map_or(0, |_| (h + 2 * g) * c) + self.out_proj.bias().map_or(0, |_| d);
         // A key of a head: its product, exponential, and what it adds to the output.
         Cost {
             flops: 2 * params + biases + h * keys * (4 * c + 4),

@@ -215,6 +215,16 @@ impl Settings {
         self.dt_rank.map_or(d_model.div_ceil(16), Count::get)
     }
 
+    /// The same settings with what "auto" stands for.
+    pub(super) fn resolved(&self, at: &At<'_>) -> Self {
+        Self {
+            expand: Size::new(1),
+            d_inner: Auto::Is(Size::new(self.d_inner(at.d_model))),
+            dt_rank: Auto::Is(Count::new(self.delta_rank(at.d_model))),
+            ..self.clone()
+        }
+    }
+
     pub(super) fn check(&self, _at: &At<'_>) -> Result<(), Problem> {
         let positive = [("dt_min", self.dt_min), ("dt_max", self.dt_max), ("dt_scale", self.dt_scale)];
         positive.into_iter().try_for_each(|(field, x)| Problem::unless_positive(field, x))?;

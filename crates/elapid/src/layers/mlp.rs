@@ -74,6 +74,11 @@ impl Settings {
         self.width.or(Size::new(auto)).get()
     }
 
+    /// The same settings with what "auto" stands for.
+    pub(super) fn resolved(&self, at: &At<'_>) -> Self {
+        Self { width: Auto::Is(Size::new(self.width(at.d_model))), ..self.clone() }
+    }
+
     pub(super) fn check(&self, _at: &At<'_>) -> Result<(), Problem> {
         Problem::unless_positive("activation_scale", self.activation_scale)
     }

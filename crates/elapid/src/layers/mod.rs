@@ -1,11 +1,12 @@
 //! The registry of layers: a file a family, a line here each.
 //!
-//! A layer's file has its `Settings` (documentation, defaults, `check`, `build`, `small` for the tests that every layer
+//! A layer's file has its `Settings` (documentation, defaults, `check`, `resolved`, `build`, `small` for the tests that every layer
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
 pub mod attention;
 pub mod mamba1;
 pub mod mlp;
+pub mod sum;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use toml::de::DeValue;
 pub use attention::Attention;
 pub use mamba1::Mamba1;
 pub use mlp::Mlp;
+pub use sum::Sum;
 
 use crate::Result;
 use crate::layer::{At, Layer};
@@ -84,6 +86,12 @@ macro_rules! layers {
                 match self { $( Self::$kind(settings) => settings.values(), )+ }
             }
 
+            /// The same settings with what "auto" stands for.
+            #[must_use]
+            pub fn resolved(&self, at: &At<'_>) -> Self {
+                match self { $( Self::$kind(settings) => Self::$kind(settings.resolved(at)), )+ }
+            }
+
             /// Checks what the types of the settings do not.
             ///
             /// # Errors
@@ -103,4 +111,4 @@ macro_rules! layers {
     };
 }
 
-layers! { attention, mamba1, mlp }
+layers! { attention, mamba1, mlp, sum }

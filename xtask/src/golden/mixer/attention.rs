@@ -41,6 +41,6 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
     };
     let rows = |name: &str, rows: usize| (rows, file(format!("{name}_proj.weight")));
     let qkv = Stored::Rows(vec![rows("q", heads * dim), rows("k", kv_heads * dim), rows("v", kv_heads * dim)]);
-    let params = vec![("qkv.weight", qkv), ("out.weight", file("o_proj.weight"))];
+    let params = vec![("qkv.weight", qkv), ("out_proj.weight", file("o_proj.weight"))];
     Ok(Subject { layer: LayerConfig::attention(settings), d, params })
 }
