@@ -2,6 +2,7 @@
 
 use crate::config::ConfigError;
 use crate::files::FileError;
+use crate::formats::stored::StoredError;
 
 pub(super) type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 
@@ -40,6 +41,13 @@ pub enum CheckpointError {
         /// What to do.
         fix: String,
     },
+}
+
+impl From<StoredError> for CheckpointError {
+    fn from(error: StoredError) -> Self {
+        let fix = "give the config.json that came with the weights";
+        Self::tensor("config.json", &error.what, error.wanted, format_args!("shape {:?}", error.got), fix)
+    }
 }
 
 impl CheckpointError {

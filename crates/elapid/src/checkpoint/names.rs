@@ -7,6 +7,9 @@
 
 use std::collections::BTreeSet;
 
+use crate::formats::Places;
+use crate::formats::places::EMBEDDING;
+
 /// What all of elapid's names but the head's begin with.
 const BACKBONE: &str = "backbone.";
 /// First segments of names inside the backbone.
@@ -15,11 +18,6 @@ const INSIDE: [&str; 4] = ["embeddings", "embedding", "layers", "norm_f"];
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"];
 /// The original code's name of the embedding.
 const EMBEDDING_ORIGINAL: &str = "backbone.embedding.weight";
-
-/// The embedding's name.
-pub(super) const EMBEDDING: &str = "backbone.embeddings.weight";
-/// The head's name.
-pub(super) const HEAD: &str = "lm_head.weight";
 
 /// How a file's names become elapid's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,12 +28,31 @@ pub(super) struct Renaming {
     wrappers: Vec<&'static str>,
     /// Whether `backbone.` is put before names that belong there.
     backbone: bool,
+    /// What is put before every name but the head's, as a model without its head is written by another format.
+    base: String,
+    head: String,
 }
 
 impl Renaming {
-    /// The renaming for a file with these names. A prefix is one that all names have, and after which a Mamba model's
+    /// The renaming for a file with these names, of a model whose tensors have these places.
+    pub(super) fn of<'a>(places: &Places, names: impl Iterator<Item = &'a str>) -> Self {
+        if places.are_own() { Self::to_own(names) } else { Self::to_format(places, names) }
+    }
+
+    /// For another format: a prefix that all names have is taken off, or the one that a model without its head lacks is
+    /// put before them. Both follow from the embedding's name.
+    fn to_format<'a>(places: &Places, names: impl Iterator<Item = &'a str>) -> Self {
+        let (names, [embedding, head]): (Vec<&str>, _) = (names.collect(), places.ends());
+        let prefix = names.iter().find_map(|name| name.strip_suffix(embedding.as_str())).unwrap_or_default();
+        let prefix = if names.iter().all(|name| name.starts_with(prefix)) { prefix } else { "" };
+        let base = embedding.split_once('.').filter(|(_, rest)| names.contains(rest));
+        let base = base.map_or_else(String::new, |(base, _)| format!("{base}."));
+        Self { prefix: prefix.to_owned(), base, head, ..Self::default() }
+    }
+
+    /// For elapid's own names. A prefix is one that all names have, and after which a Mamba model's
     /// names come.
-    pub(super) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+    fn to_own<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let names: Vec<&str> = names.collect();
         let prefix = common_prefix(&names);
         let rest = || names.iter().map(|name| &name[prefix.len()..]);
@@ -47,7 +64,7 @@ impl Renaming {
         if !backbone && !has("backbone") {
             return Self::default();
         }
-        Self { prefix: prefix.to_owned(), wrappers, backbone }
+        Self { prefix: prefix.to_owned(), wrappers, backbone, ..Self::default() }
     }
 
     /// elapid's name for a file's.
@@ -55,7 +72,11 @@ impl Renaming {
         let name = name.strip_prefix(self.prefix.as_str()).unwrap_or(name);
         let mut segments = name.split('.');
         let first = segments.next().unwrap_or_default();
-        let mut ours = if self.backbone && INSIDE.contains(&first) { BACKBONE.to_owned() } else { String::new() };
+        let mut ours = match () {
+            () if self.backbone && INSIDE.contains(&first) => BACKBONE.to_owned(),
+            () if name != self.head => self.base.clone(),
+            () => String::new(),
+        };
         ours.push_str(first);
         for segment in segments.filter(|segment| !self.wrappers.contains(segment)) {
             ours.push('.');
@@ -78,6 +99,12 @@ impl Renaming {
             notices.push(
                 "names of tensors lack `backbone.` (as MambaModel writes them), which was put before them".into(),
             );
+        }
+        if !self.base.is_empty() {
+            notices.push(format!(
+                "names of tensors lack `{}` (as a model without its head is written), which was put before them",
+                self.base
+            ));
         }
         notices
     }
@@ -167,6 +194,7 @@ fn partial_prefix<'a>(missing: &[&str], extra: &[&'a str]) -> Option<(&'a str, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::places::HEAD;
 
     const NAMES: [&str; 5] = [
         EMBEDDING,
@@ -179,7 +207,7 @@ mod tests {
     /// Renames what `write` makes of elapid's names, and expects them back; gives the notices.
     fn back(names: &[&str], write: impl Fn(&str) -> String) -> Vec<String> {
         let stored: Vec<String> = names.iter().map(|name| write(name)).collect();
-        let renaming = Renaming::of(stored.iter().map(String::as_str));
+        let renaming = Renaming::to_own(stored.iter().map(String::as_str));
         let ours: Vec<String> = stored.iter().map(|name| renaming.apply(name)).collect();
         assert_eq!(ours, names, "{renaming:?}");
         renaming.notices()
@@ -233,7 +261,7 @@ mod tests {
     #[test]
     fn a_prefix_that_some_have_stays() {
         let mixed = [EMBEDDING, "module.backbone.layers.0.mixer.A_log", "module.backbone.norm_f.weight"];
-        let renaming = Renaming::of(mixed.into_iter());
+        let renaming = Renaming::to_own(mixed.into_iter());
         assert_eq!(renaming, Renaming::default());
         let names: Vec<(&str, &str)> = mixed.iter().map(|name| (*name, *name)).collect();
         let difference = difference(&NAMES[..4].iter().copied().collect(), &names).unwrap();
@@ -247,8 +275,8 @@ mod tests {
     #[test]
     fn another_model_stays_as_it_is() {
         let llama = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
-        assert_eq!(Renaming::of(llama.into_iter()), Renaming::default());
-        assert_eq!(Renaming::of(["a.b.c"].into_iter()), Renaming::default());
+        assert_eq!(Renaming::to_own(llama.into_iter()), Renaming::default());
+        assert_eq!(Renaming::to_own(["a.b.c"].into_iter()), Renaming::default());
     }
 
     #[test]

@@ -8,11 +8,12 @@ use serde_json::Value;
 use super::elsewhere;
 use super::error::{CheckpointError, Result};
 use super::header::{self, Described};
-use super::names::{EMBEDDING, HEAD, Renaming};
+use super::names::Renaming;
 use super::reader::{Bytes, CONFIG, Checkpoint, Entry, INDEX, SINGLE, Source};
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::ConfigError;
 use crate::content::{self, Content};
 use crate::files::{RegularFile, limit};
+use crate::formats::{self, Described as Configuration};
 use crate::json;
 
 const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
@@ -34,32 +35,32 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_bytes(config_json: &str, safetensors: &'static [u8]) -> Result<Self> {
-        let (config, warnings) = ModelConfig::parse(config_json, CONFIG)?;
-        assemble(config, warnings, vec![Source { name: SINGLE.into(), bytes: Bytes::Static(safetensors) }])
+        let described = formats::describe(config_json, CONFIG)?;
+        assemble(described, vec![Source { name: SINGLE.into(), bytes: Bytes::Static(safetensors) }])
     }
 }
 
 pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
     check_directory(dir)?;
     let shown = |name: &str| dir.join(name).display().to_string();
-    let (config, mut warnings) = read_config(&shown(CONFIG), &read(dir, CONFIG)?)?;
+    let mut described = read_config(&shown(CONFIG), &read(dir, CONFIG)?)?;
     let (single, index) = (dir.join(SINGLE).exists(), dir.join(INDEX).exists());
     if single {
         if index {
-            warnings.push(format!("{}: ignored, because there is {SINGLE}", shown(INDEX)));
+            described.warnings.push(format!("{}: ignored, because there is {SINGLE}", shown(INDEX)));
         }
-        return assemble(config, warnings, vec![source(dir, SINGLE)?]);
+        return assemble(described, vec![source(dir, SINGLE)?]);
     }
     if index {
         let weight_map = read_index(&shown(INDEX), &read(dir, INDEX)?)?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
         let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
-        return assemble_indexed(config, warnings, sources, &shards, &weight_map, &shown(INDEX));
+        return assemble_indexed(described, sources, &shards, &weight_map, &shown(INDEX));
     }
     if let Some(shards) = elsewhere::shards_without_index(dir)? {
-        warnings.push(format!("{}: not there; all {} shards were read", shown(INDEX), shards.len()));
+        described.warnings.push(format!("{}: not there; all {} shards were read", shown(INDEX), shards.len()));
         let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
-        return assemble(config, warnings, sources);
+        return assemble(described, sources);
     }
     Err(elsewhere::no_weights(dir))
 }
@@ -105,11 +106,11 @@ fn other(file: &str, wanted: &str, found: Content) -> CheckpointError {
     CheckpointError::format(file, wanted, found.what, found.fix)
 }
 
-fn read_config(file: &str, bytes: &[u8]) -> Result<(ModelConfig, Vec<String>)> {
+fn read_config(file: &str, bytes: &[u8]) -> Result<Configuration> {
     let recognised = |error| content::recognise(bytes).map_or(error, |found| other(file, "JSON", found));
     let text = std::str::from_utf8(bytes)
         .map_err(|e| recognised(CheckpointError::format(file, "text in UTF-8", e, FETCH_AGAIN)))?;
-    ModelConfig::parse(text, file).map_err(|error| match error {
+    formats::describe(text, file).map_err(|error| match error {
         ConfigError::Syntax { .. } => recognised(error.into()),
         _ => error.into(),
     })
@@ -141,8 +142,7 @@ fn read_index(file: &str, bytes: &[u8]) -> Result<WeightMap> {
 }
 
 fn assemble_indexed(
-    config: ModelConfig,
-    mut warnings: Vec<String>,
+    mut described: Configuration,
     sources: Vec<Source>,
     shards: &BTreeSet<&String>,
     weight_map: &WeightMap,
@@ -160,23 +160,25 @@ fn assemble_indexed(
             unseen.remove(&tensor.name);
         }
     }
-    let renaming = renaming(&headers);
+    let renaming = renaming(&described, &headers);
     for (name, shard) in unseen {
         // Writers list a head that is the embedding, and store it once.
-        if config.stack.model.tie_embeddings && renaming.apply(&name) == HEAD {
-            warnings.push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
+        if described.config.stack.model.tie_embeddings && renaming.apply(&name) == described.places.ends()[1] {
+            described
+                .warnings
+                .push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
             continue;
         }
         let wanted = format!("to find it in {shard}, as {index} says");
         return Err(CheckpointError::tensor(&shard, &name, wanted, "no such tensor", FETCH_AGAIN));
     }
-    put_together(config, warnings, sources, headers, &renaming)
+    put_together(described, sources, headers, &renaming)
 }
 
-pub(super) fn assemble(config: ModelConfig, warnings: Vec<String>, files: Vec<Source>) -> Result<Checkpoint> {
+pub(super) fn assemble(described: Configuration, files: Vec<Source>) -> Result<Checkpoint> {
     let headers = headers(&files)?;
-    let renaming = renaming(&headers);
-    put_together(config, warnings, files, headers, &renaming)
+    let renaming = renaming(&described, &headers);
+    put_together(described, files, headers, &renaming)
 }
 
 /// The headers of all files. One that cannot be read is named for what it is, if that can be seen.
@@ -195,22 +197,25 @@ fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
     files.iter().map(read).collect()
 }
 
-fn renaming(headers: &[Vec<Described>]) -> Renaming {
-    Renaming::of(headers.iter().flatten().map(|tensor| tensor.name.as_str()))
+fn renaming(described: &Configuration, headers: &[Vec<Described>]) -> Renaming {
+    Renaming::of(&described.places, headers.iter().flatten().map(|tensor| tensor.name.as_str()))
 }
 
 fn put_together(
-    config: ModelConfig,
-    mut warnings: Vec<String>,
+    described: Configuration,
     files: Vec<Source>,
     headers: Vec<Vec<Described>>,
     renaming: &Renaming,
 ) -> Result<Checkpoint> {
+    let Configuration { config, mut warnings, places } = described;
     let mut tensors = BTreeMap::new();
     for (file, tensor) in
         headers.into_iter().enumerate().flat_map(|(file, all)| all.into_iter().map(move |t| (file, t)))
     {
         let name = renaming.apply(&tensor.name);
+        if places.ignores(&name) {
+            continue;
+        }
         let Described { name: stored, dtype, shape, range } = tensor;
         let entry = Entry { file, stored: stored.clone(), dtype, shape, range };
         if let Some(Entry { stored: first, .. }) = tensors.insert(name, entry) {
@@ -221,7 +226,7 @@ fn put_together(
     }
     let about = files.first().map_or(SINGLE, |file| file.name.as_str());
     warnings.extend(renaming.notices().into_iter().map(|notice| format!("{about}: {notice}")));
-    let mut checkpoint = Checkpoint { config, warnings, files, tensors };
+    let mut checkpoint = Checkpoint { config, warnings, places, files, tensors };
     check_tied(&mut checkpoint)?;
     Ok(checkpoint)
 }
@@ -231,9 +236,10 @@ fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
     if !checkpoint.config.stack.model.tie_embeddings {
         return Ok(());
     }
-    let Some(head) = checkpoint.tensors.remove(HEAD) else { return Ok(()) };
-    let Some(embedding) = checkpoint.tensors.get(EMBEDDING) else {
-        checkpoint.tensors.insert(EMBEDDING.to_owned(), head);
+    let [embedding_name, head_name] = checkpoint.places.ends();
+    let Some(head) = checkpoint.tensors.remove(&head_name) else { return Ok(()) };
+    let Some(embedding) = checkpoint.tensors.get(&embedding_name) else {
+        checkpoint.tensors.insert(embedding_name, head);
         return Ok(());
     };
     let same =

@@ -10,6 +10,8 @@ use super::error::{CheckpointError, Result};
 use super::names;
 use crate::config::ModelConfig;
 use crate::files::RegularFile;
+use crate::formats::Places;
+use crate::formats::places::HEAD;
 
 /// The files of a checkpoint.
 pub(super) const CONFIG: &str = "config.json";
@@ -22,7 +24,10 @@ pub struct Checkpoint {
     /// What the model is made of.
     pub config: ModelConfig,
     pub(super) warnings: Vec<String>,
+    /// Where elapid's tensors lie among those of the files.
+    pub places: Places,
     pub(super) files: Vec<Source>,
+    /// By the names that the format has for them.
     pub(super) tensors: BTreeMap<String, Entry>,
 }
 
@@ -87,22 +92,23 @@ pub(super) struct Entry {
 }
 
 impl Checkpoint {
-    /// The tensors' names, sorted. The head of a model whose head is its embedding is not among them.
+    /// The tensors' names in the files, sorted. The head of a model whose head is its embedding is not among them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether all is there of a tensor that elapid calls so.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.places.of(name).names().iter().all(|name| self.tensors.contains_key(*name))
     }
 
-    /// The type of a tensor's numbers in the file.
+    /// The type of the numbers, in the file, of a tensor that elapid calls so.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.tensors.get(name).map(|entry| entry.dtype)
+        let place = self.places.of(name);
+        place.names().first().and_then(|name| self.tensors.get(*name)).map(|entry| entry.dtype)
     }
 
-    /// A tensor's shape in the file.
+    /// The shape of a tensor of the file.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
@@ -112,11 +118,16 @@ impl Checkpoint {
         &self.warnings
     }
 
-    /// A tensor as f32, row after row, from F32, F16, BF16 or F64 in the file.
+    /// A tensor that elapid calls so as f32, row after row, from F32, F16, BF16 or F64 in the file.
     ///
     /// # Errors
     /// If there is none of this name, its shape or dtype is another, or a value in it is not finite as f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.places.of(name).read(shape, &mut |name, shape| self.stored(name, shape))
+    }
+
+    /// A tensor of the file.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(CheckpointError::tensor(&self.file_names(), name, "to find it", "no such tensor", MISSING));
         };
@@ -130,11 +141,16 @@ impl Checkpoint {
     /// # Errors
     /// If any is missing, not expected, or of another shape; the error shows what is there.
     pub fn check_complete(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let wanted: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let places: Vec<_> = expected.iter().map(|(name, shape)| (self.places.of(name), shape)).collect();
+        let mut parts = Vec::new();
+        for (place, shape) in &places {
+            parts.extend(place.files(shape)?);
+        }
+        let wanted: BTreeSet<&str> = parts.iter().map(|(name, _)| *name).collect();
         let names: Vec<(&str, &str)> =
             self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.stored.as_str())).collect();
         if let Some(difference) = names::difference(&wanted, &names) {
-            let no_head = expected.iter().all(|(name, _)| self.contains(name) || name == names::HEAD);
+            let no_head = expected.iter().all(|(name, _)| self.contains(name) || name == HEAD);
             let fix = match names.len() < wanted.len() && no_head {
                 true => "if the head is the embedding, set tie_word_embeddings to true in config.json",
                 false => MISSING,
@@ -143,7 +159,7 @@ impl Checkpoint {
             let got = format!("{} tensors, {difference}", names.len());
             return Err(CheckpointError::format(&self.file_names(), wanted, got, fix));
         }
-        expected.iter().try_for_each(|(name, shape)| self.check_entry(&self.tensors[name.as_str()], shape))
+        parts.iter().try_for_each(|(name, shape)| self.check_entry(&self.tensors[*name], shape))
     }
 
     /// Checks that a tensor has this shape, and a dtype that can be read.

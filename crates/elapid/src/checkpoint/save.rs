@@ -1,5 +1,6 @@
 //! Writing a checkpoint so that a crash leaves the old one or the new one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -15,6 +16,7 @@ use super::reader::{CONFIG, INDEX, SINGLE};
 use crate::config::ModelConfig;
 use crate::fault;
 use crate::files::{self, FileError, Staged, Unnamed, remove_abandoned};
+use crate::formats::Places;
 
 /// The dtype written. Precise parameters (`A_log`, `D`) are always F32: the recurrence needs their digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,7 +119,7 @@ pub struct Named<'a> {
 struct Tensor<'a> {
     name: String,
     shape: Vec<usize>,
-    data: &'a [f32],
+    data: Cow<'a, [f32]>,
     dtype: SaveDtype,
 }
 
@@ -147,7 +149,7 @@ pub fn save<'a>(
     options: &SaveOptions,
 ) -> Result<()> {
     config.validate()?;
-    let tensors = check(dir, tensors, options.dtype)?;
+    let tensors = check(dir, tensors, &config.places(), options.dtype)?;
     fs::create_dir_all(dir).map_err(FileError::io("create", dir))?;
     remove_abandoned(dir);
 
@@ -175,8 +177,13 @@ pub fn save<'a>(
     remove_unused(dir, &names)
 }
 
-/// The tensors in the order of the file: 4-byte numbers before 2-byte ones, so that all are aligned; then by name.
-fn check<'a>(dir: &Path, tensors: impl Iterator<Item = Named<'a>>, dtype: SaveDtype) -> Result<Vec<Tensor<'a>>> {
+/// The tensors as the file has them, in its order: 4-byte numbers before 2-byte ones, so that all are aligned; then by name.
+fn check<'a>(
+    dir: &Path,
+    tensors: impl Iterator<Item = Named<'a>>,
+    places: &Places,
+    dtype: SaveDtype,
+) -> Result<Vec<Tensor<'a>>> {
     let file = dir.display().to_string();
     let mut seen = HashSet::new();
     let mut all = Vec::new();
@@ -196,7 +203,10 @@ fn check<'a>(dir: &Path, tensors: impl Iterator<Item = Named<'a>>, dtype: SaveDt
             let wanted = format!("numbers that are finite in {:?}", dtype.stored());
             return Err(CheckpointError::tensor(&file, &name, wanted, format_args!("{x} at element {at}"), fix));
         }
-        all.push(Tensor { name, shape, data, dtype });
+        places.of(&name).write(&shape, data, &mut |name, shape, data| {
+            all.push(Tensor { name: name.to_owned(), shape: shape.to_vec(), data, dtype });
+            Ok::<_, CheckpointError>(())
+        })?;
     }
     all.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
     Ok(all)
@@ -253,7 +263,7 @@ fn write_tensors(out: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    tensors.iter().try_for_each(|tensor| tensor.dtype.write(tensor.data, out))
+    tensors.iter().try_for_each(|tensor| tensor.dtype.write(&tensor.data, out))
 }
 
 /// A file that is hashed while it is written.

@@ -324,7 +324,7 @@ fn token_ids() {
 #[test]
 fn errors() {
     let hugging_face = [
-        ("model_type", json!("llama")),
+        ("model_type", json!("bloom")),
         ("model_type", json!("falcon_mamba")),
         ("model_type", json!(null)),
         ("hidden_act", json!("gelu")),

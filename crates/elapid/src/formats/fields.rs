@@ -77,6 +77,11 @@ impl<'a> Fields<'a> {
         self.map.get(self.called(key))
     }
 
+    /// The value of a field that is there and not null.
+    pub(super) fn given(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.get(key).filter(|value| !value.is_null())
+    }
+
     /// The keys that were not asked for.
     pub(super) fn unknown(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
         self.map.iter().map(|(key, value)| (key.as_str(), value)).filter(|(key, _)| !self.seen.contains(key))
@@ -140,6 +145,22 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.error(key, &wanted, &size.into(), "give the size that the weights have"))
     }
 
+    /// A size that may be absent or null.
+    pub(super) fn optional<const MIN: usize>(&mut self, key: &'static str) -> Result<Option<Bounded<MIN>>> {
+        match self.given(key) {
+            None => Ok(None),
+            Some(_) => self.required(key).map(Some),
+        }
+    }
+
+    /// A flag that must not be set: it would make another model.
+    pub(super) fn never(&mut self, key: &'static str, fix: &str) -> Result<()> {
+        match self.flag(key, false)? {
+            false => Ok(()),
+            true => Err(self.error(key, "false", &Value::Bool(true), fix)),
+        }
+    }
+
     pub(super) fn real(&mut self, key: &'static str, default: f32) -> Result<f32> {
         let Some(value) = self.get(key) else { return Ok(default) };
         let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
@@ -162,6 +183,11 @@ impl<'a> Fields<'a> {
                 Err(self.error(key, "\"random\" or \"constant\"", value, "correct it (the default is \"random\")"))
             }
         }
+    }
+
+    /// A token id, with what it is if it is absent.
+    pub(super) fn id_or(&mut self, key: &'static str, absent: Option<u32>) -> Result<Option<u32>> {
+        if self.map.contains_key(key) { self.id(key) } else { Ok(absent) }
     }
 
     /// A token id: absent is 0 as `transformers` has it, null and -1 are none, of a list the first.

@@ -1,6 +1,37 @@
 //! GPT-2: learned positions; matrices are stored input by output.
 
+use serde_json::{Map, Value, json};
+
+use super::Codec;
+use super::fields::{Fields, Synonyms};
+use super::mamba::real;
 use super::names::{Config, Module, Result, Tensors};
+use super::transformer::{activation, activation_name, dropouts, ffn, mixer, stack};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, PositionKind};
+use crate::layers::attention::{Rope, Settings};
+use crate::layers::mlp::{self, Activation};
+use crate::ops::NormKind;
+use crate::settings::{Auto, Count, Size};
+
+/// The configuration of `GPT2LMHeadModel`.
+pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: false };
+
+/// The names by which `transformers` knows these keys too.
+const SYNONYMS: Synonyms = &[
+    ("n_embd", &["hidden_size"]),
+    ("n_layer", &["num_hidden_layers"]),
+    ("n_head", &["num_attention_heads"]),
+    ("n_positions", &["max_position_embeddings"]),
+];
+
+/// What settings are called in such a file.
+const NAMES: &[(&str, &str)] = &[
+    ("d_model", "n_embd"),
+    ("norm_eps", "layer_norm_epsilon"),
+    ("heads", "n_head"),
+    ("width", "n_inner"),
+    ("max_positions", "n_positions"),
+];
 
 /// The tensors of `GPT2LMHeadModel`.
 pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
@@ -30,4 +61,92 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
         }
     }
     Ok(all)
+}
+
+/// Buffers of the causal mask that older writers stored.
+pub(super) fn ignores(name: &str) -> bool {
+    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+}
+
+fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
+    let (d_model, heads): (Size, Size) =
+        (fields.bounded("n_embd", Size::new(768))?, fields.bounded("n_head", Size::new(12))?);
+    fields.never("scale_attn_by_inverse_layer_idx", "elapid does not scale attention by layer")?;
+    fields.get("reorder_and_upcast_attn"); // the order in which the same is computed
+    for key in
+        ["summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"]
+    {
+        fields.get(key); // of heads that classify
+    }
+    let head_dim = d_model.get() / heads.get();
+    let scale = if fields.flag("scale_attn_weights", true)? { (head_dim as f32).powf(-0.5) } else { 1.0 };
+    let attention = Settings {
+        heads,
+        kv_heads: Auto::Is(heads),
+        head_dim: Auto::Is(Size::new(head_dim)),
+        rope: Rope::None,
+        softmax_scale: Auto::Is(scale),
+        qkv_bias: true,
+        out_bias: true,
+        ..Settings::default()
+    };
+    let mlp = mlp::Settings {
+        width: Auto::Is(fields.optional("n_inner")?.unwrap_or(Size::new(d_model.get().saturating_mul(4)))),
+        activation: activation(fields, "activation_function", Activation::GeluTanh)?,
+        gate: false,
+        bias: true,
+        ..mlp::Settings::default()
+    };
+    dropouts(fields, &["attn_pdrop", "embd_pdrop", "resid_pdrop"])?;
+    let model = ModelSettings {
+        d_model,
+        n_layer: fields.bounded("n_layer", Size::new(12))?,
+        norm: NormKind::Layer,
+        norm_eps: fields.real("layer_norm_epsilon", 1e-5)?,
+        positions: PositionKind::Learned,
+        max_positions: fields.bounded("n_positions", Count::new(1024))?,
+        tie_embeddings: fields.flag("tie_word_embeddings", true)?,
+        initializer_range: fields.real("initializer_range", 0.02)?,
+        ..ModelSettings::default()
+    };
+    let end = Some(50256);
+    Ok(ModelConfig {
+        vocab_size: fields.size("vocab_size", 50257)?,
+        stack: stack(model, attention, mlp),
+        bos_token_id: fields.id_or("bos_token_id", end)?,
+        eos_token_id: fields.id_or("eos_token_id", end)?,
+        pad_token_id: fields.id_or("pad_token_id", None)?,
+    })
+}
+
+fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
+    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
+    let scaled = attention.softmax_scale != Auto::Is(1.0);
+    let Value::Object(map) = json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.padded_vocab_size(),
+        "n_embd": config.d_model(),
+        "n_layer": config.n_layer(),
+        "n_head": attention.heads,
+        "n_inner": mlp.width,
+        "n_positions": model.max_positions,
+        "activation_function": match mlp.activation {
+            Activation::GeluTanh => "gelu_new",
+            other => activation_name(other),
+        },
+        "scale_attn_weights": scaled,
+        "layer_norm_epsilon": real(model.norm_eps),
+        "initializer_range": real(model.initializer_range),
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "tie_word_embeddings": model.tie_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }) else {
+        return None;
+    };
+    Some(map)
 }

@@ -1,6 +1,32 @@
-//! GPT-NeoX (Pythia): q, k and v stand together head by head.
+//! GPT-NeoX (Pythia): q, k and v stand together head by head; a layer and its feed-forward read the same stream.
 
+use serde_json::{Map, Value, json};
+
+use super::Codec;
+use super::fields::{Fields, Synonyms};
+use super::mamba::real;
 use super::names::{Config, Module, Result, Tensors};
+use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rotary, stack};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
+use crate::layers::attention::{Rope, Settings};
+use crate::layers::mlp::{self, Activation};
+use crate::ops::NormKind;
+use crate::settings::{Auto, Count, Size};
+
+/// The configuration of `GPTNeoXForCausalLM`.
+pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: false };
+
+/// The names before transformers 5.
+const SYNONYMS: Synonyms = &[("rope_theta", &["rotary_emb_base"]), ("partial_rotary_factor", &["rotary_pct"])];
+
+/// What settings are called in such a file.
+const NAMES: &[(&str, &str)] = &[
+    ("d_model", "hidden_size"),
+    ("n_layer", "num_hidden_layers"),
+    ("norm_eps", "layer_norm_eps"),
+    ("heads", "num_attention_heads"),
+    ("width", "intermediate_size"),
+];
 
 /// The tensors of `GPTNeoXForCausalLM`.
 pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
@@ -9,21 +35,109 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     all.one("backbone.norm_f.bias", "gpt_neox.final_layer_norm.bias");
     let heads = config.size("num_attention_heads")?;
     let dim = config.size("hidden_size")?.checked_div(heads).unwrap_or_default();
+    let bias = config.0.get("attention_bias").and_then(Value::as_bool).unwrap_or(true);
     for i in 0..config.size("num_hidden_layers")? {
         let layer = Module::layer(i, "gpt_neox.layers");
         for kind in ["weight", "bias"] {
             for (ours, theirs) in [
                 ("norm", "input_layernorm"),
                 ("ffn_norm", "post_attention_layernorm"),
-                ("mixer.out_proj", "attention.dense"),
                 ("ffn.up", "mlp.dense_h_to_4h"),
                 ("ffn.down", "mlp.dense_4h_to_h"),
             ] {
                 all.put(&layer, &format!("{ours}.{kind}"), layer.file(&format!("{theirs}.{kind}")));
             }
-            let qkv = layer.file(&format!("attention.query_key_value.{kind}")).grouped(heads, &[dim, dim, dim]);
-            all.put(&layer, &format!("mixer.qkv.{kind}"), qkv);
+            if kind == "weight" || bias {
+                let qkv = layer.file(&format!("attention.query_key_value.{kind}")).grouped(heads, &[dim, dim, dim]);
+                all.put(&layer, &format!("mixer.qkv.{kind}"), qkv);
+                all.put(&layer, &format!("mixer.out_proj.{kind}"), layer.file(&format!("attention.dense.{kind}")));
+            }
         }
     }
     Ok(all)
+}
+
+/// Buffers of the causal mask and of the rotary positions that older writers stored.
+pub(super) fn ignores(name: &str) -> bool {
+    [".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
+    let (d_model, heads): (Size, Size) =
+        (fields.bounded("hidden_size", Size::new(6144))?, fields.bounded("num_attention_heads", Size::new(64))?);
+    let head_dim = Size::new(d_model.get() / heads.get());
+    let (rotary, bias) = (rotary(fields, 0.25)?, fields.flag("attention_bias", true)?);
+    let attention = Settings {
+        heads,
+        kv_heads: Auto::Is(heads),
+        head_dim: Auto::Is(head_dim),
+        rope: Rope::Halves,
+        rope_base: rotary.base,
+        rotary_dim: Auto::Is(Count::new(rotary.columns(head_dim.get()))),
+        qkv_bias: bias,
+        out_bias: bias,
+        ..Settings::default()
+    };
+    let mlp = mlp::Settings {
+        width: Auto::Is(fields.bounded("intermediate_size", Size::new(24576))?),
+        activation: activation(fields, "hidden_act", Activation::Gelu)?,
+        gate: false,
+        bias: true,
+        ..mlp::Settings::default()
+    };
+    dropouts(fields, &["attention_dropout", "hidden_dropout"])?;
+    fields.get("classifier_dropout"); // of a head that classifies
+    let parallel = fields.flag("use_parallel_residual", true)?;
+    let model = ModelSettings {
+        d_model,
+        n_layer: fields.bounded("num_hidden_layers", Size::new(44))?,
+        norm: NormKind::Layer,
+        norm_eps: fields.real("layer_norm_eps", 1e-5)?,
+        wiring: if parallel { Wiring::Parallel } else { Wiring::Serial },
+        tie_embeddings: fields.flag("tie_word_embeddings", false)?,
+        initializer_range: fields.real("initializer_range", 0.02)?,
+        ..ModelSettings::default()
+    };
+    Ok(ModelConfig {
+        vocab_size: fields.size("vocab_size", 50432)?,
+        stack: stack(model, attention, mlp),
+        bos_token_id: fields.id_or("bos_token_id", Some(0))?,
+        eos_token_id: fields.id_or("eos_token_id", Some(2))?,
+        pad_token_id: fields.id_or("pad_token_id", None)?,
+    })
+}
+
+fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
+    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
+    let share = attention.rotary_dim.or(Count::new(0)).get() as f32 / attention.head_dim.or(Size::new(1)).get() as f32;
+    let Value::Object(map) = json!({
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": config.padded_vocab_size(),
+        "hidden_size": config.d_model(),
+        "num_hidden_layers": config.n_layer(),
+        "num_attention_heads": attention.heads,
+        "intermediate_size": mlp.width,
+        "hidden_act": activation_name(mlp.activation),
+        "attention_bias": attention.qkv_bias,
+        "use_parallel_residual": model.wiring == Wiring::Parallel,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": real(attention.rope_base),
+            "partial_rotary_factor": real(share),
+        },
+        "layer_norm_eps": real(model.norm_eps),
+        "initializer_range": real(model.initializer_range),
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "tie_word_embeddings": model.tie_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }) else {
+        return None;
+    };
+    Some(map)
 }

@@ -13,7 +13,7 @@ use crate::ops::NormKind;
 use crate::settings::{Auto, Count, Size};
 
 /// The configuration of `MambaForCausalLM`.
-pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write };
+pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: true };
 
 /// Names of the epsilon of RMSNorm beside the one that `transformers` has for Mamba.
 const EPSILONS: &[&str] =
@@ -79,6 +79,7 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     fields.only("model_type", &["mamba"], "elapid does not have this model yet; give a Mamba-1 model")?;
     fields.only("hidden_act", &["silu", "swish"], "elapid does not have this activation")?;
     no_limit(fields)?;
+    fields.get("layer_types"); // "mamba" for every layer
     if let Some(quantised) = fields.get("quantization_config").filter(|value| !value.is_null()) {
         let fix = "give the checkpoint in F32, F16 or BF16";
         return Err(fields.error("quantization_config", "weights that are not quantised", quantised, fix));

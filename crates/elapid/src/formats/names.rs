@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value};
 
+use super::places::{EMBEDDING, HEAD};
 use super::stored::{Stored, file};
 
 /// A configuration of which a format's map reads sizes.
@@ -205,10 +206,10 @@ impl Tensors {
 
     /// Embedding, final norm, and the head unless it is the embedding.
     pub fn ends(&mut self, config: &Config<'_>, [embedding, norm_f, head]: [&str; 3]) {
-        self.one("backbone.embeddings.weight", embedding);
+        self.one(EMBEDDING, embedding);
         self.one("backbone.norm_f.weight", norm_f);
         if !config.tied() {
-            self.one("lm_head.weight", head);
+            self.one(HEAD, head);
         }
     }
 }

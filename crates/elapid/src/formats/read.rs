@@ -5,7 +5,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fields::Fields;
-use super::{Codec, FORMATS};
+use super::places::Places;
+use super::{Codec, FORMATS, Format};
 use crate::config::{ConfigError, ModelConfig, StackConfig};
 use crate::json::{self, Unique};
 
@@ -22,7 +23,7 @@ const HARMLESS: &str = "
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
     epsilon_cutoff eta_cutoff exponential_decay_length_penalty finetuning_task forced_bos_token_id
     forced_eos_token_id generation_config gradient_checkpointing guidance_scale id2label is_composition is_decoder
-    is_encoder_decoder keys_to_ignore_at_inference label2id layer_types length_penalty library_name license
+    is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty library_name license
     mask_token_id max_length max_new_tokens max_position_embeddings min_length min_new_tokens min_p
     model_max_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
     num_return_sequences output_attentions output_hidden_states output_scores pad_vocab_size_multiple
@@ -45,32 +46,14 @@ impl ModelConfig {
     /// # Errors
     /// If the text is not JSON, a value has the wrong kind or cannot be, or the model is of a kind that elapid does not have.
     pub fn parse(text: &str, file: &str) -> Result<(Self, Vec<String>), ConfigError> {
-        let Value::Object(map) = parse_json(text, file)? else {
-            return Err(syntax(file, "something else than an object"));
-        };
-        let own = map.get(OWN).filter(|own| own.get("model").is_some());
-        if map.get("model_type").is_some_and(|kind| kind == OWN) {
-            return Ok((read_own(file, own.unwrap_or(&Value::Null), &map)?, Vec::new()));
-        }
-        let codec = super::codec(&map).ok_or_else(|| unknown_format(file, &map))?;
-        let (theirs, mut warnings) = read_by(codec, &map, file)?;
-        let Some(own) = own else { return Ok((theirs, warnings)) };
-        let ours = read_own(file, own, &map)?;
-        // Where it contradicts the rest, the file was edited since: the rest counts.
-        let same = (codec.write)(&ours).and_then(|map| read_by(codec, &map, file).ok());
-        if same.is_some_and(|(same, _)| same == theirs) {
-            return Ok((ours, warnings));
-        }
-        warnings.push(format!("{file}: `{OWN}` contradicts the keys beside it, which are used"));
-        Ok((theirs, warnings))
+        describe(text, file).map(|described| (described.config, described.warnings))
     }
 
     /// The configuration as `config.json`; [`parse`](Self::parse) returns the same one. What the format cannot say stands
     /// under the key `"elapid"`, which `transformers` carries along unread; a model that no format can say has the
     /// `model_type` elapid.
     pub fn to_hf_json(&self) -> Value {
-        let codecs = FORMATS.iter().filter_map(|format| format.codec.as_ref());
-        let Some((codec, mut map)) = codecs.filter_map(|codec| Some((codec, (codec.write)(self)?))).next() else {
+        let Some((codec, _, mut map)) = say(self) else {
             return json!({
                 "model_type": OWN,
                 "vocab_size": self.padded_vocab_size(),
@@ -88,8 +71,65 @@ impl ModelConfig {
 
     /// Whether a format of another program can say this model: whether that program computes the same.
     pub fn is_portable(&self) -> bool {
-        FORMATS.iter().any(|format| format.codec.as_ref().is_some_and(|codec| (codec.write)(self).is_some()))
+        say(self).is_some()
     }
+
+    /// Where the model's tensors lie in the files that go with [`to_hf_json`](Self::to_hf_json).
+    pub fn places(&self) -> Places {
+        // A format's own keys have all that its map reads.
+        say(self).and_then(|(_, format, map)| format.places(&map).ok()).unwrap_or_default()
+    }
+}
+
+/// What `config.json` says.
+pub(crate) struct Described {
+    pub(crate) config: ModelConfig,
+    /// What in it was not understood.
+    pub(crate) warnings: Vec<String>,
+    /// Where the tensors lie in the files beside it.
+    pub(crate) places: Places,
+}
+
+/// Reads `config.json` of any format; see [`ModelConfig::parse`].
+pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
+    let Value::Object(map) = parse_json(text, file)? else {
+        return Err(syntax(file, "something else than an object"));
+    };
+    let own = map.get(OWN).filter(|own| own.get("model").is_some());
+    if map.get("model_type").is_some_and(|kind| kind == OWN) {
+        let config = read_own(file, own.unwrap_or(&Value::Null), &map)?;
+        return Ok(Described { config, warnings: Vec::new(), places: Places::default() });
+    }
+    let readable = super::readable(&map).and_then(|format| Some((format, format.codec.as_ref()?)));
+    let (format, codec) = readable.ok_or_else(|| unknown_format(file, &map))?;
+    let (mut config, mut warnings) = read_by(codec, &map, file)?;
+    if let Some(own) = own {
+        let ours = read_own(file, own, &map)?;
+        // Where it contradicts the rest, the file was edited since: the rest counts.
+        let same = (codec.write)(&ours).and_then(|map| read_by(codec, &map, file).ok());
+        if same.is_some_and(|(same, _)| same == config) {
+            config = ours;
+        } else {
+            warnings.push(format!("{file}: `{OWN}` contradicts the keys beside it, which are used"));
+        }
+    }
+    // The map of tensors reads what the format itself would write, which has defaults and synonyms in one form.
+    let places = format.places(&(codec.write)(&config).unwrap_or(map)).map_err(|error| {
+        let fix = "give the config.json that came with the weights";
+        ConfigError::field(file, &error.key, error.wanted, error.got, fix)
+    })?;
+    Ok(Described { config, warnings, places })
+}
+
+/// The first format that can say a model, and its keys.
+fn say(config: &ModelConfig) -> Option<(&'static Codec, &'static Format, Map<String, Value>)> {
+    FORMATS.iter().find_map(|format| {
+        let codec = format.codec.as_ref()?;
+        let map = (codec.write)(config)?;
+        let (back, _) = read_by(codec, &map, "").ok()?;
+        let same = back.padded_vocab_size() == config.padded_vocab_size() && back.stack.computes_as(&config.stack);
+        same.then_some((codec, format, map))
+    })
 }
 
 /// Reads the keys of a format, all but elapid's own.

@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::Codec;
 use super::fields::{Fields, Synonyms};
 use super::mamba::{dt_rank, stack};
+use super::names::Tensors;
+use super::{Codec, Format};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, NEOX_VOCAB};
 use crate::layers::mamba1::Settings;
 use crate::settings::{Auto, Size};
@@ -12,7 +13,12 @@ use crate::settings::{Auto, Size};
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
 /// The configuration of `MambaLMHeadModel`.
-pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read: original, write: |_| None };
+pub(super) const CODEC: Codec =
+    Codec { synonyms: SYNONYMS, names: NAMES, read: original, write: |_| None, own_names: true };
+
+/// The layout, which no `model_type` names.
+pub(super) static FORMAT: Format =
+    Format { model_type: "", tensors: |_| Ok(Tensors::default()), ignores: |_| false, codec: Some(CODEC) };
 
 /// Names of other writers.
 const SYNONYMS: Synonyms = &[

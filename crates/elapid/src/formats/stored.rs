@@ -4,6 +4,8 @@
 //! is moved, never computed with, so that what was read is written back bit for bit. The shape of elapid's tensor is given,
 //! and those of the file follow from it.
 
+use std::borrow::Cow;
+
 /// A tensor as an expression over the tensors of a file. Rows are indices of the first dimension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
@@ -119,22 +121,33 @@ impl Stored {
         self.evaluate(shape, file)
     }
 
-    /// Writes a tensor of this shape: gives name, shape and elements of each tensor of the file to `file`.
+    /// Names of the tensors in the file.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Stored::File { name, .. } => vec![name],
+            Stored::Rows(parts) => parts.iter().flat_map(|(_, part)| part.names()).collect(),
+            Stored::Stack(parts) => parts.iter().flat_map(Stored::names).collect(),
+            Stored::Transposed(of) | Stored::Grouped { of, .. } => of.names(),
+        }
+    }
+
+    /// Writes a tensor of this shape: gives name, shape and elements of each tensor of the file to `file`, borrowed where
+    /// they lie in one piece.
     ///
     /// # Errors
     /// If the expression cannot give this shape, and those of `file`.
     ///
     /// # Panics
     /// If there are not as many values as the shape has elements.
-    pub fn write<T: Copy, E: From<StoredError>>(
+    pub fn write<'v, T: Copy, E: From<StoredError>>(
         &self,
         shape: &[usize],
-        values: &[T],
-        file: &mut impl FnMut(&str, &[usize], &[T]) -> Result<(), E>,
+        values: &'v [T],
+        file: &mut impl FnMut(&str, &[usize], Cow<'v, [T]>) -> Result<(), E>,
     ) -> Result<(), E> {
         assert_eq!(Some(values.len()), elements(shape), "values for shape {shape:?}");
         self.files(shape)?;
-        self.invert(shape, values, file)
+        self.invert(shape, Cow::Borrowed(values), file)
     }
 
     /// What [`read`](Self::read) does, for a shape that was checked.
@@ -175,31 +188,30 @@ impl Stored {
     }
 
     /// What [`write`](Self::write) does, for a shape that was checked.
-    fn invert<T: Copy, E>(
+    fn invert<'v, T: Copy, E>(
         &self,
         shape: &[usize],
-        values: &[T],
-        file: &mut impl FnMut(&str, &[usize], &[T]) -> Result<(), E>,
+        values: Cow<'v, [T]>,
+        file: &mut impl FnMut(&str, &[usize], Cow<'v, [T]>) -> Result<(), E>,
     ) -> Result<(), E> {
         match self {
             Stored::File { name, shape: there } => file(name, there.as_deref().unwrap_or(shape), values),
             Stored::Rows(parts) => {
-                let (mut rest, row) = (values, row_elements(shape));
+                let (mut from, row) = (0, row_elements(shape));
                 for (rows, part) in parts {
-                    let (these, after) = rest.split_at(rows * row);
-                    part.invert(&with_rows(shape, *rows), these, file)?;
-                    rest = after;
+                    part.invert(&with_rows(shape, *rows), slice(&values, from..from + rows * row), file)?;
+                    from += rows * row;
                 }
                 Ok(())
             }
             Stored::Stack(parts) => {
                 let size = row_elements(shape);
-                let slices = (0..parts.len()).map(|i| &values[i * size..(i + 1) * size]);
+                let slices = (0..parts.len()).map(|i| slice(&values, i * size..(i + 1) * size));
                 parts.iter().zip(slices).try_for_each(|(part, slice)| part.invert(&shape[1..], slice, file))
             }
             Stored::Transposed(of) => {
                 let (m, n) = (shape[0], shape[1]);
-                of.invert(&[n, m], &transpose(values, m, n), file)
+                of.invert(&[n, m], Cow::Owned(transpose(&values, m, n)), file)
             }
             Stored::Grouped { of, groups, parts } => {
                 let mut there = values.to_vec();
@@ -207,7 +219,7 @@ impl Stored {
                     let len = range.len();
                     there[range].copy_from_slice(&values[from..from + len]);
                 }
-                of.invert(shape, &there, file)
+                of.invert(shape, Cow::Owned(there), file)
             }
         }
     }
@@ -229,6 +241,14 @@ fn by_part(shape: &[usize], groups: usize, parts: &[usize]) -> impl Iterator<Ite
             (at + g * rows * row, there..there + rows * row)
         })
     })
+}
+
+/// Part of some values: borrowed where all are.
+fn slice<'v, T: Copy>(values: &Cow<'v, [T]>, range: std::ops::Range<usize>) -> Cow<'v, [T]> {
+    match values {
+        Cow::Borrowed(values) => Cow::Borrowed(&values[range]),
+        Cow::Owned(values) => Cow::Owned(values[range].to_vec()),
+    }
 }
 
 /// The matrix `[m n]` as `[n m]`.
@@ -280,8 +300,8 @@ mod tests {
 
     fn write(stored: &Stored, shape: &[usize], values: &[u32]) -> Tensors {
         let mut tensors = Tensors::new();
-        let mut put = |name: &str, shape: &[usize], values: &[u32]| {
-            let twice = tensors.insert(name.to_owned(), (shape.to_vec(), values.to_vec()));
+        let mut put = |name: &str, shape: &[usize], values: Cow<'_, [u32]>| {
+            let twice = tensors.insert(name.to_owned(), (shape.to_vec(), values.into_owned()));
             assert!(twice.is_none(), "{name}");
             Ok::<_, StoredError>(())
         };

@@ -1,8 +1,9 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::names::Config;
 use super::stored::{Stored, StoredError};
@@ -111,7 +112,7 @@ fn tensors_are_written_back_bit_for_bit() {
             let words = |bytes: &[u8]| bytes.as_chunks::<4>().0.to_vec();
             let values = stored.read(&shape, &mut |name, _| Ok::<_, StoredError>(words(&file[name].1))).unwrap();
             assert_eq!(values.len(), shape.iter().product::<usize>(), "{ours}");
-            let mut put = |name: &str, shape: &[usize], values: &[[u8; 4]]| {
+            let mut put = |name: &str, shape: &[usize], values: Cow<'_, [[u8; 4]]>| {
                 back.insert(name.to_owned(), (shape.to_vec(), values.concat()));
                 Ok::<_, StoredError>(())
             };
@@ -121,4 +122,144 @@ fn tensors_are_written_back_bit_for_bit() {
         models += 1;
     }
     assert!(models >= 2, "{models} models");
+}
+
+/// The fixtures that elapid has all layers of.
+fn readable() -> Vec<Fixture> {
+    let codec = |(_, config, _): &Fixture| super::readable(config).is_some();
+    fixtures().into_iter().filter(codec).collect()
+}
+
+fn read(config: &Map<String, Value>) -> super::Described {
+    super::describe(&Value::Object(config.clone()).to_string(), "config.json").unwrap()
+}
+
+/// A model of a format has just the tensors of the file, in its names and shapes.
+#[test]
+fn models_of_other_formats_are_built_as_their_files_are() {
+    let all = readable();
+    assert!(all.len() >= 6, "{}", all.len());
+    for (name, config, shapes) in all {
+        let described = read(&config);
+        let mut files = BTreeMap::new();
+        for (ours, shape) in crate::LanguageModel::outline(&described.config).unwrap() {
+            let place = described.places.of(&ours);
+            files.extend(place.files(&shape).unwrap().into_iter().map(|(name, shape)| (name.to_owned(), shape)));
+        }
+        assert_eq!(files, shapes, "{name}");
+        assert_eq!(described.warnings, [""; 0], "{name}");
+    }
+}
+
+/// What is read is written in the same format, and read again as the same.
+#[test]
+fn configurations_of_other_formats_are_written_back() {
+    let changes = json!({
+        "llama": [
+            {}, {"attention_bias": true, "mlp_bias": true}, {"tie_word_embeddings": true}, {"head_dim": 10},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"hidden_act": "gelu"},
+            {"num_key_value_heads": null}, {"head_dim": null},
+        ],
+        "mistral": [{}],
+        "qwen2": [
+            {}, {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": true, "sliding_window": 9},
+            {"layer_types": null, "use_sliding_window": true, "sliding_window": 9, "max_window_layers": 0},
+            {"tie_word_embeddings": true},
+        ],
+        "gpt2": [{}, {"n_inner": 30}, {"scale_attn_weights": false}, {"activation_function": "relu"}],
+        "gpt_neox": [
+            {}, {"use_parallel_residual": false}, {"attention_bias": false},
+            {"rope_parameters": null, "rotary_pct": 0.5, "rotary_emb_base": 300},
+        ],
+        "mamba": [{}, {"use_bias": true}],
+    });
+    for (name, config, _) in readable() {
+        let model_type = config["model_type"].as_str().unwrap().to_owned();
+        for change in changes[&model_type].as_array().unwrap_or_else(|| panic!("no changes of {model_type}")) {
+            let mut config = config.clone();
+            config.extend(change.as_object().unwrap().clone());
+            let first = read(&config).config;
+            let written = first.to_hf_json();
+            assert_eq!(written["model_type"], *model_type, "{name}: {change}");
+            assert_eq!(written.get("elapid"), None, "{name}: {change}");
+            assert_eq!(read(written.as_object().unwrap()).config, first, "{name}: {change}");
+        }
+    }
+}
+
+/// Keys as older versions of transformers wrote them say the same.
+#[test]
+fn older_keys_say_the_same() {
+    let (llama, neox) = (fixture("llama"), fixture("gpt_neox"));
+    let old = |config: &Map<String, Value>, keys: Value| {
+        let mut config = config.clone();
+        config.remove("rope_parameters");
+        config.extend(keys.as_object().unwrap().clone());
+        read(&config).config
+    };
+    assert_eq!(old(&llama, json!({"rope_theta": 10000, "rope_scaling": null})), read(&llama).config);
+    assert_eq!(old(&neox, json!({"rotary_pct": 0.25, "rotary_emb_base": 10000})), read(&neox).config);
+}
+
+fn fixture(name: &str) -> Map<String, Value> {
+    fixtures().into_iter().find(|(other, ..)| other == name).unwrap().1
+}
+
+/// What would make another model is refused by name.
+#[test]
+fn keys_that_make_another_model_are_refused() {
+    for (name, key, value) in [
+        ("llama", "rope_scaling", json!({"type": "yarn", "factor": 4.0})),
+        ("llama", "rope_parameters", json!({"rope_type": "llama3", "factor": 8.0})),
+        ("llama", "rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 1.5})),
+        ("llama", "rope_parameters", json!([1])),
+        ("llama", "sliding_window", json!(4)),
+        ("llama", "hidden_act", json!("mish")),
+        ("llama", "num_key_value_heads", json!(4)),
+        ("llama", "qk_norm", json!(true)),
+        ("mistral", "sliding_window", json!(0)),
+        ("qwen2", "layer_types", json!(["full_attention"])),
+        ("qwen2", "layer_types", json!(["full_attention", "linear_attention"])),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", json!(true)),
+        ("gpt2", "n_positions", json!(0)),
+        ("gpt_neox", "quantization_config", json!({"bits": 4})),
+    ] {
+        let mut config = fixture(name);
+        config.insert(key.into(), value.clone());
+        let error = super::describe(&Value::Object(config).to_string(), "dir/config.json");
+        let error = error.err().unwrap_or_else(|| panic!("{name} with {key} = {value}")).to_string();
+        println!("{error}");
+        assert!(error.starts_with("dir/config.json: `") && error.contains(key), "{name}, {key}: {error}");
+    }
+    let mut config = fixture("gpt2");
+    config.insert("resid_pdrop".into(), json!(0.1));
+    let described = super::describe(&Value::Object(config).to_string(), "f").unwrap();
+    assert!(described.warnings.len() == 1 && described.warnings[0].contains("resid_pdrop"), "{:?}", described.warnings);
+}
+
+/// A model of another format is saved in its files, and opened from them with the same bits; also when another program put
+/// a prefix before all names, or left the first segment away.
+#[test]
+fn models_of_other_formats_are_saved_and_opened() {
+    let bits = |model: &crate::LanguageModel| -> Vec<(String, Vec<u32>)> {
+        let values = |value: &crate::Tensor| value.as_slice().iter().map(|x| x.to_bits()).collect();
+        model.params().iter().map(|(_, param)| (param.name.clone(), values(&param.value))).collect()
+    };
+    for (name, config, shapes) in readable() {
+        let model = crate::LanguageModel::new(read(&config).config, 7).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        model.save(dir.path(), &crate::checkpoint::SaveOptions::default()).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let there: BTreeMap<String, Vec<usize>> =
+            file.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec())).collect();
+        assert_eq!(there, shapes, "{name}");
+        let again = crate::LanguageModel::open(dir.path()).unwrap();
+        assert_eq!((again.config(), bits(&again)), (model.config(), bits(&model)), "{name}");
+        let prefixed: BTreeMap<String, _> = file.iter().map(|(name, view)| (format!("module.{name}"), view)).collect();
+        let bytes = safetensors::serialize(prefixed, None).unwrap();
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(bits(&crate::LanguageModel::open(dir.path()).unwrap()), bits(&model), "{name}");
+    }
 }

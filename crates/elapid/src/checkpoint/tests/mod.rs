@@ -8,11 +8,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::error::Result;
-use super::names::{EMBEDDING, HEAD};
 use super::reader::{Bytes, CONFIG, INDEX, SINGLE, Source};
 use super::*;
 use crate::LanguageModel;
 use crate::config::ModelConfig;
+use crate::formats::places::{EMBEDDING, HEAD};
+use crate::formats::{Described, Places};
 
 const TINY: &str = include_str!("../../../../../golden/mamba1-tiny/config.json");
 const UNTIED: &str = include_str!("../../../../../golden/mamba1-untied/config.json");
@@ -542,7 +543,7 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         let source = Source { name: SINGLE.into(), bytes: Bytes::Static(bytes.leak()) };
-        if let Ok(checkpoint) = open::assemble(config, Vec::new(), vec![source]) {
+        if let Ok(checkpoint) = open::assemble(Described { config, warnings: Vec::new(), places: Places::default() }, vec![source]) {
             for name in checkpoint.names() {
                 let shape = checkpoint.shape(name).unwrap();
                 if let Ok(data) = checkpoint.tensor(name, shape) {

@@ -1,0 +1,28 @@
+//! Mistral: Llama with a sliding window.
+
+use serde_json::{Map, Value, json};
+
+use super::Codec;
+use super::fields::Fields;
+use super::llama::{self, NAMES, SYNONYMS};
+use super::transformer::mixer;
+use crate::config::{ConfigError, ModelConfig};
+use crate::settings::Count;
+
+/// The configuration of `MistralForCausalLM`.
+pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: false };
+
+fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
+    let window = match fields.map.contains_key("sliding_window") {
+        true => fields.optional::<1>("sliding_window")?.map_or(0, |window| window.get()),
+        false => 4096,
+    };
+    llama::model(fields, Count::new(window), [false, false], [Some(1), Some(2)])
+}
+
+fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
+    let window = mixer(config, 0)?.window.get();
+    let mut map = llama::common(config, "MistralForCausalLM", "mistral")?;
+    map.insert("sliding_window".into(), if window > 0 { json!(window) } else { Value::Null });
+    Some(map)
+}
