@@ -2,7 +2,9 @@
 
 mod mixer;
 mod record;
+mod states;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +32,7 @@ pub(crate) fn run(paths: &[PathBuf], tolerance: f64, device: Device, dtype: DTyp
         let there = single || folder.join("golden.safetensors").is_file();
         ensure!(there, "{}: no golden.safetensors there, and no file of a layer", folder.display());
         println!("{}", folder.display());
-        let mut report = Report { tolerance, missed: Vec::new(), checked: 0 };
+        let mut report = Report { tolerance, noise: BTreeMap::new(), missed: Vec::new(), checked: 0 };
         let checked = match dtype {
             _ if single => mixer::check(folder, &mut report),
             DType::F32 => check(folder, device, &mut report),
@@ -93,24 +95,35 @@ fn train(model: &mut LanguageModel, golden: &Golden<'_>, layout: &Layout) -> Res
 fn check(folder: &Path, device: Device, report: &mut Report) -> Result<()> {
     let bytes = std::fs::read(folder.join("golden.safetensors"))?;
     let golden = Golden(SafeTensors::deserialize(&bytes).context("golden.safetensors")?);
-    let mut model = LanguageModel::load(&Checkpoint::open(folder)?)?.to_train(device, DType::F32)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes)?;
+    if let Some(noise) = header.metadata().as_ref().and_then(|notes| notes.get("noise")) {
+        report.noise = serde_json::from_str(noise).context("`noise` in the metadata")?;
+    }
+    let checkpoint = Checkpoint::open(folder)?;
+    let mut model = LanguageModel::load(&checkpoint)?.to_train(device, DType::F32)?;
     let Batch { layout, tokens, targets } = batch(&golden)?;
     let (b, l) = (layout.b, layout.l);
 
     let cx = model.inference(layout.clone());
     let (logits, state) = model.logits(&cx, &tokens, &model.zero_state(b)?, Positions::All)?;
-    report.ratio("logits", &golden.floats("logits")?, &logits.value().to_vec()?, report.tolerance);
-    states(&golden, &model, &state, b, report)?;
+    report.close("logits", &golden.floats("logits")?, &logits.value().to_vec()?);
+    states::check(&golden, &model, &state, report)?;
 
     let (grads, loss) = gradients(&model, &layout, &tokens, &targets)?;
-    report.ratio("loss", &golden.floats("loss")?, &[loss.value()?], report.tolerance);
+    report.close("loss", &golden.floats("loss")?, &[loss.value()?]);
     let nll: Vec<f32> = loss.nll.to_vec()?.chunks(l).flat_map(|row| &row[..l - 1]).copied().collect();
-    report.ratio("nll", &golden.floats("nll")?, &nll, report.tolerance);
+    report.close("nll", &golden.floats("nll")?, &nll);
+    let mut left: BTreeSet<String> = golden.names_after("grad.");
     for (id, param) in model.params().iter() {
-        let name = format!("grad.{}", param.name);
-        let got = grads.get(id).with_context(|| format!("no gradient for {}", param.name))?;
-        report.ratio(&name, &golden.floats(&name)?, &got.to_vec()?, report.tolerance);
+        let got = grads.get(id).with_context(|| format!("no gradient for {}", param.name))?.to_vec()?;
+        checkpoint.places.of(&param.name).write(param.value.shape(), &got, &mut |theirs, _, got| {
+            let name = format!("grad.{theirs}");
+            report.close(&name, &golden.floats(&name)?, &got);
+            left.remove(theirs);
+            Ok::<(), anyhow::Error>(())
+        })?;
     }
+    ensure!(left.is_empty(), "gradients of parameters that elapid does not have: {left:?}");
 
     let want = golden.ids("greedy.tokens")?;
     let got = greedy(&model, &golden.ids("greedy.prompt")?, want.len())?;
@@ -143,32 +156,4 @@ fn gradients(
     let mut grads = ParamGrads::of(model.params())?;
     tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(()))?;
     Ok((grads, loss))
-}
-
-/// The reference keeps k raw inputs, channel by channel; elapid the k-1 that the next step needs, position by position.
-fn states(
-    golden: &Golden<'_>,
-    model: &LanguageModel,
-    state: &elapid::State,
-    b: usize,
-    report: &mut Report,
-) -> Result<()> {
-    for i in 0..model.config().n_layer() {
-        let (conv, ssm) = (state.layer(i).fixed(0)?.value(), state.layer(i).fixed(1)?.value());
-        let want = golden.floats(&format!("state.{i}.ssm"))?;
-        report.ratio(&format!("state.{i}.ssm"), &want, &ssm.to_vec()?, report.tolerance);
-        let name = format!("state.{i}.conv");
-        let (want, (kept, d)) = (golden.floats(&name)?, (conv.shape()[1], conv.shape()[2]));
-        let k = kept + 1;
-        ensure!(want.len() == b * d * k, "{name}: wanted {} elements, got {}", b * d * k, want.len());
-        let at = |row: usize, t: usize, c: usize| want[(row * d + c) * k + t + 1];
-        let want: Vec<f64> = (0..b)
-            .flat_map(|row| (0..kept).flat_map(move |t| (0..d).map(move |c| (row, t, c))))
-            .map(|(row, t, c)| at(row, t, c))
-            .collect();
-        if kept > 0 {
-            report.ratio(&name, &want, &conv.to_vec()?, report.tolerance);
-        }
-    }
-    Ok(())
 }

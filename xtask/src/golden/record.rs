@@ -1,16 +1,27 @@
 //! Recorded tensors, and a report of what was compared with them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Context, Result, bail};
 use elapid_kernels::testing::err_ratio;
 use safetensors::{Dtype, SafeTensors};
 
 pub(super) struct Report {
+    /// Largest error ratio of forward values, states and gradients.
     pub(super) tolerance: f64,
+    /// Error ratios that the reference itself has against float64, where it is known.
+    pub(super) noise: BTreeMap<String, f64>,
     pub(super) missed: Vec<String>,
     pub(super) checked: usize,
 }
 
 impl Report {
+    /// A forward value, a state or a gradient: within the tolerance, or within five times the reference's own noise.
+    pub(super) fn close(&mut self, name: &str, want: &[f64], got: &[f32]) {
+        let noise = self.noise.get(name).copied().unwrap_or_default();
+        self.ratio(name, want, got, self.tolerance.max(5.0 * noise));
+    }
+
     pub(super) fn ratio(&mut self, name: &str, want: &[f64], got: &[f32], tolerance: f64) {
         let ratio = err_ratio(want, got);
         self.line(name, ratio <= tolerance, format!("{ratio:.2e}"));
@@ -29,6 +40,11 @@ impl Report {
 pub(super) struct Golden<'a>(pub(super) SafeTensors<'a>);
 
 impl Golden<'_> {
+    /// What follows the prefix in the names that begin with it.
+    pub(super) fn names_after(&self, prefix: &str) -> BTreeSet<String> {
+        self.0.names().into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
+    }
+
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
         Ok(self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?.shape().to_vec())
     }

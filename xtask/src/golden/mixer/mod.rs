@@ -60,25 +60,25 @@ fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Resul
     let leaf = tape.leaf(x.clone());
     let cx = Cx::new(params.clone(), Some(tape.clone()), Layout::new(b, l));
     let (y, _) = stack.forward(&cx, leaf.clone(), stack.zero_state(b)?, Carry::Keep, false, &mut |_, _| Ok(()))?;
-    report.ratio("y", &golden.floats("y")?, &y.value().to_vec()?, report.tolerance);
+    report.close("y", &golden.floats("y")?, &y.value().to_vec()?);
 
     let mut grads = ParamGrads::of(&params)?;
     let dy = Tensor::new(floats("dy")?, y.shape());
     let mut others = tape.backward_from(&[(&y, dy)], &mut grads)?;
     let dx = others.take(&leaf)?.context("no gradient of x")?;
-    report.ratio("dx", &golden.floats("dx")?, &dx.to_vec()?, report.tolerance);
+    report.close("dx", &golden.floats("dx")?, &dx.to_vec()?);
     for (name, stored) in &subject.params {
         let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
         let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
         stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, _, values| {
             let name = format!("grad.{theirs}");
-            report.ratio(&name, &golden.floats(&name)?, values, report.tolerance);
+            report.close(&name, &golden.floats(&name)?, &values);
             Ok::<(), anyhow::Error>(())
         })?;
     }
     if golden.shape("step.y").is_ok() {
         let steps = steps(&stack, &params, &x, stack.zero_state(b)?)?;
-        report.ratio("step.y", &golden.floats("step.y")?, &steps, report.tolerance);
+        report.close("step.y", &golden.floats("step.y")?, &steps);
     }
     Ok(())
 }
