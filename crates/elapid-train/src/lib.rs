@@ -8,6 +8,7 @@ pub mod config;
 pub mod cuda_step;
 pub mod data;
 mod error;
+mod groups;
 pub mod metrics;
 pub mod objectives;
 pub mod optim;

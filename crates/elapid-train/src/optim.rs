@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use elapid::params::{Flat, ParamGrads, Params};
+use elapid::params::{Flat, Param, ParamGrads, Params};
 use elapid::{DType, Device, Tensor};
 use elapid_kernels::adamw;
 use elapid_kernels::cuda::{Buffer, Gpu};
@@ -58,10 +58,13 @@ struct OnDevice {
     v: Arc<Buffer>,
     /// One byte for [`Flat::CHUNK`] numbers: whether they decay.
     decay: Buffer,
+    /// One factor of the learning rate for as many, if any is not 1.
+    factors: Option<Buffer>,
     hyper: Buffer,
     /// The norm of the gradients, and 1 if it is finite.
     norm: Arc<Buffer>,
-    offsets: Vec<usize>,
+    /// Where the means of each parameter start; none if it is not trained.
+    offsets: Vec<Option<usize>>,
     lens: Vec<usize>,
 }
 
@@ -139,6 +142,7 @@ impl AdamW {
             Means::Cpu { m, v } => Ok(m.iter().zip(v).map(|(m, v)| [m.clone(), v.clone()]).collect()),
             Means::Cuda(device) => (device.offsets.iter().zip(&device.lens))
                 .map(|(&at, &len)| {
+                    let Some(at) = at else { return Ok([vec![0.0; len], vec![0.0; len]]) };
                     let part = |buffer: &Buffer| device.gpu.download(buffer, at, len).map_err(elapid::Error::from);
                     Ok([part(&device.m)?, part(&device.v)?])
                 })
@@ -154,7 +158,7 @@ impl AdamW {
         match &mut self.means {
             Means::Cpu { m, v } => [m[index], v[index]] = means,
             Means::Cuda(device) => {
-                let at = device.offsets[index];
+                let Some(at) = device.offsets[index] else { return Ok(()) };
                 for (buffer, mean) in [&device.m, &device.v].into_iter().zip(&means) {
                     device.gpu.write(buffer, at, mean)?;
                 }
@@ -175,8 +179,10 @@ impl AdamW {
         // As PyTorch's clip_grad_norm_ has it.
         let grad_scale = if clipped { (f64::from(clip) / (norm + 1e-6)) as f32 } else { 1.0 };
         for (((id, param), m), v) in params.iter_mut().zip(m).zip(v) {
-            let Some(g) = grads.get(id) else { continue };
+            // Rather than to trust that what is frozen has no gradient.
+            let Some(g) = grads.get(id).filter(|_| param.traits.trainable) else { continue };
             let weight_decay = if decay_all || param.traits.decay { weight_decay } else { 0.0 };
+            let lr = lr * param.traits.lr;
             let hyper = adamw::Hyper { lr, beta1, beta2, eps, weight_decay, step: self.step, grad_scale };
             adamw::step(&hyper, param.value.make_mut(), g.as_slice(), m, v).map_err(elapid::Error::from)?;
         }
@@ -187,28 +193,33 @@ impl AdamW {
 impl OnDevice {
     fn new(gpu: Gpu, params: &Params, flat: &Flat, options: &Options) -> elapid::Result<Self> {
         let zeros = || -> elapid::Result<Arc<Buffer>> {
-            Ok(Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[flat.len])?.buffer().0.clone())
+            Ok(Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[flat.trained])?.buffer().0.clone())
         };
-        let mut decay = vec![0u8; flat.len / Flat::CHUNK];
-        let ends = flat.offsets.iter().skip(1).chain([&flat.len]);
-        for (((_, param), &from), &to) in params.iter().zip(&flat.offsets).zip(ends) {
-            decay[from / Flat::CHUNK..to / Flat::CHUNK].fill(u8::from(options.decay_all || param.traits.decay));
+        let chunks = flat.trained / Flat::CHUNK;
+        let (mut decay, mut factors) = (vec![0u8; chunks], vec![1.0f32; chunks]);
+        for ((_, param), &from) in params.iter().zip(&flat.offsets).filter(|((_, param), _)| param.traits.trainable) {
+            let part = from / Flat::CHUNK..(from + param.value.len()).div_ceil(Flat::CHUNK);
+            decay[part.clone()].fill(u8::from(options.decay_all || param.traits.decay));
+            factors[part].fill(param.traits.lr);
         }
+        let plain = factors.iter().all(|factor| *factor == 1.0);
+        let place = |((_, param), &at): ((_, &Param), &usize)| param.traits.trainable.then_some(at);
         Ok(Self {
             gpu,
             m: zeros()?,
             v: zeros()?,
             decay: gpu.upload(&decay)?,
+            factors: if plain { None } else { Some(gpu.upload(&factors)?) },
             hyper: gpu.alloc(8 * size_of::<f32>())?,
             norm: Arc::new(gpu.upload(&[0.0f32, 1.0])?),
-            offsets: flat.offsets.clone(),
+            offsets: params.iter().zip(&flat.offsets).map(place).collect(),
             lens: params.iter().map(|(_, param)| param.value.len()).collect(),
         })
     }
 
     fn step(&self, flat: &Flat, g: &Buffer, hyper: &[f32; 8]) -> elapid_kernels::cuda::Result<()> {
         self.gpu.write(&self.hyper, 0, hyper)?;
-        adamw::cuda::norm(&self.gpu, g, flat.len, &self.norm)?;
+        adamw::cuda::norm(&self.gpu, g, flat.trained, &self.norm)?;
         let arrays = adamw::cuda::Flat {
             w: &flat.values,
             g,
@@ -216,7 +227,8 @@ impl OnDevice {
             v: &self.v,
             copy: flat.copy.as_deref(),
             decay: &self.decay,
-            count: flat.len,
+            factors: self.factors.as_ref(),
+            count: flat.trained,
         };
         adamw::cuda::step(&self.gpu, arrays, &self.hyper, &self.norm)
     }
@@ -231,4 +243,55 @@ pub(crate) fn non_finite(params: &Params, grads: &ParamGrads) -> Error {
         None => ("the norm of all gradients".to_owned(), 0),
     };
     elapid::Error::NonFinite { what, place }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use elapid::autograd::Tape;
+    use elapid::{LanguageModel, Layout};
+
+    use super::*;
+
+    /// One step of a small model; the parameters before and after by name.
+    fn stepped(change: impl Fn(&mut elapid::params::Param)) -> Vec<(String, Vec<f32>, Vec<f32>)> {
+        let mut model = elapid::embedded::model().unwrap();
+        model.params_mut().iter_mut().for_each(|(_, param)| change(param));
+        let tape = Arc::new(Tape::new());
+        let cx = model.training(&tape, Layout::new(1, 4));
+        let state = model.zero_state(1).unwrap();
+        let (loss, _) = model.loss(&cx, &[5, 6, 7, 8], &[6, 7, 8, 9], &state, false).unwrap();
+        let mut grads = ParamGrads::of(model.params()).unwrap();
+        tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(())).unwrap();
+        drop(cx);
+        let values = |model: &LanguageModel| -> Vec<(String, Vec<f32>)> {
+            model.params().iter().map(|(_, param)| (param.name.clone(), param.value.to_vec().unwrap())).collect()
+        };
+        let before = values(&model);
+        let mut optimiser = AdamW::new(model.params(), Options { weight_decay: 0.0, ..Options::default() }).unwrap();
+        optimiser.step(model.params_mut(), &grads, 1e-3).unwrap();
+        before.into_iter().zip(values(&model)).map(|((name, before), (_, after))| (name, before, after)).collect()
+    }
+
+    #[test]
+    fn a_parameter_has_a_factor_of_the_learning_rate_or_is_not_trained() {
+        let plain = stepped(|_| ());
+        let moved =
+            |before: &[f32], after: &[f32]| -> f32 { before.iter().zip(after).map(|(b, a)| (b - a).abs()).sum() };
+        assert!(plain.iter().all(|(_, before, after)| moved(before, after) > 0.0));
+        let changed = stepped(|param| match &*param.name {
+            name if name.ends_with(".A_log") => param.traits.lr = 0.5,
+            name if name.ends_with("norm_f.weight") => param.traits.trainable = false,
+            _ => {}
+        });
+        for ((name, before, after), (_, _, usual)) in changed.iter().zip(&plain) {
+            let (got, whole) = (moved(before, after), moved(before, usual));
+            match &**name {
+                name if name.ends_with(".A_log") => assert!((got - 0.5 * whole).abs() < 0.01 * whole, "{name}"),
+                name if name.ends_with("norm_f.weight") => assert_eq!(got, 0.0),
+                name => assert!((got - whole).abs() < 0.01 * whole, "{name} {got} {whole}"),
+            }
+        }
+    }
 }

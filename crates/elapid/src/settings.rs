@@ -302,6 +302,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
                 if text == "auto" { Ok(Auto::Auto) } else { other().map(Auto::Is) }
             }
 
+            fn visit_bool<E: de::Error>(self, is: bool) -> Result<Auto<T>, E> {
+                T::deserialize(de::IntoDeserializer::<E>::into_deserializer(is)).map(Auto::Is)
+            }
+
             fn visit_i64<E: de::Error>(self, n: i64) -> Result<Auto<T>, E> {
                 T::deserialize(de::IntoDeserializer::<E>::into_deserializer(n)).map(Auto::Is)
             }

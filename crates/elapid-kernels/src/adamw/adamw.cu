@@ -7,6 +7,7 @@ struct Args {
   float* v;
   bf16* copy;
   const u8* decay;     // one for 256 numbers
+  const float* factors;  // of the learning rate, one for 256 numbers; null: all 1
   const float* hyper;  // lr, beta1, beta2, eps, weight decay, clip, 1 - beta1^t, 1 - beta2^t
   float* norm;         // [2]: the norm, and 1 if it is finite
   double* partial;
@@ -53,7 +54,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
   float rate = lr / a.hyper[6], root = rsqrtf(a.hyper[7]);
   float scale = clip > 0.0f && a.norm[0] > clip ? clip / (a.norm[0] + 1e-6f) : 1.0f;
   for (i64 i = (i64(blockIdx.x) * THREADS + threadIdx.x) * 4; i < a.count; i += i64(gridDim.x) * THREADS * 4) {
-    float shrink = 1.0f - (a.decay[i / 256] ? lr * a.hyper[4] : 0.0f);
+    float factor = a.factors ? a.factors[i / 256] : 1.0f;
+    float shrink = 1.0f - (a.decay[i / 256] ? lr * factor * a.hyper[4] : 0.0f), step = rate * factor;
     float4 w4 = *reinterpret_cast<float4*>(a.w + i), m4 = *reinterpret_cast<float4*>(a.m + i);
     float4 v4 = *reinterpret_cast<float4*>(a.v + i), g4 = *reinterpret_cast<const float4*>(a.g + i);
     float w[4] = {w4.x, w4.y, w4.z, w4.w}, m[4] = {m4.x, m4.y, m4.z, m4.w};
@@ -63,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
       g[k] *= scale;
       m[k] = beta1 * m[k] + (1.0f - beta1) * g[k];
       v[k] = beta2 * v[k] + (1.0f - beta2) * g[k] * g[k];
-      w[k] = w[k] * shrink - rate * m[k] / (sqrtf(v[k]) * root + eps);
+      w[k] = w[k] * shrink - step * m[k] / (sqrtf(v[k]) * root + eps);
     }
     *reinterpret_cast<float4*>(a.w + i) = make_float4(w[0], w[1], w[2], w[3]);
     *reinterpret_cast<float4*>(a.m + i) = make_float4(m[0], m[1], m[2], m[3]);

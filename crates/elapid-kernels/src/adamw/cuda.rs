@@ -26,6 +26,8 @@ pub struct Flat<'a> {
     pub copy: Option<&'a Buffer>,
     /// One u8 for [`CHUNK`] numbers: whether they decay.
     pub decay: &'a Buffer,
+    /// One f32 for [`CHUNK`] numbers: factors of the learning rate. None: all are 1.
+    pub factors: Option<&'a Buffer>,
     /// How many numbers.
     pub count: usize,
 }
@@ -39,6 +41,7 @@ struct Args {
     v: u64,
     copy: u64,
     decay: u64,
+    factors: u64,
     hyper: u64,
     norm: u64,
     partial: u64,
@@ -79,12 +82,15 @@ pub fn norm(gpu: &Gpu, g: &Buffer, count: usize, out: &Buffer) -> Result<()> {
 /// # Errors
 /// If a size is wrong.
 pub fn step(gpu: &Gpu, flat: Flat<'_>, hyper: &Buffer, norm: &Buffer) -> Result<()> {
-    let Flat { w, g, m, v, copy, decay, count } = flat;
+    let Flat { w, g, m, v, copy, decay, factors, count } = flat;
     check_count(count)?;
     for (name, buffer) in [("w", w), ("g", g), ("m", m), ("v", v)] {
         check_bytes(name, buffer, 4 * count)?;
     }
     check_bytes("decay", decay, count / CHUNK)?;
+    if let Some(factors) = factors {
+        check_bytes("factors", factors, 4 * (count / CHUNK))?;
+    }
     check_bytes("hyper", hyper, 32)?;
     check_bytes("norm", norm, 8)?;
     if let Some(copy) = copy {
@@ -97,6 +103,7 @@ pub fn step(gpu: &Gpu, flat: Flat<'_>, hyper: &Buffer, norm: &Buffer) -> Result<
         v: v.address(),
         copy: copy.map_or(0, Buffer::address),
         decay: decay.address(),
+        factors: factors.map_or(0, Buffer::address),
         hyper: hyper.address(),
         norm: norm.address(),
         count: count as i64,
@@ -108,7 +115,7 @@ pub fn step(gpu: &Gpu, flat: Flat<'_>, hyper: &Buffer, norm: &Buffer) -> Result<
 }
 
 const EMPTY: Args =
-    Args { w: 0, g: 0, m: 0, v: 0, copy: 0, decay: 0, hyper: 0, norm: 0, partial: 0, count: 0, blocks: 0 };
+    Args { w: 0, g: 0, m: 0, v: 0, copy: 0, decay: 0, factors: 0, hyper: 0, norm: 0, partial: 0, count: 0, blocks: 0 };
 
 fn check_count(count: usize) -> crate::Result<()> {
     let wanted = || format!("a multiple of {CHUNK}");

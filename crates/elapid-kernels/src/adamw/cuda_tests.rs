@@ -10,6 +10,8 @@ fn steps_clip_and_leave_broken_gradients_alone() {
     let (mut w, mut m, mut v) = (wide(&random.normal(count)), vec![0.0f64; count], vec![0.0f64; count]);
     let narrow = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<f32>>();
     let decay: Vec<u8> = (0..count / 256).map(|i| u8::from(i % 3 == 0)).collect();
+    let factors: Vec<f32> = (0..count / 256).map(|i| [1.0, 0.25, 0.0, 3.0][i % 4]).collect();
+    let gfactors = gpu.upload(&factors).unwrap();
     let [gw, gm, gv] = [&w, &m, &v].map(|x| gpu.upload(&narrow(x)).unwrap());
     let (copy, gdecay) = (gpu.alloc(2 * count).unwrap(), gpu.upload(&decay).unwrap());
     let (hyper, norm) = (gpu.alloc(32).unwrap(), gpu.alloc(8).unwrap());
@@ -22,14 +24,23 @@ fn steps_clip_and_leave_broken_gradients_alone() {
         gpu.write(&hyper, 0, &[lr, beta1, beta2, eps, weight_decay, clip, correction(beta1), correction(beta2)])
             .unwrap();
         super::cuda::norm(&gpu, &gg, count, &norm).unwrap();
-        let flat = super::cuda::Flat { w: &gw, g: &gg, m: &gm, v: &gv, copy: Some(&copy), decay: &gdecay, count };
+        let flat = super::cuda::Flat {
+            w: &gw,
+            g: &gg,
+            m: &gm,
+            v: &gv,
+            copy: Some(&copy),
+            decay: &gdecay,
+            factors: Some(&gfactors),
+            count,
+        };
         super::cuda::step(&gpu, flat, &hyper, &norm).unwrap();
         let length = norm_sq(&g).sqrt();
         let scale = if clip > 0.0 && length > 1.0 { (1.0 / (length + 1e-6)) as f32 } else { 1.0 };
         for (i, &decays) in decay.iter().enumerate() {
             let part = 256 * i..256 * (i + 1);
             let weight_decay = if decays == 1 { weight_decay } else { 0.0 };
-            let hyper = Hyper { lr, beta1, beta2, eps, weight_decay, step, grad_scale: scale };
+            let hyper = Hyper { lr: lr * factors[i], beta1, beta2, eps, weight_decay, step, grad_scale: scale };
             naive::step(&hyper, &mut w[part.clone()], &wide(&g[part.clone()]), &mut m[part.clone()], &mut v[part]);
         }
         let got: Vec<f32> = gpu.download(&norm, 0, 2).unwrap();
@@ -47,7 +58,8 @@ fn steps_clip_and_leave_broken_gradients_alone() {
         g[7000] = broken;
         let gg = gpu.upload(&g).unwrap();
         super::cuda::norm(&gpu, &gg, count, &norm).unwrap();
-        let flat = super::cuda::Flat { w: &gw, g: &gg, m: &gm, v: &gv, copy: None, decay: &gdecay, count };
+        let flat =
+            super::cuda::Flat { w: &gw, g: &gg, m: &gm, v: &gv, copy: None, decay: &gdecay, factors: None, count };
         super::cuda::step(&gpu, flat, &hyper, &norm).unwrap();
         assert_eq!(gpu.download::<f32>(&norm, 1, 1).unwrap(), [0.0]);
     }
@@ -66,7 +78,8 @@ fn bench() {
     let norm = gpu.alloc(8).unwrap();
     let run = || {
         super::cuda::norm(&gpu, &g, count, &norm)?;
-        let flat = super::cuda::Flat { w: &w, g: &g, m: &m, v: &v, copy: Some(&copy), decay: &decay, count };
+        let flat =
+            super::cuda::Flat { w: &w, g: &g, m: &m, v: &v, copy: Some(&copy), decay: &decay, factors: None, count };
         super::cuda::step(&gpu, flat, &hyper, &norm)
     };
     run().unwrap();

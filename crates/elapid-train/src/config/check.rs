@@ -57,6 +57,11 @@ impl TrainConfig {
         for (field, value) in [("train.weight_decay", train.weight_decay), ("train.clip", train.clip)] {
             check(value.is_finite() && value >= 0.0, field, "0 or more", &value)?;
         }
+        for group in &train.group {
+            let lr = group.lr;
+            check(lr.is_finite() && lr >= 0.0, "train.group lr", "0 or more", &lr)?;
+            check(!group.parameters.is_empty(), "train.group parameters", "a list of names", &"none")?;
+        }
         let smoothing = train.label_smoothing;
         check((0.0..1.0).contains(&smoothing), "train.label_smoothing", "0 or more, below 1", &smoothing)?;
         check(

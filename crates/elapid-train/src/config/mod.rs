@@ -20,7 +20,7 @@ use elapid::settings::{self, Problem, Settings, commented, nearest};
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-pub use sections::{DataConfig, Dtype, Mode, ModelConfig, OutputConfig, Paths, TaskConfig, TrainSettings};
+pub use sections::{DataConfig, Dtype, Mode, ModelConfig, OutputConfig, ParamGroup, Paths, TaskConfig, TrainSettings};
 
 use crate::Result;
 

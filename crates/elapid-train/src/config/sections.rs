@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 
 use elapid::config::{self as model, StackConfig};
-use elapid::settings::{Field, Problem, commented, toml_value};
+use elapid::settings::{Auto, Field, Problem, commented, toml_value};
 use elapid::tokenizer::Tokenizer;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -259,6 +259,9 @@ elapid::settings! {
         decay_all: bool = false,
         /// Gradients are scaled down to this norm. 0 is never.
         clip: f64 = 1.0,
+        /// Parameters that are trained in a way of their own, each group under [[train.group]]: parameters = ["*.A_log"], and
+        /// lr = 0.1 (a factor), decay = false, or trained = false (frozen).
+        group: Vec<ParamGroup> = Vec::new(),
         /// Label smoothing: the part of every target that all tokens share alike, as 0.1. 0 is none. Losses are then those of
         /// smoothed targets, which are never 0, but for held-out text's.
         label_smoothing: f64 = 0.0,
@@ -282,6 +285,20 @@ elapid::settings! {
         checkpoint_blocks: bool = false,
         /// Format of activations: "auto" is bf16 on a GPU and f32 on the CPU. Parameters and the optimiser are always f32.
         dtype: Dtype = Dtype::Auto,
+    }
+}
+
+elapid::settings! {
+    /// `[[train.group]]`: parameters that are trained in a way of their own.
+    pub struct ParamGroup {
+        /// Their names, in which * stands for any text.
+        parameters: Vec<String> = Vec::new(),
+        /// Factor of the learning rate.
+        lr: f64 = 1.0,
+        /// Whether weight decay applies to them; "auto": as it does without the group.
+        decay: Auto<bool> = Auto::Auto,
+        /// Whether they are trained.
+        trained: bool = true,
     }
 }
 

@@ -29,8 +29,9 @@ impl Reducer {
         let (Some(flat), Some(gpu)) = (params.flat(), params.device().gpu()) else {
             return Err(Error::Argument("parameters on a GPU were expected".into()));
         };
-        let starts: Vec<(ParamId, usize)> = params.iter().map(|(id, _)| id).zip(flat.offsets.iter().copied()).collect();
-        let buckets = Buckets::new(&starts, flat.len, BUCKET);
+        let placed = params.iter().zip(&flat.offsets).filter(|((_, param), _)| param.traits.trainable);
+        let starts: Vec<(ParamId, usize)> = placed.map(|((id, _), &at)| (id, at)).collect();
+        let buckets = Buckets::new(&starts, flat.trained, BUCKET);
         let marks = buckets.ranges().iter().map(|_| Ok(Mark::new(gpu)?)).collect::<Result<_>>()?;
         Ok(Self { communicator, buckets, marks, end: Mark::new(gpu)? })
     }

@@ -16,6 +16,7 @@ use super::steppers::{Learner, OnCpu, OnCuda, Stepper};
 use super::{Start, Trainer, from};
 use crate::config::{DataConfig, Mode, TrainConfig, TrainSettings};
 use crate::cuda_step::CudaStep;
+use crate::groups;
 use crate::objectives::ObjectiveOf;
 use crate::optim::{self, AdamW};
 use crate::parallel::{Group, Reducer, start};
@@ -280,10 +281,13 @@ fn on_device<M: Model>(
     device: Device,
     ranks: Option<&Group>,
 ) -> Result<M> {
-    let model = match ranks {
+    let mut model = match ranks {
         Some(ranks) => alike(ranks, model, objective, config.train.seed)?,
         None => model,
     };
+    if !config.train.group.is_empty() {
+        groups::apply(&config.train.group, model.core_mut().params_mut())?;
+    }
     Ok(match device {
         Device::Cpu => model,
         Device::Cuda(_) => model.on_device(device, config.train.dtype.on(device))?,

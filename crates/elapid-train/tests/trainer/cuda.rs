@@ -49,7 +49,8 @@ fn text_and_tasks_train_as_on_the_cpu() {
     let windows = ["train.accumulate=2", "data.pack=true", "train.label_smoothing=0.1"];
     let streams = ["data.mode=streams", "data.val=tinyshakespeare", "train.eval_batches=2"];
     let task = [&SMALL_TASK[..], &["train.steps=12", "train.eval_every=4"]].concat();
-    for settings in [&windows[..], &streams[..], &task[..]] {
+    let groups = [super::groups::GROUPS];
+    for settings in [&windows[..], &streams[..], &task[..], &groups[..]] {
         alike::<LanguageModel>(&format!("{settings:?}"), &|dir| config(dir, settings), run);
     }
 }

@@ -4,6 +4,7 @@ mod cuda;
 mod directories;
 mod faults;
 mod from;
+mod groups;
 mod objectives;
 mod plain;
 mod resume;

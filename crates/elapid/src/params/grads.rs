@@ -18,17 +18,18 @@ pub struct ParamGrads {
 }
 
 impl ParamGrads {
-    /// Zeros for every parameter of a model that is trained on a GPU; on the processor they are made when they come.
+    /// Zeros for every parameter that is trained of a model on a GPU; on the CPU they are made when they come.
     ///
     /// # Errors
     /// If the device has too little memory.
     pub fn of(params: &Params) -> Result<Self> {
         let Some(flat) = params.flat() else { return Ok(Self::default()) };
-        let zeros = Tensor::zeros_on(params.device(), DType::F32, &[flat.len])?;
+        let zeros = Tensor::zeros_on(params.device(), DType::F32, &[flat.trained])?;
         let buffer = zeros.buffer().0.clone();
         let sums = params
             .iter()
             .zip(&flat.offsets)
+            .filter(|((_, param), _)| param.traits.trainable)
             .map(|((id, param), &at)| (id, Tensor::part_of(buffer.clone(), at, DType::F32, param.value.shape())))
             .collect();
         Ok(Self { sums, flat: Some(buffer) })

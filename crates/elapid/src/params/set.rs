@@ -22,9 +22,11 @@ pub struct Flat {
     pub values: Arc<Buffer>,
     /// The same in bf16, if operations read that.
     pub copy: Option<Arc<Buffer>>,
-    /// Where each parameter starts.
+    /// Where each parameter starts: those that are trained in their order, then the others.
     pub offsets: Vec<usize>,
-    /// Numbers, with padding.
+    /// Numbers that are trained, with padding. Gradients and the optimiser's means are laid out as these.
+    pub trained: usize,
+    /// All numbers, with padding.
     pub len: usize,
 }
 
@@ -79,7 +81,7 @@ impl Params {
         self.dtype
     }
 
-    /// How they lie on a GPU; none on the processor, and none without f32 numbers to train.
+    /// How they lie on a GPU; none on the CPU, and none without f32 numbers to train.
     pub fn flat(&self) -> Option<&Flat> {
         self.flat.as_ref()
     }
@@ -111,11 +113,17 @@ impl Params {
     }
 
     fn lay_flat(&mut self, entries: &[Param], gpu: Gpu) -> Result<()> {
-        let (mut offsets, mut len) = (Vec::with_capacity(entries.len()), 0usize);
-        for param in entries {
-            offsets.push(len);
-            len += param.value.len().next_multiple_of(Flat::CHUNK);
-        }
+        let (mut offsets, mut len) = (vec![0; entries.len()], 0usize);
+        let mut place = |trainable: bool| {
+            for (param, offset) in
+                entries.iter().zip(&mut offsets).filter(|(param, _)| param.traits.trainable == trainable)
+            {
+                *offset = len;
+                len += param.value.len().next_multiple_of(Flat::CHUNK);
+            }
+            len
+        };
+        let (trained, len) = (place(true), place(false));
         let zeros = |dtype| Tensor::zeros_on(Device::Cuda(gpu), dtype, &[len]);
         let values = zeros(DType::F32)?.buffer().0.clone();
         let copy = match self.dtype {
@@ -136,7 +144,7 @@ impl Params {
             };
             self.entries.push(Param { value, compute, ..param.clone() });
         }
-        self.flat = Some(Flat { values, copy, offsets, len });
+        self.flat = Some(Flat { values, copy, offsets, trained, len });
         Ok(())
     }
 
