@@ -16,7 +16,7 @@ use elapid_train::data::{Corpus, HeldOut, Options, Source};
 use elapid_train::metrics;
 
 /// All entries by the names of their targets and corpora.
-pub const ALL: [(&str, fn(&[u8])); 9] = [
+pub(crate) const ALL: [(&str, fn(&[u8])); 9] = [
     ("config", config),
     ("safetensors", safetensors),
     ("index", index),
@@ -40,7 +40,7 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 /// Removes what the entries wrote.
-pub fn clear() {
+pub(crate) fn clear() {
     let _ = fs::remove_dir_all(root());
 }
 
@@ -52,7 +52,7 @@ fn file(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 }
 
 /// `config.json` of a model.
-pub fn config(bytes: &[u8]) {
+pub(crate) fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok((config, _)) = ModelConfig::parse(text, "config.json")
         && config.validate().is_ok()
@@ -64,7 +64,7 @@ pub fn config(bytes: &[u8]) {
 }
 
 /// The header of `model.safetensors`, and its tensors as a model takes them.
-pub fn safetensors(bytes: &[u8]) {
+pub(crate) fn safetensors(bytes: &[u8]) {
     let dir = scratch("safetensors");
     file(&dir, "config.json", include_bytes!("../golden/mamba1-tiny/config.json"));
     file(&dir, "model.safetensors", bytes);
@@ -74,7 +74,7 @@ pub fn safetensors(bytes: &[u8]) {
 }
 
 /// `model.safetensors.index.json` beside one shard that is whole.
-pub fn index(bytes: &[u8]) {
+pub(crate) fn index(bytes: &[u8]) {
     let dir = scratch("index");
     file(&dir, "config.json", include_bytes!("../golden/mamba1-tiny/config.json"));
     let shard = include_bytes!("../golden/mamba1-tiny/model.safetensors");
@@ -86,29 +86,30 @@ pub fn index(bytes: &[u8]) {
 }
 
 /// `tokenizer.json`, and texts by it.
-pub fn tokenizer(bytes: &[u8]) {
+pub(crate) fn tokenizer(bytes: &[u8]) {
     let _ = trial::run(&file(&scratch("tokenizer"), "tokenizer.json", bytes));
 }
 
 /// A state of `--save-state`, of the model inside elapid.
-pub fn state(bytes: &[u8]) {
+pub(crate) fn state(bytes: &[u8]) {
     static MODEL: LazyLock<LanguageModel> = LazyLock::new(|| embedded::model().expect("the model inside"));
     let _ = MODEL.load_state(&file(&scratch("state"), "state", bytes));
 }
 
 /// Settings of a training run.
-pub fn settings(bytes: &[u8]) {
+pub(crate) fn settings(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    if let Ok(config) = TrainConfig::parse(text, "config.toml") {
-        let _ = config.validate("config.toml");
-        let written = config.to_toml().expect("settings that were read are written");
+    if let Ok(config) = TrainConfig::parse(text, "config.toml")
+        && config.validate("config.toml").is_ok()
+    {
+        let written = config.to_toml().expect("valid settings are written");
         TrainConfig::parse(&written, "config.toml").expect("what is written is read");
     }
 }
 
 /// A token cache: bytes 8 to 40 of its header (version, layout, counts) and what follows the header. The rest of the
 /// header, which a parser compares and stops at, is made right.
-pub fn token_cache(bytes: &[u8]) {
+pub(crate) fn token_cache(bytes: &[u8]) {
     const HEADER: usize = 144;
     const FIELDS: usize = 112;
     let dir = scratch("token_cache");
@@ -139,12 +140,12 @@ pub fn token_cache(bytes: &[u8]) {
 }
 
 /// `metrics.jsonl` of a run.
-pub fn metrics(bytes: &[u8]) {
+pub(crate) fn metrics(bytes: &[u8]) {
     let _ = metrics::read(&file(&scratch("metrics"), "metrics.jsonl", bytes));
 }
 
 /// Text in a `.jsonl` file, by the byte tokenizer.
-pub fn jsonl(bytes: &[u8]) {
+pub(crate) fn jsonl(bytes: &[u8]) {
     let path = file(&scratch("jsonl"), "text.jsonl", bytes);
     let held_out = HeldOut::Fraction(0.0);
     let _ = Corpus::prepare(&[Source::Path(path)], &held_out, &Tokenizer::byte(), Options::default());
