@@ -142,16 +142,29 @@ fn paint<B: DrawingBackend>(
 }
 
 /// The mean of every `SUPERSAMPLE` by `SUPERSAMPLE` pixels.
+///
+/// Sums of a row of pixels are added up in loops without divisions: a picture has millions of them, and this is most of
+/// what it costs to draw one.
 fn average(pixels: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
     let (width, k) = (width as usize, SUPERSAMPLE as usize);
     let mut out = Vec::with_capacity(3 * width * height as usize);
+    let mut sums = vec![0_u16; 3 * width * k];
     for rows in pixels.chunks_exact(3 * width * k * k) {
-        for x in 0..width {
-            for colour in 0..3 {
-                let sum: usize =
-                    (0..k * k).map(|i| usize::from(rows[3 * ((i / k) * width * k + x * k + i % k) + colour])).sum();
-                out.push(((sum + k * k / 2) / (k * k)) as u8);
+        sums.fill(0);
+        for row in rows.chunks_exact(3 * width * k) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += u16::from(value);
             }
+        }
+        for pixel in sums.chunks_exact(3 * k) {
+            let (mut red, mut green, mut blue) = (0, 0, 0);
+            for part in pixel.as_chunks::<3>().0 {
+                red += part[0];
+                green += part[1];
+                blue += part[2];
+            }
+            let count = SUPERSAMPLE as u16 * SUPERSAMPLE as u16;
+            out.extend([red, green, blue].map(|sum: u16| ((sum + count / 2) / count) as u8));
         }
     }
     out
