@@ -18,7 +18,7 @@ use crate::layer::{At, Layer, Layers};
 use crate::layers::{KINDS, LayerConfig};
 use crate::ops::NormKind;
 use crate::params::ParamBuilder;
-use crate::settings::{self, Auto, Count, Field, Problem, Settings, Size, commented, nearest};
+use crate::settings::{self, Auto, Count, Field, Problem, Settings, Size, commented, nearest, toml_value};
 use crate::{Error, Result};
 
 crate::settings! {
@@ -293,6 +293,11 @@ impl StackConfig {
                 if !x.is_finite() {
                     return Err(problem(Problem::value(field, "a finite number", x)));
                 }
+            }
+            let beside = model.wiring == Wiring::Parallel && model.ffn.contains(name);
+            if beside && named.placement.place != Place::Before {
+                let wanted = "\"before\", as model.wiring is \"parallel\"";
+                return Err(problem(Problem::value("place", wanted, toml_value(&named.placement.place))));
             }
             named.layer.check(&self.at(0)).map_err(problem)?;
         }

@@ -6,6 +6,7 @@ mod contract;
 mod cuda;
 mod decoder;
 mod layers;
+mod placement;
 mod sizes;
 mod states;
 mod trace;
