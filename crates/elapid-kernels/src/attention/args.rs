@@ -1,11 +1,12 @@
 //! What attention reads and writes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{Rows, RowsMut};
 
-/// Sizes and what a position sees.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Sizes, scores, and what a position sees.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
     /// Heads of queries.
     pub heads: usize,
@@ -13,8 +14,58 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Factor of the products.
     pub scale: f32,
-    /// Keys that a position sees, itself among them; 0 is all before it.
+    /// Which positions each sees.
+    pub mask: Mask,
+    /// Scores x become c tanh(x / c); 0 leaves them alone.
+    pub softcap: f32,
+    /// Whether distance lowers the scores (ALiBi, Press et al. 2022): score - slope (t - s), with slope 2^(-8 (h + 1) / heads) in
+    /// head h.
+    pub alibi: bool,
+}
+
+/// Which positions s of a document position t sees, all of them at or before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// The last so many positions, t among them; 0 is all.
     pub window: usize,
+    /// Of the window, every so many: t - s is 0, r, ..., (window - 1) r.
+    pub dilation: usize,
+    /// Beside the window, all whose distance is divisible by it (Child et al. 2019).
+    pub strided: bool,
+    /// Beside it, the first so many positions.
+    pub sinks: usize,
+    /// Beside it, these positions; and they see all.
+    pub globals: Arc<[usize]>,
+}
+
+impl Default for Mask {
+    /// Everything before.
+    fn default() -> Self {
+        Self { window: 0, dilation: 1, strided: false, sinks: 0, globals: Arc::new([]) }
+    }
+}
+
+impl Mask {
+    /// Whether t sees s.
+    pub fn visible(&self, t: usize, s: usize) -> bool {
+        let Some(distance) = t.checked_sub(s) else { return false };
+        if self.window == 0 || self.sees_all(t) || s < self.sinks || self.globals.contains(&s) {
+            return true;
+        }
+        let near = distance / self.dilation < self.window && distance.is_multiple_of(self.dilation);
+        near || (self.strided && distance.is_multiple_of(self.window))
+    }
+
+    /// Whether t sees everything before it.
+    fn sees_all(&self, t: usize) -> bool {
+        self.window == 0 || self.globals.contains(&t)
+    }
+
+    /// How many positions, counted back from each, it may have to see beside the first ones; none if any.
+    pub fn reach(&self) -> Option<usize> {
+        let bounded = self.window > 0 && !self.strided && self.globals.is_empty();
+        bounded.then(|| (self.window - 1) * self.dilation + 1)
+    }
 }
 
 /// A run of queries of one document and its keys.
@@ -26,6 +77,32 @@ pub struct Stretch {
     pub keys: Range<usize>,
     /// Which of the keys has the position of the first query.
     pub offset: usize,
+    /// Keys that are the document's first positions, before positions that are not there.
+    pub sinks: usize,
+    /// How many are not there.
+    pub gap: usize,
+}
+
+impl Stretch {
+    /// Keys that begin with their document's first position and lack none.
+    pub fn whole(queries: Range<usize>, keys: Range<usize>, offset: usize) -> Self {
+        Self { queries, keys, offset, sinks: 0, gap: 0 }
+    }
+
+    /// The position in the document of a key.
+    fn position(&self, key: usize) -> usize {
+        if key < self.sinks { key } else { key + self.gap }
+    }
+
+    /// The keys that query `i` sees, in the order of their positions, each with its distance.
+    pub(super) fn seen(&self, mask: &Mask, i: usize) -> Vec<(usize, usize)> {
+        let last = self.offset + i;
+        let t = self.position(last);
+        let near = mask.reach().map_or(0, |reach| (last + 1).saturating_sub(reach));
+        let first = if mask.reach().is_some() { self.sinks.max(mask.sinks).min(near) } else { 0 };
+        let keys = (0..first).chain(near..last + 1).map(|key| (key, self.position(key)));
+        keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (self.keys.start + key, t - s)).collect()
+    }
 }
 
 /// What attention reads.

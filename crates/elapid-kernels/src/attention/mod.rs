@@ -1,5 +1,5 @@
 //! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), causal: y_t = Σ_s softmax_s(scale q_t k_s) v_s over
-//! the keys s that position t sees.
+//! the keys s that position t sees ([`Mask`]).
 //!
 //! A batch is cut into [`Stretch`]es, runs of queries of one document with all keys that the document has up to the last
 //! of them, those of earlier calls first. A query's result depends on its keys in the order of their positions and on
@@ -13,7 +13,7 @@ mod tests;
 use crate::error::{Check, Result};
 use crate::{Rows, RowsMut};
 
-pub use args::{Args, Attention, Grads, Stretch};
+pub use args::{Args, Attention, Grads, Mask, Stretch};
 
 /// y `[m heads·dv]` (=), 0 at padding.
 ///
@@ -44,7 +44,9 @@ pub fn backward(attention: &Attention, args: &Args<'_>, dy: Rows<'_>, grads: Gra
 /// Checks all but the outputs; gives the width of a head of values.
 fn check(attention: &Attention, args: &Args<'_>) -> Result<usize> {
     let check = Check("attention");
-    let Attention { heads, kv_heads, .. } = *attention;
+    let &Attention { heads, kv_heads, ref mask, .. } = attention;
+    let dilated = mask.dilation > 0 && (mask.dilation == 1 || mask.window > 0);
+    check.that(dilated, "dilation", || "1, or more with a window".into(), || mask.dilation.to_string())?;
     let grouped = kv_heads > 0 && heads > 0 && heads.is_multiple_of(kv_heads);
     check.that(grouped, "kv_heads", || format!("a divisor of {heads} heads"), || kv_heads.to_string())?;
     let (q, k, v) = (args.q, args.k, args.v);

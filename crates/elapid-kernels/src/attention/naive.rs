@@ -1,16 +1,7 @@
 //! The equations as loops, softmax in two passes.
 
-use std::ops::Range;
-
-use super::{Args, Attention, Grads, Stretch};
+use super::{Args, Attention, Grads};
 use crate::{Float, Rows, RowsMut};
-
-/// The keys that query `i` of a stretch sees, as rows of k.
-fn visible(attention: &Attention, stretch: &Stretch, i: usize) -> Range<usize> {
-    let last = stretch.offset + i;
-    let first = if attention.window == 0 { 0 } else { (last + 1).saturating_sub(attention.window) };
-    stretch.keys.start + first..stretch.keys.start + last + 1
-}
 
 fn dot<T: Float>(a: &[T], b: &[T]) -> T {
     a.iter().zip(b).map(|(&a, &b)| a * b).sum()
@@ -25,29 +16,53 @@ fn head_mut<T>(row: &mut [T], h: usize, dim: usize) -> &mut [T] {
     &mut row[h * dim..(h + 1) * dim]
 }
 
-/// softmax(scale q k) over the visible keys.
-fn probabilities<T: Float>(scale: T, q: &[T], k: Rows<'_, T>, kv: usize, visible: Range<usize>) -> Vec<T> {
-    let mut p: Vec<T> = visible.map(|s| scale * dot(q, head(k.row(s), kv, q.len()))).collect();
+/// softmax of the scores over the keys that are seen, and what a score's gradient is multiplied by for the soft cap.
+fn probabilities<T: Float>(
+    attention: &Attention,
+    h: usize,
+    q: &[T],
+    k: Rows<'_, T>,
+    seen: &[(usize, usize)],
+) -> (Vec<T>, Vec<T>) {
+    let kv = h / (attention.heads / attention.kv_heads);
+    let (scale, cap) = (T::of(f64::from(attention.scale)), T::of(f64::from(attention.softcap)));
+    let slope = match attention.alibi {
+        true => T::of((-8.0 * (h + 1) as f64 / attention.heads as f64).exp2()),
+        false => T::zero(),
+    };
+    let mut slopes = Vec::new();
+    let score = |&(s, distance): &(usize, usize)| {
+        let score = scale * dot(q, head(k.row(s), kv, q.len()));
+        let score = if attention.softcap > 0.0 {
+            let tanh = (score / cap).tanh();
+            slopes.push(T::one() - tanh * tanh);
+            cap * tanh
+        } else {
+            score
+        };
+        if attention.alibi { score - slope * T::of(distance as f64) } else { score }
+    };
+    let mut p: Vec<T> = seen.iter().map(score).collect();
     let most = p.iter().copied().fold(T::neg_infinity(), T::max);
     p.iter_mut().for_each(|p| *p = (*p - most).exp());
     let sum = p.iter().copied().sum::<T>();
     p.iter_mut().for_each(|p| *p /= sum);
-    p
+    (p, slopes)
 }
 
 /// Shapes as in [`super::forward`].
 pub fn forward<T: Float>(attention: &Attention, args: &Args<'_, T>, mut y: RowsMut<'_, T>) {
-    let Attention { heads, kv_heads, .. } = *attention;
+    let &Attention { heads, kv_heads, .. } = attention;
     let (dk, dv) = (args.q.cols() / heads, args.v.cols() / kv_heads);
-    let scale = T::of(f64::from(attention.scale));
     (0..y.rows()).for_each(|r| y.row(r).fill(T::zero()));
     for stretch in args.stretches {
         for (i, r) in stretch.queries.clone().enumerate() {
+            let seen = stretch.seen(&attention.mask, i);
             for h in 0..heads {
-                let (kv, seen) = (h / (heads / kv_heads), visible(attention, stretch, i));
-                let p = probabilities(scale, head(args.q.row(r), h, dk), args.k, kv, seen.clone());
+                let kv = h / (heads / kv_heads);
+                let (p, _) = probabilities(attention, h, head(args.q.row(r), h, dk), args.k, &seen);
                 let y = head_mut(y.row(r), h, dv);
-                for (s, p) in seen.zip(p) {
+                for (&(s, _), p) in seen.iter().zip(p) {
                     y.iter_mut().zip(head(args.v.row(s), kv, dv)).for_each(|(y, &v)| *y += p * v);
                 }
             }
@@ -55,25 +70,27 @@ pub fn forward<T: Float>(attention: &Attention, args: &Args<'_, T>, mut y: RowsM
     }
 }
 
-/// With p the probabilities and ds = p (dy v - Σ p dy v): dq = scale Σ ds k, dk += scale ds q, dv += p dy. Shapes as in
+/// With p the probabilities and ds = p (dy v - Σ p dy v), times the slope of the soft cap: dq = scale Σ ds k, dk += scale ds q, dv += p dy. Shapes as in
 /// [`super::backward`].
 pub fn backward<T: Float>(attention: &Attention, args: &Args<'_, T>, dy: Rows<'_, T>, grads: Grads<'_, T>) {
-    let Attention { heads, kv_heads, .. } = *attention;
+    let &Attention { heads, kv_heads, .. } = attention;
     let (dk_cols, dv_cols) = (args.q.cols() / heads, args.v.cols() / kv_heads);
     let scale = T::of(f64::from(attention.scale));
     let Grads { mut dq, mut dk, mut dv } = grads;
     (0..dq.rows()).for_each(|r| dq.row(r).fill(T::zero()));
     for stretch in args.stretches {
         for (i, r) in stretch.queries.clone().enumerate() {
+            let seen = stretch.seen(&attention.mask, i);
             for h in 0..heads {
-                let (kv, seen) = (h / (heads / kv_heads), visible(attention, stretch, i));
+                let kv = h / (heads / kv_heads);
                 let (q, dy) = (head(args.q.row(r), h, dk_cols), head(dy.row(r), h, dv_cols));
-                let p = probabilities(scale, q, args.k, kv, seen.clone());
-                let dp: Vec<T> = seen.clone().map(|s| dot(dy, head(args.v.row(s), kv, dv_cols))).collect();
+                let (p, slopes) = probabilities(attention, h, q, args.k, &seen);
+                let dp: Vec<T> = seen.iter().map(|&(s, _)| dot(dy, head(args.v.row(s), kv, dv_cols))).collect();
                 let mean = dot(&p, &dp);
                 let dq = head_mut(dq.row(r), h, dk_cols);
-                for ((s, &p), &dp) in seen.zip(&p).zip(&dp) {
-                    let ds = scale * p * (dp - mean);
+                for (at, ((&(s, _), &p), &dp)) in seen.iter().zip(&p).zip(&dp).enumerate() {
+                    let slope = slopes.get(at).copied().unwrap_or(T::one());
+                    let ds = scale * slope * p * (dp - mean);
                     dq.iter_mut().zip(head(args.k.row(s), kv, dk_cols)).for_each(|(dq, &k)| *dq += ds * k);
                     head_mut(dk.row(s), kv, dk_cols).iter_mut().zip(q).for_each(|(dk, &q)| *dk += ds * q);
                     head_mut(dv.row(s), kv, dv_cols).iter_mut().zip(dy).for_each(|(dv, &dy)| *dv += p * dy);

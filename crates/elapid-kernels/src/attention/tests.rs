@@ -1,7 +1,23 @@
 use super::*;
 use crate::testing::{Random, bits, central_difference, err_ratio, wide};
 
-const ATTENTION: Attention = Attention { heads: 4, kv_heads: 2, scale: 0.6, window: 0 };
+fn attention(mask: Mask) -> Attention {
+    Attention { heads: 4, kv_heads: 2, scale: 0.6, mask, softcap: 0.0, alibi: false }
+}
+
+fn window(window: usize) -> Mask {
+    Mask { window, ..Mask::default() }
+}
+
+/// One of each kind, and all at once.
+fn masks() -> Vec<Mask> {
+    let globals = Mask { globals: [1, 4].into(), ..window(2) };
+    let all = Mask { dilation: 2, strided: true, sinks: 1, globals: [3].into(), ..window(3) };
+    let dilated = Mask { dilation: 2, ..window(2) };
+    let strided = Mask { strided: true, ..window(2) };
+    vec![Mask::default(), window(3), dilated, strided, Mask { sinks: 2, ..window(2) }, globals, all]
+}
+
 const DK: usize = 3;
 const DV: usize = 2;
 
@@ -14,7 +30,7 @@ fn in_f64(attention: &Attention, q: &[f64], k: &[f64], v: &[f64], stretches: &[S
 
 /// Two documents: one that goes on from 3 keys of earlier calls, one of its own; the last query is padding.
 fn stretches() -> Vec<Stretch> {
-    vec![Stretch { queries: 0..4, keys: 0..7, offset: 3 }, Stretch { queries: 4..6, keys: 7..9, offset: 0 }]
+    vec![Stretch::whole(0..4, 0..7, 3), Stretch::whole(4..6, 7..9, 0)]
 }
 
 #[test]
@@ -23,8 +39,9 @@ fn naive_gradients_are_difference_quotients() {
     let mut draw = |n: usize| wide(&random.normal(n));
     let (q, k, v, dy) = (draw(7 * 4 * DK), draw(9 * 2 * DK), draw(9 * 2 * DV), draw(7 * 4 * DV));
     let stretches = stretches();
-    for window in [0, 3] {
-        let attention = Attention { window, ..ATTENTION };
+    let plain = masks().into_iter().map(attention);
+    let capped = masks().into_iter().map(|mask| Attention { softcap: 1.5, alibi: true, ..attention(mask) });
+    for attention in plain.chain(capped) {
         let loss = |q: &[f64], k: &[f64], v: &[f64]| {
             in_f64(&attention, q, k, v, &stretches).iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
         };
@@ -51,26 +68,28 @@ fn naive_gradients_are_difference_quotients() {
 fn splits_give_the_same_bits_and_padding_is_zero() {
     let mut random = Random::new(2);
     let (q, k, v) = (random.normal(9 * 4 * DK), random.normal(9 * 2 * DK), random.normal(9 * 2 * DV));
-    let run = |stretches: &[Stretch]| {
+    let run = |attention: &Attention, stretches: &[Stretch]| {
         let args = Args { q: Rows::new(&q, 4 * DK), k: Rows::new(&k, 2 * DK), v: Rows::new(&v, 2 * DV), stretches };
         let mut y = vec![f32::NAN; 9 * 4 * DV];
-        forward(&ATTENTION, &args, RowsMut::new(&mut y, 4 * DV)).unwrap();
+        forward(attention, &args, RowsMut::new(&mut y, 4 * DV)).unwrap();
         y
     };
-    let whole = run(&[Stretch { queries: 0..8, keys: 0..8, offset: 0 }]);
-    let parts: Vec<Stretch> = (0..8).map(|i| Stretch { queries: i..i + 1, keys: 0..i + 1, offset: i }).collect();
-    assert_eq!(bits(&whole), bits(&run(&parts)));
-    assert!(whole[8 * 4 * DV..].iter().all(|y| *y == 0.0));
-    let want = in_f64(&ATTENTION, &wide(&q), &wide(&k), &wide(&v), &parts);
-    assert!(err_ratio(&want, &whole) < 1e-6);
+    for mask in masks() {
+        let attention = Attention { alibi: true, ..attention(mask) };
+        let whole = run(&attention, &[Stretch::whole(0..8, 0..8, 0)]);
+        let parts: Vec<Stretch> = (0..8).map(|i| Stretch::whole(i..i + 1, 0..i + 1, i)).collect();
+        assert_eq!(bits(&whole), bits(&run(&attention, &parts)));
+        assert!(whole[8 * 4 * DV..].iter().all(|y| *y == 0.0));
+        let want = in_f64(&attention, &wide(&q), &wide(&k), &wide(&v), &parts);
+        assert!(err_ratio(&want, &whole) < 1e-6);
+    }
 }
 
 #[test]
 fn a_window_sees_its_last_keys() {
     let q = vec![0.0; 4 * DK];
     let (k, v) = (vec![0.0; 5 * 2 * DK], (0..5 * 2 * DV).map(|i| (i / (2 * DV)) as f64).collect::<Vec<_>>());
-    let y =
-        in_f64(&Attention { window: 2, ..ATTENTION }, &q, &k, &v, &[Stretch { queries: 0..1, keys: 0..5, offset: 4 }]);
+    let y = in_f64(&attention(window(2)), &q, &k, &v, &[Stretch::whole(0..1, 0..5, 4)]);
     assert!(y.iter().all(|y| (y - 3.5).abs() < 1e-12), "the mean of keys 3 and 4: {y:?}");
 }
 
@@ -79,12 +98,33 @@ fn wrong_shapes_are_errors() {
     let x = [0.0; 48];
     let args = Args { q: Rows::new(&x, 12), k: Rows::new(&x, 6), v: Rows::new(&x, 4), stretches: &[] };
     let mut y = [0.0; 32];
-    assert_eq!(forward(&ATTENTION, &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "k");
+    assert_eq!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "k");
     let args = Args { k: Rows::new(&x[..24], 6), v: Rows::new(&x[..16], 4), ..args };
-    let outside = [Stretch { queries: 0..2, keys: 0..2, offset: 1 }];
-    assert!(forward(&ATTENTION, &args, RowsMut::new(&mut y, 8)).is_ok());
+    let outside = [Stretch::whole(0..2, 0..2, 1)];
+    assert!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).is_ok());
     let args = Args { stretches: &outside, ..args };
-    assert_eq!(forward(&ATTENTION, &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "stretches");
-    let odd = Attention { kv_heads: 3, ..ATTENTION };
+    assert_eq!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "stretches");
+    let odd = Attention { kv_heads: 3, ..attention(Mask::default()) };
     assert_eq!(forward(&odd, &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "kv_heads");
+}
+
+/// Keys that a cache has dropped change nothing where the mask does not see them.
+#[test]
+fn keys_that_are_not_there_have_their_positions() {
+    let mut random = Random::new(3);
+    let (q, k, v) = (random.normal(4 * DK), random.normal(9 * 2 * DK), random.normal(9 * 2 * DV));
+    for mask in [Mask { sinks: 2, ..window(3) }, Mask { dilation: 2, sinks: 1, ..window(2) }] {
+        let attention = Attention { alibi: true, ..attention(mask) };
+        let run = |k: &[f32], v: &[f32], stretch: Stretch| {
+            let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
+            let mut y = vec![f32::NAN; 4 * DV];
+            forward(&attention, &Args { q, k, v, stretches: &[stretch] }, RowsMut::new(&mut y, 4 * DV)).unwrap();
+            bits(&y)
+        };
+        // Positions 3 and 4 of 9 are gone.
+        let without = |x: &[f32], cols: usize| [&x[..3 * cols], &x[5 * cols..]].concat();
+        let (fewer_k, fewer_v) = (without(&k, 2 * DK), without(&v, 2 * DV));
+        let cut = Stretch { queries: 0..1, keys: 0..7, offset: 6, sinks: 3, gap: 2 };
+        assert_eq!(run(&k, &v, Stretch::whole(0..1, 0..9, 8)), run(&fewer_k, &fewer_v, cut));
+    }
 }

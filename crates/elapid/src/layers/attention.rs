@@ -14,7 +14,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{self, Rotary, attention, rotate};
+use crate::ops::{self, Mask, Rotary, attention, rotate};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -31,14 +31,26 @@ crate::settings! {
         head_dim: Auto<Size> = Auto::Auto,
         /// Positions that each sees, itself among them; 0: all before it.
         window: Count = Count::new(0),
+        /// Of the window, every so many: distances 0, r, ..., (window - 1) r (Ding et al. 2023).
+        dilation: Size = Size::new(1),
+        /// Whether each sees beside the window all positions at multiples of its length (Child et al. 2019).
+        strided: bool = false,
+        /// First positions of a document that all see beside the window (Xiao et al. 2024).
+        sinks: Count = Count::new(0),
+        /// Positions that all see beside the window, and that see all before them (Beltagy et al. 2020).
+        globals: Vec<u32> = Vec::new(),
         /// Rotary positions: "none", "halves" (column i with i + r/2, as Llama), "pairs" (2i with 2i + 1, as the paper).
         rope: Rope = Rope::Halves,
         /// Base of the rotary frequencies.
         rope_base: f32 = 10000.0,
         /// Columns of a head that are rotated, from the first on; "auto": all.
         rotary_dim: Auto<Count> = Auto::Auto,
+        /// Whether scores fall with distance, by 2^(-8 (h + 1) / heads) in head h (ALiBi, Press et al. 2022).
+        alibi: bool = false,
         /// Factor of the products of queries and keys; "auto": head_dim^-1/2.
         softmax_scale: Auto<f32> = Auto::Auto,
+        /// Scores become c tanh(scores / c); 0 leaves them alone.
+        softcap: f32 = 0.0,
         /// Whether the projections of queries, keys and values have biases.
         qkv_bias: bool = false,
         /// Whether the output projection has one.
@@ -105,6 +117,13 @@ impl Settings {
         if self.head_dim == Auto::Auto && !at.d_model.is_multiple_of(heads) {
             return Err(Problem::value("heads", format!("a divisor of d_model, which is {}", at.d_model), heads));
         }
+        let beside = self.dilation.get() > 1 || self.strided || self.sinks.get() > 0 || !self.globals.is_empty();
+        if self.window.get() == 0 && beside {
+            let wanted =
+                "1 or more, as dilation, strided, sinks and globals say what is seen of a window and beside it";
+            return Err(Problem::value("window", wanted, 0));
+        }
+        Problem::unless_not_negative("softcap", self.softcap)?;
         let rotary = self.rotary_dim(at.d_model);
         if self.rope != Rope::None && (rotary > c || !rotary.is_multiple_of(2)) {
             return Err(Problem::value("rotary_dim", format!("an even number up to head_dim, which is {c}"), rotary));
@@ -126,7 +145,15 @@ impl Settings {
                 heads: h,
                 kv_heads: g,
                 scale: self.softmax_scale.or((c as f32).powf(-0.5)),
-                window: self.window.get(),
+                mask: Mask {
+                    window: self.window.get(),
+                    dilation: self.dilation.get(),
+                    strided: self.strided,
+                    sinks: self.sinks.get(),
+                    globals: self.globals.iter().map(|&at| at as usize).collect(),
+                },
+                softcap: self.softcap,
+                alibi: self.alibi,
             },
             rotary: pairs.map(|pairs| Rotary::new(c, self.rotary_dim(d), f64::from(self.rope_base), pairs)),
             qkv: p.linear("qkv", [(h + 2 * g) * c, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
@@ -139,7 +166,10 @@ impl Settings {
         let plain = Self { heads: Size::new(4), ..Self::default() };
         let grouped = Self { kv_heads: Auto::Is(Size::new(2)), rope: Rope::Pairs, qkv_bias: true, ..plain.clone() };
         let window = Self { window: Count::new(5), rotary_dim: Auto::Is(Count::new(2)), ..plain.clone() };
-        vec![plain, grouped, window]
+        let sparse = Self { window: Count::new(3), dilation: Size::new(2), sinks: Count::new(2), ..plain.clone() };
+        let global = Self { window: Count::new(4), strided: true, globals: vec![0, 33], ..plain.clone() };
+        let capped = Self { rope: Rope::None, alibi: true, softcap: 2.0, ..plain.clone() };
+        vec![plain, grouped, window, sparse, global, capped]
     }
 }
 
@@ -152,7 +182,7 @@ impl Layer for Attention {
         let q = turned(qkv.columns(0, hc))?; // [b l hc]
         let k = turned(qkv.columns(hc, gc))?; // [b l gc]
         let v = qkv.columns(hc + gc, gc); // [b l gc]
-        let y = attention(&q, &k, &v, (&past_k, &past_v), self.sizes, &cx.layout)?; // [b l hc]
+        let y = attention(&q, &k, &v, (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hc]
         past_k.push(&k, &cx.layout)?;
         past_v.push(&v, &cx.layout)?;
         let state = LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)]);
@@ -161,24 +191,35 @@ impl Layer for Attention {
 
     fn state(&self) -> Vec<StateSpec> {
         let groups = self.sizes.kv_heads;
-        let spec = CacheSpec { window: self.sizes.window, ..CacheSpec::growing(groups * self.head_dim, groups) };
+        let (window, sinks) = match self.sizes.mask.reach() {
+            None => (0, 0),
+            Some(reach) => (reach, self.sizes.mask.sinks),
+        };
+        let spec = CacheSpec { window, sinks, ..CacheSpec::growing(groups * self.head_dim, groups) };
         vec![StateSpec::cache("k", spec.clone()), StateSpec::cache("v", spec)]
     }
 
     fn cost(&self, context: u64) -> Cost {
         let (d, c) = (self.d_model as u64, self.head_dim as u64);
         let (h, g) = (self.sizes.heads as u64, self.sizes.kv_heads as u64);
-        let keys = match self.sizes.window as u64 {
-            0 => context + 1,
-            window => window.min(context + 1),
+        let mask = &self.sizes.mask;
+        let (seen, window) = (context + 1, mask.window as u64);
+        let keys = match window {
+            0 => seen,
+            _ => {
+                let beside = mask.sinks as u64 + mask.globals.len() as u64;
+                let strides = if mask.strided { context / window } else { 0 };
+                seen.min(window.min(seen.div_ceil(mask.dilation as u64)) + beside + strides)
+            }
         };
+        let kept = mask.reach().map_or(seen, |reach| seen.min(reach as u64 + mask.sinks as u64));
         let params = d * (h + 2 * g) * c + h * c * d;
         let biases = self.qkv.bias().map_or(0, |_| (h + 2 * g) * c) + self.out_proj.bias().map_or(0, |_| d);
         // A key of a head: its product, exponential, and what it adds to the output.
         Cost {
             flops: 2 * params + biases + h * keys * (4 * c + 4),
             params: params + biases,
-            state: 2 * g * c * keys,
+            state: 2 * g * c * kept,
             kept: (h + 2 * g) * c + h * c,
         }
     }

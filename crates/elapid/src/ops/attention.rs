@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-pub use elapid_kernels::attention::Attention;
 use elapid_kernels::attention::{self as kernel, Args, Stretch};
+pub use elapid_kernels::attention::{Attention, Mask};
 use elapid_kernels::{Rows, RowsMut};
 
 use super::place::on_cpu;
@@ -14,22 +14,23 @@ use crate::{Error, Layout, Result, Tensor};
 /// y `[b l heads·dv]` of q `[b l heads·dk]`, k `[b l kv_heads·dk]`, v `[b l kv_heads·dv]`, and the keys and values of earlier
 /// positions: the caches before this chunk was pushed.
 ///
-/// A position sees those of its own document up to itself, the last [`Attention::window`] if that is not 0.
+/// A position sees those of its own document that [`Attention::mask`] says, which the caches must keep.
 ///
 /// # Errors
-/// If shapes do not fit, a window is longer than what the caches keep, or q is not on the CPU.
+/// If shapes do not fit, the mask sees more than what the caches keep, or q is not on the CPU.
 pub fn attention(
     q: &Var,
     k: &Var,
     v: &Var,
     (past_k, past_v): (&Cache, &Cache),
-    sizes: Attention,
+    sizes: &Attention,
     layout: &Layout,
 ) -> Result<Var> {
     on_cpu("attention", q)?;
-    let kept = past_k.spec().window;
-    if kept != 0 && (sizes.window == 0 || sizes.window > kept) {
-        return Err(Error::Argument(format!("a window of {} over a cache that keeps {kept}", sizes.window)));
+    let kept = past_k.spec();
+    let enough = sizes.mask.reach().is_some_and(|reach| reach <= kept.window && sizes.mask.sinks <= kept.sinks);
+    if kept.window != 0 && !enough {
+        return Err(Error::Argument(format!("{:?} over a cache that keeps {}", sizes.mask, kept.window)));
     }
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
@@ -43,13 +44,14 @@ pub fn attention(
         v: Rows::new(&all_v, kv_v),
         stretches: &keys.stretches,
     };
-    let y = Tensor::filled(&shape, |y| kernel::forward(&sizes, &args, y))?;
+    let y = Tensor::filled(&shape, |y| kernel::forward(sizes, &args, y))?;
     let sources = [past_k.sources(), past_v.sources()];
     let mut inputs = vec![q, k, v];
     inputs.extend(sources.iter().flatten().map(|source| &source.var));
     let saved = inputs.iter().any(|x| x.wants_grad()).then(|| (q.clone(), k.clone(), v.clone(), sources.clone()));
     let Some((q, k, v, sources)) = saved else { return Ok(y.into()) };
     let inputs: Vec<Var> = inputs.into_iter().cloned().collect();
+    let sizes = sizes.clone();
     let [y] = record(&inputs.iter().collect::<Vec<_>>(), [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let mut dq = Tensor::zeros(q.shape())?;
@@ -94,7 +96,8 @@ impl Keys {
         }
         let (mut stretches, mut ranges, mut at) = (Vec::new(), Vec::with_capacity(b), 0);
         for row in 0..b {
-            let (count, len) = (past.kept(row).count(), layout.len(row));
+            let (kept, len) = (past.kept(row), layout.len(row));
+            let count = kept.count();
             let chunk = at + count;
             let borders: Vec<usize> = (1..len).filter(|&t| segments.reset(row, t, l)).chain([len]).collect();
             let mut from = 0;
@@ -102,7 +105,9 @@ impl Keys {
                 let fresh = segments.reset(row, from, l);
                 let first = if from > 0 || fresh { chunk + from } else { at };
                 let queries = row * l + from..row * l + to;
-                stretches.push(Stretch { queries, keys: first..chunk + to, offset: chunk + from - first });
+                // Keys of earlier calls may lack positions between the first ones and the window.
+                let (sinks, gap) = if first < chunk { (kept.sinks, kept.from - kept.sinks) } else { (0, 0) };
+                stretches.push(Stretch { queries, keys: first..chunk + to, offset: chunk + from - first, sinks, gap });
                 from = to;
             }
             ranges.push(at..chunk);

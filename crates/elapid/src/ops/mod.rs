@@ -17,7 +17,7 @@ mod selective_scan;
 mod squared_error;
 
 pub use add_norm::add_norm;
-pub use attention::{Attention, attention};
+pub use attention::{Attention, Mask, attention};
 pub use causal_conv1d::causal_conv1d;
 pub use cross_entropy::{Loss, Targets, cross_entropy};
 pub use elapid_kernels::selective_scan::Discretisation;

@@ -15,13 +15,16 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
     // The shape of x says the same.
     keys.size("b")?;
     keys.size("l")?;
-    let window = match keys.word("mask")?.as_str() {
-        "full" => 0,
-        "window" => keys.size("window")?,
-        other => bail!("config: `mask`: elapid has no `{other}` attention yet"),
-    };
-    if keys.flag("alibi")? {
-        bail!("config: `alibi`: elapid has no ALiBi yet");
+    let mask = keys.word("mask")?;
+    let window = if mask == "full" { 0 } else { keys.size("window")? };
+    let mut settings = Settings { window: Count::new(window), alibi: keys.flag("alibi")?, ..Settings::default() };
+    match mask.as_str() {
+        "full" | "window" => {}
+        "dilated" => settings.dilation = Size::new(keys.size("dilation")?),
+        "strided" => settings.strided = true,
+        "sink" => settings.sinks = Count::new(keys.size("sinks")?),
+        "global" => settings.globals = keys.sizes("globals")?.into_iter().map(|at| at as u32).collect(),
+        other => bail!("config: `mask`: elapid has no `{other}` attention"),
     }
     let rope = match keys.word("position")?.as_str() {
         "half" => Rope::Halves,
@@ -33,11 +36,10 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
     let settings = Settings {
         heads: Size::new(heads),
         kv_heads: Auto::Is(Size::new(kv_heads)),
-        window: Count::new(window),
         rope,
         rope_base: keys.real("rope_base")? as f32,
         rotary_dim: Auto::Is(Count::new(keys.size("rotary_dim")?)),
-        ..Settings::default()
+        ..settings
     };
     let rows = |name: &str, rows: usize| (rows, file(format!("{name}_proj.weight")));
     let qkv = Stored::Rows(vec![rows("q", heads * dim), rows("k", kv_heads * dim), rows("v", kv_heads * dim)]);

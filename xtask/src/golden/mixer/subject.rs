@@ -21,6 +21,13 @@ impl Keys {
         size.with_context(|| format!("config: `{key}`: wanted a size, got {value}"))
     }
 
+    pub(super) fn sizes(&mut self, key: &str) -> Result<Vec<usize>> {
+        let value = self.take(key)?;
+        let size = |size: &Value| usize::try_from(size.as_u64()?).ok();
+        let sizes = value.as_array().and_then(|list| list.iter().map(size).collect());
+        sizes.with_context(|| format!("config: `{key}`: wanted sizes, got {value}"))
+    }
+
     pub(super) fn real(&mut self, key: &str) -> Result<f64> {
         let value = self.take(key)?;
         value.as_f64().with_context(|| format!("config: `{key}`: wanted a number, got {value}"))
