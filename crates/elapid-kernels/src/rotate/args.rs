@@ -18,6 +18,8 @@ pub struct Args<'a> {
     pub frequencies: &'a [f64],
     /// Which columns make a pair.
     pub pairs: Pairs,
+    /// What rotated columns are multiplied by.
+    pub factor: f64,
     /// The position of each row, `[m]`.
     pub positions: &'a [u64],
 }

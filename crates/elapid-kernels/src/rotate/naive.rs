@@ -11,7 +11,7 @@ pub fn forward<T: Float>(args: &Args<'_>, inverse: bool, x: Rows<'_, T>, mut y: 
         // Angles in f64: at position 2^20 an f32 is wrong by a twentieth of a radian.
         let angles = args.frequencies.iter().map(|frequency| args.positions[r] as f64 * frequency);
         for (i, (sin, cos)) in angles.map(f64::sin_cos).enumerate() {
-            let (sin, cos) = (T::of(if inverse { -sin } else { sin }), T::of(cos));
+            let (sin, cos) = (T::of(args.factor * if inverse { -sin } else { sin }), T::of(args.factor * cos));
             let (a, b) = match args.pairs {
                 Pairs::Halves => (i, i + half),
                 Pairs::Interleaved => (2 * i, 2 * i + 1),

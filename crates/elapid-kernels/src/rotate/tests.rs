@@ -4,7 +4,7 @@ use crate::testing::{Random, central_difference, err_ratio, wide};
 const FREQUENCIES: [f64; 3] = [1.0, 0.1, 0.01];
 
 fn rotated(x: &[f64], pairs: Pairs, positions: &[u64], inverse: bool) -> Vec<f64> {
-    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs, positions };
+    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs, factor: 1.0, positions };
     let mut y = vec![0.0; x.len()];
     naive::forward(&args, inverse, Rows::new(x, 16), RowsMut::new(&mut y, 16));
     y
@@ -40,7 +40,7 @@ fn f32_is_f64_far_out() {
     let mut random = Random::new(3);
     let x = random.normal(16 * 500);
     let positions: Vec<u64> = (0..500).map(|i| i * 4001).collect();
-    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs: Pairs::Halves, positions: &positions };
+    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs: Pairs::Halves, factor: 1.0, positions: &positions };
     let mut y = vec![f32::NAN; x.len()];
     forward(&args, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap();
     assert!(err_ratio(&rotated(&wide(&x), Pairs::Halves, &positions, false), &y) < 1e-6);

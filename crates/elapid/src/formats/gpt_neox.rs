@@ -6,7 +6,7 @@ use super::Codec;
 use super::fields::{Fields, Synonyms};
 use super::mamba::real;
 use super::names::{Config, Module, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rotary, stack};
+use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
@@ -74,11 +74,9 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         kv_heads: Auto::Is(heads),
         head_dim: Auto::Is(head_dim),
         rope: Rope::Halves,
-        rope_base: rotary.base,
-        rotary_dim: Auto::Is(Count::new(rotary.columns(head_dim.get()))),
         qkv_bias: bias,
         out_bias: bias,
-        ..Settings::default()
+        ..rotary.of(head_dim.get())
     };
     let mlp = mlp::Settings {
         width: Auto::Is(fields.bounded("intermediate_size", Size::new(24576))?),
@@ -123,11 +121,7 @@ fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
         "hidden_act": activation_name(mlp.activation),
         "attention_bias": attention.qkv_bias,
         "use_parallel_residual": model.wiring == Wiring::Parallel,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": real(attention.rope_base),
-            "partial_rotary_factor": real(share),
-        },
+        "rope_parameters": rope_parameters(&attention, Some(share))?,
         "layer_norm_eps": real(model.norm_eps),
         "initializer_range": real(model.initializer_range),
         "attention_dropout": 0.0,

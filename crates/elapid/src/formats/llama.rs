@@ -6,7 +6,7 @@ use super::Codec;
 use super::fields::{Fields, Synonyms};
 use super::mamba::real;
 use super::names::{Config, Module, PROJ, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rotary, stack};
+use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
 use crate::config::{ConfigError, ModelConfig, ModelSettings};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
@@ -75,11 +75,9 @@ pub(super) fn model(
         head_dim: Auto::Is(head_dim),
         window,
         rope: Rope::Halves,
-        rope_base: rotary.base,
-        rotary_dim: Auto::Is(Count::new(rotary.columns(head_dim.get()))),
         qkv_bias,
         out_bias,
-        ..Settings::default()
+        ..rotary.of(head_dim.get())
     };
     let mlp = mlp::Settings {
         width: Auto::Is(fields.bounded("intermediate_size", Size::new(11008))?),
@@ -127,7 +125,7 @@ pub(super) fn common(config: &ModelConfig, class: &str, model_type: &str) -> Opt
         "head_dim": attention.head_dim,
         "intermediate_size": mlp.width,
         "hidden_act": activation_name(mlp.activation),
-        "rope_parameters": { "rope_type": "default", "rope_theta": real(attention.rope_base) },
+        "rope_parameters": rope_parameters(&attention, None)?,
         "rms_norm_eps": real(model.norm_eps),
         "initializer_range": real(model.initializer_range),
         "attention_dropout": 0.0,

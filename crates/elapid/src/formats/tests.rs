@@ -158,6 +158,11 @@ fn configurations_of_other_formats_are_written_back() {
         "llama": [
             {}, {"attention_bias": true, "mlp_bias": true}, {"tie_word_embeddings": true}, {"head_dim": 10},
             {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"hidden_act": "gelu"},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.5}},
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8, "low_freq_factor": 1,
+                "high_freq_factor": 4, "original_max_position_embeddings": 8192}},
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4, "attention_factor": 1.5,
+                "beta_fast": 16, "beta_slow": 2, "original_max_position_embeddings": 64, "truncate": false}},
             {"num_key_value_heads": null}, {"head_dim": null},
         ],
         "mistral": [{}],
@@ -198,6 +203,11 @@ fn older_keys_say_the_same() {
         read(&config).config
     };
     assert_eq!(old(&llama, json!({"rope_theta": 10000, "rope_scaling": null})), read(&llama).config);
+    let new = json!({"rope_parameters": {"rope_type": "llama3", "rope_theta": 9000, "factor": 4, "low_freq_factor": 1,
+        "high_freq_factor": 4, "original_max_position_embeddings": 64}});
+    let scaled = json!({"rope_theta": 9000, "rope_scaling": {"type": "llama3", "factor": 4, "low_freq_factor": 1,
+        "high_freq_factor": 4, "original_max_position_embeddings": 64}});
+    assert_eq!(old(&llama, scaled), old(&llama, new));
     assert_eq!(old(&neox, json!({"rotary_pct": 0.25, "rotary_emb_base": 10000})), read(&neox).config);
 }
 
@@ -209,8 +219,9 @@ fn fixture(name: &str) -> Map<String, Value> {
 #[test]
 fn keys_that_make_another_model_are_refused() {
     for (name, key, value) in [
-        ("llama", "rope_scaling", json!({"type": "yarn", "factor": 4.0})),
-        ("llama", "rope_parameters", json!({"rope_type": "llama3", "factor": 8.0})),
+        ("llama", "rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
+        ("llama", "rope_parameters", json!({"rope_type": "longrope", "factor": 8.0})),
+        ("llama", "rope_parameters", json!({"rope_type": "yarn", "factor": 8.0, "mscale": 0.7})),
         ("llama", "rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 1.5})),
         ("llama", "rope_parameters", json!([1])),
         ("llama", "sliding_window", json!(4)),

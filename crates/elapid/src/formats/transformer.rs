@@ -1,12 +1,14 @@
 //! What formats of Transformers share: a stack of attention and feed-forward layers, its rotary positions and activations.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::mamba::real;
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
+use crate::layers::attention::RopeScaling;
 use crate::layers::mlp::Activation;
 use crate::layers::{LayerConfig, attention, mlp};
-use crate::settings::Size;
+use crate::settings::{Auto, Count, Size};
 
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
@@ -71,11 +73,21 @@ pub(super) fn activation_name(activation: Activation) -> &'static str {
     ACTIVATIONS.iter().find(|(_, one)| *one == activation).map_or("", |(name, _)| name)
 }
 
-/// Rotary positions: their base, and the share of a head's columns that are rotated.
+/// Rotary positions.
 pub(super) struct Rotary {
-    pub(super) base: f32,
+    /// Base and scaling of the frequencies, for an attention that has the rest.
+    settings: attention::Settings,
+    /// Share of a head's columns that are rotated.
     share: f32,
 }
+
+/// The names that `transformers` has for scalings. Its "dynamic" depends on the length of a text, and is none of these.
+const SCALINGS: [(&str, RopeScaling); 4] = [
+    ("default", RopeScaling::None),
+    ("linear", RopeScaling::Linear),
+    ("llama3", RopeScaling::Llama3),
+    ("yarn", RopeScaling::Yarn),
+];
 
 impl Rotary {
     fn check(self, fields: &Fields) -> Result<Self> {
@@ -86,8 +98,14 @@ impl Rotary {
         }
     }
 
+    /// These positions in heads of so many columns.
+    pub(super) fn of(self, head_dim: usize) -> attention::Settings {
+        let columns = self.columns(head_dim);
+        attention::Settings { rotary_dim: Auto::Is(Count::new(columns)), ..self.settings }
+    }
+
     /// Columns that are rotated, of so many.
-    pub(super) fn columns(&self, head_dim: usize) -> usize {
+    fn columns(&self, head_dim: usize) -> usize {
         // As the file has it: 0.7 of 10 are 7, and the nearest f32 to 0.7 is less.
         let share: f64 = self.share.to_string().parse().unwrap_or_default();
         (share * head_dim as f64) as usize
@@ -97,20 +115,84 @@ impl Rotary {
 /// Reads rotary positions: `rope_parameters`, or as before transformers 5 `rope_theta`, `partial_rotary_factor` and
 /// `rope_scaling`.
 pub(super) fn rotary(fields: &mut Fields, share: f32) -> Result<Rotary> {
-    let mut rotary =
-        Rotary { base: fields.real("rope_theta", 10000.0)?, share: fields.real("partial_rotary_factor", share)? };
+    let settings =
+        attention::Settings { rope_base: fields.real("rope_theta", 10000.0)?, ..attention::Settings::default() };
+    let mut rotary = Rotary { settings, share: fields.real("partial_rotary_factor", share)? };
+    let trained: Count = fields.optional("max_position_embeddings")?.unwrap_or(Count::new(2048));
     for key in ["rope_parameters", "rope_scaling"] {
         let Some(value) = fields.given(key) else { continue };
         let Value::Object(map) = value else { return Err(fields.error(key, "an object", value, "remove it")) };
         let within = if key == "rope_scaling" { "rope_scaling." } else { "rope_parameters." };
         let mut inner = Fields::new(fields.file, within, map, &[("rope_type", &["type"])])?;
-        inner.only("rope_type", &["default"], "elapid does not scale rotary positions yet")?;
-        rotary.base = inner.real("rope_theta", rotary.base)?;
         rotary.share = inner.real("partial_rotary_factor", rotary.share)?;
+        scaling(&mut inner, &mut rotary.settings, trained)?;
         inner.no_unknown("elapid does not have this kind of rotary positions")?;
         rotary = rotary.check(&inner)?;
     }
     rotary.check(fields)
+}
+
+/// Reads base and scaling of the frequencies.
+fn scaling(fields: &mut Fields, to: &mut attention::Settings, trained: Count) -> Result<()> {
+    to.rope_base = fields.real("rope_theta", to.rope_base)?;
+    let names = SCALINGS.map(|(name, _)| name);
+    fields.only("rope_type", &names, "elapid does not have this scaling of rotary positions")?;
+    let kind = fields.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+    to.rope_scaling =
+        SCALINGS.iter().find(|(name, _)| *name == kind).map_or(RopeScaling::None, |(_, scaling)| *scaling);
+    if to.rope_scaling == RopeScaling::None {
+        fields.get("factor"); // of nothing
+        return Ok(());
+    }
+    to.rope_factor = fields.real("factor", 1.0)?;
+    let [slow, fast] = match to.rope_scaling {
+        RopeScaling::Linear => return Ok(()),
+        RopeScaling::Llama3 => ["low_freq_factor", "high_freq_factor"],
+        _ => ["beta_slow", "beta_fast"],
+    };
+    to.rope_original = fields.optional("original_max_position_embeddings")?.unwrap_or(trained);
+    to.rope_slow = if fields.given(slow).is_some() { fields.real(slow, 1.0)? } else { 1.0 };
+    if fields.given(fast).is_some() {
+        to.rope_fast = Auto::Is(fields.real(fast, 1.0)?);
+    }
+    if to.rope_scaling == RopeScaling::Yarn {
+        to.rope_truncate = fields.flag("truncate", true)?;
+        if fields.given("attention_factor").is_some() {
+            to.rope_attention_factor = Auto::Is(fields.real("attention_factor", 1.0)?);
+        }
+    }
+    Ok(())
+}
+
+/// The keys for the positions of an attention whose "auto" are resolved; none if `transformers` does not have them.
+pub(super) fn rope_parameters(settings: &attention::Settings, partial: Option<f32>) -> Option<Value> {
+    let (kind, _) = SCALINGS.iter().find(|(_, scaling)| *scaling == settings.rope_scaling)?;
+    let mut map = json!({ "rope_type": kind, "rope_theta": real(settings.rope_base) });
+    let fast = real(settings.rope_fast.or(1.0));
+    let more = match settings.rope_scaling {
+        RopeScaling::None | RopeScaling::Ntk => json!({}),
+        RopeScaling::Linear => json!({ "factor": real(settings.rope_factor) }),
+        RopeScaling::Llama3 => json!({
+            "factor": real(settings.rope_factor),
+            "low_freq_factor": real(settings.rope_slow),
+            "high_freq_factor": fast,
+            "original_max_position_embeddings": settings.rope_original,
+        }),
+        RopeScaling::Yarn => json!({
+            "factor": real(settings.rope_factor),
+            "beta_slow": real(settings.rope_slow),
+            "beta_fast": fast,
+            "original_max_position_embeddings": settings.rope_original,
+            "attention_factor": real(settings.rope_attention_factor.or(1.0)),
+            "truncate": settings.rope_truncate,
+        }),
+    };
+    let (to, more) = (map.as_object_mut()?, more.as_object()?.clone());
+    to.extend(more);
+    if let Some(share) = partial {
+        to.insert("partial_rotary_factor".into(), real(share));
+    }
+    Some(map)
 }
 
 /// Rates of dropout change training alone, and elapid has none.

@@ -14,7 +14,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{self, Mask, Rotary, attention, rotate};
+use crate::ops::{self, Mask, Rotary, Scaling, attention, rotate};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -45,6 +45,20 @@ crate::settings! {
         rope_base: f32 = 10000.0,
         /// Columns of a head that are rotated, from the first on; "auto": all.
         rotary_dim: Auto<Count> = Auto::Auto,
+        /// Change of the frequencies for texts longer than those of training: "none", "linear", "ntk", "llama3", "yarn".
+        rope_scaling: RopeScaling = RopeScaling::None,
+        /// What it divides low frequencies by.
+        rope_factor: f32 = 1.0,
+        /// Positions in training, for llama3 and yarn, ...
+        rope_original: Count = Count::new(0),
+        /// ... over which columns that turn fewer times than this are low, ...
+        rope_slow: f32 = 1.0,
+        /// ... and those that turn more often than this stay; "auto": 4 for llama3, 32 for yarn.
+        rope_fast: Auto<f32> = Auto::Auto,
+        /// Whether the ramp of yarn begins and ends at whole columns.
+        rope_truncate: bool = true,
+        /// Factor of the rotated columns; "auto": 0.1 ln(rope_factor) + 1 for yarn, else 1.
+        rope_attention_factor: Auto<f32> = Auto::Auto,
         /// Whether scores fall with distance, by 2^(-8 (h + 1) / heads) in head h (ALiBi, Press et al. 2022).
         alibi: bool = false,
         /// Factor of the products of queries and keys; "auto": head_dim^-1/2.
@@ -68,6 +82,18 @@ pub enum Rope {
     Halves,
     /// Column 2i with column 2i + 1.
     Pairs,
+}
+
+/// How rotary frequencies are changed; see [`Scaling`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names of methods")]
+pub enum RopeScaling {
+    None,
+    Linear,
+    Ntk,
+    Llama3,
+    Yarn,
 }
 
 /// The parameters of one attention layer.
@@ -96,6 +122,26 @@ impl Settings {
         self.rotary_dim.or(Count::new(self.head_dim(d_model))).get()
     }
 
+    fn rope_fast(&self) -> f32 {
+        self.rope_fast.or(if self.rope_scaling == RopeScaling::Yarn { 32.0 } else { 4.0 })
+    }
+
+    fn rope_attention_factor(&self) -> f32 {
+        self.rope_attention_factor.or(self.scaling().attention_factor() as f32)
+    }
+
+    fn scaling(&self) -> Scaling {
+        let [factor, slow, fast] = [self.rope_factor, self.rope_slow, self.rope_fast()].map(f64::from);
+        let original = self.rope_original.get() as f64;
+        match self.rope_scaling {
+            RopeScaling::None => Scaling::None,
+            RopeScaling::Linear => Scaling::Linear(factor),
+            RopeScaling::Ntk => Scaling::Ntk(factor),
+            RopeScaling::Llama3 => Scaling::Llama3 { factor, low: slow, high: fast, original },
+            RopeScaling::Yarn => Scaling::Yarn { factor, fast, slow, original, truncate: self.rope_truncate },
+        }
+    }
+
     /// The same settings with what "auto" stands for.
     pub(super) fn resolved(&self, at: &At<'_>) -> Self {
         let (c, turned) = (self.head_dim(at.d_model), self.rope != Rope::None);
@@ -103,6 +149,8 @@ impl Settings {
             kv_heads: Auto::Is(Size::new(self.kv_heads())),
             head_dim: Auto::Is(Size::new(c)),
             rope_base: if turned { self.rope_base } else { 0.0 },
+            rope_fast: Auto::Is(self.rope_fast()),
+            rope_attention_factor: Auto::Is(self.rope_attention_factor()),
             rotary_dim: Auto::Is(Count::new(if turned { self.rotary_dim(at.d_model) } else { 0 })),
             softmax_scale: Auto::Is(self.softmax_scale.or((c as f32).powf(-0.5))),
             ..self.clone()
@@ -124,9 +172,32 @@ impl Settings {
             return Err(Problem::value("window", wanted, 0));
         }
         Problem::unless_not_negative("softcap", self.softcap)?;
+        self.check_scaling()?;
         let rotary = self.rotary_dim(at.d_model);
         if self.rope != Rope::None && (rotary > c || !rotary.is_multiple_of(2)) {
             return Err(Problem::value("rotary_dim", format!("an even number up to head_dim, which is {c}"), rotary));
+        }
+        Ok(())
+    }
+
+    fn check_scaling(&self) -> Result<(), Problem> {
+        for (field, x) in [
+            ("rope_factor", self.rope_factor),
+            ("rope_slow", self.rope_slow),
+            ("rope_fast", self.rope_fast()),
+            ("rope_attention_factor", self.rope_attention_factor()),
+        ] {
+            Problem::unless_positive(field, x)?;
+        }
+        if !matches!(self.rope_scaling, RopeScaling::Llama3 | RopeScaling::Yarn) {
+            return Ok(());
+        }
+        if self.rope_original.get() == 0 {
+            return Err(Problem::value("rope_original", "the number of positions in training", 0));
+        }
+        if self.rope_fast() <= self.rope_slow {
+            let wanted = format!("more than rope_slow, which is {}", self.rope_slow);
+            return Err(Problem::value("rope_fast", wanted, self.rope_fast()));
         }
         Ok(())
     }
@@ -155,7 +226,10 @@ impl Settings {
                 softcap: self.softcap,
                 alibi: self.alibi,
             },
-            rotary: pairs.map(|pairs| Rotary::new(c, self.rotary_dim(d), f64::from(self.rope_base), pairs)),
+            rotary: pairs.map(|pairs| Rotary {
+                factor: f64::from(self.rope_attention_factor()),
+                ..Rotary::new(c, self.rotary_dim(d), f64::from(self.rope_base), self.scaling(), pairs)
+            }),
             qkv: p.linear("qkv", [(h + 2 * g) * c, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
             out_proj: p.linear("out_proj", [d, h * c], &at.into_stream(h * c), Bias::zeros(self.out_bias))?,
         })
@@ -169,7 +243,9 @@ impl Settings {
         let sparse = Self { window: Count::new(3), dilation: Size::new(2), sinks: Count::new(2), ..plain.clone() };
         let global = Self { window: Count::new(4), strided: true, globals: vec![0, 33], ..plain.clone() };
         let capped = Self { rope: Rope::None, alibi: true, softcap: 2.0, ..plain.clone() };
-        vec![plain, grouped, window, sparse, global, capped]
+        let scaled =
+            Self { rope_scaling: RopeScaling::Yarn, rope_factor: 4.0, rope_original: Count::new(16), ..plain.clone() };
+        vec![plain, grouped, window, sparse, global, capped, scaled]
     }
 }
 

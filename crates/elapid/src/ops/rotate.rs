@@ -5,6 +5,7 @@ use elapid_kernels::rotate as kernel;
 pub use elapid_kernels::rotate::Pairs;
 use std::sync::Arc;
 
+use super::frequencies::Scaling;
 use super::place::on_cpu;
 use crate::autograd::{Var, Want, record};
 use crate::{Layout, Result, Tensor};
@@ -18,13 +19,15 @@ pub struct Rotary {
     pub frequencies: Arc<[f64]>,
     /// Which columns make a pair.
     pub pairs: Pairs,
+    /// Factor of the rotated columns.
+    pub factor: f64,
 }
 
 impl Rotary {
-    /// The frequencies `base^(-2i/columns)` for pairs i of the first `columns` columns of a head of `dim`.
-    pub fn new(dim: usize, columns: usize, base: f64, pairs: Pairs) -> Self {
-        let frequency = |i: usize| base.powf(-2.0 * i as f64 / columns as f64);
-        Self { dim, frequencies: (0..columns / 2).map(frequency).collect(), pairs }
+    /// The frequencies `base^(-2i/columns)`, scaled, for pairs i of the first `columns` columns of a head of `dim`.
+    pub fn new(dim: usize, columns: usize, base: f64, scaling: Scaling, pairs: Pairs) -> Self {
+        let frequencies = scaling.frequencies(columns, base).into();
+        Self { dim, frequencies, pairs, factor: scaling.attention_factor() }
     }
 }
 
@@ -49,8 +52,8 @@ fn turned(rotary: &Rotary, positions: &[u64], inverse: bool, x: &Tensor) -> Resu
 }
 
 fn turn(rotary: &Rotary, positions: &[u64], inverse: bool, x: &Tensor, y: RowsMut<'_>) -> elapid_kernels::Result<()> {
-    let Rotary { dim, frequencies, pairs } = rotary;
-    kernel::forward(&kernel::Args { dim: *dim, frequencies, pairs: *pairs, positions }, inverse, x.rows(), y)
+    let &Rotary { dim, ref frequencies, pairs, factor } = rotary;
+    kernel::forward(&kernel::Args { dim, frequencies, pairs, factor, positions }, inverse, x.rows(), y)
 }
 
 /// Sines and cosines of positions, `[m d]` (Vaswani et al. 2017, section 3.5): at column 2i the sine of position /
