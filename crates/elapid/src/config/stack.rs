@@ -294,6 +294,10 @@ impl StackConfig {
                     return Err(problem(Problem::value(field, "a finite number", x)));
                 }
             }
+            if !self.names().any(|used| used == name) && named.placement != Placement::default() {
+                let wanted = "no place in the stream, as it stands in neither layers nor ffn";
+                return Err(problem(Problem::value("place", wanted, "words of a place")));
+            }
             let beside = model.wiring == Wiring::Parallel && model.ffn.contains(name);
             if beside && named.placement.place != Place::Before {
                 let wanted = "\"before\", as model.wiring is \"parallel\"";

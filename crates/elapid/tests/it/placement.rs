@@ -165,3 +165,30 @@ fn parallel_layers_read_the_same_stream() {
     let problem = stack(settings, [Placement::default(), placement]).check("model").unwrap_err();
     assert_eq!(problem.field, "model.layer.ffn.place");
 }
+
+/// The names inside `sum`: a circle is an error, and so is a place in the stream, which only the wrapper has.
+#[test]
+fn layers_inside_a_wrapper_have_no_place() {
+    let sum = |names: &[&str]| {
+        let layers = names.iter().map(|name| (*name).to_owned()).collect();
+        LayerConfig::sum(elapid::layers::sum::Settings { layers, ..Default::default() })
+    };
+    let config = |named: Vec<(&str, LayerConfig, Placement)>| {
+        let mut config = stack(ModelSettings::default(), [Placement::default(), Placement::default()]);
+        let named = named.into_iter().map(|(name, layer, placement)| (name.to_owned(), Named { layer, placement }));
+        config.named.extend(named);
+        config
+    };
+    let mlp = || LayerConfig::of("mlp").unwrap();
+    let plain = Placement::default;
+    let good = config(vec![("mixer", sum(&["inner", "mamba1"]), plain()), ("inner", mlp(), plain())]);
+    good.check("model").unwrap();
+    let placed = Placement { scale: 0.5, ..Placement::default() };
+    let bad = config(vec![("mixer", sum(&["inner"]), plain()), ("inner", mlp(), placed)]);
+    assert_eq!(bad.check("model").unwrap_err().field, "model.layer.inner.place");
+    let circle = config(vec![("mixer", sum(&["inner"]), plain()), ("inner", sum(&["mixer"]), plain())]);
+    assert!(circle.check("model").unwrap_err().what.contains("circle"));
+    let unknown = config(vec![("mixer", sum(&["attntion"]), plain())]);
+    let problem = unknown.check("model").unwrap_err();
+    assert!(problem.what.contains("attntion") && problem.fix.contains("attention"), "{problem:?}");
+}
