@@ -1,19 +1,19 @@
-//! What attention reads and writes.
+//! Arguments of attention.
 
 use std::ops::Range;
 
 use crate::{Rows, RowsMut};
 
-/// Sizes and what a position sees.
+/// Sizes, and which keys a position sees.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// Heads of queries.
+    /// Query heads.
     pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` neighbouring heads of queries.
+    /// Key and value heads; each serves `heads / kv_heads` neighbouring query heads.
     pub kv_heads: usize,
     /// Factor of the products.
     pub scale: f32,
-    /// Keys that a position sees, itself among them; 0 is all before it.
+    /// Number of keys that a position sees, including its own; 0 is all before it.
     pub window: usize,
 }
 
@@ -24,11 +24,11 @@ pub struct Stretch {
     pub queries: Range<usize>,
     /// Rows of k and v, in the order of their positions.
     pub keys: Range<usize>,
-    /// Which of the keys has the position of the first query.
+    /// Index of the key at the position of the first query.
     pub offset: usize,
 }
 
-/// What attention reads.
+/// The inputs of attention.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a, T = f32> {
     /// `[m heads·dk]`.
@@ -37,7 +37,7 @@ pub struct Args<'a, T = f32> {
     pub k: Rows<'a, T>,
     /// `[n kv_heads·dv]`.
     pub v: Rows<'a, T>,
-    /// Which rows belong together; queries of no stretch are padding.
+    /// Which rows belong together; queries outside all stretches are padding.
     pub stretches: &'a [Stretch],
 }
 

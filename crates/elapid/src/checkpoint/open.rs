@@ -17,14 +17,14 @@ use crate::json;
 
 const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
 
-/// Which shard has which tensor.
+/// The map from tensors to shards.
 type WeightMap = BTreeMap<String, String>;
 
 impl Checkpoint {
-    /// Opens a directory: reads the configuration and the headers; tensors are read when they are asked for.
+    /// Opens a directory: reads the configuration and the headers; tensors are read on demand.
     ///
     /// # Errors
-    /// If a file is missing, cut, or says what cannot be; the error names file and tensor.
+    /// If a file is missing, truncated or inconsistent; the error names file and tensor.
     pub fn open(dir: &Path) -> Result<Self> {
         directory(dir)
     }
@@ -57,14 +57,14 @@ pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
         return assemble_indexed(config, warnings, sources, &shards, &weight_map, &shown(INDEX));
     }
     if let Some(shards) = elsewhere::shards_without_index(dir)? {
-        warnings.push(format!("{}: not there; all {} shards were read", shown(INDEX), shards.len()));
+        warnings.push(format!("{}: missing; all {} shards were read", shown(INDEX), shards.len()));
         let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
         return assemble(config, warnings, sources);
     }
     Err(elsewhere::no_weights(dir))
 }
 
-/// A path that is no directory is named for what it is, before anything in it is looked for.
+/// If the path is not a directory, the error says what it is, before looking for files in it.
 fn check_directory(dir: &Path) -> Result<()> {
     let wrong = |got: &str, fix: String| {
         Err(CheckpointError::format(&dir.display().to_string(), "the directory of a model", got, fix))
@@ -162,9 +162,9 @@ fn assemble_indexed(
     }
     let renaming = renaming(&headers);
     for (name, shard) in unseen {
-        // Writers list a head that is the embedding, and store it once.
+        // Some programs list a tied head in the index but store it only once.
         if config.stack.model.tie_embeddings && renaming.apply(&name) == HEAD {
-            warnings.push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
+            warnings.push(format!("{index}: `{name}` is in no shard; using the embedding, as {CONFIG} says"));
             continue;
         }
         let wanted = format!("to find it in {shard}, as {index} says");
@@ -179,7 +179,7 @@ pub(super) fn assemble(config: ModelConfig, warnings: Vec<String>, files: Vec<So
     put_together(config, warnings, files, headers, &renaming)
 }
 
-/// The headers of all files. One that cannot be read is named for what it is, if that can be seen.
+/// The headers of all files. For a file that cannot be read, the error says what it is, if it can be recognised.
 fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
     /// Enough of a file to recognise it by.
     const BEGINNING: usize = 1 << 16;
@@ -226,7 +226,7 @@ fn put_together(
     Ok(checkpoint)
 }
 
-/// A model whose head is its embedding may store it twice, if both are the same; one is then enough, under either name.
+/// A model with a tied head may store it twice, if both are equal; one of them is enough, under either name.
 fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
     if !checkpoint.config.stack.model.tie_embeddings {
         return Ok(());

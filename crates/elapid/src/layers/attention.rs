@@ -23,21 +23,21 @@ use crate::state::{CacheSpec, LayerState, Slot, StateSpec};
 crate::settings! {
     /// Causal softmax attention.
     pub struct Settings {
-        /// Heads of queries.
+        /// Number of query heads.
         heads: Size = Size::new(8),
-        /// Heads of keys and values, each shared by heads / kv_heads of queries; "auto": as many as heads.
+        /// Number of key and value heads, each shared by heads / kv_heads query heads; "auto" is heads.
         kv_heads: Auto<Size> = Auto::Auto,
-        /// Columns of a head; "auto": d_model / heads.
+        /// Columns per head; "auto" is d_model / heads.
         head_dim: Auto<Size> = Auto::Auto,
-        /// Positions that each sees, itself among them; 0: all before it.
+        /// Sliding window: number of positions that each position sees, including itself. 0: all before it.
         window: Count = Count::new(0),
         /// Rotary positions: "none", "halves" (column i with i + r/2, as Llama), "pairs" (2i with 2i + 1, as the paper).
         rope: Rope = Rope::Halves,
         /// Base of the rotary frequencies.
         rope_base: f32 = 10000.0,
-        /// Columns of a head that are rotated, from the first on; "auto": all.
+        /// Number of leading columns per head that are rotated; "auto" is all.
         rotary_dim: Auto<Count> = Auto::Auto,
-        /// Factor of the products of queries and keys; "auto": head_dim^-1/2.
+        /// Factor of the products of queries and keys; "auto" is head_dim^-1/2.
         softmax_scale: Auto<f32> = Auto::Auto,
         /// Whether the projections of queries, keys and values have biases.
         qkv_bias: bool = false,
@@ -46,7 +46,7 @@ crate::settings! {
     }
 }
 
-/// Which columns rotary positions turn together.
+/// Which columns rotary positions rotate together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rope {
@@ -65,7 +65,7 @@ pub struct Attention {
     head_dim: usize,
     sizes: ops::Attention,
     rotary: Option<Rotary>,
-    /// To queries, keys and values side by side, `[(h + 2g) c, d]`.
+    /// Projection to queries, keys and values, packed, `[(h + 2g) c, d]`.
     qkv: Linear,
     /// `[d h c]`.
     out: Linear,
@@ -161,7 +161,7 @@ impl Layer for Attention {
         };
         let params = d * (h + 2 * g) * c + h * c * d;
         let biases = self.qkv.bias().map_or(0, |_| (h + 2 * g) * c) + self.out.bias().map_or(0, |_| d);
-        // A key of a head: its product, exponential, and what it adds to the output.
+        // Per key and head: its product, its exponential, and its contribution to the output.
         Cost {
             flops: 2 * params + biases + h * keys * (4 * c + 4),
             params: params + biases,

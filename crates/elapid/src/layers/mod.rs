@@ -1,7 +1,7 @@
-//! The registry of layers: a file a family, a line here each.
+//! The registry of layers: one file per family, and a word for each here.
 //!
-//! A layer's file has its `Settings` (documentation, defaults, `check`, `build`, `small` for the tests that every layer
-//! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
+//! A layer's file has its `Settings` (documentation, defaults, `check`, `build`, and `small` for the tests of all layers)
+//! and its [`Layer`]. Everything else follows from the word in `layers!`.
 
 pub mod attention;
 pub mod mamba1;
@@ -64,7 +64,7 @@ macro_rules! layers {
                 match self { $( Self::$kind(settings) => (settings as &dyn Any).downcast_ref(), )+ }
             }
 
-            /// The settings themselves, to change.
+            /// The settings themselves, mutable.
             pub fn settings_mut<S: Any>(&mut self) -> Option<&mut S> {
                 match self { $( Self::$kind(settings) => (settings as &mut dyn Any).downcast_mut(), )+ }
             }
@@ -84,10 +84,10 @@ macro_rules! layers {
                 match self { $( Self::$kind(settings) => settings.values(), )+ }
             }
 
-            /// Checks what the types of the settings do not.
+            /// Checks conditions beyond the types of the settings.
             ///
             /// # Errors
-            /// The first setting whose value cannot be.
+            /// The first setting with an impossible value.
             pub fn check(&self, at: &At<'_>) -> Result<(), Problem> {
                 match self { $( Self::$kind(settings) => settings.check(at), )+ }
             }

@@ -1,4 +1,4 @@
-//! Causal attention over a chunk and the past in caches.
+//! Causal attention over a chunk and the cached past.
 
 use std::ops::Range;
 
@@ -14,10 +14,11 @@ use crate::{Error, Layout, Result, Tensor};
 /// y `[b l heads·dv]` of q `[b l heads·dk]`, k `[b l kv_heads·dk]`, v `[b l kv_heads·dv]`, and the keys and values of earlier
 /// positions: the caches before this chunk was pushed.
 ///
-/// A position sees those of its own document up to itself, the last [`Attention::window`] if that is not 0.
+/// A position sees the positions of its own document up to itself; only the last [`Attention::window`] of them if that is
+/// not 0.
 ///
 /// # Errors
-/// If shapes do not fit, a window is longer than what the caches keep, or q is not on the CPU.
+/// If shapes do not fit, a window is longer than that of the caches, or q is not on the CPU.
 pub fn attention(
     q: &Var,
     k: &Var,
@@ -78,10 +79,10 @@ pub fn attention(
     Ok(y)
 }
 
-/// All keys of a batch, row after row: what the caches keep, then the chunk.
+/// All keys of a batch, row after row: the cached ones, then those of the chunk.
 struct Keys {
     stretches: Vec<Stretch>,
-    /// For each row: where its past begins among all keys, and how long it is.
+    /// For each row: the offset of its past among all keys, and its length.
     past: Vec<Range<usize>>,
     l: usize,
 }

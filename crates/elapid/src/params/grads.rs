@@ -13,12 +13,12 @@ use crate::{DType, Result, Tensor};
 #[derive(Debug, Default)]
 pub struct ParamGrads {
     sums: BTreeMap<ParamId, Tensor>,
-    /// On a GPU, the memory of all of them, laid out as [`Flat`].
+    /// On a GPU, the array of all of them, laid out as [`Flat`].
     flat: Option<Arc<Buffer>>,
 }
 
 impl ParamGrads {
-    /// Zeros for every parameter of a model that is trained on a GPU; on the processor they are made when they come.
+    /// Zeros for every parameter of a model in training on a GPU; on the CPU gradients are created on first use.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -44,12 +44,12 @@ impl ParamGrads {
         self.sums.iter().map(|(&id, sum)| (id, sum))
     }
 
-    /// All gradients, by id, to change.
+    /// All gradients, by id, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Tensor)> {
         self.sums.iter_mut().map(|(&id, sum)| (id, sum))
     }
 
-    /// The memory of all of them on a GPU.
+    /// The array of all of them on a GPU.
     pub fn flat(&self) -> Option<&Arc<Buffer>> {
         self.flat.as_ref()
     }
@@ -72,7 +72,7 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// The same memory under another name, if it is a GPU's; else nothing yet.
+    /// Another handle to the same memory, if it is on a GPU; else empty gradients.
     pub(crate) fn alias(&self) -> Self {
         match &self.flat {
             Some(flat) => Self { sums: self.sums.clone(), flat: Some(flat.clone()) },
@@ -94,7 +94,7 @@ impl ParamGrads {
 
     pub(crate) fn merge(&mut self, other: ParamGrads) -> Result<()> {
         if self.flat.is_some() {
-            // Both names stand for the same memory: it was added there.
+            // Both handles share the same memory, so it was already added.
             return Ok(());
         }
         for (id, more) in other.sums {
