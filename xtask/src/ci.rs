@@ -29,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
 /// Names the file to which tests that are not run append a line `LACK<tab>TEST` (`elapid_kernels::testing::not_run`).
 const NOT_RUN: &str = "ELAPID_NOT_RUN";
 
-/// What the gate says of what it did not run: tests by what lacks, and the reason of the Python round trip.
+/// The gate's summary of what it did not run: tests by what is missing, and the reason for the Python round trip.
 fn not_run(list: &str, python: Option<&str>) -> String {
     let tests: BTreeSet<&str> = list.lines().collect();
     let mut lacks: BTreeMap<&str, usize> = BTreeMap::new();
@@ -54,7 +54,7 @@ fn not_run(list: &str, python: Option<&str>) -> String {
     if texts.is_empty() { "not run: nothing".to_owned() } else { format!("not run: {}", texts.join(", ")) }
 }
 
-/// Runs a script; why it tested nothing, if it did not.
+/// Runs a script; returns why it tested nothing, if it did not.
 fn python(script: &str) -> Result<Option<String>> {
     eprintln!("== python3 {script}");
     let output = match Command::new("python3").arg(script).current_dir(root()).stderr(Stdio::inherit()).output() {
@@ -103,7 +103,7 @@ fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Plain `cargo test` at the root runs the tests of every crate, and `cargo run` the one default program.
+    /// Plain `cargo test` at the root runs the tests of every crate, and `cargo run` runs the one default program.
     #[test]
     fn every_crate_is_a_default_member() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

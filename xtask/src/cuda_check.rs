@@ -1,7 +1,7 @@
-//! Compiles every kernel for every architecture, on a machine that needs no GPU.
+//! Compiles every kernel for every architecture, without a GPU.
 //!
-//! What the assembler said of a unit that compiles is kept in `target/cuda-check`, so that only what has changed is
-//! compiled again.
+//! The assembler's output for a unit that compiles is cached in `target/cuda-check`, so only changed units are compiled
+//! again.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,29 +17,29 @@ use elapid_kernels::cuda::library::{self, Needed};
 use elapid_kernels::cuda::{self, Unit};
 use elapid_kernels::units;
 
-/// Kernels that may keep registers in memory: source, entry, most bytes up to Hopper, and most from Blackwell on.
+/// Kernels that may spill registers: source, entry, maximum bytes up to Hopper, and from Blackwell on.
 const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
-    // 168 registers keep three blocks on a multiprocessor.
+    // 168 registers allow three blocks per multiprocessor.
     ("selective_scan", "backward", 432, 4540),
     ("selective_scan_tensor", "backward", 164, 64),
-    // 80 registers keep three blocks of 256 threads on a multiprocessor.
+    // 80 registers allow three blocks of 256 threads per multiprocessor.
     ("selective_scan_tensor", "forward", 0, 8),
-    // States above 128 a channel.
+    // More than 128 states per channel.
     ("selective_scan", "forward", 416, 208),
-    // Those of chunked scans, once a channel and chunk, and of the bilinear rule.
+    // Kernels of chunked scans, run once per channel and chunk, and of the bilinear rule.
     ("selective_scan", "forward_ends", 16, 32),
     ("selective_scan", "backward_ends", 0, 8),
     ("causal_conv1d", "forward", 40, 192),
     ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),
     ("mamba1_step", "step", 52, 24),
-    // Of 2560 and more numbers a row on sm_80.
+    // Rows of 2560 and more values on sm_80.
     ("mamba1_one_row", "one_row", 80, 0),
 ];
 
-/// What is installed where no NVRTC is found.
+/// The package to install if no NVRTC is found.
 const WHEEL: &str = "nvidia-cuda-nvrtc==13.0.88";
-/// Where the wheel has it: a folder with `lib` inside, as `CUDA_PATH` names one.
+/// Its folder in the wheel, with `lib` inside, as for `CUDA_PATH`.
 const INSIDE: &str = "nvidia/cu13";
 
 /// An architecture: `sm_90` is (9, 0).
@@ -62,8 +62,8 @@ impl std::fmt::Display for Arch {
     }
 }
 
-/// Compiles all for one architecture into the folder where elapid looks for compiled kernels (`ELAPID_CACHE`): a machine
-/// that is given this folder, and has an NVRTC of the same version, compiles none.
+/// Compiles all kernels for one architecture into the folder where elapid looks for compiled kernels (`ELAPID_CACHE`). A
+/// machine with this folder and the same version of NVRTC compiles none.
 pub(crate) fn fill(arch: Arch) -> Result<()> {
     if let Err(missing) = library::load(Needed::Nvrtc) {
         return with_wheel(&missing);
@@ -82,7 +82,7 @@ pub(crate) fn fill(arch: Arch) -> Result<()> {
     Ok(())
 }
 
-/// Compiles all; says what each kernel takes if `verbose`.
+/// Compiles all kernels; prints the resources of each if `verbose`.
 pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
     if let Err(missing) = library::load(Needed::Nvrtc) {
         return with_wheel(&missing);
@@ -122,7 +122,7 @@ pub(crate) fn run(archs: &[Arch], verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// What `work` makes of each job, in their order; by all cores.
+/// The results of `work` for each job, in order; uses all cores.
 fn on_all_cores<T: Sync, R: Send>(jobs: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -155,10 +155,10 @@ fn compile(unit: &Unit, arch: Arch) -> Result<String, String> {
     }
 }
 
-/// A folder with what was said of units that compiled.
+/// The cache of the assembler's output.
 struct Kept {
     folder: PathBuf,
-    /// What is compiled with every unit, and how.
+    /// The text compiled with every unit, and the options.
     common: String,
 }
 
@@ -174,7 +174,7 @@ impl Kept {
         Ok(Self { folder: folder.to_owned(), common })
     }
 
-    /// What was said of a unit, from the folder or by `compile`.
+    /// The output for a unit, from the cache or by `compile`.
     fn or(&self, unit: &Unit, arch: Arch, compile: impl FnOnce() -> Result<String, String>) -> Result<String, String> {
         let mut hasher = DefaultHasher::new();
         (&self.common, unit.source.text, unit.entries, name(unit), arch.to_string()).hash(&mut hasher);
@@ -183,14 +183,14 @@ impl Kept {
             return Ok(log);
         }
         let log = compile()?;
-        // Under another name first: a file is whole or not there. One that cannot be written is no reason to stop.
+        // Under another name first, so that a file is complete or missing. One that cannot be written is not an error.
         let partial = path.with_extension("partial");
         std::fs::write(&partial, &log).and_then(|()| std::fs::rename(&partial, &path)).ok();
         Ok(log)
     }
 }
 
-/// What a kernel takes; none of it known of portable code, for which no registers were chosen yet.
+/// The resources of a kernel; unknown for PTX, for which no registers were allocated yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Kernel {
     unit: String,
@@ -199,7 +199,7 @@ struct Kernel {
     usage: Usage,
 }
 
-/// What the assembler said of a kernel, in bytes but for the registers.
+/// The assembler's figures for a kernel, in bytes except the registers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Usage {
     registers: u32,
@@ -208,7 +208,7 @@ struct Usage {
     shared: u32,
 }
 
-/// The kernels of a unit, in the order of its entries; what is wrong with them goes to `faults`.
+/// The kernels of a unit, in the order of its entries; problems go to `faults`.
 fn check(unit: &Unit, arch: Arch, log: &str, faults: &mut Vec<String>) -> Vec<Kernel> {
     let (said, name) = (usages(log), name(unit));
     let mut kernels = Vec::new();
@@ -250,7 +250,7 @@ fn has_entry(code: &[u8], entry: &str) -> bool {
     within(format!(".entry {entry}(").as_bytes())
 }
 
-/// What `ptxas -v` said of each kernel; functions that a kernel calls count as its own.
+/// The output of `ptxas -v` for each kernel; functions that a kernel calls count as its own.
 fn usages(log: &str) -> Vec<(String, Usage)> {
     let mut found: Vec<(String, Usage)> = Vec::new();
     for line in log.lines() {
@@ -268,7 +268,7 @@ fn usages(log: &str) -> Vec<(String, Usage)> {
     found
 }
 
-/// The number before some words; 0 if they are not there.
+/// The number before some words; 0 if they are missing.
 fn before(line: &str, words: &str) -> u32 {
     let Some((start, _)) = line.split_once(words) else { return 0 };
     start.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
@@ -282,7 +282,7 @@ fn extremes(kernels: &[Kernel]) -> String {
     format!("at most {} registers (`{entry}` of {unit} for {arch}), {spilling} of them spill", usage.registers)
 }
 
-/// One line a kernel.
+/// One line per kernel.
 fn table(kernels: &[Kernel]) -> String {
     let heading = ["unit", "kernel", "arch", "registers", "spilled", "stack", "shared"].map(str::to_owned);
     let rows = kernels.iter().map(|Kernel { unit, entry, arch, usage }| {
@@ -309,7 +309,7 @@ fn table(kernels: &[Kernel]) -> String {
 fn with_wheel(missing: &cuda::Error) -> Result<()> {
     let folder = beside_the_build("nvrtc")?;
     let toolkit = folder.join(INSIDE);
-    // Where the wheel was tried already, it is not tried again.
+    // If the wheel was already tried, it is not tried again.
     let tried = std::env::var_os("CUDA_PATH").is_some_and(|path| Path::new(&path) == toolkit);
     ensure!(!tried, "NVRTC in {} does not load on this machine: {missing}", toolkit.display());
     if !toolkit.join("lib").is_dir() {
@@ -332,7 +332,7 @@ fn install(folder: &Path) -> Result<()> {
     const FIX: &str = "with a network and pip it is installed by itself";
     eprintln!("NVRTC is not installed: getting {WHEEL} for this check");
     let options = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"];
-    // Under another name first, so that an interrupted installation is not taken for a whole one.
+    // Under another name first, so that an interrupted installation is not taken for a complete one.
     let partial = folder.with_extension("partial");
     let mut pip = Command::new("python3");
     pip.args(options).arg("--target").arg(&partial).arg(WHEEL);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use elapid::LanguageModel;
 use elapid::checkpoint::{SaveDtype, SaveOptions};
 
-/// Largest model that goes into the binary, in bytes.
+/// Maximum size of the model in the binary, in bytes.
 const LIMIT: u64 = 8_000_000;
 
 /// Saves the model of `dir` in bf16 to where the library includes it from.

@@ -11,7 +11,7 @@ const BEGIN: &str = "<!-- table: written by cargo xtask performance -->";
 const END: &str = "<!-- end of table -->";
 const HEADER: &str = "work,by,figure,unit,commit,command,note";
 
-/// What machines are called in the table, by the name in the record.
+/// Names of machines in the table, by the name in the record.
 const MACHINES: &[(&str, &str)] =
     &[("zen4-2core", "AMD Zen 4, two cores"), ("h100", "NVIDIA H100"), ("h200", "NVIDIA H200")];
 

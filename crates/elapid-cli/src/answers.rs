@@ -11,7 +11,7 @@ use crate::output::{bytes, table, thousands};
 
 const HEADING: [&str; 6] = [">length", ">sequences", ">answers", ">right", ">peak memory", ">seconds"];
 
-/// What `--task` asks for.
+/// The request of `--task`.
 pub(crate) struct Request<'a> {
     pub(crate) task: &'a str,
     pub(crate) lengths: Option<&'a [usize]>,
@@ -24,7 +24,7 @@ pub(crate) struct Request<'a> {
 /// A model and what it answered.
 pub(crate) struct Answers {
     pub(crate) loaded: Loaded,
-    /// Its directory, and how it was trained there, if that was on this task.
+    /// Its directory and training settings, if it was trained on this task.
     pub(crate) trained: Option<(PathBuf, TrainConfig)>,
     pub(crate) lines: Vec<Line>,
 }

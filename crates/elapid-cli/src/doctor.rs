@@ -20,7 +20,7 @@ Examples:
   elapid doctor --json > machine.json   to keep beside benchmark results
   elapid doctor --threads 1             the limits of one core";
 
-/// Nothing but what every command takes.
+/// No arguments beyond the global ones.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {}
@@ -56,24 +56,24 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     });
     output.result(&object, || {
         let amount = |n: Option<u64>| n.map_or("unknown".to_owned(), bytes);
-        let instructions = format!("{} (this processor has {})", Isa::best().name(), available.join(", "));
+        let instructions = format!("{} (this CPU has {})", Isa::best().name(), available.join(", "));
         let mut lines = vec![
             ("elapid", env!("CARGO_PKG_VERSION").to_owned()),
-            ("processor", cpu.clone()),
+            ("CPU", cpu.clone()),
             ("features", if features.is_empty() { "none that matter".into() } else { features.join(" ") }),
             ("instructions", instructions),
             ("threads", format!("{threads} of {cores} cores")),
             ("memory", format!("{}, {} free", amount(memory.0), amount(memory.1))),
             ("", String::new()),
-            ("memory read", format!("{}: the limit of generating text", scaled(read, "B/s"))),
-            ("arithmetic", format!("{} of f32: the limit of training and reading prompts", scaled(fma, "FLOP/s"))),
-            ("exponentials", format!("{}: the limit of the selective scan", scaled(exp, "exp/s"))),
+            ("memory read", format!("{}: limits generating text", scaled(read, "B/s"))),
+            ("arithmetic", format!("{} of f32: limits training and reading prompts", scaled(fma, "FLOP/s"))),
+            ("exponentials", format!("{}: limits the selective scan", scaled(exp, "exp/s"))),
             ("", String::new()),
         ];
         lines.extend(cuda.lines());
         lines.push(match &built_in {
             Ok(BuiltIn { parameters, sample }) => {
-                ("built-in model", format!("works: {} parameters, says {sample:?}", thousands(*parameters as u64)))
+                ("built-in model", format!("works: {} parameters, generates {sample:?}", thousands(*parameters as u64)))
             }
             Err(error) => ("built-in model", format!("does not work: {error}")),
         });
@@ -113,16 +113,16 @@ fn features() -> Vec<&'static str> {
     found
 }
 
-/// A line of what Linux says of its memory, in bytes.
+/// A field of Linux's /proc/meminfo, in bytes.
 fn memory(field: &str) -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// What work on a GPU needs, and what there is of it.
+/// The libraries and GPUs that work on a GPU needs, and which are there.
 struct Cuda {
-    /// Library, and where it is or why it is not.
+    /// Each library, with its path or why it is missing.
     libraries: Vec<(Needed, Result<PathBuf, String>)>,
     /// The GPUs, or why there are none.
     gpus: Result<Vec<String>, String>,
@@ -181,7 +181,7 @@ impl Cuda {
     }
 }
 
-/// What the model inside the binary did.
+/// The result of running the model inside the binary.
 struct BuiltIn {
     parameters: usize,
     sample: String,

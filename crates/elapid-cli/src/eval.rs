@@ -21,76 +21,76 @@ Examples:
   elapid eval
       the model inside elapid on the held-out tenth of tiny Shakespeare
   elapid eval --model DIR --data book.txt
-      a whole text as one stream: the model remembers all of it from the beginning
+      a whole text as one stream, with the state carried from the beginning
   elapid eval --model DIR --data book.txt --val-fraction 0.1 --length 1024 --batch 8
-      its last tenth, in windows of 1024 tokens, each beginning with an empty memory
+      its last tenth, in windows of 1024 tokens, each from a zero state
   elapid eval --model DIR --tokens lists.json --per-token --json
-      lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each
+      lists of token ids, [[1,2,3],[4,5]]: the loss of every token but the first of each list
   elapid eval --task induction-heads --model DIR --lengths 64..1048576
-      right answers to a synthetic task at every doubled length; memory does not grow with the length
+      accuracy on a synthetic task at lengths 64, 128, 256, ...; memory does not grow with the length
   elapid eval --task induction-heads --model runs/out/a --model runs/out/b --report page.md
       several models side by side on one page, with the paper's figures, how they were trained, and pictures
 
-The loss is the mean negative log-likelihood of a token, in nats. Bits per byte are over all bytes
-of the text that was read, after decompression and as UTF-8, whatever the tokenizer makes of them; its
-first token is given, not predicted. Of a last part of the text, they are its bytes from the end of the
-token before it.";
+The loss is the mean negative log-likelihood per token, in nats. Bits per byte count all bytes of
+the text that was read, after decompression and as UTF-8, whatever the tokenizer; its first token is
+given, not predicted. For the last part of a text, its bytes count from the end of the token
+before it.";
 
-/// The part of the built-in text that training did not see.
+/// The share of the built-in text that training did not see.
 const HELD_OUT: f64 = 0.1;
 
 /// What to evaluate, and how.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Directory with config.json, model.safetensors and, for text, tokenizer.json; with --task several, one after another
-    /// [default: the model inside elapid]
+    /// Directory with config.json, model.safetensors and, for text, tokenizer.json; with --task, may be repeated to evaluate
+    /// several [default: the model inside elapid]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
     /// A JSON file with a list of lists of token ids
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "val_fraction", "length"])]
     tokens: Option<PathBuf>,
-    /// The loss of every single token too
+    /// Also report the loss of every token
     #[arg(long, requires = "tokens")]
     per_token: bool,
-    /// A file of text, a pipe, a directory of *.txt, *.md and *.jsonl (.gz and .zst too), or `tinyshakespeare`
-    /// [default: the held-out tenth of that]
+    /// Text: a file, a pipe, a directory of *.txt, *.md and *.jsonl (.gz and .zst too), or `tinyshakespeare` [default: the
+    /// held-out tenth of tinyshakespeare]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// The field of a *.jsonl that has the text of each line
+    /// Field of each *.jsonl line that has the text
     #[arg(long, value_name = "NAME", default_value = JSONL_FIELD)]
     jsonl_field: String,
     /// Leave out what the tokenizer puts before each document, such as <s>
     #[arg(long, conflicts_with_all = ["tokens", "task"])]
     no_bos: bool,
-    /// Only the last part of the text: 0.1 is the last tenth
+    /// Evaluate only the last part of the text: 0.1 is the last tenth
     #[arg(long, value_name = "SHARE", value_parser = share)]
     val_fraction: Option<f64>,
-    /// Windows of this many predicted tokens, each with a fresh state [default: one stream]
+    /// Split the text into windows of this many predicted tokens, each from a zero state [default: one stream]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     length: Option<usize>,
-    /// Sequences to read together; changes no result [default: what fits into bounded memory]
+    /// Sequences per batch; does not change results [default: as many as fit into a fixed amount of memory]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     batch: Option<usize>,
-    /// Positions to read at a time, the state carried on; changes no result [default: 512; 4096 of a task]
+    /// Positions per forward pass, with the state carried over; does not change results [default: 512; 4096 for a task]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     chunk: Option<usize>,
-    /// Answers to a synthetic task instead of text: copying, selective-copying or induction-heads. Its sizes are those
-    /// that the model was trained with
+    /// Evaluate a synthetic task instead of text: copying, selective-copying or induction-heads, in the sizes that the model
+    /// was trained with
     #[arg(long, value_name = "NAME",
           conflicts_with_all = ["tokens", "per_token", "data", "val_fraction", "length", "batch"])]
     task: Option<String>,
-    /// Lengths: FROM..TO, doubled each time, or a list 64,100 [default: that of training]
+    /// Sequence lengths: FROM..TO, doubled each time, or a list such as 64,100 [default: the training length]
     #[arg(long, value_name = "LENGTHS", requires = "task", value_parser = parse_lengths)]
     lengths: Option<Lengths>,
-    /// Sequences of each length
+    /// Sequences per length
     #[arg(long, value_name = "N", requires = "task", default_value_t = 64,
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     sequences: u64,
-    /// What the sequences follow from
+    /// Random seed of the sequences
     #[arg(long, value_name = "N", requires = "task", default_value_t = 1)]
     seed: u64,
-    /// Write the results of all models there as Markdown, with the paper's beside them and pictures as files
+    /// Write a Markdown page to FILE with the results of all models, the paper's for comparison, and pictures beside it
     #[arg(long, value_name = "FILE", requires = "task")]
     report: Option<PathBuf>,
 }
@@ -109,7 +109,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     if let Some(report) = &arguments.report {
-        // The folder of a report is made; that it can be is seen before the work.
+        // The report's folder is created first, so that a path that cannot be written fails before the work.
         let folder = report.parent().unwrap_or(Path::new(""));
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         files::check_output(report)?;
@@ -144,7 +144,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     }
 }
 
-/// What the evaluation of some rows came to.
+/// The result of evaluating some rows.
 struct Done {
     nll: Vec<Vec<f32>>,
     summary: Summary,
@@ -170,7 +170,7 @@ impl Arguments {
     }
 }
 
-/// The lines that every evaluation has.
+/// The output lines common to all evaluations.
 fn common(loaded: &Loaded, done: &Done) -> Vec<(&'static str, String)> {
     let Summary { tokens, .. } = done.summary;
     vec![
@@ -179,7 +179,7 @@ fn common(loaded: &Loaded, done: &Done) -> Vec<(&'static str, String)> {
             "predicted",
             format!("{} tokens, {} tokens/s", thousands(tokens as u64), number(tokens as f64 / done.seconds)),
         ),
-        ("loss", format!("{:.4} nats a token", done.summary.loss())),
+        ("loss", format!("{:.4} nats per token", done.summary.loss())),
         ("perplexity", format!("{:.3}", done.summary.perplexity())),
     ]
 }

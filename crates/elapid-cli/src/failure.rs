@@ -1,4 +1,4 @@
-//! Why a command failed, as an exit code: 1 for work that failed, 2 for a command line or a file that was wrong.
+//! Failures as exit codes: 1 if the work failed, 2 if the command line or an input file was wrong.
 
 use std::io;
 
@@ -12,7 +12,7 @@ const WORK: u8 = 1;
 /// The command line or a file was wrong: the same command will fail again.
 const INPUT: u8 = 2;
 
-/// Something on the command line, or in a file that it names, is wrong.
+/// The command line, or a file that it names, is wrong.
 #[derive(Debug)]
 pub(crate) struct Wrong(String);
 
@@ -24,11 +24,11 @@ impl std::fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Ranks that ended with an error, and the exit code of that.
+/// Ranks that ended with an error, and the exit code for it.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: u8,
-    /// Empty if it was said.
+    /// Empty if it was already printed.
     pub(crate) text: String,
 }
 
@@ -99,8 +99,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
 }
 
-/// A path that is not there or may not be touched, and a file that is damaged, are the command's fault; a full or failing
-/// disk is not.
+/// A missing or inaccessible path and a damaged file are errors in the command; a full or failing disk is not.
 fn system(error: &io::Error) -> u8 {
     use io::ErrorKind as K;
     match error.kind() {
@@ -116,7 +115,7 @@ fn system(error: &io::Error) -> u8 {
     }
 }
 
-/// The error in one line. Causes whose text is already there, as that of a file's error is, are not said twice.
+/// The error in one line. A cause whose text is already contained, as in file errors, is not repeated.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
         "" => cause,

@@ -22,26 +22,26 @@ use crate::output::{Output, number, thousands};
 const EXAMPLES: &str = "\
 Examples:
   elapid generate \"ROMEO:\"
-      continue a text, 256 tokens of it
+      continue a text by 256 tokens
   elapid generate --model DIR --temperature 0.6 --stop $'\\n\\n' --prompt-file question.txt
-      the model of a directory; end at the first empty line
+      use the model in a directory; stop at the first empty line
   cat book.txt | elapid generate --max-tokens 0 --save-state book.state
   elapid generate --load-state book.state \"CHAPTER XII\"
-      read a long text once, then go on from it as often as you like
+      read a long text once, then continue from it as often as you like
   elapid generate --model DIR --prompt-tokens 1,2,3 --max-tokens 32 --greedy --json
-      ids in, ids out: no tokenizer needed
+      token ids in and out: no tokenizer needed
 
-Going on from a saved state, with or without more prompt, gives the tokens that one uninterrupted
---greedy run gives.";
+Continuing from a saved state, with or without more prompt, gives the same tokens as one uninterrupted
+--greedy run.";
 
-/// What to generate from, and how.
+/// The prompt, the model and the sampling.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Text to continue; `-` or, if nothing is given and stdin is not a terminal, all of stdin
+    /// Text to continue; `-` reads all of stdin, and so does leaving it out if stdin is not a terminal
     #[arg(group = "input")]
     prompt: Option<String>,
-    /// Continue the text of this file or pipe; gzip and zstd are decompressed, UTF-16 decoded, as by `eval`
+    /// Continue the text of this file or pipe; decompresses gzip and zstd and decodes UTF-16, as `eval` does
     #[arg(long, value_name = "FILE", group = "input")]
     prompt_file: Option<PathBuf>,
     /// Continue these token ids
@@ -49,32 +49,32 @@ pub(crate) struct Arguments {
     prompt_tokens: Option<Vec<u32>>,
     #[command(flatten)]
     model: ModelArgument,
-    /// Tokens to generate at most; 0 only reads the prompt
+    /// Maximum number of tokens to generate; 0 only reads the prompt
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
     /// Leave out what the tokenizer puts before a prompt, such as <s>
     #[arg(long)]
     no_bos: bool,
-    /// Print the prompt, as it was given, before its continuation
+    /// Print the prompt before its continuation
     #[arg(long)]
     echo: bool,
-    /// Print special tokens too, by their names
+    /// Print the names of special tokens too
     #[arg(long)]
     special: bool,
-    /// End before this text or special token, which is not printed; may be given several times
+    /// Stop before this text or special token, and do not print it; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on after a token that ends a text: eos_token_id of generation_config.json, else of config.json, and the
-    /// tokenizer's own
+    /// Do not stop at end-of-text tokens: eos_token_id of generation_config.json, else of config.json, and the tokenizer's
+    /// own
     #[arg(long)]
     ignore_eos: bool,
-    /// At the end, save what the model remembers of the text
+    /// Save the state at the end
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
-    /// Begin with what a model remembered, instead of with nothing
+    /// Start from a saved state instead of a zero state
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
-    /// Tokens of the prompt to read at a time: bounds the memory, changes no result
+    /// Prompt tokens per forward pass; bounds the memory, does not change results
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     chunk: usize,
@@ -85,25 +85,25 @@ pub(crate) struct Arguments {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArguments {
-    /// The likeliest token each time
+    /// Always take the most likely token
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
-    /// Below 1 is more sober, above more surprising; 0 is --greedy
+    /// Sampling temperature: below 1 sharper, above 1 more varied; 0 is --greedy
     #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = at_least_0)]
     temperature: f32,
-    /// Draw from this many of the likeliest tokens; 0: from all
+    /// Sample from this many of the most likely tokens; 0 is all
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_k: usize,
-    /// Draw from the likeliest tokens that have this much of the probability together
+    /// Sample from the most likely tokens that together reach this probability
     #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = above_0_to_1)]
     top_p: f32,
-    /// Draw from tokens of at least this share of the likeliest one's probability
+    /// Sample from tokens with at least this share of the most likely token's probability
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = from_0_to_1)]
     min_p: f32,
-    /// Above 1 discourages tokens that were seen lately
+    /// Repetition penalty: above 1 discourages tokens seen recently
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_0)]
     repetition_penalty: f32,
-    /// The same seed draws the same tokens from the same logits, on a CPU and on a GPU
+    /// Random seed: the same seed draws the same tokens from the same logits, on a CPU and on a GPU
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
@@ -142,7 +142,7 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
     in_range(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
 }
 
-// Long: the command from its arguments to its output, each step once.
+// Long: the whole command from arguments to output, each step once.
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     arguments.save_state.as_deref().map_or(Ok(()), files::check_output)?;
     let loaded = arguments.model.load_on(place, output)?;
@@ -158,10 +158,10 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let input: Vec<u32> = pending.into_iter().chain(prompt.ids.iter().copied()).collect();
     loaded.check_ids(&input)?;
     let Some((&last, head)) = input.split_last() else {
-        return Err(wrong("nothing to go on from: give a prompt of at least one token"));
+        return Err(wrong("nothing to continue: give a prompt of at least one token"));
     };
     if let Some(error) = &loaded.unusable {
-        output.warn(format_args!("warning: {error}; token ids come out"));
+        output.warn(format_args!("warning: {error}; printing token ids"));
     }
 
     let model = &loaded.model;
@@ -171,7 +171,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         .with_chunk(arguments.chunk)
         .with_recent(&recent);
 
-    // Nothing depends on the last token of the prompt before a token is drawn, and a saved state stands before it.
+    // The last token of the prompt is read only to draw the next one, and a saved state ends before it.
     let reads = if arguments.max_tokens == 0 { head } else { input.as_slice() };
     model.needs_of_pass(1, arguments.chunk.min(reads.len()), "--chunk").check_on(model.device())?;
     let started = Instant::now();
@@ -253,7 +253,7 @@ impl Ends {
     }
 }
 
-/// Draws tokens until something ends it: how many, the last one, and what ended it.
+/// Draws tokens until a stop condition. Returns how many, the last one, and the reason.
 fn draw(
     sequence: &mut Generator,
     max_tokens: usize,
@@ -273,10 +273,10 @@ fn draw(
     Ok((max_tokens, last, "max_tokens"))
 }
 
-/// What is continued.
+/// The text to continue.
 struct Prompt {
     ids: Vec<u32>,
-    /// The text that the command line gives; of ids there is none.
+    /// The text from the command line; none if it gave ids.
     text: Option<Vec<u8>>,
 }
 
@@ -300,7 +300,7 @@ impl Arguments {
         if self.special { SpecialTokens::Show } else { SpecialTokens::Skip }
     }
 
-    /// What the command line asks to continue. After a state it may be nothing.
+    /// The prompt from the command line. After a loaded state it may be empty.
     fn prompt(&self, loaded: &Loaded, resumed: bool) -> Result<Prompt> {
         if let Some(ids) = &self.prompt_tokens {
             return Ok(Prompt::of_ids(ids.clone()));
@@ -314,7 +314,7 @@ impl Arguments {
         };
         if !text.is_empty() {
             let tokenizer = loaded.need_tokenizer("a prompt of text")?;
-            // After a state a text goes on: it does not begin.
+            // After a loaded state a text continues: nothing is put before it.
             let ids = if resumed { tokenizer.encode(&text)? } else { tokenizer.encode_prompt(&text)? };
             return Ok(Prompt { ids, text: Some(text) });
         }
@@ -323,7 +323,7 @@ impl Arguments {
         }
         Ok(Prompt::of_ids(match &loaded.tokenizer {
             Some(tokenizer) if !tokenizer.document_prefix().is_empty() => tokenizer.document_prefix().to_vec(),
-            // Text of bytes begins after a line; models of other tokens were taught a token for it.
+            // Byte-level text starts after a newline; other models were trained with a beginning token.
             Some(tokenizer) if tokenizer.is_byte() => vec![u32::from(b'\n')],
             _ if self.no_bos => Vec::new(),
             tokenizer => {
@@ -334,10 +334,10 @@ impl Arguments {
     }
 }
 
-/// What a state file says.
+/// The contents of a state file.
 struct Resumed {
     state: State,
-    /// Tokens read lately, for the repetition penalty.
+    /// Recent tokens, for the repetition penalty.
     recent: Vec<u32>,
     /// The token after the state.
     pending: Option<u32>,
@@ -356,12 +356,15 @@ impl Resumed {
         let damaged = |reason: String| wrong(format!("state {}: {reason}", path.display()));
         if state.rows() != 1 {
             let rows = state.rows();
-            return Err(damaged(format!("it holds {rows} sequences; save one of them alone (State::select)")));
+            return Err(damaged(format!(
+                "it holds {rows} sequences, and generate continues one; save a single one (State::select)"
+            )));
         }
         let ids = |key: &str| -> Result<Vec<u32>> {
             let ids = notes.get(key).map_or("", String::as_str).split(',').filter(|id| !id.is_empty());
             let ids = ids.map(str::parse).collect::<Result<Vec<u32>, _>>();
-            let ids = ids.map_err(|_| damaged(format!("note `{key}` is not a list of token ids; write it again")))?;
+            let ids =
+                ids.map_err(|_| damaged(format!("note `{key}` is not a list of token ids; save the state again")))?;
             loaded.check_ids(&ids).map_err(|error| damaged(format!("note `{key}`: {error}")))?;
             Ok(ids)
         };
@@ -375,9 +378,9 @@ fn save(path: &Path, loaded: &Loaded, state: &State, recent: &[u32], pending: u3
     Ok(state.save(path, loaded.model.fingerprint()?, &notes)?)
 }
 
-/// Turns tokens into text and streams it. Keeps tokens and text only where they are printed at the end.
+/// Turns tokens into text and streams it. Keeps tokens and text only if they are printed at the end.
 struct Writer<'t> {
-    /// None without a tokenizer: ids are written.
+    /// None without a tokenizer: then ids are written.
     stream: Option<TextStream<'t>>,
     json: bool,
     stops: StopStrings,
@@ -393,7 +396,7 @@ struct Written {
 }
 
 impl<'t> Writer<'t> {
-    /// Writes what comes after the tokens `before`.
+    /// Writes the text after the tokens `before`.
     fn new(tokenizer: Option<&'t Tokenizer>, before: &[u32], arguments: &Arguments, output: Output) -> Result<Self> {
         let stream = tokenizer.map(|tokenizer| tokenizer.stream(arguments.special()).after(before)).transpose()?;
         let stops = StopStrings::new(arguments.stop.iter().cloned());
@@ -401,7 +404,7 @@ impl<'t> Writer<'t> {
         Ok(Self { stream, json: output.json, stops, stopped: false, written, last: None })
     }
 
-    /// Takes a token; true if a stop string is complete. A `silent` one has no text.
+    /// Adds a token; returns true if a stop string is complete. A `silent` token has no text.
     fn token(&mut self, id: u32, silent: bool) -> Result<bool> {
         if self.json {
             self.written.tokens.push(id);

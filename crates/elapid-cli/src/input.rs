@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::failure::wrong;
 
-/// Bytes of a text at most.
+/// Maximum size of a text, in bytes.
 const LIMIT: u64 = 1 << 30;
 
 /// All of stdin.

@@ -17,17 +17,17 @@ use crate::trace;
 const EXAMPLES: &str = "\
 Examples:
   elapid inspect                        the model inside elapid
-  elapid inspect --model DIR            a directory; reads no weights, so it is quick at any size
+  elapid inspect --model DIR            a directory; reads no weights, so it is fast at any size
   elapid inspect --model-size 130m      a published size (130m 370m 790m 1.4b 2.8b), no weights needed
   elapid inspect --model-size 256x4 --vocab 256 --json
   elapid inspect --trace delta --model DIR
-      Δ of every layer over a sequence of selective copying, and a picture of it in delta.svg and delta.png
+      Δ of every layer over a sequence of selective copying, with a picture in delta.svg and delta.png
   elapid inspect --trace delta --prompt \"ROMEO: But soft\"
       the same over a text
 
-Δ is how long a step a channel takes at a position. Near 0 the state stays as it is: the position is passed over. A large
-one forgets the state and takes the position in. A model that has learned selective copying takes long steps at the tokens
-to copy and short ones at noise: their ratio says how well it selects.";
+Δ is the step size of a channel at a position. Near 0 the state stays unchanged and the input is skipped. A large Δ forgets
+the state and absorbs the input. A model that has learned selective copying takes large steps at the tokens to copy and
+small ones at noise; the ratio of the two measures how well it selects.";
 
 /// Which model.
 #[derive(clap::Args)]
@@ -35,10 +35,10 @@ to copy and short ones at noise: their ratio says how well it selects.";
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArgument,
-    /// A model that need not exist: a published size, or `<d_model>x<layers>`
+    /// Inspect a size without a model: a published one, or `<d_model>x<layers>`
     #[arg(long, value_name = "SIZE", conflicts_with = "model")]
     model_size: Option<String>,
-    /// Number of token ids of that model
+    /// Vocabulary size for --model-size
     #[arg(long, value_name = "N", requires = "model_size")]
     vocab: Option<usize>,
     #[command(flatten)]
@@ -153,7 +153,7 @@ impl Row {
     }
 }
 
-/// Bytes of a number.
+/// Bytes per value.
 fn width(dtype: &str) -> u64 {
     match dtype {
         "F16" | "BF16" => 2,
@@ -162,7 +162,7 @@ fn width(dtype: &str) -> u64 {
     }
 }
 
-/// What a directory has for a tokenizer.
+/// A description of the tokenizer in a directory.
 fn tokenizer(dir: &Path, output: Output) -> Option<String> {
     match model::tokenizer(dir, output) {
         Ok(tokenizer) => tokenizer.as_ref().map(describe),

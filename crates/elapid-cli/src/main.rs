@@ -37,16 +37,16 @@ use output::Output;
 const EXAMPLES: &str = "\
 Examples:
   elapid generate \"ROMEO:\"                          continue a text with the model inside the binary
-  elapid generate --model DIR --greedy \"Once\"       with a model of your own, the likeliest token each time
+  elapid generate --model DIR --greedy \"Once\"       with your own model, always the most likely token
   elapid train --data books/ --output runs/out/books  train on your own text
   elapid eval --model DIR --data book.txt           loss, perplexity and bits per byte of a text
-  elapid bench decode --model-size 130m             tokens a second, and how near that is to the limit
+  elapid bench decode --model-size 130m             tokens per second, compared with the limit of this machine
 
 Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.";
 
 /// Selective state space models (Mamba and its relatives): train, generate, evaluate, inspect, measure.
 ///
-/// Without --model, commands use the byte-level model that is inside the binary.
+/// Without --model, commands use the byte-level model inside the binary.
 #[derive(Parser)]
 #[command(name = "elapid", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
@@ -55,15 +55,15 @@ struct Cli {
     /// Print one JSON object on stdout, for scripts
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
-    /// No progress, no figures, no warnings: only the result and errors
+    /// Print only the result and errors: no progress, no figures, no warnings
     #[arg(short, long, global = true, help_heading = "Global options")]
     quiet: bool,
-    /// Threads to compute with [default: one a core]
+    /// Number of compute threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
           help_heading = "Global options")]
     threads: Option<u16>,
-    /// Where to compute: cpu, cuda, cuda:1, or auto, the first GPU if there is one that works; a rank's own GPU where
-    /// `train` runs on several
+    /// Device: cpu, cuda, cuda:1, or auto (the first GPU that works, else the CPU); when `train` runs on several GPUs, each
+    /// rank uses its own
     #[arg(
         long,
         global = true,
@@ -73,8 +73,8 @@ struct Cli {
         help_heading = "Global options"
     )]
     device: String,
-    /// Format of activations, and on a GPU of weights: f32, or bf16 (GPU only) [default: bf16 on a GPU]
-    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
+    /// Dtype of activations, and of weights on a GPU: f32 or bf16 (GPU only) [default: bf16 on a GPU]
+    #[arg(long, global = true, value_name = "DTYPE", help_heading = "Global options")]
     dtype: Option<DType>,
 }
 
@@ -84,15 +84,15 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Train a language model on text
     Train(Box<train::Arguments>),
-    /// Measure how well a model predicts a text or lists of tokens, or answers a synthetic task
+    /// Measure how well a model predicts a text or lists of tokens, or solves a synthetic task
     Eval(Box<eval::Arguments>),
-    /// Show what a model is made of: configuration, tensors, cost of a token, size of its state; or look inside it
+    /// Show a model's configuration, tensors, cost per token and state size, or values inside it
     Inspect(inspect::Arguments),
     /// Turn text into token ids, and ids into text
     Tokenize(tokenize::Arguments),
-    /// Show what this machine has and how fast it is, and check that elapid works here
+    /// Show the hardware and its speed, and check that elapid works on this machine
     Doctor(doctor::Arguments),
-    /// Measure speed on random numbers, against the limits of this machine
+    /// Measure speed on random values, compared with the limits of this machine
     #[command(subcommand)]
     Bench(bench::Command),
     /// Try tokenizers in this process, which may end it
@@ -122,7 +122,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     Isa::from_env().map_err(|error| failure::wrong(error.to_string()))?;
-    // No device is opened for it, and no thread is started: it is to be quick.
+    // No device is opened for it and no thread started, to keep it fast.
     if let Command::TryTokenizer(arguments) = &cli.command {
         return trial::run(arguments);
     }

@@ -1,4 +1,4 @@
-//! The model that a command runs: the one inside the binary, or a directory's.
+//! The model that a command runs: the one inside the binary, or one in a directory.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::failure::{self, wrong};
 use crate::output::Output;
 use crate::{ranks, trial};
 
-/// Where a command computes, and in which format.
+/// The device and dtype of a command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) device: Device,
@@ -22,7 +22,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Opens the device of that name. One of several ranks has a GPU of its own as `auto` and `cuda`.
+    /// Opens the device of that name. For one of several ranks, `auto` and `cuda` mean its own GPU.
     pub(crate) fn open(name: &str, dtype: Option<DType>, world: Option<&World>) -> Result<Self> {
         let device = match world.filter(|world| world.size > 1) {
             Some(world) if matches!(name, "auto" | "cuda") => {
@@ -46,14 +46,14 @@ impl Place {
     }
 }
 
-/// A model with what turns text into its tokens.
+/// A model with its tokenizer.
 pub(crate) struct Loaded {
     pub(crate) model: LanguageModel,
-    /// None: ids are all that can go in and out.
+    /// None: then input and output are ids.
     pub(crate) tokenizer: Option<Tokenizer>,
-    /// Why there is none though there are files of one.
+    /// Why there is no tokenizer although its files are there.
     pub(crate) unusable: Option<String>,
-    /// Its directory, or what stands for it.
+    /// Its directory, or a name in its place.
     pub(crate) name: String,
     dir: Option<PathBuf>,
 }
@@ -73,7 +73,7 @@ impl ModelArgument {
         if place.device == Device::Cpu {
             return Ok(loaded);
         }
-        // States say which model made them: by its parameters as they are stored.
+        // A state file names the model that made it, by the parameters as stored.
         loaded.model.fingerprint()?;
         Ok(Loaded { model: loaded.model.to(place.device, place.dtype)?, ..loaded })
     }
@@ -106,7 +106,7 @@ pub(crate) fn tokenizer(dir: &Path, output: Output) -> Result<Option<Tokenizer>>
 }
 
 impl Loaded {
-    /// The tokenizer, for what cannot be done without.
+    /// The tokenizer, or an error if there is none.
     pub(crate) fn need_tokenizer(&self, what: &str) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| match &self.unusable {
             Some(error) => wrong(format!("{error} ({what} needs the tokenizer; token ids do not)")),
@@ -116,13 +116,13 @@ impl Loaded {
         })
     }
 
-    /// The same model, with nothing before prompts and documents.
+    /// The same model, with no tokens before prompts and documents.
     pub(crate) fn without_bos(mut self) -> Result<Self> {
         self.tokenizer = self.tokenizer.map(|tokenizer| tokenizer.with_document_prefix([])).transpose()?;
         Ok(self)
     }
 
-    /// The ids that end a text, by the files of the model and of its tokenizer.
+    /// The ids that end a text, from the files of the model and of its tokenizer.
     pub(crate) fn end_ids(&self) -> Result<Vec<u32>> {
         let stated = self.dir.as_deref().map(tokenizer::stated_end_ids).transpose()?.flatten();
         let mut ids = stated.unwrap_or_else(|| self.model.config().eos_token_id.into_iter().collect());
@@ -130,8 +130,8 @@ impl Loaded {
         Ok(ids)
     }
 
-    /// The error for a result that is not finite: names the first layer from which such a value comes over `tokens`, if
-    /// it comes over these. Weights that are not finite are refused when a model is loaded.
+    /// The error for a result that is not finite. It names the first layer that produces such a value over `tokens`, if one
+    /// does. Weights that are not finite are refused when a model is loaded.
     pub(crate) fn not_finite(&self, what: &str, tokens: &[u32]) -> Result<anyhow::Error> {
         let layout = Layout::new(1, tokens.len());
         let found = self.model.first_non_finite(&layout, tokens, &self.model.zero_state(1)?)?;

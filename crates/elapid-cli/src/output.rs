@@ -6,12 +6,12 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
-/// How a command talks.
+/// Where and how a command prints.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
-    /// One JSON object on stdout and nothing else there.
+    /// Print one JSON object on stdout and nothing else there.
     pub(crate) json: bool,
-    /// Nothing on stderr but errors.
+    /// Print only errors on stderr.
     pub(crate) quiet: bool,
 }
 
@@ -27,17 +27,17 @@ impl Output {
         Ok(stdout.flush()?)
     }
 
-    /// A line beside the result, on stderr; nothing when the result is for a script.
+    /// Prints a line on stderr; nothing with `--json` or `--quiet`.
     pub(crate) fn note(&self, line: impl std::fmt::Display) {
         if !self.quiet && !self.json {
             self.warn(line);
         }
     }
 
-    /// A line that a script's log should have too.
+    /// Prints a line on stderr that belongs in a script's log too.
     pub(crate) fn warn(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            // If nobody reads stderr, there is nobody to tell.
+            // A failed write to stderr has nowhere to be reported.
             writeln!(io::stderr(), "{line}").ok();
         }
     }
@@ -58,10 +58,10 @@ impl Output {
     }
 }
 
-/// Whether a write failed because the reader had enough (`elapid … | head`): that is no failure.
+/// Whether a write failed because the reader closed the pipe (`elapid … | head`), which is not an error.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
-    // A pipe that a file's name leads to should have been read to the end.
+    // A named pipe, in contrast, should have been read to the end.
     let of_a_file = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(elapid::Error::File(_))));
     !of_a_file && error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
 }
@@ -79,7 +79,7 @@ pub(crate) fn thousands(n: u64) -> String {
     text
 }
 
-/// Three digits that mean something, and separators above a thousand: `0.123`, `12.3`, `12,345`.
+/// Three significant digits, and separators above a thousand: `0.123`, `12.3`, `12,345`.
 pub(crate) fn number(x: f64) -> String {
     match x.abs() {
         _ if !x.is_finite() => "-".into(),
@@ -110,13 +110,13 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{} %", number(100.0 * share))
 }
 
-/// Lines of a label and what it stands for, the second column aligned.
+/// Lines of a label and its value, the values aligned.
 pub(crate) fn pairs<L: AsRef<str>>(lines: &[(L, String)]) -> String {
     let width = lines.iter().map(|(label, _)| label.as_ref().chars().count()).max().unwrap_or(0);
     lines.iter().map(|(label, value)| format!("{:width$}  {value}\n", label.as_ref())).collect()
 }
 
-/// A table with a heading. The columns whose heading begins with `>` stand at the right.
+/// A table with a heading. Columns whose heading begins with `>` are right-aligned.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let titles: Vec<&str> = heading.iter().map(|title| title.trim_start_matches('>')).collect();
     let width = |i: usize| {

@@ -1,4 +1,4 @@
-//! `elapid train` on several GPUs: starting a rank on each, and being one.
+//! `elapid train` on several GPUs: starts a rank on each GPU, and runs as one.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -15,9 +15,9 @@ use crate::failure::{Ended, wrong};
 use crate::output::Output;
 use crate::signals;
 
-/// Set where [`launch`] started this process: its stdin is a line from there.
+/// Set by [`launch`] for the processes it starts; their stdin is connected to it.
 const LAUNCHED: &str = "ELAPID_LAUNCHED";
-/// How long a rank that lost another may take to end by itself.
+/// How long a rank may take to end by itself after another was lost.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Runs this command once on each of `gpus` GPUs, until all have ended.
@@ -50,7 +50,7 @@ pub(crate) fn launch(gpus: usize, device: &str, threads: Option<u16>) -> Result<
     signals::stop_at_signals(&stop)?;
     let program = std::env::current_exe().context("cannot find the program that this is")?;
     let arguments = without_gpus(std::env::args_os().skip(1));
-    // A little longer than a rank gives itself.
+    // A little longer than a rank allows itself.
     let launch = Launch { program, arguments, variables, ranks: gpus, grace: GRACE + Duration::from_secs(10) };
     let ended = parallel::launch(&launch, &stop)?;
     match ended.failed {
@@ -59,7 +59,7 @@ pub(crate) fn launch(gpus: usize, device: &str, threads: Option<u16>) -> Result<
     }
 }
 
-/// What rank 0 has not said itself.
+/// Failures that rank 0 has not reported itself.
 fn describe(failed: &Failed) -> String {
     let Failed { rank, how, crashed, said } = failed;
     let said: String = said.lines().map(|line| format!("\n  rank {rank}: {line}")).collect();
@@ -80,13 +80,13 @@ fn without_gpus(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     kept
 }
 
-/// This process among the others, if the environment says that it is one of several.
+/// Joins the other ranks, if the environment says that there are several.
 pub(crate) fn join(world: Option<&World>, output: Output) -> Result<Option<Arc<Group>>> {
     let Some(world) = world.filter(|world| world.size > 1) else { return Ok(None) };
     let secret = Secret::from_env()?;
     let group = Group::join(world, secret.as_ref(), Timeouts::default(), &mut |note| output.warn(note))?;
     group.on_loss(|lost| {
-        // Whoever can end by itself says the same. Work on a GPU that waits for the lost rank may keep it from that.
+        // A rank that can end by itself reports the same. GPU work that waits for the lost rank may prevent that.
         thread::sleep(GRACE);
         Output { json: false, quiet: false }.warn(format_args!("error: {lost}"));
         nccl::exit_at_once(1);
@@ -94,7 +94,7 @@ pub(crate) fn join(world: Option<&World>, output: Output) -> Result<Option<Arc<G
     Ok(Some(group))
 }
 
-/// The GPU of a rank: its own by number, or the only one that it was given.
+/// The GPU of a rank: the one with its local number, or the only visible one.
 pub(crate) fn own_gpu(world: &World, found: usize) -> Result<usize> {
     match (world.local_rank, found) {
         (own, found) if own < found => Ok(own),
@@ -112,8 +112,8 @@ pub(crate) fn is_launched() -> bool {
     std::env::var_os(LAUNCHED).is_some()
 }
 
-/// Sets `stop` when the launcher asks for it or is gone; when it asks again, or is gone after it asked, the process
-/// ends. A signal to this process is counted separately: it may come beside the launcher's request.
+/// Sets `stop` when the launcher asks for it or is gone. When it asks again, or is gone after asking, the process ends.
+/// Signals to this process are counted separately, as they may arrive together with the launcher's request.
 pub(crate) fn stop_with_launcher(stop: &Arc<AtomicBool>) {
     if !is_launched() {
         return;

@@ -15,7 +15,7 @@ use crate::answers::{Answers, Request};
 use crate::failure::wrong;
 use crate::output::{bytes, thousands};
 
-/// A model as the page has it.
+/// A model on the page.
 struct Run<'a> {
     name: String,
     answers: &'a Answers,
@@ -65,7 +65,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A row a model, those of the paper below ours; a column a length.
+/// One row per model, the paper's below ours; one column per length.
 fn by_length(text: &mut String, kind: &Kind, request: &Request<'_>, runs: &[Run<'_>]) -> Result<()> {
     let mut lengths: Vec<usize> = runs.iter().flat_map(|run| &run.answers.lines).map(|line| line.length).collect();
     lengths.sort_unstable();
@@ -96,7 +96,7 @@ fn by_length(text: &mut String, kind: &Kind, request: &Request<'_>, runs: &[Run<
     Ok(writeln!(text, "\n{}\n", kind.paper.source)?)
 }
 
-/// Name, label of x, whether that is logarithmic, and lines: by step, and by length if there are several.
+/// For each picture: name, label of x, whether x is logarithmic, and lines. By step, and by length if there are several.
 fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, bool, Vec<Series>)> {
     let series =
         |name: &str, points: Vec<(f64, f64)>, look| Series { name: name.into(), points, look, ..Series::default() };
@@ -111,7 +111,7 @@ fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, b
             .collect()
     };
     let by_step = runs.iter().map(|run| Series { last_value: true, ..series(&run.name, steps(run), Look::Line) });
-    // Theirs first, so that ours lie above them.
+    // The paper's first, so that ours are drawn above them.
     [("lengths", "length", true, theirs.chain(ours).collect()), ("steps", "step", false, by_step.collect())]
         .into_iter()
         .filter_map(|(name, x_label, x_log, mut lines): (_, _, _, Vec<Series>)| {
@@ -123,7 +123,7 @@ fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, b
         .collect()
 }
 
-/// How the models came to be.
+/// How the models were trained.
 fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     let Some((_, first)) = runs.iter().find_map(|run| run.answers.trained.as_ref()) else { return Ok(()) };
     let base = TrainConfig::parse(kind.settings, kind.name)?;
@@ -131,7 +131,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     writeln!(
         text,
         "## Training\n\nAt length {} with batches of {}, learning rate {:e} ({}), AdamW with betas {} and {}, eps {:e}, weight \
-         decay {}{}; all settings are in `configs/{}.toml`. The model kept is that of the lowest held-out loss. Seconds are those of \
+         decay {}{}; all settings are in `configs/{}.toml`. The model kept is the one with the lowest held-out loss. Seconds are those of \
          training, validations not counted.\n",
         thousands(first.data.length as u64),
         t.batch,
@@ -169,7 +169,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     Ok(writeln!(text)?)
 }
 
-/// What reading cost: that memory does not grow with the length.
+/// The cost of reading: shows that memory does not grow with the length.
 fn cost(text: &mut String, runs: &[Run<'_>]) -> Result<()> {
     let Some(run) = runs.first() else { return Ok(()) };
     writeln!(

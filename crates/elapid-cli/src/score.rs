@@ -1,4 +1,4 @@
-//! `elapid eval --task`: right answers of a model to a synthetic task, by length.
+//! `elapid eval --task`: a model's accuracy on a synthetic task, by length.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -28,14 +28,14 @@ pub(crate) fn lengths(text: &str) -> Result<Vec<usize>, String> {
     Ok(std::iter::successors(Some(from), |length| length.checked_mul(2)).take_while(|&length| length <= to).collect())
 }
 
-/// The settings that the model of a directory was trained with, if that was on this task.
+/// The settings that the model in a directory was trained with, if it was trained on this task.
 pub(crate) fn trained(kind: &Kind, dir: Option<&Path>) -> Result<Option<TrainConfig>> {
     let file = dir.map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
     let trained = file.map(|file| TrainConfig::load(&file)).transpose()?;
     Ok(trained.filter(|config| config.task.name == kind.name))
 }
 
-/// Evaluates models, each with its directory, if it is of one.
+/// Evaluates models, each with its directory if it has one.
 pub(crate) fn run(request: &Request<'_>, models: Vec<(Loaded, Option<PathBuf>)>, output: Output) -> Result<()> {
     let kind = Kind::find(request.task)?;
     let models: Vec<Answers> =
@@ -93,15 +93,15 @@ fn answers(
     Ok(Answers { loaded, trained, lines })
 }
 
-/// Begins to measure the peak of memory anew, where the system can.
+/// Resets the measurement of peak memory, where the system can.
 fn forget_peak(device: Device) {
     if device == Device::Cpu {
-        // Linux: 5 sets the peak of resident memory to what is resident now. Elsewhere there is no such file.
+        // On Linux, writing 5 sets the peak of resident memory to the current value. Elsewhere there is no such file.
         std::fs::write("/proc/self/clear_refs", "5").ok();
     }
 }
 
-/// Most memory held since then, in bytes: resident memory of the process, or what tensors took on a GPU.
+/// Peak memory since then, in bytes: resident memory of the process, or memory of tensors on a GPU.
 fn peak(device: Device) -> Option<u64> {
     if let Some(gpu) = device.gpu() {
         return Some(gpu.memory().peak as u64);

@@ -10,13 +10,13 @@ use signal_hook::flag;
 /// Sets `stop` at Ctrl-C (SIGINT), at SIGTERM (Slurm, containers, `kill`) and at SIGHUP (a closed terminal). A second
 /// Ctrl-C or SIGTERM ends the process at once.
 ///
-/// SIGHUP never ends it: a terminal that closes sends it from the shell and from the system, together with SIGTERM from
-/// some session managers. Where it is ignored, as under `nohup`, it stays so.
+/// SIGHUP never ends it: a closing terminal sends it from both the shell and the system, and some session managers add
+/// SIGTERM. If it is ignored, as under `nohup`, it stays ignored.
 pub(crate) fn stop_at_signals(stop: &Arc<AtomicBool>) -> Result<()> {
     let asked = Arc::new(AtomicBool::new(false));
     let mut all = Ok(());
     for signal in [SIGINT, SIGTERM] {
-        // Handlers run in the order of registration: the first signal finds `asked` unset.
+        // Handlers run in the order of registration, so the first signal finds `asked` unset.
         let handlers = || {
             flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())?;
             flag::register(signal, asked.clone())?;
@@ -31,7 +31,7 @@ pub(crate) fn stop_at_signals(stop: &Arc<AtomicBool>) -> Result<()> {
     all.context("cannot listen for signals")
 }
 
-/// Whether whoever started this process asked that SIGHUP does nothing.
+/// Whether this process was started with SIGHUP ignored.
 #[cfg(unix)]
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores(&status, signal_hook::consts::SIGHUP))

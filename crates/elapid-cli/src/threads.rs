@@ -1,4 +1,4 @@
-//! The threads that operations run on, as many as the system allows.
+//! The thread pool that operations run on, as large as the system allows.
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -10,10 +10,10 @@ use rayon::{ThreadBuilder, ThreadPoolBuilder};
 use crate::failure::wrong;
 use crate::output::Output;
 
-/// Threads beside those of the pool: the one that waits for Ctrl-C, the one that makes batches.
+/// Threads besides the pool: one waits for Ctrl-C, one prepares batches.
 const OTHERS: usize = 2;
 
-/// A thread that waits for its part in the pool.
+/// A thread that waits for its place in the pool.
 struct Waiting {
     part: SyncSender<ThreadBuilder>,
     thread: JoinHandle<()>,
@@ -32,15 +32,15 @@ impl Waiting {
     }
 }
 
-/// Starts `wanted` threads, or one a core. Where a limit allows fewer (`ulimit -u`, a control group), a warning says so and
-/// fewer compute, down to this one alone: results do not depend on their number.
+/// Starts `wanted` threads, or one per core. If a limit allows fewer (`ulimit -u`, a control group), it warns and uses
+/// fewer, down to this thread alone. Results do not depend on their number.
 ///
 /// # Errors
-/// If fewer can be started than were asked for.
+/// If fewer than `wanted` can be started.
 pub(crate) fn start(wanted: Option<usize>, output: Output) -> Result<()> {
     let count = wanted.unwrap_or_else(one_a_core);
     let mut waiting = Vec::new();
-    // Threads are started first and get their parts then: the global pool cannot be built a second time.
+    // Threads are started first and join the pool later, because the global pool cannot be built twice.
     let refused = (0..count).find_map(|i| Waiting::start(i).map(|thread| waiting.push(thread)).err());
     if let Some(error) = refused {
         let limit = "the limit on threads (ulimit -u, the control group's pids.max) or on memory (ulimit -v)";
@@ -52,7 +52,7 @@ pub(crate) fn start(wanted: Option<usize>, output: Output) -> Result<()> {
         }
         for Waiting { part, thread } in waiting.drain(waiting.len().saturating_sub(OTHERS)..) {
             drop(part);
-            // It has nothing to do and ends; it cannot have panicked.
+            // It has no work and ends; it cannot have panicked.
             thread.join().ok();
         }
         let left = waiting.len().max(1);
@@ -70,11 +70,11 @@ pub(crate) fn start(wanted: Option<usize>, output: Output) -> Result<()> {
         };
         pool.spawn_handler(give).build_global()
     };
-    built.context("cannot start the threads to compute with")
+    built.context("cannot start the compute threads")
 }
 
 fn one_a_core() -> usize {
-    // As the pool would count them by itself.
+    // The number that the pool would choose by itself.
     let set = std::env::var("RAYON_NUM_THREADS").ok().and_then(|text| text.parse().ok()).filter(|&count| count > 0);
     set.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
 }

@@ -16,41 +16,41 @@ use crate::trial;
 const EXAMPLES: &str = "\
 Examples:
   elapid tokenize --model DIR \"A text\"
-      its ids, with what the tokenizer puts before a prompt
+      its ids, including the tokens that the tokenizer puts before a prompt
   elapid tokenize --model DIR --document --file book.txt
       the ids of a document as training and evaluation read it
   elapid tokenize --model DIR --ids 12,7,301
       the text of ids
   elapid tokenize --model DIR --lines < lines.jsonl
-      a line for each line: {\"tokens\": […]} for a JSON string; for a list of ids {\"text\": …, \"pieces\": […]}, the
-      text and how it is streamed";
+      one output line per input line: {\"tokens\": […]} for a JSON string, {\"text\": …, \"pieces\": […]} for a list of ids: the
+      text and the pieces in which it is streamed";
 
-/// What to turn into what.
+/// The text or ids to convert.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Text to turn into ids; all of stdin if nothing is given
+    /// Text to convert to ids; without it, all of stdin
     #[arg(group = "input")]
     text: Option<String>,
-    /// The text of this file
+    /// Convert the text of this file
     #[arg(long, value_name = "FILE", group = "input")]
     file: Option<PathBuf>,
-    /// Ids to turn into text
+    /// Ids to convert to text
     #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', group = "input")]
     ids: Option<Vec<u32>>,
-    /// Lines of JSON on stdin, strings or lists of ids
+    /// Convert lines of JSON on stdin: strings or lists of ids
     #[arg(long, group = "input")]
     lines: bool,
-    /// Directory with tokenizer.json, or that file [default: the tokenizer of bytes]
+    /// Directory with tokenizer.json, or that file [default: one token per byte]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// A whole document: what stands after it too
+    /// Treat the text as a document: also add the tokens after it
     #[arg(long)]
     document: bool,
     /// Leave out what the tokenizer puts before a text
     #[arg(long, conflicts_with = "document")]
     no_bos: bool,
-    /// Special tokens have text too: their names
+    /// Print the names of special tokens too
     #[arg(long)]
     special: bool,
 }
@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     output.result(&object, || ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ") + "\n")
 }
 
-/// Answers each line with a line.
+/// Writes one line for each line of stdin.
 fn lines(arguments: &Arguments, tokenizer: &Tokenizer) -> Result<()> {
     let mut stdout = io::stdout().lock();
     for (i, line) in io::stdin().lock().lines().enumerate() {

@@ -19,34 +19,34 @@ use crate::model::{ModelArgument, Place};
 use crate::output::{Output, number, table, thousands};
 use crate::score;
 
-/// Shares of the channels that the low and the high quantile leave below them.
+/// The low and the high quantile over channels.
 const QUANTILES: (f64, f64) = (0.5, 0.9);
 
-/// What to look at, and over what.
+/// The value to trace, and the sequence.
 #[derive(clap::Args)]
 pub(crate) struct TraceArguments {
-    /// Show a value inside the model instead: delta, the step sizes of every layer, over one sequence
+    /// Instead show a value inside the model over one sequence: delta, the step sizes of every layer
     #[arg(long, value_name = "NAME", value_parser = [DELTA], conflicts_with = "model_size")]
     trace: Option<String>,
-    /// The task whose sequence is read [default: selective-copying]
+    /// Read a sequence of this task [default: selective-copying]
     #[arg(long, value_name = "NAME", requires = "trace")]
     task: Option<String>,
-    /// Which sequence
+    /// Random seed of the sequence
     #[arg(long, value_name = "N", requires = "trace", default_value_t = 1)]
     seed: u64,
-    /// Its length [default: that of training]
+    /// Length of the sequence [default: the training length]
     #[arg(long, value_name = "N", requires = "trace",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     length: Option<usize>,
-    /// A text to read instead of a sequence of a task
+    /// Read this text instead of a sequence of a task
     #[arg(long, value_name = "TEXT", requires = "trace", conflicts_with_all = ["task", "seed", "length"])]
     prompt: Option<String>,
-    /// Where the picture goes: STEM.svg and STEM.png
+    /// Write the picture to STEM.svg and STEM.png
     #[arg(long, value_name = "STEM", requires = "trace", default_value = "delta", hide_default_value = true)]
     picture: PathBuf,
 }
 
-/// What a position is to the task.
+/// The role of a position in the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     /// It must be remembered.
@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &TraceArguments, model: &ModelArgument, place: Plac
         }
     };
     if reading.tokens.is_empty() {
-        return Err(wrong("--prompt: there is nothing to read in it"));
+        return Err(wrong("--prompt: the text is empty"));
     }
     loaded.check_ids(&reading.tokens)?;
     let layers = layers(&loaded.model, &reading.tokens)?;
@@ -212,7 +212,7 @@ impl Layer {
 const HEADING: [&str; 7] =
     [">layer", ">at data", ">at noise", ">data / noise", ">everywhere", ">half of the channels below", ">90 % below"];
 
-/// A line a layer, its quantiles pale, and dots at data.
+/// One line per layer, its quantiles in a pale colour, and dots at data.
 fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<()> {
     let points = |values: &[f64]| values.iter().enumerate().map(|(t, &x)| (t as f64, x)).collect::<Vec<_>>();
     let mut series = Vec::new();
@@ -222,7 +222,7 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
         }
         let name = format!("layer {i}");
         series.push(Series { name, points: points(&layer.mean), colour: i, last_value: true, ..Series::default() });
-        // A gap after each, so that no line joins them.
+        // A gap after each, so that they are not joined.
         let data = points(&layer.mean).into_iter().zip(&reading.roles).filter(|(_, role)| **role == Role::Data);
         let dots: Vec<(f64, f64)> = data.flat_map(|(point, _)| [point, (point.0, f64::NAN)]).collect();
         if !dots.is_empty() {
@@ -233,7 +233,7 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
     let options = plot::Options {
         title: format!("Δ over {}", reading.what),
         x_label: "position".into(),
-        y_label: "Δ: mean of the channels; pale: half and 90 % of them below".into(),
+        y_label: "Δ: mean over channels; pale: their median and 90 % quantile".into(),
         y_log: true,
         ..plot::Options::default()
     };

@@ -24,65 +24,66 @@ use crate::{failure, ranks, signals, trial};
 const EXAMPLES: &str = "\
 Examples:
   elapid train
-      the default: a small byte-level Mamba on the text inside the binary, in minutes on a laptop
+      train a small byte-level Mamba on the text inside the binary, in minutes on a laptop
   elapid train --data books/ --output runs/out/books --steps 5000
-      on files of your own (*.txt, *.md and *.jsonl of a directory, .gz and .zst too); the last tenth is held out
+      train on your own files (*.txt, *.md and *.jsonl of a directory, .gz and .zst too); the last tenth is held out
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
-      settings from a file, some of them overridden; configs/default.toml explains every one
+      take settings from a file and override some; configs/default.toml explains every setting
   elapid train --task induction-heads
-      on a synthetic task, with the paper's settings: copying, selective-copying or induction-heads; --set and the rest
-      change single ones. Sequences are made on the fly; right answers are counted on fresh ones
+      train on a synthetic task with the paper's settings (copying, selective-copying or induction-heads); other options
+      override them. Sequences are generated on the fly, and accuracy is measured on fresh ones
   elapid train --resume --output runs/out/books
-      goes on where that run stopped, bit for bit; Ctrl-C, SIGTERM and a closed terminal stop a run so that it can
+      resume a run where it stopped, bit for bit; a run stops cleanly at Ctrl-C, SIGTERM and a closed terminal
       (a second Ctrl-C or SIGTERM ends it at once)
   elapid train --from runs/out/books --data letters/ --output runs/out/letters --lr 3e-4
-      a new run that begins from the weights, the sizes and the tokenizer of a model: fine-tuning on other text
+      fine-tune: start a new run from the weights, the sizes and the tokenizer of a model
   elapid train --gpus 8 --config configs/books.toml
-      on 8 GPUs of this host, each with a batch of its own; torchrun and srun start one process a GPU themselves:
+      train on 8 GPUs of this host, one batch per GPU; torchrun and srun start one process per GPU themselves:
       torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid train …
-      On several hosts, ELAPID_SECRET_FILE must name a file (mode 0600) with the same secret everywhere, or ELAPID_SECRET
-      hold it; docs/several-gpus.md has the commands for torchrun, Slurm and mpirun
+      On several hosts, set ELAPID_SECRET_FILE to a file (mode 0600) with the same secret on each, or ELAPID_SECRET to the
+      secret itself; docs/several-gpus.md has the commands for torchrun, Slurm and mpirun
 
-The output directory then has the model (config.json, model.safetensors, tokenizer.json: what --model takes and what
-transformers loads), config.toml, metrics.jsonl, loss.png and loss.svg.";
+The output directory then has the model (config.json, model.safetensors, tokenizer.json, as --model and transformers
+read it), config.toml, metrics.jsonl, loss.png and loss.svg.";
 
 /// Characters of the sample at the end.
 const SAMPLE: usize = 400;
 
-/// What to train, on what, and where to.
+/// The model, the data and the output directory.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Settings; what it does not say is as in configs/default.toml [default: those, or the run's own with --resume]
+    /// Settings file; what it leaves out is as in configs/default.toml [default: configs/default.toml, or the run's own
+    /// settings with --resume]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying or
+    /// Train on a synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying or
     /// induction-heads
     #[arg(long, value_name = "NAME", conflicts_with_all = ["data", "val"])]
     task: Option<String>,
     /// Text to train on: a file, a directory, or `tinyshakespeare`; may be repeated
     #[arg(long, value_name = "PATH")]
     data: Vec<String>,
-    /// Text to hold out, instead of the last tenth; may be repeated
+    /// Held-out text, instead of the last tenth; may be repeated
     #[arg(long, value_name = "PATH")]
     val: Vec<String>,
-    /// Begin from the weights, the sizes and the tokenizer of the model in a directory, as a run leaves it or as it was
-    /// downloaded; the results go to another directory
+    /// Start from the weights, the sizes and the tokenizer of the model in a directory, trained by elapid or downloaded;
+    /// --output must be another directory
     #[arg(long, value_name = "DIR")]
     from: Option<String>,
-    /// Directory for the results; one that holds a model or another run is refused
+    /// Output directory; refused if it holds a model or another run
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Move what the output directory holds into a folder in it (old-1), instead of refusing it
+    /// Instead of refusing the output directory, move its contents into a subfolder (old-1)
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
     /// Optimiser steps
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Rows of a batch
+    /// Rows per batch
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Tokens of a row
+    /// Tokens per row
     #[arg(long, value_name = "N")]
     length: Option<usize>,
     /// Peak learning rate
@@ -91,22 +92,22 @@ pub(crate) struct Arguments {
     /// Random seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Leave out what the tokenizer puts before each document, such as <s>; the trained model has it so
+    /// Leave out what the tokenizer puts before each document, such as <s>, in training and in the trained model
     #[arg(long)]
     no_bos: bool,
     /// Any other setting, `section.key=value`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Go on with the run in the output directory
+    /// Resume the run in the output directory
     #[arg(long)]
     resume: bool,
-    /// GPUs of this host to train on: starts a process for each [default: one, or the ranks of torchrun or srun]
+    /// Number of GPUs of this host to train on; starts one process for each [default: one, or the ranks of torchrun or srun]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     gpus: Option<u16>,
 }
 
 impl Arguments {
-    /// How many ranks are to be started, after a look at the settings: several say the same of them.
+    /// How many ranks to start. Checks the settings first, so that an error in them is printed once and not by every rank.
     pub(crate) fn ranks(&self) -> Result<Option<usize>> {
         let gpus = self.gpus.filter(|&gpus| gpus > 1).map(usize::from);
         gpus.map(|gpus| self.settings().map(|_| gpus)).transpose()
@@ -120,7 +121,7 @@ impl Arguments {
         }
     }
 
-    /// The settings, later ones over earlier ones: defaults, file, short options, `--set`; and what to say of them.
+    /// The settings and notices about them. Later ones override earlier ones: defaults, file, short options, `--set`.
     fn settings(&self) -> Result<(TrainConfig, Vec<String>)> {
         let kind = self.task.as_deref().map(Kind::find).transpose()?;
         let defaults = kind.map_or(Ok(TrainConfig::default()), |kind| TrainConfig::parse(kind.settings, kind.name))?;
@@ -161,7 +162,7 @@ impl Arguments {
         Ok((config, notices))
     }
 
-    /// What a short option leaves no room for follows it, unless it was set beside that option.
+    /// A setting that no longer fits a short option is adapted to it, unless it was set explicitly.
     fn follow(&self, config: &mut TrainConfig) -> Vec<String> {
         let set = |key: &str| self.set.iter().any(|one| one.split('=').next().is_some_and(|field| field.trim() == key));
         let mut notices = Vec::new();
@@ -187,7 +188,7 @@ pub(crate) fn run(
     world: Option<&World>,
     output: Output,
 ) -> Result<()> {
-    // Rank 0 alone talks.
+    // Only rank 0 prints.
     let first = world.is_none_or(|world| world.rank == 0);
     let output = if first { output } else { Output { json: false, quiet: true } };
     let ranks = ranks::join(world, output)?;
@@ -231,9 +232,9 @@ fn train(
 
     let stop = Arc::new(AtomicBool::new(false));
     if let Err(error) = signals::stop_at_signals(&stop) {
-        // It takes a thread. The run can do without.
+        // It needs a thread; the run can do without.
         output.warn(format_args!(
-            "warning: {}; stop this run by `kill`, and go on by --resume",
+            "warning: {}; stop this run by `kill`, and continue it by --resume",
             failure::message(&error)
         ));
     }
@@ -250,7 +251,7 @@ fn train(
     }
 
     let interrupted = outcome.stopped == Stopped::Interrupted;
-    // Whoever stopped it waits for its end.
+    // The user who stopped the run is waiting for it to end.
     let sample = match trainer.tokenizer() {
         Some(tokenizer) if !interrupted => Some(sample(&LanguageModel::open(&outcome.dir)?, tokenizer)?),
         _ => None,
@@ -272,7 +273,7 @@ fn train(
     output.result(&object, || summary(&outcome, sample.as_deref(), resume.as_deref()))
 }
 
-/// The command that goes on with a run. Settings are in its directory; where it runs is on the command line alone.
+/// The command that resumes a run. The settings are in its directory; device and threads are on the command line only.
 fn resume_command(outcome: &Outcome, ranks: usize) -> String {
     let mut command = format!("elapid train --resume --output {}", shell_word(&outcome.dir));
     let mut arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
@@ -297,7 +298,7 @@ fn resume_command(outcome: &Outcome, ranks: usize) -> String {
 fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
     let (config, cost) = (trainer.model().config(), trainer.model().cost(0));
     let model = format!(
-        "{} layers of {}, {} parameters, {} a token forward",
+        "{} layers of {}, {} parameters, {} per token forward",
         config.n_layer(),
         config.d_model(),
         thousands(trainer.model().params().count() as u64),
@@ -312,7 +313,8 @@ fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
             settings.data.train.join(", ")
         )
     };
-    let task = || format!("{}, length {}, made on the fly", settings.task.name, thousands(settings.data.length as u64));
+    let task =
+        || format!("{}, length {}, generated on the fly", settings.task.name, thousands(settings.data.length as u64));
     let data = if settings.task.is_text() { ("text", text()) } else { ("task", task()) };
     let mut lines = vec![
         ("model", model),
@@ -322,11 +324,11 @@ fn introduce(trainer: &Trainer, ranks: usize, output: Output) {
     ];
     if ranks > 1 {
         let rows = ranks * trainer.config().train.batch * trainer.config().train.accumulate;
-        lines.push(("ranks", format!("{ranks}, {rows} rows a step together")));
+        lines.push(("ranks", format!("{ranks}, {rows} rows per step in total")));
     }
     output.note(pairs(&lines).trim_end());
     if trainer.step() > 0 {
-        output.note(format_args!("going on from step {}", thousands(trainer.step())));
+        output.note(format_args!("resuming from step {}", thousands(trainer.step())));
     }
 }
 
@@ -349,17 +351,17 @@ fn summary(outcome: &Outcome, sample: Option<&str>, resume: Option<&str>) -> Str
         ("tokens", thousands(outcome.tokens)),
         ("time", format!("{:.0} s", outcome.seconds)),
     ];
-    lines.extend(outcome.val_loss.map(|loss| ("held-out loss", format!("{loss:.4} nats a token"))));
+    lines.extend(outcome.val_loss.map(|loss| ("held-out loss", format!("{loss:.4} nats per token"))));
     lines.extend(outcome.figure(metrics::BITS_PER_BYTE).map(|bits| ("bits per byte", number(bits))));
     lines.extend(outcome.figure(metrics::ACCURACY).map(|share| ("right answers", format!("{:.2} %", 100.0 * share))));
     lines.push(("model", outcome.dir.display().to_string()));
     lines.push(("picture", outcome.dir.join("loss.png").display().to_string()));
-    lines.extend(resume.map(|command| ("go on with", command.to_owned())));
+    lines.extend(resume.map(|command| ("resume with", command.to_owned())));
     let sample = sample.map_or(String::new(), |sample| format!("{sample}\n\n"));
     format!("{sample}{}", pairs(&lines))
 }
 
-/// What the model writes after what stands before a document, or else after an empty line.
+/// A sample: the model's continuation of the tokens before a document, or else of a newline.
 fn sample(model: &LanguageModel, tokenizer: &Tokenizer) -> Result<String> {
     let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
     let mut sequence = Generator::new(model, sampling, 0)?;

@@ -1,8 +1,8 @@
-//! Tries a tokenizer.json that elapid has not seen in a child process, before this process opens it.
+//! Tries an unknown tokenizer.json in a child process before this process opens it.
 //!
-//! The checks of the library refuse what is known to break the `tokenizers` crate. A file that breaks it in a new way
-//! can abort, and no `catch_unwind` stops an abort. So the child, this binary with a hidden command, opens the file
-//! under limits of memory and CPU time and uses it on odd texts; what it came to is kept by the file's hash.
+//! The library's checks refuse what is known to break the `tokenizers` crate. A file that breaks it in a new way can abort,
+//! and no `catch_unwind` stops an abort. So a child process, this binary with a hidden command, opens the file under limits
+//! on memory and CPU time and uses it on unusual texts. The verdict is cached by the file's hash.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -19,19 +19,19 @@ use elapid_train::data::cache_dir;
 use crate::failure::wrong;
 use crate::output::Output;
 
-/// The hidden command. It must not change: an older parent is never given a newer child.
+/// The hidden command. Parent and child are always the same binary.
 pub(crate) const COMMAND: &str = "try-tokenizer";
-/// Seconds of wall time after which a child is ended, where CPU time cannot be limited or is not used.
+/// Seconds of wall time after which a child is killed, in case CPU time cannot be limited or is not used.
 const WALL_SECONDS: u64 = 120;
 /// Exit code of a child whose tokenizer panicked.
 const PANICKED: u8 = 101;
 
-/// What a trial came to.
+/// The result of a trial.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// This process may open the file. It may still refuse it.
     Fine,
-    /// It panicked, aborted, or overflowed the stack: the last thing it said.
+    /// It panicked, aborted, or overflowed the stack: its last message.
     Crashed(String),
     OutOfMemory,
     OutOfTime,
@@ -40,11 +40,11 @@ enum Verdict {
 /// Arguments of the child.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The files, tried one after another; a line for each that did not end the process
+    /// Files to try, one after another; prints a line for each that did not end the process
     files: Vec<PathBuf>,
 }
 
-/// Refuses a tokenizer that breaks. A file that is missing or unreadable is left to who opens it.
+/// Refuses a tokenizer that breaks. A missing or unreadable file is left to the caller that opens it.
 ///
 /// # Errors
 /// If the trial crashed, ran out of memory or took too long; the error names the file.
@@ -67,7 +67,7 @@ pub(crate) fn check(path: &Path, output: Output) -> Result<()> {
             }
             Err(error) => {
                 output.warn(format_args!(
-                    "warning: cannot try {} in a process of its own ({error}); opening it untried",
+                    "warning: cannot try {} in a separate process ({error}); opening it untested",
                     file.display()
                 ));
                 return Ok(());
@@ -93,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for file in &arguments.files {
         let bytes = fs::metadata(file).map_or(0, |meta| meta.len());
         limits::set(bytes as usize)?;
-        // Tokenizing runs on threads with this stack, whatever the main thread has.
+        // Tokenizing runs on threads with this stack size, whatever the main thread has.
         let attempt = thread::scope(|scope| {
             let thread = thread::Builder::new().stack_size(2 << 20).spawn_scoped(scope, || trial::run(file));
             thread.map(|thread| thread.join())
@@ -126,10 +126,10 @@ fn in_child(file: &Path) -> io::Result<Verdict> {
     watch(&mut command)
 }
 
-/// Runs a child and reads what became of it.
+/// Runs a child and returns its verdict.
 fn watch(command: &mut Command) -> io::Result<Verdict> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    // A child that writes much must not wait for a reader.
+    // A child that writes much must not block on a full pipe.
     let stderr = child.stderr.take();
     let reader = thread::spawn(move || {
         let mut head = Vec::new();
@@ -143,13 +143,13 @@ fn watch(command: &mut Command) -> io::Result<Verdict> {
     let said = reader.join().unwrap_or_default();
     match status {
         None => Ok(Verdict::OutOfTime),
-        // It could not begin.
+        // It could not start.
         Some(status) if status.code() == Some(1) => Err(io::Error::other(said.trim().to_owned())),
         Some(status) => Ok(verdict(status, &said)),
     }
 }
 
-/// Waits for the end, `None` if the child had to be ended.
+/// Waits for the end; `None` if the child had to be killed.
 fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + Duration::from_secs(WALL_SECONDS);
     let mut pause = Duration::from_millis(1);
@@ -176,7 +176,7 @@ fn verdict(status: ExitStatus, said: &str) -> Verdict {
     }
 }
 
-/// What a crash said, in a line: a panic's message stands after the line of its place.
+/// The message of a crash, in one line. A panic's message follows the line with its location.
 fn detail(status: ExitStatus, said: &str) -> String {
     let mut lines = said.lines().filter(|line| !line.trim().is_empty());
     let line = match lines.clone().position(|line| line.contains("panicked at")) {
@@ -187,14 +187,14 @@ fn detail(status: ExitStatus, said: &str) -> String {
     if line.is_empty() { status.to_string() } else { line }
 }
 
-/// Where the verdict on these bytes is kept.
+/// Where the verdict on these bytes is cached.
 fn record(bytes: &[u8]) -> PathBuf {
     let mut hash = blake3::Hasher::new_derive_key("elapid tokenizer trial");
     hash.update(env!("CARGO_PKG_VERSION").as_bytes()).update(&trial::VERSION.to_le_bytes()).update(bytes);
     cache_dir().join("tokenizers").join(hash.finalize().to_hex().as_str())
 }
 
-/// Keeps a verdict that another trial would reach too: limits of memory and time may do on another day.
+/// Caches a verdict that another trial would reach too. Running into limits on memory or time may pass another day.
 fn keep(record: &Path, verdict: &Verdict) {
     let text = match verdict {
         Verdict::Fine => "fine\n".to_owned(),
@@ -224,7 +224,7 @@ mod limits {
     use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
     use rustix::time::{ClockId, clock_gettime};
 
-    /// Limits this process for the next file: what it has used so far does not count.
+    /// Limits this process for the next file, not counting what it has used so far.
     pub(super) fn set(file: usize) -> io::Result<()> {
         let used = clock_gettime(ClockId::ProcessCPUTime).tv_sec.unsigned_abs();
         lower(Resource::As, super::memory_limit(file))?;
@@ -249,7 +249,7 @@ mod limits {
     }
 }
 
-/// Without limits of the system a child has its deadline alone.
+/// Where the system has no limits, a child has only its deadline.
 #[cfg(not(unix))]
 mod limits {
     use std::io;

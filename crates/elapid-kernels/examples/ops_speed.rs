@@ -1,7 +1,7 @@
-//! Speed of the operations other than the scan, on random numbers: `cargo run --release --example ops_speed [name]`.
+//! Speed of the operations other than the scan, on random values: `cargo run --release --example ops_speed [name]`.
 //!
 //! Prints the median of repeated calls after a warm-up, as time and as GFLOP/s or GB/s of what must be read and written,
-//! and the best call's speed: on a machine with other work the two are apart.
+//! and the speed of the best call, which differs from the median on a busy machine.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The forms of the scan beside each other, by length: where each pays.
+//! Compares the forms of the scan by length, to see where each pays.
 //! `cargo run --release -p elapid-kernels --example scan_forms`.
 //!
 //! One recurrence h_t = a_t h_{t-1} + b_t of f32. The selective scan has b · d of them and fills its lanes and threads

@@ -1,4 +1,4 @@
-//! Times the selective scan: forward, backward, one step and the naive form, against the limit that exponentials set.
+//! Times the selective scan: forward, backward, one step and the naive form, compared with the limit set by exponentials.
 //!
 //! `cargo run --release -p elapid-kernels --example scan_speed -- [b l d n]`
 

@@ -1,15 +1,15 @@
-//! What happens where there is no memory left: an error where the caller can return one, else a message.
+//! Running out of memory: an error if the caller can return one, else a message.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// Memory that the system did not give.
+/// Memory that could not be allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "out of memory: {bytes} bytes more could not be had; lower the batch, the length or the model, or raise the limit"
+    "out of memory: cannot allocate {bytes} more bytes; lower the batch, the length or the model, or raise the limit"
 )]
 pub struct OutOfMemory {
-    /// Bytes that were asked for at once.
+    /// Bytes of the failed request.
     pub bytes: u64,
 }
 
@@ -53,12 +53,12 @@ pub fn with_room<T>(count: usize) -> Result<Vec<T>, OutOfMemory> {
     reserved.map(|()| vec).map_err(|_| OutOfMemory { bytes })
 }
 
-/// The system's allocator, for a program: a request that cannot be met and whose caller returns no error ([`zeros`] and
-/// [`with_room`] do) ends the process with a message and exit code 1, where it would be aborted.
+/// The system's allocator, for a program. If a request fails and its caller does not return an error ([`zeros`] and
+/// [`with_room`] do), the process ends with a message and exit code 1 instead of aborting.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProgramAllocator;
 
-// SAFETY: every request goes to `System` as it came, and what it gives goes back as it is.
+// SAFETY: every request is forwarded to `System` unchanged, and so is its result.
 unsafe impl GlobalAlloc for ProgramAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are those that `System` asks for.
@@ -88,7 +88,7 @@ fn given(block: *mut u8, size: usize) -> *mut u8 {
     block
 }
 
-/// Says what failed and ends the process, without allocating.
+/// Prints what failed and ends the process, without allocating.
 #[cold]
 fn end(size: usize) {
     #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! What this machine could do at most: the limits that benchmarks print their results against.
+//! The limits of this machine, with which benchmarks compare their results.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -8,10 +8,10 @@ use rayon::prelude::*;
 
 use crate::{Isa, math};
 
-/// Exponentials a second of all threads of the current pool together, on numbers that stay in first-level cache.
+/// Exponentials per second of all threads of the current pool together, on values that stay in the L1 cache.
 ///
-/// A selective scan needs `b l d n` of them. The sum of each thread's best of a hundred
-/// short runs, taken at the same time; about a tenth of a second.
+/// A selective scan needs `b l d n` of them. Returns the sum of each thread's best of a hundred short runs, measured
+/// simultaneously; takes about a tenth of a second.
 pub fn exp_ceiling() -> f64 {
     const COUNT: usize = 2048;
     const ROUNDS: usize = 1000;
@@ -37,16 +37,15 @@ pub fn exp_ceiling() -> f64 {
             }
             (COUNT * ROUNDS) as f64 / start.elapsed().as_secs_f64()
         };
-        // A run is shorter than a time slice, so that the best one was not interrupted.
+        // A run is shorter than a time slice, so the best one was not interrupted.
         (0..RUNS).map(|_| rate()).fold(0.0, f64::max)
     });
     rates.iter().sum()
 }
 
-/// Floating-point operations a second of all threads together: fused multiply-adds on numbers in registers, two
-/// operations each.
+/// Floating-point operations per second of all threads together: fused multiply-adds on registers, two operations each.
 pub fn fma_ceiling() -> f64 {
-    /// Independent sums: more than a multiply-add's latency times its rate.
+    /// Number of independent sums: more than the latency of a multiply-add times its rate.
     const SUMS: usize = 12;
     const ROUNDS: usize = 20_000;
     const RUNS: usize = 40;
@@ -79,7 +78,7 @@ pub fn fma_ceiling() -> f64 {
     rates.iter().sum()
 }
 
-/// Bytes a second that all threads together read from memory: the best of several passes over 256 MiB.
+/// Bytes per second that all threads together read from memory: the best of several passes over 256 MiB.
 pub fn read_ceiling() -> f64 {
     const COUNT: usize = 1 << 26;
     const PASSES: usize = 5;

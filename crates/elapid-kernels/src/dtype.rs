@@ -1,9 +1,9 @@
-//! Number formats of activations and weights on a device.
+//! Dtypes of activations and weights on a device.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A number format.
+/// A dtype.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE single precision.
@@ -14,7 +14,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of a number.
+    /// Bytes per value.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -47,7 +47,7 @@ impl FromStr for DType {
         match name {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            other => Err(format!("`{other}` is no number format: wanted f32 or bf16")),
+            other => Err(format!("`{other}` is not a dtype: wanted f32 or bf16")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What an operation says when its arguments do not fit.
+//! Errors of operations whose arguments do not fit.
 
 /// An argument that breaks an operation's contract.
 ///
@@ -10,7 +10,7 @@ pub struct Error {
     pub op: &'static str,
     /// The argument at fault.
     pub argument: &'static str,
-    /// What the contract asks for.
+    /// What the contract requires.
     pub wanted: String,
     /// What was given.
     pub got: String,

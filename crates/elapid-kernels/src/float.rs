@@ -1,4 +1,4 @@
-//! The number type of the oracles.
+//! The float type of the oracles.
 
 /// `f32` or `f64`: what `naive.rs` files are generic over. In `f64` they are the oracles of every fast kernel.
 pub trait Float:
@@ -16,7 +16,7 @@ pub trait Float:
         Self::from_f64(x).unwrap_or_else(Self::nan)
     }
 
-    /// log(1 + exp(x)), x itself above 20, as PyTorch has it.
+    /// log(1 + exp(x)), x itself above 20, as in PyTorch.
     fn softplus(self) -> Self {
         if self > Self::of(20.0) { self } else { self.exp().ln_1p() }
     }

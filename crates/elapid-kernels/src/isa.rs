@@ -1,4 +1,4 @@
-//! Which vector instructions this processor has, found once at run time.
+//! The vector instructions of this CPU, detected once at run time.
 
 use std::ffi::OsStr;
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::error::{Error, Result};
 
-/// A set of vector instructions that is known to be present: holding one is the proof.
+/// A set of vector instructions that is known to be present; a value of this type is the proof.
 #[derive(Debug, Clone, Copy)]
 pub enum Isa {
     /// x86-64 with AVX-512 (F, BW, CD, DQ, VL): 16 lanes of f32.
@@ -19,12 +19,12 @@ pub enum Isa {
     /// 64-bit Arm: 4 lanes of f32.
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
-    /// Any processor: one lane; the compiler vectorises what it can.
+    /// Any CPU: one lane; the compiler vectorises what it can.
     Portable,
 }
 
 impl Isa {
-    /// Every set this processor has, best first. Tests run over all of them.
+    /// Every set of this CPU, best first. Tests run over all of them.
     pub fn available() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -38,15 +38,15 @@ impl Isa {
         found
     }
 
-    /// The set in use: the best one, or the one that the environment variable `ELAPID_ISA` names. Where this CPU has no
-    /// set of that name, the best one is used after a warning on stderr; [`from_env`](Self::from_env) gives the error.
+    /// The set in use: the best one, or the one that the environment variable `ELAPID_ISA` names. If this CPU has no set of
+    /// that name, the best one is used after a warning on stderr; [`from_env`](Self::from_env) returns the error.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
             let best = Isa::available()[0];
             Isa::from_env().map_or_else(
                 |error| {
-                    eprintln!("warning: {error}; {} is used", best.name());
+                    eprintln!("warning: {error}; using {}", best.name());
                     best
                 },
                 |chosen| chosen.unwrap_or(best),

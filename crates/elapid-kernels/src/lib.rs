@@ -1,9 +1,9 @@
-//! The operations that selective state space models are made of, on slices of numbers.
+//! The operations of selective state space models, on slices.
 //!
-//! One folder is one operation. Its `mod.rs` is the contract: the equation with its source, shapes, which outputs are
-//! written (`=`) and which are added to (`+=`). `naive.rs` is the equation as a loop, generic over the float type: in
+//! One folder is one operation. Its `mod.rs` is the contract: the equation with its source, the shapes, which outputs are
+//! written (`=`) and which are accumulated (`+=`). `naive.rs` is the equation as a loop, generic over the float type: in
 //! `f64` it is the oracle. `cpu.rs` is the fast form, written once over [`pulp`]'s vectors and chosen at run time by
-//! [`Isa`]. Forward, backward and, where there is state, step stand side by side.
+//! [`Isa`].
 //!
 //! Every `unsafe` of elapid is in this crate. Letters of shapes: `b` batch, `l` length,
 //! `d` channels, `n` state size, `k` convolution width or inner dimension of a product, `m` rows of a product,

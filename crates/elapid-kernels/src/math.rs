@@ -13,8 +13,8 @@
 //!
 //! `dsilu` has a root: its error is at most 3e-7 of its two terms' magnitudes.
 //!
-//! Polynomials: least squares in the relative error at Chebyshev nodes, coefficients rounded to f32 one after another
-//! from the lowest power up, each time fitting the rest again; what the polynomial itself adds is at most 5e-9.
+//! Polynomials: least squares in the relative error at Chebyshev nodes. Coefficients are rounded to f32 one after another
+//! from the lowest power up, refitting the rest each time. The error of the polynomial itself is at most 5e-9.
 
 use std::f32::consts::LOG2_E;
 
@@ -46,8 +46,8 @@ fn scale<S: Simd>(simd: S, p: S::f32s, shifted: S::f32s) -> S::f32s {
 /// 2^x for x in [-126, 127]; smaller x give 2^-126, larger ones 2^127. NaN stays NaN.
 ///
 /// x = i + f with i the nearest integer and |f| ≤ 1/2: a polynomial of degree 6 gives 2^f, and i goes into the exponent
-/// bits. The first two coefficients are exactly those of the series, so that 2^x is right to the last bit near x = 0:
-/// decays close to 1 are raised to high powers by a scan.
+/// bits. The first two coefficients are exactly those of the series, so that 2^x is correct to the last bit near x = 0,
+/// because a scan raises decays close to 1 to high powers.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let c = |v: f32| simd.splat_f32s(v);

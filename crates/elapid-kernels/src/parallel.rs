@@ -1,9 +1,9 @@
-//! Cutting outputs among threads. The cut never changes a result: a part's numbers depend on its own rows only, and
-//! sums over rows go through blocks whose size does not depend on the number of threads.
+//! Splitting outputs among threads. The split never changes a result: the values of a part depend only on its own rows, and
+//! sums over rows use blocks whose size does not depend on the number of threads.
 
 use crate::RowsMut;
 
-/// Outputs that can be cut in two at a row (or a column, see [`Columns`]).
+/// Outputs that can be split in two at a row (or a column, see [`Columns`]).
 pub(crate) trait Cut: Send + Sized {
     /// The part before `at`, and the part from `at` on.
     fn cut(self, at: usize) -> (Self, Self);
@@ -50,7 +50,7 @@ impl<A: Cut, B: Cut, C: Cut> Cut for (A, B, C) {
     }
 }
 
-/// A matrix that is cut at a column.
+/// A matrix that is split at a column.
 pub(crate) struct Columns<'a>(pub(crate) RowsMut<'a>);
 
 impl Cut for Columns<'_> {
@@ -70,8 +70,8 @@ impl Cut for Each<'_> {
     }
 }
 
-/// Calls `f(first, count, part)` over units `0..count`, cut at multiples of `grain`, in parallel. A grain of at least
-/// `count` is a plain call, with no thread woken.
+/// Calls `f(first, count, part)` over units `0..count`, split at multiples of `grain`, in parallel. A grain of at least
+/// `count` is a plain call that wakes no thread.
 pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(usize, usize, C) + Sync)) {
     fn part<C: Cut>(from: usize, count: usize, grain: usize, parts: C, f: &(impl Fn(usize, usize, C) + Sync)) {
         if count <= grain {
@@ -84,8 +84,8 @@ pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(u
     part(0, count, grain.max(1), parts, f);
 }
 
-/// A grain for [`split`]: units of `work` elementary steps each, so that a part has at least `least` steps, there are at
-/// most a few parts a thread, and parts are multiples of `multiple` units.
+/// A grain for [`split`], for units of `work` elementary steps each: a part has at least `least` steps, there are at most a
+/// few parts per thread, and parts are multiples of `multiple` units.
 pub(crate) fn grain(count: usize, work: usize, least: usize, multiple: usize) -> usize {
     if count.saturating_mul(work) <= least {
         return usize::MAX;

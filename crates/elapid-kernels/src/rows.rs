@@ -1,10 +1,10 @@
-//! Matrices whose rows may be apart: how packed projections (`[x z]`, `[dt B C]`) are read in place.
+//! Strided matrices, which allow packed projections (`[x z]`, `[dt B C]`) to be read in place.
 
 use std::marker::PhantomData;
 
 use crate::error::{Check, Result};
 
-/// A matrix to read: `rows` rows of `cols` neighbouring elements, `stride` elements from row to row.
+/// A matrix to read: `rows` rows of `cols` contiguous elements, `stride` elements from row to row.
 ///
 /// Activations `[b l d]` are matrices of `b * l` rows. `T` is `f32`, or `f64` in the oracles.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +107,7 @@ fn check_bounds(len: usize, rows: usize, cols: usize, stride: usize) -> Result<(
     )
 }
 
-/// A matrix to write, shaped as [`Rows`]. It can be cut into parts that different threads write.
+/// A matrix to write, in the form of [`Rows`]. It can be split into parts that different threads write.
 #[derive(Debug)]
 pub struct RowsMut<'a, T = f32> {
     data: *mut T,

@@ -2,7 +2,7 @@
 
 use crate::error::{Check, Result};
 
-/// How the rows of a batch `[b l]` are cut: right padding and packed documents.
+/// How the rows of a batch `[b l]` are divided: right padding and packed documents.
 ///
 /// The default, `Segments::default()`, is a batch of full rows, each one document.
 #[derive(Debug, Clone, Copy, Default)]
@@ -10,7 +10,7 @@ pub struct Segments<'a> {
     /// `[b]`: positions at or after a row's length are padding: their outputs and input gradients are 0, and the
     /// final state is the one after the last real position.
     pub lengths: Option<&'a [u32]>,
-    /// `[b l]`: where non-zero, the state and the convolution window start anew before that position.
+    /// `[b l]`: where non-zero, the state and the convolution window are reset before that position.
     pub resets: Option<&'a [u8]>,
 }
 
@@ -27,7 +27,7 @@ impl<'a> Segments<'a> {
         self.resets.map_or(Ok(()), |r| check.len("resets", r.len(), b * l))
     }
 
-    /// Checks the sizes against a batch of `b` rows of `l` positions, for a caller that hands them to a device.
+    /// Checks the sizes against a batch of `b` rows of `l` positions, for a caller that passes them to a device.
     ///
     /// # Errors
     /// If they do not fit.
@@ -41,7 +41,7 @@ impl<'a> Segments<'a> {
         self.lengths.map_or(l, |lengths| lengths[b] as usize)
     }
 
-    /// Whether the state starts anew before position `t` of row `b`.
+    /// Whether the state is reset before position `t` of row `b`.
     #[inline]
     pub fn reset(&self, b: usize, t: usize, l: usize) -> bool {
         self.resets.is_some_and(|r| r[b * l + t] != 0)

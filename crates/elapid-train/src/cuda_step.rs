@@ -1,7 +1,7 @@
-//! A training step on a GPU: recorded once as a graph, launched for every batch, its loss read some steps later.
+//! A training step on a GPU: captured once as a CUDA graph and replayed for every batch; its loss is read some steps later.
 //!
 //! A step is [`begin`](CudaStep::begin), [`run`](CudaStep::run) for each of its batches, the optimiser's
-//! [`enqueue`](crate::optim::AdamW::enqueue), and [`end`](CudaStep::end). None of them waits for the device, unless it is
+//! [`enqueue`](crate::optim::AdamW::enqueue), and [`end`](CudaStep::end). None of them waits for the device unless it is
 //! several steps behind.
 
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::Result;
 use crate::objectives::{Array, ArraySpec, Batch, Inputs, Kind, ObjectiveOf};
 use crate::parallel::Reducer;
 
-/// Calls that run as they are before one is recorded: kernels are compiled and memory is found in them.
+/// Calls that run eagerly before one is captured: they compile kernels and allocate memory.
 const WARM_UP: u32 = 2;
-/// Steps that may be asked for before the first of them is done.
+/// Steps that may be submitted before the first of them is done.
 pub(crate) const AHEAD: usize = 4;
 
 /// Forward and backward over batches of one shape.
@@ -30,7 +30,7 @@ pub struct CudaStep<M: Model> {
     /// The batch's arrays.
     arrays: Vec<Arc<Buffer>>,
     resets: Option<Arc<Buffer>>,
-    /// The state before the batch; streams leave theirs here.
+    /// The state before the batch; with streams, the state after the previous batch.
     state: State,
     carries: bool,
     /// Sum of the losses of a step's batches, `[1]`.
@@ -43,7 +43,7 @@ pub struct CudaStep<M: Model> {
     turn: usize,
 }
 
-/// Memory of the host for one batch on its way, and for one step's results.
+/// Pinned host memory for one batch in transfer, and for one step's results.
 struct Staging {
     arrays: Vec<Staged>,
     resets: Pinned<u8>,
@@ -54,7 +54,7 @@ struct Staging {
     done: Event,
 }
 
-/// Memory of the host for one array.
+/// Pinned host memory for one array.
 enum Staged {
     U32(Pinned<u32>),
     I32(Pinned<i32>),
@@ -71,7 +71,7 @@ impl Staged {
         Ok(made?)
     }
 
-    /// Copies an array of this kind and length, and asks the device to read it.
+    /// Copies an array of this kind and length, and submits its upload.
     fn send(&mut self, gpu: Gpu, array: &Array, to: &Buffer) -> Result<()> {
         let sent = match (self, array) {
             (Self::U32(staged), Array::U32(array)) if staged.len() == array.len() => {
@@ -86,13 +86,13 @@ impl Staged {
                 staged.copy_from_slice(array);
                 gpu.write_pinned(to, staged)
             }
-            _ => return Err(elapid::Error::Argument("a batch that is not as its objective says".into()).into()),
+            _ => return Err(elapid::Error::Argument("a batch that does not match its objective".into()).into()),
         };
         Ok(sent?)
     }
 }
 
-/// Results of a step that may not be there yet.
+/// Results of a step, possibly not computed yet.
 pub struct Pending {
     turn: usize,
 }
@@ -131,7 +131,7 @@ impl<M: Model> CudaStep<M> {
         })
     }
 
-    /// Clears what a step adds up.
+    /// Clears the sums of a step.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
@@ -145,12 +145,12 @@ impl<M: Model> CudaStep<M> {
         &self.state
     }
 
-    /// The state after the last batch, if it goes on from batch to batch.
+    /// The state after the last batch, if it is carried from batch to batch.
     pub(crate) fn carried(&self) -> Option<&State> {
         self.carries.then_some(&self.state)
     }
 
-    /// Goes on from a state.
+    /// Sets the state to continue from.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
@@ -163,7 +163,7 @@ impl<M: Model> CudaStep<M> {
         self.reducer = Some(reducer);
     }
 
-    /// After the last batch of a step: asks for the sums over ranks, which begin while its backward still runs.
+    /// After the last batch of a step: submits the sums over ranks, which start while its backward still runs.
     pub(crate) fn reduce(&self, grads: &ParamGrads) -> Result<()> {
         match (&self.reducer, grads.flat()) {
             (Some(reducer), Some(sums)) => Ok(reducer.reduce(sums, self.loss.buffer().0)?),
@@ -171,10 +171,10 @@ impl<M: Model> CudaStep<M> {
         }
     }
 
-    /// Forward and backward over a batch whose loss counts `share`; gradients are added to `grads`.
+    /// Forward and backward over a batch whose loss has weight `share`; gradients are added to `grads`.
     ///
     /// # Errors
-    /// If the device fails, or has too little memory; if the batch is not as the objective says.
+    /// If the device fails or has too little memory; if the batch does not match the objective's arrays.
     pub fn run(&mut self, model: &M, grads: &mut ParamGrads, batch: &Batch, share: f32, recompute: bool) -> Result<()> {
         self.stage(batch)?;
         if let Some(graph) = &self.graph {
@@ -191,13 +191,13 @@ impl<M: Model> CudaStep<M> {
         Ok(())
     }
 
-    /// Puts a batch where the graph reads it.
+    /// Uploads a batch to where the graph reads it.
     fn stage(&mut self, batch: &Batch) -> Result<()> {
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
         staging.read.wait()?;
         if batch.arrays.len() != self.arrays.len() {
-            return Err(elapid::Error::Argument("a batch with other arrays than its objective says".into()).into());
+            return Err(elapid::Error::Argument("a batch whose arrays do not match its objective".into()).into());
         }
         for ((staged, array), to) in staging.arrays.iter_mut().zip(&batch.arrays).zip(&self.arrays) {
             staged.send(self.gpu, array, to)?;
@@ -238,7 +238,7 @@ impl<M: Model> CudaStep<M> {
         if self.carries { Ok(copy(self.gpu, &next.detach(), &self.state)?) } else { Ok(()) }
     }
 
-    /// Asks for the results of the step: the sum of its losses, and what the optimiser says of the gradients' norm.
+    /// Submits the download of the step's results: the sum of its losses, and the gradients' norm from the optimiser.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
@@ -250,7 +250,7 @@ impl<M: Model> CudaStep<M> {
         Ok(Pending { turn: self.turn })
     }
 
-    /// Sum of losses, norm of the gradients, and whether that was finite; waits for the step.
+    /// Sum of losses, norm of the gradients, and whether it was finite; waits for the step.
     ///
     /// # Errors
     /// If the device fails, or has too little memory.
@@ -260,23 +260,23 @@ impl<M: Model> CudaStep<M> {
         Ok((staging.results[0], staging.results[1], staging.results[2] == 1.0))
     }
 
-    /// Memory of the recorded work.
+    /// Memory of the captured graph.
     pub fn graph_memory(&self) -> MemoryUse {
         self.graph.as_ref().map(Graph::memory).unwrap_or_default()
     }
 
-    /// Launches of a forward and backward; 0 before one was recorded.
+    /// Launches of a forward and backward; 0 before one was captured.
     pub fn launches(&self) -> u64 {
         self.graph.as_ref().map_or(0, Graph::launches)
     }
 }
 
-/// The same numbers in memory that nothing else shares.
+/// The same values in unshared memory.
 fn own(state: &State) -> elapid::Result<State> {
     state.select(&(0..state.rows()).collect::<Vec<_>>())
 }
 
-/// Writes the numbers of one state into the memory of another.
+/// Copies the values of one state into the memory of another.
 fn copy(gpu: Gpu, from: &State, to: &State) -> elapid::Result<()> {
     for ((_, from), (_, to)) in from.tensors().zip(to.tensors()) {
         gpu.copy(from.mat(), to.clone().mat_mut())?;

@@ -1,4 +1,4 @@
-//! What can go wrong around training, with the thing's name and the fix.
+//! Errors of training; each names what is wrong and the fix.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use elapid::tokenizer::TokenizerError;
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong around training.
+/// Errors of training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The library: model, checkpoint, kernels.
     #[error(transparent)]
     Elapid(Box<elapid::Error>),
-    /// A file that is written whole or not at all.
+    /// A file that is written completely or not at all.
     #[error(transparent)]
     File(#[from] FileError),
     /// A tokenizer's file.
@@ -25,25 +25,25 @@ pub enum Error {
     /// A configuration file or a `--set`.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
-    /// A file or directory that the system refuses.
+    /// A file or directory that the system refused.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
-        /// What was tried: `read`, `write`, `list`.
+        /// The attempted operation: `read`, `write`, `list`.
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A source of text without text.
     #[error("no text in {}: {reason}", sources.join(", "))]
     NoText {
-        /// Where it was looked for.
+        /// Where text was looked for.
         sources: Vec<String>,
-        /// Why, and what would do.
+        /// The reason and the fix.
         reason: String,
     },
-    /// A file, or something else, that is no text.
+    /// A file, or something else, that is not text.
     #[error("{} is not text: {what}", path.display())]
     NotText {
         /// Its path.
@@ -51,7 +51,7 @@ pub enum Error {
         /// What it is.
         what: String,
     },
-    /// A line of a `.jsonl` that is no document.
+    /// A line of a `.jsonl` that is not a document.
     #[error("{}:{line}: {what}", path.display())]
     Line {
         /// The file.
@@ -66,7 +66,7 @@ pub enum Error {
     Text {
         /// The file.
         path: PathBuf,
-        /// What the tokenizer said; positions are those of the file.
+        /// The tokenizer's error; positions are those of the file.
         source: TokenizerError,
     },
     /// A separator of documents that the tokenizer does not have.
@@ -82,23 +82,23 @@ pub enum Error {
     TooShort {
         /// Which text.
         what: &'static str,
-        /// What it has.
+        /// How many it has.
         tokens: u64,
-        /// What is asked of it.
+        /// What needs more.
         wanted: String,
-        /// The tokens that takes.
+        /// How many that needs.
         needed: u64,
         /// What to do.
         fix: String,
     },
-    /// A line of `metrics.jsonl` that is no record.
+    /// A line of `metrics.jsonl` that is not a record.
     #[error("{}:{line}: not a record of metrics: {what}", path.display())]
     Metrics {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What the parser said.
+        /// The parser's error.
         what: String,
     },
     /// A picture that could not be drawn.
@@ -109,57 +109,57 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// Training that went wrong numerically.
+    /// A value in training that is not finite.
     #[error(
         "step {step}: {what}; training stopped. {kept}. Lower train.lr, lengthen train.warmup, or lower train.clip"
     )]
     Diverged {
-        /// The step that failed; nothing of it was kept.
+        /// The step that failed; none of its changes were kept.
         step: u64,
-        /// The number, and where it first appeared.
+        /// The value, and where it first appeared.
         what: String,
-        /// What is left to go on from.
+        /// The checkpoint to resume from, if any.
         kept: String,
     },
-    /// A directory that a run cannot have.
+    /// A directory that a run cannot use.
     #[error("{}: cannot train there: {reason}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why, and what would do.
+        /// The reason and the fix.
         reason: String,
     },
-    /// Files to go on from that cannot be.
-    #[error("{}: cannot go on from here: {reason}", path.display())]
+    /// A checkpoint that a run cannot resume from.
+    #[error("{}: cannot resume from here: {reason}", path.display())]
     Resume {
         /// The file or directory.
         path: PathBuf,
-        /// Why, and what would do.
+        /// The reason and the fix.
         reason: String,
     },
-    /// Variables of the environment that should say which of several processes this is.
+    /// Environment variables that should name this process's rank.
     #[error("{what}; {fix}")]
     World {
-        /// What they say.
+        /// Their values.
         what: String,
         /// What to do.
         fix: String,
     },
-    /// Ranks that did not come together.
+    /// Ranks that could not connect.
     #[error("rank {rank} at {place}: {reason}")]
     Meeting {
         /// This rank.
         rank: usize,
-        /// Where they meet.
+        /// The address of rank 0.
         place: String,
         /// Why not.
         reason: String,
     },
-    /// A rank that is gone.
+    /// A rank that was lost.
     #[error(transparent)]
     Lost(#[from] crate::parallel::LostRank),
-    /// Ranks that do not do the same.
-    #[error("ranks do not fit together: {what}")]
+    /// Ranks with different settings or data.
+    #[error("ranks do not match: {what}")]
     Ranks {
         /// How they differ.
         what: String,
@@ -169,7 +169,7 @@ pub enum Error {
     Argument {
         /// Its name.
         argument: &'static str,
-        /// What would do.
+        /// What is allowed.
         wanted: String,
         /// What was given.
         got: String,
@@ -189,7 +189,7 @@ impl From<elapid_kernels::cuda::Error> for Error {
 }
 
 impl Error {
-    /// For `map_err`: a system's error about a path.
+    /// For `map_err`: a system error about a path.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }

@@ -1,7 +1,7 @@
 //! Training: whatever needs a dataset.
 //!
-//! [`TrainConfig`](config::TrainConfig) says what to train on what; a [`Trainer`] does it, and leaves a directory with
-//! the model, its metrics and their picture, and what it takes to go on.
+//! A [`TrainConfig`](config::TrainConfig) describes a run. A [`Trainer`] runs it and writes a directory with the model, its
+//! metrics, a picture of them, and a checkpoint to resume from.
 #![forbid(unsafe_code)]
 
 pub mod config;

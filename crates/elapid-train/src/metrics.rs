@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a line a logged step, only ever appended to.
+//! `metrics.jsonl`: one line per logged step, append-only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Error, Result};
 
-/// What is known about training after a step.
+/// The figures of training after a step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Optimiser steps done.
@@ -21,7 +21,7 @@ pub struct Record {
     /// Seconds of training so far, over all resumed runs.
     #[serde(deserialize_with = "number")]
     pub seconds: f64,
-    /// Training loss, nats a token, mean since the last record.
+    /// Training loss in nats per token, mean since the last record.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Learning rate of the step.
@@ -30,10 +30,10 @@ pub struct Record {
     /// Norm of all gradients before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// Tokens a second since the last record.
+    /// Tokens per second since the last record.
     #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
-    /// What else is known, by name: what a validation after this step measured, and what the objective adds.
+    /// Further figures by name: those of a validation after this step, and those of the objective.
     #[serde(flatten, deserialize_with = "figures")]
     pub figures: BTreeMap<String, f64>,
 }
@@ -41,13 +41,13 @@ pub struct Record {
 /// A name and a value.
 pub type Figure = (&'static str, f64);
 
-/// The loss on what is held out.
+/// The held-out loss.
 pub const VAL_LOSS: &str = "val_loss";
-/// The same in bits a byte of text.
+/// The same in bits per byte of text.
 pub const BITS_PER_BYTE: &str = "bits_per_byte";
-/// Share of right answers on what is held out.
+/// Share of right answers on held-out data.
 pub const ACCURACY: &str = "accuracy";
-/// 1 less the mean squared error over the variance of what is held out: 1 is perfect, 0 what the mean does.
+/// 1 minus the mean squared error over the variance of the held-out values: 1 is perfect, 0 is as good as the mean.
 pub const R2: &str = "r2";
 
 impl Record {
@@ -57,7 +57,7 @@ impl Record {
     }
 }
 
-/// The likeliest of some logits, and -log p of the target in nats.
+/// The index of the largest logit, and -log p of the target in nats.
 pub(crate) fn answer(logits: &[f32], target: usize) -> (usize, f64) {
     let likeliest = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
     let most = f64::from(logits[likeliest]);
@@ -70,7 +70,7 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Option::<f64>::deserialize(deserializer).map(|x| x.unwrap_or(f64::NAN))
 }
 
-/// All other fields that are numbers: a later version may write others.
+/// All other numeric fields; later versions may write more.
 fn figures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
     let fields = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
     Ok(fields.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
@@ -84,11 +84,11 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins the metrics of a run that has done `step` steps, 0 for a new one: what an earlier run wrote about later
-    /// steps is removed. Of several lines about a step the last one stays.
+    /// Opens the metrics of a run that has done `step` steps, 0 for a new one. Lines about later steps are removed. If
+    /// several lines are about the same step, the last one stays.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or a line of it (but a last one cut short) is no record.
+    /// If the file cannot be read or written, or a line (other than a truncated last one) is not a record.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
             let old = files::read(path, limit::TEXT)?;
@@ -110,7 +110,7 @@ impl Writer {
         Ok(Self { file, path: path.to_owned() })
     }
 
-    /// Appends a record. It is in the file, as a whole line, when this returns.
+    /// Appends a record. When this returns, the whole line is in the file.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -121,7 +121,7 @@ impl Writer {
             .map_err(Error::io("write", &self.path))
     }
 
-    /// Waits until all records are on the disk: a checkpoint is never further than they are.
+    /// Flushes all records to disk, so that a checkpoint is never ahead of them.
     ///
     /// # Errors
     /// If the disk refuses.
@@ -130,17 +130,17 @@ impl Writer {
     }
 }
 
-/// The records of a file, in the order they were written. A last line that was cut short is left out.
+/// The records of a file in order of writing. A truncated last line is left out.
 ///
 /// # Errors
-/// If the file cannot be read, or another line is no record; the error has its number.
+/// If the file cannot be read, or another line is not a record; the error has its number.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
     let bytes = files::read(path, limit::TEXT)?;
     Ok(lines(&bytes, path)?.into_iter().map(|(record, _)| record).collect())
 }
 
 fn lines<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(Record, &'a [u8])>> {
-    // Only what ends in a newline was written whole.
+    // Only a line that ends in a newline is complete.
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     bytes[..whole]
         .split(|&byte| byte == b'\n')
@@ -219,7 +219,7 @@ mod tests {
         let back = &read(&path).unwrap()[0];
         let numbers = [back.loss, back.grad_norm, back.seconds, back.lr, back.tokens_per_second];
         assert!(numbers.iter().all(|x| x.is_nan()), "{back:?}");
-        // A run goes on over it.
+        // A resumed run overwrites it.
         Writer::open(&path, 1).unwrap().write(&record(2)).unwrap();
         assert_eq!(steps(&path), [1, 2]);
     }

@@ -9,7 +9,7 @@ use elapid_kernels::cuda::{Buffer, Gpu};
 
 use crate::{Error, Result};
 
-/// What a step does; the learning rate comes with each step.
+/// Settings of the optimiser; each step gets its learning rate separately.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
     /// Decay of the mean of gradients.
@@ -18,11 +18,11 @@ pub struct Options {
     pub beta2: f32,
     /// Added to the root of the mean square.
     pub eps: f32,
-    /// Decoupled weight decay, of the parameters that have it.
+    /// Decoupled weight decay, for the parameters that have it.
     pub weight_decay: f32,
-    /// Whether every parameter decays, A_log, D, biases and norms too.
+    /// Whether every parameter decays, including A_log, D, biases and norms.
     pub decay_all: bool,
-    /// Largest norm of all gradients together; longer ones are scaled down. 0: no limit.
+    /// Largest global norm of the gradients; larger ones are scaled down. 0: no limit.
     pub clip: f32,
 }
 
@@ -32,10 +32,10 @@ impl Default for Options {
     }
 }
 
-/// The optimiser's state: two means for every parameter, and the number of steps done.
+/// The optimiser's state: two moments per parameter, and the number of steps done.
 #[derive(Debug)]
 pub struct AdamW {
-    /// What a step does.
+    /// The settings.
     pub options: Options,
     /// Steps done.
     pub step: u64,
@@ -47,7 +47,7 @@ pub struct AdamW {
 enum Means {
     /// By parameter.
     Cpu { m: Vec<Vec<f32>>, v: Vec<Vec<f32>> },
-    /// Laid out as the parameters.
+    /// One array, laid out as the parameters.
     Cuda(OnDevice),
 }
 
@@ -56,7 +56,7 @@ struct OnDevice {
     gpu: Gpu,
     m: Arc<Buffer>,
     v: Arc<Buffer>,
-    /// One byte for [`Flat::CHUNK`] numbers: whether they decay.
+    /// One byte per [`Flat::CHUNK`] values: whether they decay.
     decay: Buffer,
     /// One factor of the learning rate for as many, if any is not 1.
     factors: Option<Buffer>,
@@ -86,11 +86,11 @@ impl AdamW {
         Ok(Self { options, step: 0, means })
     }
 
-    /// One step along `grads`; returns their norm before clipping. On a GPU it waits for it; [`enqueue`](Self::enqueue)
+    /// Takes one step with `grads` and returns their norm before clipping. On a GPU this waits; [`enqueue`](Self::enqueue)
     /// does not.
     ///
     /// # Errors
-    /// If a gradient is not finite; the parameter is named, and nothing was changed.
+    /// If a gradient is not finite; the error names the parameter, and nothing was changed.
     pub fn step(&mut self, params: &mut Params, grads: &ParamGrads, lr: f32) -> Result<f64> {
         if let Means::Cuda(device) = &self.means {
             let (gpu, norm) = (device.gpu, device.norm.clone());
@@ -101,14 +101,14 @@ impl AdamW {
         self.step_cpu(params, grads, lr)
     }
 
-    /// Asks a GPU for one step along `grads`, without waiting. Where the norm of the gradients is not finite, nothing is
-    /// changed; [`norm`](Self::norm) says so.
+    /// Submits one step with `grads` to a GPU, without waiting. If the norm of the gradients is not finite, nothing is
+    /// changed, and [`norm`](Self::norm) reports it.
     ///
     /// # Errors
-    /// If parameters or gradients are not those of a model that is trained on a GPU.
+    /// If the parameters or gradients are not those of a model in training on a GPU.
     pub fn enqueue(&mut self, params: &Params, grads: &ParamGrads, lr: f32) -> Result<()> {
         let (Means::Cuda(device), Some(flat), Some(g)) = (&self.means, params.flat(), grads.flat()) else {
-            return Err(elapid::Error::Argument("parameters and gradients on a GPU were expected".into()).into());
+            return Err(elapid::Error::Argument("wanted parameters and gradients on a GPU".into()).into());
         };
         self.step += 1;
         let Options { beta1, beta2, eps, weight_decay, clip, .. } = self.options;
@@ -176,7 +176,7 @@ impl AdamW {
         self.step += 1;
         let Options { beta1, beta2, eps, weight_decay, decay_all, clip } = self.options;
         let clipped = clip > 0.0 && norm > f64::from(clip);
-        // As PyTorch's clip_grad_norm_ has it.
+        // As PyTorch's clip_grad_norm_ does.
         let grad_scale = if clipped { (f64::from(clip) / (norm + 1e-6)) as f32 } else { 1.0 };
         for (((id, param), m), v) in params.iter_mut().zip(m).zip(v) {
             // Rather than to trust that what is frozen has no gradient.
@@ -234,7 +234,7 @@ impl OnDevice {
     }
 }
 
-/// What to say of gradients whose norm is not finite.
+/// The error for gradients whose norm is not finite.
 pub(crate) fn non_finite(params: &Params, grads: &ParamGrads) -> Error {
     let broken = |g: &Tensor| g.to_vec().ok().and_then(|g| adamw::first_non_finite(&g));
     let found = grads.iter().find_map(|(id, g)| Some((id, broken(g)?)));

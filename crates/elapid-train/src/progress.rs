@@ -1,27 +1,27 @@
-//! How far a run is: a bar on a terminal, lines elsewhere.
+//! Progress of a run: a bar on a terminal, lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What a bar or a line shows.
+/// The figures of a bar or a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Status {
     /// Steps done.
     pub step: u64,
-    /// Training loss, nats a token.
+    /// Training loss in nats per token.
     pub loss: f64,
     /// Loss on held-out text, if it was just measured.
     pub val_loss: Option<f64>,
     /// Share of right answers of a task, if it was just measured.
     pub accuracy: Option<f64>,
-    /// Tokens a second.
+    /// Tokens per second.
     pub tokens_per_second: f64,
 }
 
-/// Tells a person on stderr how far training is: a bar if that is a terminal, else a line at every report that asks for
-/// one, or nothing at all.
+/// Shows the progress of training on stderr: a bar if that is a terminal, else a line for each report with `log`, or nothing
+/// at all.
 #[derive(Debug)]
 pub struct Progress {
     form: Form,
@@ -48,7 +48,7 @@ impl Progress {
         Self { form, steps, first, began: Instant::now() }
     }
 
-    /// Reports a step. A bar always shows it; a line is printed if `log` says so.
+    /// Reports a step. A bar always shows it; a line is printed only with `log`.
     pub fn report(&self, status: &Status, log: bool) {
         match &self.form {
             Form::Bar(bar) => {
@@ -67,7 +67,7 @@ impl Progress {
         }
     }
 
-    /// Says something beside the bar.
+    /// Prints a line without disturbing the bar.
     pub fn note(&self, text: &str) {
         match &self.form {
             Form::Bar(bar) => bar.println(text),
@@ -84,7 +84,7 @@ impl Progress {
         }
     }
 
-    /// The time that is left, from the mean of this run's steps.
+    /// The remaining time, from the mean of this run's steps.
     fn left(&self, step: u64) -> Option<Duration> {
         let done = step.checked_sub(self.first).filter(|&done| done > 0)?;
         let left = self.steps.saturating_sub(step) as f64 / done as f64;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Result};
 
-/// How the learning rate goes from its peak to its floor.
+/// How the learning rate falls from its peak to its floor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
@@ -17,7 +17,7 @@ pub enum Decay {
     Cosine,
     /// A straight line between the same points.
     Linear,
-    /// The peak all the way.
+    /// The peak throughout.
     Constant,
     /// The peak for 68 % of the steps, then the end of the cosine over all of them, which begins 23 % of the way up from the
     /// floor to the peak (warm-up, stable, decay; Hu et al. 2024).
@@ -30,7 +30,7 @@ pub enum Warmup {
     /// A tenth of the steps, at most 100.
     #[default]
     Auto,
-    /// So many.
+    /// This many steps.
     Steps(u64),
 }
 
@@ -76,7 +76,7 @@ impl<'de> Deserialize<'de> for Warmup {
     }
 }
 
-/// Share of the steps after the warm-up that [`Decay::Wsd`] stays at the peak.
+/// Share of the steps after the warm-up during which [`Decay::Wsd`] stays at the peak.
 const STABLE: f64 = 0.68;
 
 /// Linear warm-up, then a decay to a floor.
@@ -106,8 +106,8 @@ impl Schedule {
 
     /// The learning rate of a step, counted from 0.
     ///
-    /// Step `s` of the warm-up has `peak (s + 1) / warmup`, so that the first step is not lost. The step after it has
-    /// the peak, the last one the floor, and so have steps beyond the end.
+    /// Step `s` of the warm-up has `peak (s + 1) / warmup`, so the first step is not wasted. The first step after the
+    /// warm-up has the peak; the last step, and any beyond it, has the floor.
     pub fn lr(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;

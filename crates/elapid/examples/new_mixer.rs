@@ -1,4 +1,4 @@
-//! A layer of your own: everything it takes. `cargo run --release -p elapid --example new_mixer`.
+//! A layer of your own, complete. `cargo run --release -p elapid --example new_mixer`.
 //!
 //! The layer is a diagonal state space model that does not select: h_t = exp(Δ A) h_{t-1} + Δ x_t, y_t = h_t silu(z_t),
 //! with Δ and A fixed for every channel (S4D-real with one state element, Gu et al. 2022).

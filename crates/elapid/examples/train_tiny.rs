@@ -1,4 +1,4 @@
-//! Trains a tiny model on what a closure gives: counting in a circle, from a start that changes.
+//! Trains a tiny model on sequences from a closure: counting modulo a number, from a varying start.
 //! `cargo run --release -p elapid --example train_tiny`.
 
 use std::sync::Arc;

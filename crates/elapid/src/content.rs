@@ -1,8 +1,8 @@
-//! What a file really is, where it cannot be read as what its name says.
+//! Recognises what a file really is when it cannot be read as its name suggests.
 
 use crate::json::without_mark;
 
-/// Something else than was wanted.
+/// Content of an unexpected kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
     /// What it is.
@@ -11,7 +11,7 @@ pub(crate) struct Content {
     pub(crate) fix: &'static str,
 }
 
-/// Bytes at the beginning of a file, what they mean, and what to do.
+/// Leading bytes of a file, what they mean, and the fix.
 type Magic = (&'static [u8], &'static str, &'static str);
 
 const DOWNLOAD: &str = "download the file again";
@@ -38,8 +38,8 @@ const MAGIC: &[Magic] = &[
     (b"\xfe\xff", "text in UTF-16", UTF_8),
 ];
 
-/// Recognises a file by its first bytes; none if they say nothing. Call it where reading the file has failed: good files
-/// can begin with the same bytes.
+/// Recognises a file by its first bytes; none if they are unknown. Call this only after reading the file has failed, as good
+/// files can begin with the same bytes.
 pub(crate) fn recognise(bytes: &[u8]) -> Option<Content> {
     let found = |what: &str, fix| Some(Content { what: what.to_owned(), fix });
     if bytes.is_empty() {
@@ -55,7 +55,7 @@ pub(crate) fn recognise(bytes: &[u8]) -> Option<Content> {
         return Some(pointer);
     }
     if bytes.starts_with(b"PK\x03\x04") {
-        // torch.save writes a zip of `<name>/data.pkl` and one file a tensor.
+        // torch.save writes a zip of `<name>/data.pkl` and one file per tensor.
         let pickled = bytes.get(30..).is_some_and(|rest| contains(&rest[..rest.len().min(512)], b"data.pkl"));
         return if pickled { found("a pickled PyTorch file", PICKLE) } else { found("a zip archive", UNPACK) };
     }
@@ -71,10 +71,10 @@ pub(crate) fn recognise(bytes: &[u8]) -> Option<Content> {
     markup(bytes)
 }
 
-/// As [`recognise`], and text of any kind by its first line: for a file that should not be text.
+/// As [`recognise`], and also text of any kind by its first line: for a file that should not be text.
 pub(crate) fn recognise_binary(bytes: &[u8]) -> Option<Content> {
     if is_safetensors(bytes) {
-        // It is what it should be, or nearly.
+        // It is of the expected kind, or close to it.
         return None;
     }
     recognise(bytes).or_else(|| {
@@ -83,7 +83,7 @@ pub(crate) fn recognise_binary(bytes: &[u8]) -> Option<Content> {
     })
 }
 
-/// What to say of a file that should be JSON and is not: what it really is, else the parser's error.
+/// The message for a file that should be JSON and is not: what it really is, else the parser's error.
 pub(crate) fn not_json(bytes: &[u8], error: &dyn std::fmt::Display) -> String {
     match recognise(bytes) {
         Some(Content { what, fix }) => format!("wanted JSON, got {what}; {fix}"),
@@ -97,7 +97,7 @@ fn is_safetensors(bytes: &[u8]) -> bool {
     length.is_some_and(|length| (2..1 << 32).contains(&length)) && bytes.get(8) == Some(&b'{')
 }
 
-/// What version control has in the place of a large file.
+/// The pointer that version control stores in place of a large file.
 fn pointer(bytes: &[u8]) -> Option<Content> {
     const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
     if bytes.starts_with(LFS) {
@@ -113,7 +113,7 @@ fn pointer(bytes: &[u8]) -> Option<Content> {
     })
 }
 
-/// A page or an answer of a server that was saved in the place of a file.
+/// A web page or server response that was saved in place of a file.
 fn markup(bytes: &[u8]) -> Option<Content> {
     let bytes = without_mark(bytes).trim_ascii_start();
     let begins = |with: &[u8]| bytes.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
@@ -135,7 +135,7 @@ fn first_line(bytes: &[u8]) -> Option<String> {
     let start = &bytes[..bytes.len().min(512)];
     let valid = match std::str::from_utf8(start) {
         Ok(text) => text,
-        // Cut inside a character, or no text.
+        // Cut inside a character, or not text.
         Err(error) if error.error_len().is_none() => std::str::from_utf8(&start[..error.valid_up_to()]).ok()?,
         Err(_) => return None,
     };
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(what(b"Entry not found\n").unwrap(), "text that begins with `Entry not found`");
         assert!(what("Ω".repeat(300).as_bytes()).unwrap().contains('…'));
         assert_eq!(what(b"\x01\x02\x03"), None);
-        // A header of 640 bytes: its length begins as a pickle does.
+        // A header of 640 bytes, whose length has the first byte of a pickle.
         assert_eq!(what(&[&640_u64.to_le_bytes()[..], b"{\"a\": "].concat()), None);
     }
 }

@@ -12,7 +12,7 @@ pub fn model() -> Result<LanguageModel> {
     LanguageModel::load(&checkpoint()?)
 }
 
-/// Its configuration and weights, as they are stored.
+/// Its configuration and weights, as stored.
 ///
 /// # Errors
 /// As [`model`].
@@ -23,7 +23,7 @@ pub fn checkpoint() -> Result<Checkpoint> {
     )?)
 }
 
-/// Its tokenizer: bytes.
+/// Its tokenizer: one token per byte.
 pub fn tokenizer() -> Tokenizer {
     Tokenizer::byte()
 }

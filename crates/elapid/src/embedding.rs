@@ -1,4 +1,4 @@
-//! What goes into the first layer: a row of a table for each token, perhaps scaled, normed, and with its position added.
+//! The input of the first layer: a row of a table for each token, optionally scaled, normed, and with its position added.
 
 use crate::autograd::Var;
 use crate::config::{ModelSettings, PositionKind};
@@ -8,7 +8,7 @@ use crate::pass::Cx;
 use crate::stack::Norm;
 use crate::{Error, Result, Tensor};
 
-/// The table of tokens, and what is done to its rows.
+/// The table of tokens, and how its rows are transformed.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     /// `[v d]`.
@@ -18,7 +18,7 @@ pub(crate) struct Embedding {
     norm: Norm,
 }
 
-/// Positions of the document that are added.
+/// Positions in the document that are added.
 #[derive(Debug, Clone, Copy)]
 enum Positions {
     None,

@@ -1,11 +1,11 @@
-//! What can go wrong, with the thing's name and the fix.
+//! Errors; each names what is wrong and the fix.
 
 use std::path::PathBuf;
 
 /// The result of elapid's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong.
+/// Errors of elapid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -27,7 +27,7 @@ pub enum Error {
     /// A file that cannot be read or written.
     #[error(transparent)]
     File(#[from] crate::files::FileError),
-    /// A saved state, or one that does not belong here.
+    /// A saved state that is damaged or does not fit.
     #[error("state{}: {reason}", .path.as_ref().map(|p| format!(" {}", p.display())).unwrap_or_default())]
     State {
         /// Its file, if it came from one.
@@ -38,26 +38,26 @@ pub enum Error {
     /// A device that cannot be used.
     #[error("device `{name}`: {reason}")]
     Device {
-        /// As it was asked for.
+        /// The requested name.
         name: String,
-        /// Why, and what to do.
+        /// The reason and the fix.
         reason: String,
     },
-    /// Numbers that training or inference cannot go on with.
+    /// Values that are not finite.
     #[error("{what} is not finite (first at {place}); lower the learning rate or go back to an earlier checkpoint")]
     NonFinite {
         /// The tensor.
         what: String,
-        /// The index of the first such number.
+        /// The index of the first such value.
         place: usize,
     },
-    /// Work that takes more memory than there is, known before it began.
+    /// Work that needs more memory than there is, detected before it began.
     #[error(transparent)]
     Memory(Box<crate::memory::Shortage>),
-    /// Memory that the system did not give.
+    /// Memory that could not be allocated.
     #[error(transparent)]
     OutOfMemory(#[from] elapid_kernels::OutOfMemory),
-    /// An operation that a device does not have.
+    /// An operation that a device does not support.
     #[error("`{op}` does not run on {device} yet; use --device cpu")]
     Missing {
         /// The operation.

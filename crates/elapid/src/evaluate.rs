@@ -1,7 +1,7 @@
-//! Evaluation: what a model gives to tokens that it is told.
+//! Evaluation: the likelihood a model assigns to given tokens.
 //!
-//! Rows of any lengths are read together, some positions at a time with the state carried, so that memory depends on
-//! neither the length nor the number of rows. Neither the size of the chunks nor that of the batch changes a number.
+//! Rows of any lengths are read in batches, in chunks of positions with the state carried, so memory depends on neither the
+//! length nor the number of rows. The sizes of chunks and batches do not change any result.
 
 use std::sync::Arc;
 
@@ -10,30 +10,30 @@ use crate::lm::LanguageModel;
 use crate::state::State;
 use crate::{Error, Result};
 
-/// Positions of a row that are read at a time unless another number is asked for.
+/// Default positions per row in a forward pass.
 pub const CHUNK: usize = 512;
 
-/// Positions of a batch that are read at a time, all rows together: what bounds the memory.
+/// Positions over all rows in a forward pass; bounds the memory.
 const POSITIONS: usize = 4096;
 
 /// How rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader {
-    /// Positions of a row that are read at a time, at least 1.
+    /// Positions per row in a forward pass, at least 1.
     pub chunk: usize,
-    /// Rows that are read together, at least 1.
+    /// Rows per batch, at least 1.
     pub batch: usize,
 }
 
 impl Reader {
-    /// Reads `chunk` positions of a row at a time, and as many rows together as bounded memory allows.
+    /// Reads `chunk` positions per row at a time, and as many rows together as bounded memory allows.
     pub fn new(chunk: usize) -> Self {
         let chunk = chunk.max(1);
         Self { chunk, batch: (POSITIONS / chunk).max(1) }
     }
 
-    /// -log p of every token but the first of each row, given those before it, in nats: lists one shorter than the rows
-    /// (empty for a row of none). `progress` hears how many more tokens were predicted.
+    /// -log p in nats of every token except the first of each row, given the tokens before it: lists one shorter than the
+    /// rows (empty for an empty row). `progress` receives the number of newly predicted tokens.
     ///
     /// # Errors
     /// If an id is not in the vocabulary; the error has the row and the position.
@@ -45,7 +45,7 @@ impl Reader {
     ) -> Result<Vec<Vec<f32>>> {
         let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
         check_ids(model, &rows)?;
-        // Longest first: the rows that are not yet at their end are then always the first of a batch.
+        // Longest first, so that the unfinished rows are always the first of a batch.
         let mut order: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(rows[i].len()));
         let longest = rows.iter().map(|row| row.len().saturating_sub(1)).max().unwrap_or(0);
@@ -83,7 +83,7 @@ impl Default for Reader {
     }
 }
 
-/// -log p of every token but the first of each row, in nats, reading `chunk` positions at a time.
+/// -log p in nats of every token except the first of each row, reading `chunk` positions at a time.
 ///
 /// # Errors
 /// As [`Reader::nll`].
@@ -91,30 +91,30 @@ pub fn nll_of_tokens(model: &LanguageModel, rows: &[Vec<u32>], chunk: usize) -> 
     Reader::new(chunk).nll(model, rows, |_| ())
 }
 
-/// Parts of `length` predicted tokens each, the last one shorter; neighbours share a token, so that every token but the
-/// very first is predicted once.
+/// Parts of `length` predicted tokens each, the last one shorter. Neighbours share a token, so every token except the very
+/// first is predicted once.
 pub fn windows(tokens: &[u32], length: usize) -> Vec<&[u32]> {
     let last = tokens.len().saturating_sub(1);
     (0..last).step_by(length.max(1)).map(|from| &tokens[from..=last.min(from.saturating_add(length.max(1)))]).collect()
 }
 
-/// What many predictions came to.
+/// Totals over many predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Summary {
-    /// Negative log-likelihood of all predicted tokens together, in nats.
+    /// Sum of the negative log-likelihoods of all predicted tokens, in nats.
     pub nats: f64,
     /// Number of predicted tokens.
     pub tokens: usize,
 }
 
 impl Summary {
-    /// The sum over lists such as [`nll_of_tokens`] gives.
+    /// The totals of lists as returned by [`nll_of_tokens`].
     pub fn of(nll: &[Vec<f32>]) -> Self {
         let nats = nll.iter().flatten().map(|&x| f64::from(x)).sum();
         Self { nats, tokens: nll.iter().map(Vec::len).sum() }
     }
 
-    /// Mean negative log-likelihood of a token, in nats; NaN without tokens.
+    /// Mean negative log-likelihood per token, in nats; NaN without tokens.
     pub fn loss(&self) -> f64 {
         self.nats / self.tokens as f64
     }
@@ -124,13 +124,13 @@ impl Summary {
         self.loss().exp()
     }
 
-    /// Bits that coding a byte takes, if the predicted tokens stand for `bytes` of text.
+    /// Bits per byte, if the predicted tokens stand for `bytes` bytes of text.
     pub fn bits_per_byte(&self, bytes: usize) -> f64 {
         self.nats / std::f64::consts::LN_2 / bytes as f64
     }
 }
 
-/// The predictions inside `parts` (each of 2 tokens at least, the longest first), and the state after them.
+/// The predictions inside `parts` (each of at least 2 tokens, the longest first), and the state after them.
 fn chunk_nll(model: &LanguageModel, parts: &[&[u32]], state: &State) -> Result<(Vec<Vec<f32>>, State)> {
     let (b, l) = (parts.len(), parts[0].len() - 1);
     let mut tokens = vec![0; b * l];
@@ -150,7 +150,7 @@ fn chunk_nll(model: &LanguageModel, parts: &[&[u32]], state: &State) -> Result<(
 }
 
 fn check_ids(model: &LanguageModel, rows: &[&[u32]]) -> Result<()> {
-    // Targets are i32 with negative ones left out: a larger id would silently not count.
+    // Targets are i32 and negative ones are ignored, so a larger id would silently be ignored.
     let v = model.config().padded_vocab_size().min(i32::MAX as usize);
     for (r, row) in rows.iter().enumerate() {
         if let Some(t) = row.iter().position(|&id| id as usize >= v) {

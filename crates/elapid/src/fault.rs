@@ -1,4 +1,4 @@
-//! Ends the process at its n-th change to files, so that tests can look at what a kill at any moment leaves behind.
+//! Ends the process at its n-th change to files, so that tests can check what a kill at any moment leaves behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +12,7 @@ pub fn end_after(operations: u64) {
     LEFT.store(operations, Ordering::Relaxed);
 }
 
-/// Stands before every change to files: one that creates, fills, renames or removes. One load, unless a test has set a
+/// Called before every change to files: creating, filling, renaming or removing one. Costs one load, unless a test has set a
 /// limit.
 pub fn operation() {
     if LEFT.load(Ordering::Relaxed) != u64::MAX && LEFT.fetch_sub(1, Ordering::Relaxed) == 0 {

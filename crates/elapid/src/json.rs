@@ -1,5 +1,5 @@
-//! JSON that other programs and people write. A byte order mark is skipped. A key that stands twice in one object is an
-//! error: parsers differ in which of the two they take.
+//! JSON written by other programs and people. A byte order mark is skipped. A duplicate key in an object is an error, as
+//! parsers differ in which of the two they take.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
 /// The byte order mark of UTF-8, which some editors write at the beginning of a file.
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// A value in which no object has a key twice.
+/// A value in which no object has a duplicate key.
 pub(crate) struct Unique(pub(crate) Value);
 
 impl<'de> Deserialize<'de> for Unique {

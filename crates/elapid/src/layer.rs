@@ -1,4 +1,4 @@
-//! What every layer is: the trait, its cost, its promises, where it stands in a model. Knows no family.
+//! The trait of layers, their cost, their promises, and their place in a model. Independent of any family.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::pass::Cx;
 use crate::settings::Problem;
 use crate::state::{LayerState, StateSpec};
 
-/// What one position costs in the forward pass.
+/// The cost of one position in the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
     /// Additions, multiplications and exponentials.
@@ -19,7 +19,7 @@ pub struct Cost {
     pub params: u64,
     /// Elements of the state of one sequence, read and written.
     pub state: u64,
-    /// Elements that exist at the same time: in training those kept for the backward pass, else those of one layer.
+    /// Elements in memory at the same time: in training those stored for the backward pass, else those of one layer.
     pub kept: u64,
 }
 
@@ -41,7 +41,7 @@ impl std::iter::Sum for Cost {
     }
 }
 
-/// What splitting a sequence into chunks changes, the least first.
+/// What splitting a sequence into chunks changes, in increasing order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Split {
     /// Nothing: outputs and states have the same bits without a tape, gradients the same values.
@@ -52,26 +52,26 @@ pub enum Split {
     Whole,
 }
 
-/// What holds of a layer; each is tested by the contract suite.
+/// Promises of a layer, each tested by the contract suite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Promises {
     /// What splitting changes.
     pub split: Split,
-    /// Whether a reset inside a row begins a document that sees nothing of the one before.
+    /// Whether a reset inside a row begins a document that sees nothing of the previous one.
     pub resets: bool,
     /// Whether padding after a row's length changes nothing.
     pub lengths: bool,
 }
 
 impl Promises {
-    /// Everything.
+    /// All promises.
     pub const ALL: Self = Self { split: Split::Exact, resets: true, lengths: true };
 }
 
 /// A map from sequences to sequences that carries a state: a mixer, an MLP, a mixture of experts, a wrapper of others.
 ///
-/// For any split of a sequence `forward(a ++ b, S)` is `forward(b, state of forward(a, S))` in outputs, final state and
-/// gradients, to the grade of [`promises`](Self::promises). A row of a batch is the row alone.
+/// For any split of a sequence, `forward(a ++ b, S)` equals `forward(b, state of forward(a, S))` in outputs, final state and
+/// gradients, up to its [`promises`](Self::promises). A row of a batch equals the row alone.
 pub trait Layer: Any + std::fmt::Debug + Send + Sync {
     /// y `[b l d_model]` and the state after the last position, from x `[b l d_model]` and the state before the first.
     ///
@@ -79,36 +79,36 @@ pub trait Layer: Any + std::fmt::Debug + Send + Sync {
     /// If shapes do not fit.
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)>;
 
-    /// The memories of its state.
+    /// The entries of its state.
     fn state(&self) -> Vec<StateSpec> {
         Vec::new()
     }
 
-    /// What the position after `context` others costs.
+    /// The cost of the position after `context` others.
     fn cost(&self, context: u64) -> Cost;
 
-    /// What holds of it.
+    /// Its promises.
     fn promises(&self) -> Promises {
         Promises::ALL
     }
 }
 
-/// Where a layer stands in a model: what its settings leave to follow from it.
+/// The place of a layer in a model, from which defaults of its settings follow.
 #[derive(Clone, Copy)]
 pub struct At<'a> {
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Which layer it is, from 0; mixer and feed-forward of one layer have the same.
+    /// Index of the layer, from 0; the mixer and the feed-forward of one layer have the same.
     pub index: usize,
     /// Number of layers.
     pub n_layer: usize,
-    /// How often the stream is added to in the whole model.
+    /// Number of additions to the stream in the whole model.
     pub additions: usize,
     /// The epsilon of the model's norms.
     pub norm_eps: f32,
-    /// Whether projections into the stream are initialised smaller the more of them there are.
+    /// Whether the initialisation of projections into the stream is scaled down with their number.
     pub rescale: bool,
-    /// The other layers that a wrapper can name.
+    /// The other layers, which a wrapper can name.
     pub layers: &'a dyn Layers,
     /// In how many wrappers it is.
     pub depth: usize,
@@ -128,7 +128,7 @@ pub trait Layers {
     /// Builds the layer of a name, its parameters under the builder's prefix.
     ///
     /// # Errors
-    /// If there is no such name, a circle of names, or the source of parameters lacks one.
+    /// If there is no such name, names form a cycle, or the source of parameters lacks one.
     fn build(&self, name: &str, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Arc<dyn Layer>>;
 }
 

@@ -1,4 +1,4 @@
-//! How the positions of a batch lie: its size, where rows end, where documents begin.
+//! The layout of a batch: its size, where rows end, where documents begin.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use elapid_kernels::cuda::{self, Buffer, Gpu};
 
 use crate::{Error, Result};
 
-/// How the positions of a batch lie: its size, where rows end, where documents begin.
+/// The layout of a batch: its size, where rows end, where documents begin.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
     /// Rows of the batch.
     pub b: usize,
-    /// Positions of a row.
+    /// Positions per row.
     pub l: usize,
     /// `[b]`: real positions of each row; later ones are padding.
     pub lengths: Option<Arc<[u32]>>,
-    /// `[b l]`: where non-zero, every state starts anew before that position.
+    /// `[b l]`: where non-zero, every state is reset before that position.
     pub resets: Option<Arc<[u8]>>,
-    /// `[b]`: positions of its document that each row has read before this pass. A model sets it from the state, whatever it
-    /// was; none is 0.
+    /// `[b]`: positions of its document that each row has read before this pass. A model overwrites it from the state; none
+    /// means 0.
     pub starts: Option<Arc<[u64]>>,
-    /// The same on a GPU, once an operation there needs it.
+    /// The same on a GPU, created when an operation there needs it.
     pub device: Option<OnDevice>,
 }
 
@@ -48,13 +48,13 @@ impl Layout {
         self.positions() == 0
     }
 
-    /// The last position of a row before which its state starts anew, among the real ones.
+    /// The last real position of a row before which its state is reset.
     pub(crate) fn last_reset(&self, row: usize) -> Option<usize> {
         let segments = self.segments();
         (0..self.len(row)).rev().find(|&t| segments.reset(row, t, self.l))
     }
 
-    /// Whether a state may start anew inside a row.
+    /// Whether a state may be reset inside a row.
     pub(crate) fn has_resets(&self) -> bool {
         self.resets.is_some() || self.device.as_ref().is_some_and(|device| device.resets.is_some())
     }
@@ -72,10 +72,10 @@ impl Layout {
     /// `[b l]`: the position of each in its document, counted from the last reset.
     ///
     /// # Errors
-    /// If resets are on a device alone.
+    /// If resets are only on a device.
     pub(crate) fn document_positions(&self) -> Result<Vec<u64>> {
         if self.resets.is_none() && self.has_resets() {
-            return Err(Error::Argument("positions of documents whose resets are on a GPU alone".into()));
+            return Err(Error::Argument("positions of documents whose resets are only on a GPU".into()));
         }
         let segments = self.segments();
         let mut positions = Vec::with_capacity(self.positions());
@@ -95,8 +95,8 @@ impl Layout {
         self.b * self.l
     }
 
-    /// The same batch with its resets in a buffer that is there already, `[b l]` of u8: a captured graph reads what it
-    /// then holds.
+    /// The same batch with its resets in an existing buffer, `[b l]` of u8, so that a captured graph reads its current
+    /// contents.
     pub fn with_device_resets(self, resets: Arc<Buffer>) -> Self {
         Self { device: Some(OnDevice { lengths: None, resets: Some(resets) }), ..self }
     }
@@ -115,13 +115,13 @@ impl Layout {
         Ok(Self { device: Some(OnDevice { lengths, resets }), ..self.clone() })
     }
 
-    /// As kernels on a GPU take it.
+    /// In the form that GPU kernels take.
     pub(crate) fn device_segments(&self) -> cuda::Segments<'_> {
         let Some(device) = &self.device else { return cuda::Segments::default() };
         cuda::Segments { lengths: device.lengths.as_deref(), resets: device.resets.as_deref() }
     }
 
-    /// As the kernels take it.
+    /// In the form that CPU kernels take.
     pub fn segments(&self) -> Segments<'_> {
         Segments { lengths: self.lengths.as_deref(), resets: self.resets.as_deref() }
     }

@@ -23,9 +23,9 @@
 //!
 //! # State is a value
 //!
-//! What a sequence has become is a [`State`]: it can be cloned, selected by row, stacked, saved, loaded, and
-//! differentiated through. For any split of a sequence, outputs, final state and gradients are the same; without a tape
-//! bit for bit, and a row of a batch is the row alone.
+//! Everything that a model remembers of its sequences is a [`State`]. It can be cloned, selected by row, stacked, saved,
+//! loaded, and differentiated through. For any split of a sequence, outputs, final state and gradients are the same; without
+//! a tape they are the same bit for bit, and a row of a batch equals the row alone.
 //!
 //! ```
 //! use elapid::lm::Positions;
@@ -46,12 +46,12 @@
 //!
 //! # Train
 //!
-//! [`LanguageModel::loss`] under a [`Tape`](autograd::Tape) gives gradients of every parameter;
-//! `examples/train_tiny.rs` is a whole loop. `elapid-train` has data, schedule and checkpoints around it.
+//! [`LanguageModel::loss`] under a [`Tape`](autograd::Tape) yields the gradients of every parameter;
+//! `examples/train_tiny.rs` is a complete loop. `elapid-train` adds data, schedules and checkpoints.
 //!
 //! # A layer of your own
 //!
-//! is one file that implements [`Layer`](layer::Layer); `examples/new_mixer.rs` shows all of it.
+//! A layer is one file that implements [`Layer`](layer::Layer); `examples/new_mixer.rs` is a complete one.
 //! [`layers::Mamba1`] is the paper's algorithm 2 in the same form.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The linear layer: where weights enter a model, whatever form they are stored in.
+//! The linear layer, independent of how its weight is stored.
 
 use crate::Result;
 use crate::autograd::Var;
@@ -8,8 +8,8 @@ use crate::pass::Cx;
 
 /// y = x Wᵀ + b with W `[n k]` and b `[n]`.
 ///
-/// Layers hold these and never ask how a weight is stored: the dtype of its copy, a quantised form, and low-rank adapters
-/// are this type's and the parameter's business.
+/// Layers hold these and do not depend on how a weight is stored: the dtype of its copy, a quantised form and low-rank
+/// adapters are handled by this type and the parameter.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: ParamId,
@@ -40,8 +40,8 @@ impl Linear {
         ops::linear(x, &cx.param(self.weight), self.bias.map(|id| cx.param(id)).as_ref())
     }
 
-    /// [`forward`](Self::forward), whose y no operation keeps: the backward pass recomputes it, bit for bit. For a product
-    /// of few columns that is cheap beside the memory of its output.
+    /// [`forward`](Self::forward), whose y no operation stores: the backward pass recomputes it, bit for bit. For a product
+    /// with a small inner dimension that is cheap compared with storing its output.
     ///
     /// # Errors
     /// If shapes do not fit.

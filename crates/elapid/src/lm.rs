@@ -30,7 +30,7 @@ pub struct LanguageModel {
     fingerprint: OnceLock<String>,
 }
 
-/// Which positions' logits are wanted.
+/// The positions whose logits to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Positions {
     /// All, `[b l v]`.
@@ -50,7 +50,8 @@ impl LanguageModel {
         Self::build(config, &mut |wanted| wanted.init.values(wanted.name, wanted.shape, seed))
     }
 
-    /// A model whose parameters have names and shapes alone, of any size in no memory: what it is made of and costs.
+    /// A model whose parameters have only names and shapes and take no memory, to inspect its structure and cost at any
+    /// size.
     ///
     /// # Errors
     /// If the configuration has impossible values.
@@ -63,16 +64,16 @@ impl LanguageModel {
     /// The model of a checkpoint.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape than the configuration says, or one too many is there; if a value is
-    /// not finite; if there is too little memory.
+    /// If a tensor is missing, unexpected, or of another shape than in the configuration; if a value is not finite; if there
+    /// is too little memory.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         checkpoint.check_complete(&Self::outline(&checkpoint.config)?)?;
         Needs::of_parameters(&checkpoint.config).check()?;
         Self::build(checkpoint.config.clone(), &mut |wanted| Ok(checkpoint.tensor(wanted.name, wanted.shape)?))
     }
 
-    /// Names and shapes of the parameters that a model of this configuration has, in the order they are made. Takes no
-    /// memory for their values.
+    /// Names and shapes of the parameters of a model of this configuration, in order of creation. Takes no memory for their
+    /// values.
     ///
     /// # Errors
     /// If the configuration has impossible values.
@@ -97,8 +98,8 @@ impl LanguageModel {
         Self::build_with(config.clone(), source, registry(&config))
     }
 
-    /// A model whose layers `layer` makes, called once for each use of a name in the stack, under the prefix of its
-    /// parameters' names: how one of your own is tried before it is in the registry.
+    /// A model whose layers are made by `layer`, which is called once for each use of a name in the stack, under the prefix
+    /// of its parameters' names. Use it to try a layer of your own that is not in the registry.
     ///
     /// # Errors
     /// As [`build`](Self::build).
@@ -112,7 +113,7 @@ impl LanguageModel {
         Ok(Self { params: Arc::new(params), ..model })
     }
 
-    /// The model without its parameters, which are left to the builder.
+    /// The structure of the model; the parameters go into the builder.
     fn structure(
         config: ModelConfig,
         builder: &mut ParamBuilder<'_>,
@@ -131,7 +132,7 @@ impl LanguageModel {
         Ok(Self { config, params: Arc::default(), embedding, stack, head, fingerprint: OnceLock::new() })
     }
 
-    /// Number of parameters of a model of this configuration, a tied head not counted twice.
+    /// Number of parameters of a model of this configuration; a tied head is counted once.
     ///
     /// # Errors
     /// If the configuration has impossible values, or sizes multiply beyond what memory can address.
@@ -152,28 +153,28 @@ impl LanguageModel {
         &self.params
     }
 
-    /// Its parameters, to change. Tapes that still hold them keep the old numbers.
+    /// Its parameters, mutable. Tapes that still hold them keep the old values.
     pub fn params_mut(&mut self) -> &mut Params {
         self.fingerprint = OnceLock::new();
         Arc::make_mut(&mut self.params)
     }
 
-    /// Says that the numbers of its parameters were changed where they lie, on a GPU.
+    /// Invalidates the cached fingerprint after an in-place update on a GPU.
     pub fn changed(&mut self) {
         self.fingerprint = OnceLock::new();
     }
 
-    /// Where its parameters are.
+    /// The device of its parameters.
     pub fn device(&self) -> Device {
         self.params.device()
     }
 
-    /// The format of its activations.
+    /// The dtype of its activations.
     pub fn dtype(&self) -> DType {
         self.params.dtype()
     }
 
-    /// The same model on a device, for use; on a GPU its matrices are kept in the format of the activations alone.
+    /// The same model on a device, for inference; on a GPU its matrices are kept only in the dtype of the activations.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -181,7 +182,7 @@ impl LanguageModel {
         Ok(Self { params: Arc::new(self.params.to(device, dtype, false)?), ..self.clone() })
     }
 
-    /// The same model on a device, to be trained: f32 parameters, and copies in the format of the activations.
+    /// The same model on a device, for training: f32 parameters, and copies in the dtype of the activations.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -204,8 +205,8 @@ impl LanguageModel {
         Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
     }
 
-    /// A name for exactly these parameters under this configuration: 64 hexadecimal digits. A model moved to another
-    /// device keeps it, if it was asked for before.
+    /// A fingerprint of these parameters and this configuration: 64 hexadecimal digits. A model moved to another device
+    /// keeps it if it was computed before.
     ///
     /// # Errors
     /// If a device failed.
@@ -236,7 +237,7 @@ impl LanguageModel {
         State::zeros(&self.stack.spec, b, self.device())
     }
 
-    /// Reads a state that this model made; the notes saved with it come along.
+    /// Reads a state that this model made, and the notes saved with it.
     ///
     /// # Errors
     /// If the file is damaged or another model made it.
@@ -245,7 +246,7 @@ impl LanguageModel {
         Ok((state.to(self.device())?, notes))
     }
 
-    /// What the position after `context` others costs in the forward pass, the projection to the vocabulary included.
+    /// The cost of the position after `context` others in the forward pass, including the projection to the vocabulary.
     pub fn cost(&self, context: u64) -> Cost {
         let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model() as u64);
         let norm = Cost { flops: 5 * d, params: d, state: 0, kept: d };
@@ -253,7 +254,7 @@ impl LanguageModel {
         self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(context) + norm).sum::<Cost>() + norm + head
     }
 
-    /// What one position costs in the layer that is costliest to hold, its norm included.
+    /// The cost of one position in the layer that needs the most memory, including its norm.
     pub(crate) fn widest(&self) -> Cost {
         let d = self.config.d_model() as u64;
         let norm = Cost { kept: d, ..Cost::default() };
@@ -266,18 +267,18 @@ impl LanguageModel {
         Cx::new(self.params.clone(), None, layout)
     }
 
-    /// A pass that is recorded on `tape`.
+    /// A pass recorded on `tape`.
     pub fn training(&self, tape: &Arc<Tape>, layout: Layout) -> Cx {
         Cx::new(self.params.clone(), Some(tape.clone()), layout)
     }
 
     /// The normed output of the last layer `[b l d]`, and the state after the last position.
     ///
-    /// A state given by value is updated where nothing else holds it; one given by reference is left alone, and caches then
-    /// copy the page that they write to.
+    /// A state passed by value is updated in place if nothing else holds it. A state passed by reference is left unchanged,
+    /// and caches copy the page that they write to.
     ///
     /// # Errors
-    /// If an id is not in the vocabulary, or the state is not of this model or this batch.
+    /// If an id is not in the vocabulary, or the state does not fit this model or this batch.
     pub fn hidden<'a, 's>(
         &self,
         cx: &Cx,
@@ -300,7 +301,7 @@ impl LanguageModel {
         }
         if !state.fits(&self.stack.spec) || state.rows() != b {
             let reason =
-                format!("it holds {} rows of another batch or model; {b} rows of this model wanted", state.rows());
+                format!("it holds {} rows of another batch or model; wanted {b} rows of this model", state.rows());
             return Err(Error::State { path: None, reason });
         }
         let cx = &cx.starting(state.starts());
@@ -308,7 +309,7 @@ impl LanguageModel {
         self.stack.forward(cx, hidden, state.into_owned(), Carry::Keep, checkpoint_blocks, &mut |_, _| Ok(()))
     }
 
-    /// Where a forward pass over `tokens` first gives a number that is not finite: a parameter, or a block's output.
+    /// Where a forward pass over `tokens` first has a value that is not finite: a parameter, or a block's output.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
@@ -355,7 +356,7 @@ impl LanguageModel {
         Ok((soft_cap(&logits, settings.logit_softcap)?, state))
     }
 
-    /// The loss of predicting `targets` (negative: not counted) from `tokens`, and the state after the last position.
+    /// The loss of predicting `targets` (negative ones are ignored) from `tokens`, and the state after the last position.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
@@ -373,7 +374,7 @@ impl LanguageModel {
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets, settings.logit_softcap)?, state))
     }
 
-    /// What holds of all its layers together.
+    /// The promises that all its layers keep.
     pub fn promises(&self) -> Promises {
         self.stack.promises()
     }
@@ -427,7 +428,7 @@ fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
     })
 }
 
-/// Where the last real position of row `b` lies.
+/// Index of the last real position of row `b`.
 fn last_position(b: usize, layout: &Layout) -> Result<usize> {
     match layout.segments().len(b, layout.l) {
         0 => Err(Error::Argument(format!("row {b} has no positions: nothing to predict from"))),

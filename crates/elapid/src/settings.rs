@@ -1,5 +1,5 @@
-//! Settings: structs whose fields carry their documentation and default, read from TOML or JSON with errors that name the
-//! field, printed with a comment for each.
+//! Settings: structs whose fields carry their documentation and default. They are read from TOML or JSON with errors that
+//! name the field, and printed with a comment for each field.
 //!
 //! `settings!` makes such a struct; the commented TOML, `config.json` and `--set` follow from it.
 
@@ -19,11 +19,11 @@ pub struct Field {
     pub name: &'static str,
     /// Its documentation, line by line.
     pub doc: &'static [&'static str],
-    /// Whether it only says how new weights are drawn.
+    /// Whether it only affects how new weights are drawn.
     pub init: bool,
 }
 
-/// What `settings!` implements.
+/// The trait that `settings!` implements.
 pub trait Settings: Default + PartialEq + Clone + Serialize + for<'de> Deserialize<'de> {
     /// The fields, in order.
     const FIELDS: &'static [Field];
@@ -32,8 +32,8 @@ pub trait Settings: Default + PartialEq + Clone + Serialize + for<'de> Deseriali
     fn values(&self) -> Vec<String>;
 }
 
-/// Declares a struct of settings: each field has its documentation, its type and its default. `@init` before a field says
-/// that it only describes how new weights are drawn.
+/// Declares a struct of settings: each field has its documentation, its type and its default. `@init` before a field means
+/// that it only affects how new weights are drawn.
 ///
 /// ```
 /// elapid::settings! {
@@ -81,16 +81,16 @@ macro_rules! settings {
 pub struct Problem {
     /// The setting with its sections: `model.layer.mamba1.d_state`.
     pub field: String,
-    /// Where in the text it is, if it came from one.
+    /// Its place in the text, if it came from one.
     pub span: Option<Range<usize>>,
     /// What is wrong.
     pub what: String,
-    /// What to do.
+    /// The fix.
     pub fix: String,
 }
 
 impl Problem {
-    /// A value that cannot be.
+    /// An impossible value.
     pub fn value(field: impl Into<String>, wanted: impl fmt::Display, got: impl fmt::Display) -> Self {
         let (what, fix) = (format!("wanted {wanted}, got {got}"), format!("set it to {wanted}"));
         Self { field: field.into(), span: None, what, fix }
@@ -114,17 +114,17 @@ impl Problem {
         if x.is_finite() && x >= 0.0 { Ok(()) } else { Err(Self::value(field, wanted, x)) }
     }
 
-    /// The same about a field of a section.
+    /// The same problem, for a field of a section.
     #[must_use]
     pub fn within(self, section: &str) -> Self {
         Self { field: format!("{section}.{}", self.field), ..self }
     }
 }
 
-/// Reads a struct of settings from the table at `path`; fields that it lacks have their defaults.
+/// Reads a struct of settings from the table at `path`; missing fields have their defaults.
 ///
 /// # Errors
-/// An unknown field (with the nearest known one), or a value of the wrong kind.
+/// An unknown field (with the nearest known one), or a value of the wrong type.
 pub fn read<S: Settings>(path: &str, value: Spanned<DeValue<'_>>) -> Result<S, Problem> {
     let places = match value.get_ref() {
         DeValue::Table(table) => places(table),
@@ -149,7 +149,7 @@ pub fn read<S: Settings>(path: &str, value: Spanned<DeValue<'_>>) -> Result<S, P
     })
 }
 
-/// Every key of a table with what it and its value cover of the text.
+/// Every key of a table with the range of text that it and its value cover.
 fn places(table: &DeTable<'_>) -> Vec<(String, Range<usize>)> {
     let place = |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
         let key: &Spanned<std::borrow::Cow<'_, str>> = key;
@@ -162,7 +162,7 @@ fn places(table: &DeTable<'_>) -> Vec<(String, Range<usize>)> {
 /// A value as TOML, inline.
 pub fn toml_value(value: &impl Serialize) -> String {
     let mut text = String::new();
-    // Numbers, text and lists of text: there is nothing in settings that TOML cannot say.
+    // Settings are numbers, text and lists of text, all of which TOML can express.
     _ = value.serialize(toml::ser::ValueSerializer::new(&mut text));
     // 0.00000001 is 1e-8.
     match text.parse::<f64>() {
@@ -183,14 +183,14 @@ pub fn commented(fields: &[Field], values: &[String]) -> String {
     text
 }
 
-/// The name that takes the fewest edits; of the last part alone if the section is wrong too.
+/// The name with the smallest edit distance; of the last part only if the section is wrong too.
 pub fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a str> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let distance = |other: &String| levenshtein(name, other).min(levenshtein(&last(name), &last(other)) + 1);
     names.iter().min_by_key(|other| distance(other)).map(String::as_str)
 }
 
-/// A whole number from `MIN` to 2^31 - 1: twice the product of two fits in 64 bits, whatever a file says.
+/// An integer from `MIN` to 2^31 - 1, so that twice the product of two fits in 64 bits, whatever a file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Bounded<const MIN: usize>(usize);
@@ -198,14 +198,14 @@ pub struct Bounded<const MIN: usize>(usize);
 /// A size: at least 1.
 pub type Size = Bounded<1>;
 
-/// A number of things: 0 or more.
+/// A count: 0 or more.
 pub type Count = Bounded<0>;
 
 impl<const MIN: usize> Bounded<MIN> {
     /// The largest.
     pub const MAX: usize = i32::MAX as usize;
 
-    /// The number, or the nearest that is one.
+    /// The number, clamped to the range.
     pub const fn new(n: usize) -> Self {
         Self(if n < MIN {
             MIN
@@ -216,7 +216,7 @@ impl<const MIN: usize> Bounded<MIN> {
         })
     }
 
-    /// The number, if it is one.
+    /// The number, if it is in range.
     pub fn checked(n: usize) -> Option<Self> {
         (MIN..=Self::MAX).contains(&n).then_some(Self(n))
     }
@@ -250,18 +250,18 @@ impl<'de, const MIN: usize> Deserialize<'de> for Bounded<MIN> {
     }
 }
 
-/// A value, or "auto": what follows from other settings.
+/// A value, or "auto": derived from other settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Auto<T> {
-    /// What follows from other settings.
+    /// Derived from other settings.
     #[default]
     Auto,
-    /// This.
+    /// This value.
     Is(T),
 }
 
 impl<T: Copy> Auto<T> {
-    /// What `of` makes of the value, or what `auto` is here.
+    /// `of` applied to the value, or `auto`.
     pub fn map_or<U>(self, auto: U, of: impl FnOnce(T) -> U) -> U {
         match self {
             Self::Auto => auto,
@@ -269,7 +269,7 @@ impl<T: Copy> Auto<T> {
         }
     }
 
-    /// The value, or what `auto` is here.
+    /// The value, or `auto`.
     pub fn or(self, auto: T) -> T {
         match self {
             Self::Auto => auto,

@@ -1,4 +1,4 @@
-//! Sublayers in a row: where norms stand, how the residual stream is summed, what is recomputed.
+//! A sequence of sublayers: the placement of norms, the residual stream, and recomputation.
 //!
 //! Each sublayer (a mixer, a feed-forward) adds to one stream r of width `d_model`:
 //!
@@ -9,8 +9,8 @@
 //! | output | r <- keep r + scale norm(f(r)) |
 //! | both | n = norm(r); r <- keep n + scale f(n) |
 //!
-//! The stream is kept as a sum not yet taken, x and r: the addition that closes a sublayer is the first thing that the next
-//! norm does, in one pass over memory ([`ops::norm`]).
+//! The stream is kept as a pending sum of x and r: the addition at the end of a sublayer is fused into the next norm, in one
+//! pass over memory ([`ops::norm`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -32,14 +32,14 @@ pub(crate) struct Norm {
     pub(crate) eps: f32,
 }
 
-/// A layer in its place.
+/// A layer with its placement.
 #[derive(Debug, Clone)]
 pub(crate) struct Sublayer {
     pub(crate) norm: Norm,
     pub(crate) place: Place,
     pub(crate) scale: f32,
     pub(crate) keep: f32,
-    /// Whether it reads the stream that the sublayer before it read: parallel wiring.
+    /// Whether it reads the same stream as the previous sublayer: parallel wiring.
     pub(crate) parallel: bool,
     pub(crate) layer: Arc<dyn Layer>,
 }
@@ -52,16 +52,16 @@ pub struct Stack {
     pub(crate) spec: Spec,
 }
 
-/// Whether the state after a pass is wanted: if not, recomputation need not keep what only the state holds.
+/// Whether the state after a pass is needed. If not, recomputation need not store what only the state holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carry {
-    /// It is.
+    /// It is needed.
     Keep,
-    /// It is not: the state that is returned is meaningless.
+    /// It is not needed: the returned state is meaningless.
     Drop,
 }
 
-/// keep r + scale x, not yet taken; without r it is x.
+/// The pending sum keep r + scale x; without r it is x.
 #[derive(Debug, Clone)]
 struct Stream {
     x: Var,
@@ -70,7 +70,7 @@ struct Stream {
     keep: f32,
 }
 
-/// Called with the number of a sublayer and its output.
+/// Called with the index of a sublayer and its output.
 pub type Each<'a> = dyn FnMut(usize, &Var) -> Result<()> + 'a;
 
 impl Norm {
@@ -88,7 +88,7 @@ impl Norm {
         Ok(self.of(cx, &Stream::new(x.clone()))?.0)
     }
 
-    /// The weight of a plain RMSNorm; none for any other.
+    /// The weight of a plain RMSNorm; none for any other norm.
     pub(crate) fn plain_rms(&self) -> Option<ParamId> {
         self.weight.filter(|_| self.kind == ops::NormKind::Rms)
     }
@@ -120,7 +120,7 @@ impl Stream {
 }
 
 impl Sublayer {
-    /// The weight of the norm of a plain pre-norm sublayer; none for any other.
+    /// The weight of the norm of a plain pre-norm sublayer; none for any other sublayer.
     pub(crate) fn plain_rms(&self) -> Option<ParamId> {
         let plain = self.place == Place::Before && (self.scale, self.keep) == (1.0, 1.0) && !self.parallel;
         self.norm.plain_rms().filter(|_| plain)
@@ -152,8 +152,8 @@ impl Sublayer {
         }
     }
 
-    /// [`forward`](Self::forward) of a sublayer that reads `from`, the stream before the one it follows, and adds to what
-    /// that one made of it.
+    /// [`forward`](Self::forward) of a parallel sublayer: it reads `from`, the input stream of the previous sublayer, and
+    /// adds to that sublayer's result.
     fn forward_beside(&self, cx: &Cx, from: &Stream, to: &Stream, state: LayerState) -> Result<(Stream, LayerState)> {
         let (n, _) = self.norm.of(cx, from)?;
         let (y, state) = self.layer.forward(cx, &n, state)?;
@@ -163,10 +163,10 @@ impl Sublayer {
 
 impl Stack {
     /// The stack of a configuration: `layers.N.{norm,mixer}`, and `{ffn_norm,ffn}` where there is a feed-forward, then
-    /// `norm_f`, under the builder's prefix. Parameters of a name that is shared are under `shared.NAME`.
+    /// `norm_f`, under the builder's prefix. Parameters of a shared name are under `shared.NAME`.
     ///
     /// # Errors
-    /// If the source of parameters lacks one, or a setting cannot be.
+    /// If the source of parameters lacks one, or a setting is impossible.
     pub fn build(
         config: &StackConfig,
         p: &mut ParamBuilder<'_>,
@@ -246,7 +246,7 @@ impl Stack {
         Ok((y, state.after(layers, &cx.layout)))
     }
 
-    /// What holds of all layers together.
+    /// The promises that all layers keep.
     pub fn promises(&self) -> Promises {
         let all = self.sublayers.iter().map(|sublayer| sublayer.layer.promises());
         all.fold(Promises::ALL, |all, one| Promises {
@@ -266,13 +266,13 @@ impl Stack {
                 () => continue,
             };
             let fix = "give rows of one document and one length";
-            return Err(Error::Argument(format!("{place} is not a layer that {what}; {fix}")));
+            return Err(Error::Argument(format!("{place}: not a layer that {what}; {fix}")));
         }
         Ok(())
     }
 }
 
-/// The sublayers that read one stream, with their states: one, or several in parallel.
+/// The sublayers that read the same stream, one or several in parallel, with their states.
 #[derive(Clone)]
 struct Part {
     sublayers: Vec<Sublayer>,
@@ -294,14 +294,14 @@ impl Part {
         Ok((next, after))
     }
 
-    /// [`forward`](Self::forward), with everything between the streams recomputed in the backward pass. Variables that
-    /// go in and come out are those of the stream, of the states, of what the pass is conditioned on, and side losses.
+    /// [`forward`](Self::forward), with everything between the streams recomputed in the backward pass. The segment's inputs
+    /// and outputs are the variables of the stream, the states, the conditioning of the pass, and side losses.
     fn recomputed(self, cx: &Cx, stream: &Stream, carry: Carry) -> Result<(Stream, Vec<LayerState>)> {
         let tape = cx.tape().ok_or_else(|| Error::Argument("recomputation without a tape".into()))?.clone();
         let mut inputs: Vec<Var> = stream.vars().collect();
         inputs.extend(self.states.iter().flat_map(LayerState::vars));
         inputs.extend(cx.captured().cloned());
-        // What the outputs are, beside their values: known from the first run.
+        // The structure of the outputs besides their values, known from the first run.
         let form: Arc<Mutex<Option<Form>>> = Arc::default();
         let (part, outer, made, old) = (self, cx.clone(), form.clone(), stream.clone());
         let outputs = checkpoint(&tape, &inputs, move |tape, inputs| {
@@ -341,7 +341,7 @@ impl Part {
     }
 }
 
-/// What a segment returns beside values.
+/// What a segment returns besides values.
 struct Form {
     stream: Stream,
     states: Vec<LayerState>,

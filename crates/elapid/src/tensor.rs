@@ -1,4 +1,4 @@
-//! Tensors: numbers with a shape, on a device.
+//! Tensors: values with a shape, on a device.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use elapid_kernels::{DType, Rows, RowsMut};
 
 use crate::{Error, Result};
 
-/// Where numbers live and operations run.
+/// The device that holds values and runs operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The processor, with the best vector instructions it has.
+    /// The CPU, with its best vector instructions.
     #[default]
     Cpu,
     /// An NVIDIA GPU.
@@ -39,12 +39,12 @@ impl std::fmt::Display for Device {
 impl std::str::FromStr for Device {
     type Err = Error;
 
-    /// `cpu`, `cuda`, `cuda:1`, or `auto`: the first GPU if it can be used, else the processor.
+    /// `cpu`, `cuda`, `cuda:1`, or `auto`: the first GPU if it can be used, else the CPU.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let unusable = |reason: String| Error::Device { name: name.to_owned(), reason };
         let open = |ordinal: usize| match Gpu::open(ordinal) {
             Ok(gpu) => Ok(Device::Cuda(gpu)),
-            Err(error) => Err(unusable(format!("{error}. `elapid doctor` says what was found"))),
+            Err(error) => Err(unusable(format!("{error}. `elapid doctor` shows what was found"))),
         };
         match name.split_once(':') {
             None if name == "cpu" => Ok(Device::Cpu),
@@ -59,15 +59,15 @@ impl std::str::FromStr for Device {
     }
 }
 
-/// Numbers with a shape. Cheap to clone: clones share the numbers.
+/// Values with a shape. Cheap to clone: clones share the values.
 ///
-/// The last dimension is contiguous; all others together are rows, `stride` elements apart, so that a column slice of a
-/// packed projection (`[x z]`, `[dt B C]`) is a tensor without a copy. On the processor numbers are f32, on a GPU f32 or
-/// bf16. Operations that say nothing of devices are for the processor, and panic with a tensor of a GPU.
+/// The last dimension is contiguous; all others together are rows, `stride` elements apart, so a column slice of a packed
+/// projection (`[x z]`, `[dt B C]`) is a tensor without a copy. On the CPU values are f32, on a GPU f32 or bf16. Methods
+/// that do not mention devices are for the CPU, and panic for a tensor on a GPU.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     data: Storage,
-    /// Elements before the first.
+    /// Offset of the first element.
     offset: usize,
     stride: usize,
     shape: Vec<usize>,
@@ -77,12 +77,12 @@ pub struct Tensor {
 enum Storage {
     Cpu(Arc<Vec<f32>>),
     Cuda(Arc<Buffer>, DType),
-    /// No numbers: what remains of an output whose shape alone is needed.
+    /// No values: what remains of an output of which only the shape is needed.
     Nothing(Device, DType),
 }
 
 impl Tensor {
-    /// A tensor of the given numbers, row by row.
+    /// A tensor of the given values, row by row.
     ///
     /// # Panics
     /// If the shape's product is not the number of elements.
@@ -95,7 +95,7 @@ impl Tensor {
         Self { data, offset, stride: shape.last().copied().unwrap_or(1), shape: shape.to_vec() }
     }
 
-    /// A tensor without numbers: a shape.
+    /// A tensor without values: only a shape.
     pub(crate) fn outline(shape: &[usize]) -> Self {
         Self::over(Storage::Nothing(Device::Cpu, DType::F32), 0, shape)
     }
@@ -123,7 +123,7 @@ impl Tensor {
         }
     }
 
-    /// Memory of a GPU that is not initialised.
+    /// Uninitialised memory of a GPU.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -136,14 +136,14 @@ impl Tensor {
     /// A part of a GPU's memory, from element `offset`, rows without gaps.
     ///
     /// # Panics
-    /// If it does not lie inside the buffer.
+    /// If it is not inside the buffer.
     pub fn part_of(buffer: Arc<Buffer>, offset: usize, dtype: DType, shape: &[usize]) -> Self {
         let end = (offset + shape.iter().product::<usize>()) * dtype.bytes();
         assert!(end <= buffer.bytes(), "a tensor outside its buffer");
         Self::over(Storage::Cuda(buffer, dtype), offset, shape)
     }
 
-    /// Where the numbers are.
+    /// The device of the values.
     pub fn device(&self) -> Device {
         match &self.data {
             Storage::Cpu(_) => Device::Cpu,
@@ -152,12 +152,12 @@ impl Tensor {
         }
     }
 
-    /// The GPU that the numbers are on.
+    /// The GPU that holds the values.
     pub fn gpu(&self) -> Option<Gpu> {
         self.device().gpu()
     }
 
-    /// Their format.
+    /// Their dtype.
     pub fn dtype(&self) -> DType {
         match &self.data {
             Storage::Cpu(_) => DType::F32,
@@ -165,7 +165,7 @@ impl Tensor {
         }
     }
 
-    /// The same numbers on a device and in a format; f32 on the processor. No copy where nothing changes.
+    /// The same values on a device and in a dtype; f32 on the CPU. Does not copy if nothing changes.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -188,7 +188,7 @@ impl Tensor {
         }
     }
 
-    /// The numbers on the processor, row by row. Waits for the device.
+    /// The values on the CPU, row by row. Waits for the device.
     ///
     /// # Errors
     /// If the device failed.
@@ -204,11 +204,11 @@ impl Tensor {
                 cuda::elementwise::convert(&gpu, self.mat(), copy.mat_mut())?;
                 copy.to_vec()
             }
-            Storage::Nothing(..) => Err(Error::Argument("a tensor without numbers was read".into())),
+            Storage::Nothing(..) => Err(Error::Argument("a tensor without values was read".into())),
         }
     }
 
-    /// As operations on a GPU take it.
+    /// As an input of operations on a GPU.
     ///
     /// # Panics
     /// If it is not on a GPU.
@@ -217,7 +217,7 @@ impl Tensor {
         Mat::new(buffer, self.offset * dtype.bytes(), (self.row_count(), self.cols()), self.stride, dtype)
     }
 
-    /// As operations on a GPU write it: clones see what is written.
+    /// As an output of operations on a GPU; clones see what is written.
     ///
     /// # Panics
     /// If it is not on a GPU.
@@ -226,12 +226,12 @@ impl Tensor {
         MatMut::new(buffer, self.offset * dtype.bytes(), (self.row_count(), self.cols()), self.stride, dtype)
     }
 
-    /// As one row: parameters of one dimension, and matrices whose rows do not matter.
+    /// As one row: for parameters of one dimension, and matrices whose rows do not matter.
     ///
     /// # Panics
-    /// If it is not on a GPU, or rows are apart.
+    /// If it is not on a GPU, or not contiguous.
     pub fn flat(&self) -> Mat<'_> {
-        assert!(self.is_contiguous(), "a column slice is no single row");
+        assert!(self.is_contiguous(), "a column slice is not a single row");
         let (buffer, dtype) = self.buffer();
         Mat::new(buffer, self.offset * dtype.bytes(), (1, self.len()), self.len(), dtype)
     }
@@ -239,7 +239,7 @@ impl Tensor {
     /// As `rows` rows, whatever the shape.
     ///
     /// # Panics
-    /// If it is not on a GPU, rows are apart, or the number of elements does not divide.
+    /// If it is not on a GPU, is not contiguous, or the number of elements is not divisible.
     pub fn flat_rows(&self, rows: usize) -> Mat<'_> {
         assert!(self.is_contiguous() && self.len().is_multiple_of(rows.max(1)), "{:?} as {rows} rows", self.shape);
         let (buffer, dtype) = self.buffer();
@@ -247,21 +247,21 @@ impl Tensor {
         Mat::new(buffer, self.offset * dtype.bytes(), (rows, cols), cols, dtype)
     }
 
-    /// The memory and the format.
+    /// The memory and the dtype.
     ///
     /// # Panics
     /// If it is not on a GPU.
     pub fn buffer(&self) -> (&Arc<Buffer>, DType) {
         match &self.data {
             Storage::Cuda(buffer, dtype) => (buffer, *dtype),
-            _ => panic!("a tensor of {} where one of a GPU is needed", self.device()),
+            _ => panic!("a tensor on {} where one on a GPU is needed", self.device()),
         }
     }
 
     fn cpu(&self) -> &Arc<Vec<f32>> {
         match &self.data {
             Storage::Cpu(data) => data,
-            _ => panic!("a tensor of {} where one of the processor is needed", self.device()),
+            _ => panic!("a tensor on {} where one on the CPU is needed", self.device()),
         }
     }
 
@@ -290,7 +290,7 @@ impl Tensor {
         self.shape[..self.shape.len().saturating_sub(1)].iter().product()
     }
 
-    /// The numbers as a matrix of [`row_count`](Self::row_count) rows.
+    /// The values as a matrix of [`row_count`](Self::row_count) rows.
     ///
     /// # Panics
     /// Never: the bounds were checked when the tensor was made.
@@ -301,27 +301,27 @@ impl Tensor {
         }
     }
 
-    /// The numbers as one slice.
+    /// The values as one slice.
     ///
     /// # Panics
-    /// If rows are apart; see [`contiguous`](Self::contiguous).
+    /// If it is not contiguous; see [`contiguous`](Self::contiguous).
     pub fn as_slice(&self) -> &[f32] {
-        assert!(self.is_contiguous(), "a column slice has no single slice");
+        assert!(self.is_contiguous(), "a column slice is not contiguous");
         &self.cpu()[self.offset..self.offset + self.len()]
     }
 
-    /// The numbers to write: in place if no other tensor shares them, else in a copy of their own.
+    /// The values, mutable: in place if no other tensor shares them, else in a copy.
     pub fn make_mut(&mut self) -> &mut [f32] {
         if !self.is_contiguous() || self.offset != 0 || self.len() != self.cpu().len() {
             *self = self.contiguous_copy();
         }
         match &mut self.data {
             Storage::Cpu(data) => Arc::<Vec<f32>>::make_mut(data),
-            _ => unreachable!("its numbers were just read"),
+            _ => unreachable!("its values were just read"),
         }
     }
 
-    /// The numbers, row by row; moved out if no other tensor shares them.
+    /// The values, row by row; moved out if no other tensor shares them.
     pub fn into_vec(self) -> Vec<f32> {
         match self.data {
             Storage::Cpu(data) if self.offset == 0 && self.shape.iter().product::<usize>() == data.len() => {
@@ -344,7 +344,7 @@ impl Tensor {
         if self.is_contiguous() { self.clone() } else { self.contiguous_copy() }
     }
 
-    /// The same numbers under another shape; only the last dimension of a column slice must stay.
+    /// The same values with another shape; a column slice must keep its last dimension.
     ///
     /// # Panics
     /// If the number of elements differs, or a column slice would lose its last dimension.
@@ -385,7 +385,7 @@ impl Tensor {
         Self { offset: self.inside(self.offset + from * step), shape, stride, ..self.clone() }
     }
 
-    /// An empty slice at the very end starts no further than the end.
+    /// An empty slice at the very end must not start beyond the end.
     fn inside(&self, offset: usize) -> usize {
         match &self.data {
             Storage::Cpu(data) => offset.min(data.len()),
@@ -414,7 +414,7 @@ impl Tensor {
     /// If the device has too little memory.
     ///
     /// # Panics
-    /// If there are none, or their inner shapes, devices or formats differ.
+    /// If there are none, or their inner shapes, devices or dtypes differ.
     pub fn concat(parts: &[&Tensor]) -> Result<Self> {
         let mut shape = parts[0].shape.clone();
         assert!(parts.iter().all(|part| part.shape[1..] == shape[1..]), "tensors of different inner shapes");

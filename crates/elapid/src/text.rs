@@ -1,9 +1,9 @@
-//! Text that arrives in pieces: characters cut by token borders, and strings that end a generation.
+//! Text that arrives in pieces: characters split across tokens, and strings that end a generation.
 
-/// Puts bytes together to text, never splitting a character.
+/// Assembles bytes into text without splitting a character.
 ///
-/// All that it gives, one after another, is what [`String::from_utf8_lossy`] gives for all bytes at once, however they
-/// were cut: bytes that are not UTF-8 become U+FFFD.
+/// Its joined output equals [`String::from_utf8_lossy`] of all bytes at once, however they were cut: bytes that are not
+/// UTF-8 become U+FFFD.
 #[derive(Debug, Clone, Default)]
 pub struct Utf8Stream {
     /// The beginning of a character, at most 3 bytes.
@@ -16,7 +16,7 @@ impl Utf8Stream {
         Self::default()
     }
 
-    /// Takes bytes and gives all text that is sure by now.
+    /// Adds bytes and returns all text that is certain by now.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
@@ -46,7 +46,7 @@ impl Utf8Stream {
         }
     }
 
-    /// Ends the text: a character that never became whole is U+FFFD.
+    /// Ends the text: an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -54,19 +54,19 @@ impl Utf8Stream {
     }
 }
 
-/// What [`StopStrings`] lets through.
+/// Output of [`StopStrings`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Released {
-    /// Text that is no part of a stop string, and cannot become one.
+    /// Text that is not part of a stop string and cannot become one.
     pub text: String,
-    /// The stop string that was found, by its place in the list.
+    /// The stop string that was found, by its index in the list.
     pub stop: Option<usize>,
 }
 
 /// Ends a text at the first of some strings, and withholds what might be the beginning of one.
 ///
-/// The string that is complete first ends the text; of two that are complete at the same character, the longer. The
-/// outcome does not depend on how the text was cut.
+/// The string that is complete first ends the text; of two that are complete at the same character, the longer. The result
+/// does not depend on how the text was cut.
 #[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
@@ -80,7 +80,7 @@ impl StopStrings {
         Self { stops: stops.into_iter().map(Into::into).collect(), held: String::new(), stopped: None }
     }
 
-    /// Takes text and gives what is sure by now. After a stop string nothing more comes.
+    /// Adds text and returns what is certain by now. After a stop string it returns nothing more.
     pub fn push(&mut self, text: &str) -> Released {
         if self.stopped.is_some() {
             return Released { text: String::new(), stop: self.stopped };
@@ -105,7 +105,7 @@ impl StopStrings {
         Released { text: std::mem::replace(&mut self.held, kept), stop: None }
     }
 
-    /// Ends the text: what was withheld is text after all.
+    /// Ends the text: withheld text is returned.
     pub fn finish(&mut self) -> Released {
         Released { text: std::mem::take(&mut self.held), stop: self.stopped }
     }

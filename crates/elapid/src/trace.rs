@@ -1,10 +1,10 @@
-//! Looking into a pass: values inside mixers, as they are computed.
+//! Tracing a pass: values inside mixers, as they are computed.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::{Result, Tensor};
 
-/// Values of one kind that the mixers of a pass handed over, one a layer, on the processor.
+/// Values of one kind from the mixers of a pass, one per layer, on the CPU.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -27,8 +27,8 @@ pub struct Trace {
     values: Mutex<Vec<Tensor>>,
 }
 
-/// Δ of Mamba, `[b l d_inner]`: how long a step each channel takes at each position, after bias and softplus. Near 0 the
-/// state stays as it is and the position is passed over; a large one forgets the state and takes the position in.
+/// Δ of Mamba, `[b l d_inner]`: the step size of each channel at each position, after bias and softplus. Near 0 the state
+/// stays unchanged and the input is skipped; a large Δ forgets the state and absorbs the input.
 pub const DELTA: &str = "delta";
 
 impl Trace {
@@ -37,7 +37,7 @@ impl Trace {
         Self { name, values: Mutex::default() }
     }
 
-    /// The values so far, a layer each, in order.
+    /// The values so far, one per layer, in order.
     pub fn take(&self) -> Vec<Tensor> {
         std::mem::take(&mut *self.values.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,11 +1,12 @@
-//! Circles of imports between files.
+//! Import cycles between files.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use super::references::Imports;
 
-/// One text a circle, the shortest of each knot of files; imports in `allowed` are left out, and named if they are no more.
+/// One text per cycle, the shortest of each group of files; imports in `allowed` are left out, and reported if they no
+/// longer exist.
 pub(crate) fn problems(imports: &Imports, allowed: &[(&str, &str)]) -> Vec<String> {
     let mut problems = Vec::new();
     let mut graph: Graph = BTreeMap::new();
@@ -18,7 +19,7 @@ pub(crate) fn problems(imports: &Imports, allowed: &[(&str, &str)]) -> Vec<Strin
             problems.push(format!("allowed import is gone: {from} -> {to}: remove it from ALLOWED_IMPORTS"));
         }
     }
-    // Where a shortest circle is found, its last import is taken out, until none is left.
+    // When a shortest cycle is found, its last import is removed, until none is left.
     while let Some(circle) = shortest(&graph) {
         let mut text = format!("import circle: {} -> {}", circle.join(" -> "), circle[0]);
         for (i, from) in circle.iter().enumerate() {
@@ -34,12 +35,12 @@ pub(crate) fn problems(imports: &Imports, allowed: &[(&str, &str)]) -> Vec<Strin
 
 type Graph<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// A shortest circle of the graph.
+/// A shortest cycle of the graph.
 fn shortest<'a>(graph: &Graph<'a>) -> Option<Vec<&'a str>> {
     graph.keys().filter_map(|file| circle_through(graph, file)).min_by_key(Vec::len)
 }
 
-/// A shortest circle through a file, beginning with it.
+/// A shortest cycle through a file, beginning with it.
 fn circle_through<'a>(graph: &Graph<'a>, file: &'a str) -> Option<Vec<&'a str>> {
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     let mut queue = VecDeque::from([file]);

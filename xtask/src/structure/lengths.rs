@@ -1,4 +1,4 @@
-//! Files and functions that are too long to be read at one sitting.
+//! Files and functions that are too long to read at one sitting.
 
 use syn::visit::{self, Visit};
 use syn::{Attribute, Block, ImplItemFn, ItemFn, Signature, TraitItemFn};
@@ -9,10 +9,10 @@ use super::sources::{Source, Sources};
 const FILE: usize = 700;
 /// Lines of a function, from `fn` to its last brace.
 const FUNCTION: usize = 60;
-/// How the reason of a longer function begins: a comment above the function, or first in its body.
+/// The beginning of the reason for a longer function: a comment above it, or first in its body.
 const REASON: &str = "// Long:";
 
-/// One text for each file and function that is too long.
+/// One text per file and function that is too long.
 pub(crate) fn problems(sources: &Sources) -> Vec<String> {
     let mut problems = Vec::new();
     for (path, source) in &sources.files {
@@ -29,7 +29,7 @@ pub(crate) fn problems(sources: &Sources) -> Vec<String> {
     problems
 }
 
-/// Line, name and length of functions that are long without a reason.
+/// Line, name and length of long functions without a reason.
 fn long_functions(source: &Source) -> Vec<(usize, String, usize)> {
     let Some(syntax) = &source.syntax else { return Vec::new() };
     let mut functions = Functions { lines: source.text.lines().collect(), long: Vec::new() };
@@ -51,7 +51,7 @@ impl Functions<'_> {
         }
     }
 
-    /// Whether a reason stands above the function, among its attributes, or first in its body.
+    /// Whether there is a reason above the function, among its attributes, or first in its body.
     fn has_reason(&self, attributes: &[Attribute], start: usize, body: &Block) -> bool {
         let first = attributes.first().map_or(start, |attribute| attribute.pound_token.span.start().line);
         let comments_above =

@@ -1,5 +1,5 @@
-//! The shape of the source, held by the gate: no import circle between files, files and functions that can be read at one
-//! sitting, `mod.rs` for folders, and a map (`docs/ARCHITECTURE.md`) whose paths exist.
+//! The structure of the source, checked by the gate: no import cycles between files, files and functions that can be read at
+//! one sitting, `mod.rs` for folders, and a map (`docs/ARCHITECTURE.md`) whose paths exist.
 
 mod circles;
 mod lengths;
@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 
 use sources::Sources;
 
-/// Imports `(importing, imported)` that may close a circle until their files are rewritten; then the list is empty.
+/// Imports `(importing, imported)` that may close a cycle until their files are rewritten.
 const ALLOWED_IMPORTS: &[(&str, &str)] = &[
     ("crates/elapid/src/formats/mamba.rs", "crates/elapid/src/formats/mod.rs"),
     ("crates/elapid/src/formats/state_spaces.rs", "crates/elapid/src/formats/mod.rs"),
@@ -25,7 +25,7 @@ const ALLOWED_IMPORTS: &[(&str, &str)] = &[
 /// Checks the repository that `root` is.
 ///
 /// # Errors
-/// If something is not as it should be; each problem is printed before.
+/// If there are problems; each is printed first.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let sources = Sources::read(root)?;
     let problems = problems(&sources, ALLOWED_IMPORTS)?;
@@ -39,7 +39,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Everything that is wrong, one text each.
+/// All problems, one text each.
 fn problems(sources: &Sources, allowed: &[(&str, &str)]) -> Result<Vec<String>> {
     let mut problems = circles::problems(&references::imports(sources)?, allowed);
     problems.extend(lengths::problems(sources));

@@ -1,4 +1,4 @@
-//! The modules of a crate outside its tests, what each names, and which file a path leads to.
+//! The modules of a crate outside its tests, the names in each, and the file that a path leads to.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(crate) struct Module<'a> {
     pub(crate) file: String,
     pub(crate) items: &'a [Item],
     parent: Option<usize>,
-    /// What a name stands for: several where a module and a function share one.
+    /// What a name stands for; several if a module and a function share it.
     names: BTreeMap<String, Vec<Name>>,
     /// `use PATH::*`.
     globs: Vec<Vec<String>>,
@@ -103,7 +103,7 @@ impl<'a> Modules<'a> {
         Ok(id)
     }
 
-    /// What `path` leads to from a module; nothing if it leaves the crate.
+    /// The target of `path` from a module; nothing if it leaves the crate.
     pub(crate) fn resolve(&self, from: usize, path: &[String]) -> Vec<Target> {
         self.resolve_path(from, path, &mut Vec::new())
     }
@@ -252,7 +252,7 @@ fn defined_name(item: &Item) -> Option<&Ident> {
     }
 }
 
-/// Attributes of an item that can be for tests alone.
+/// Attributes of an item that may be only for tests.
 pub(crate) fn attributes(item: &Item) -> Option<&[Attribute]> {
     match item {
         Item::Const(item) => Some(&item.attrs),
@@ -270,7 +270,7 @@ pub(crate) fn attributes(item: &Item) -> Option<&[Attribute]> {
     }
 }
 
-/// Whether attributes keep an item for tests: `#[cfg(test)]`, `#[cfg(all(test, …))]`.
+/// Whether attributes restrict an item to tests: `#[cfg(test)]`, `#[cfg(all(test, …))]`.
 pub(crate) fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let syn::Meta::List(list) = &attribute.meta else { return false };

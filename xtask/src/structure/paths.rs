@@ -1,4 +1,4 @@
-//! Where files are: `mod.rs` in folders, and the paths that the map names.
+//! Locations of files: `mod.rs` in folders, and the paths in the map.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use super::sources::Sources;
 
 /// The map of the repository.
 const MAP: &str = "docs/ARCHITECTURE.md";
-/// What a path of the map ends in; other words in backquotes are names, settings, files of users.
+/// Extensions of paths in the map; other words in backquotes are names, settings or files of users.
 const ENDINGS: &[&str] = &[".rs", ".cu", ".cuh", ".md", ".py", ".toml"];
 
 /// Modules that are a file beside their folder.
@@ -60,7 +60,7 @@ fn is_path(word: &str, sources: &Sources) -> bool {
     plain && (folder || ENDINGS.iter().any(|ending| word.ends_with(ending)))
 }
 
-/// Whether a path is there, from the root or as the end of a longer one; `<op>` is any name.
+/// Whether a path exists, from the root or as the end of a longer one; `<op>` is any name.
 fn exists(word: &str, sources: &Sources) -> bool {
     let wanted: Vec<&str> = word.trim_end_matches('/').split('/').collect();
     sources.paths.iter().any(|path| {

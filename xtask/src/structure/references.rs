@@ -20,7 +20,7 @@ pub(crate) struct Reference {
     pub(crate) path: String,
 }
 
-/// The imports of every crate: a re-export is none of the file that it stands in for those who use it.
+/// The imports of every crate. Using a re-export counts as an import of the original file, not of the re-exporting one.
 pub(crate) fn imports(sources: &Sources) -> Result<Imports> {
     let mut imports = Imports::new();
     for root in sources.files.keys().filter(|path| is_root(path)) {
@@ -28,14 +28,14 @@ pub(crate) fn imports(sources: &Sources) -> Result<Imports> {
         for (id, module) in modules.all.iter().enumerate() {
             let mut paths = Paths { found: Vec::new() };
             for item in module.items {
-                // A module is visited as a module of its own.
+                // A module is visited separately.
                 if !matches!(item, Item::Mod(_)) {
                     paths.visit_item(item);
                 }
             }
             for (path, line) in paths.found {
                 for target in modules.resolve(id, &path) {
-                    // Naming a module imports nothing: what is taken from it does.
+                    // Naming a module is not an import; using its items is.
                     let Target::Item(of) = target else { continue };
                     let file = &modules.all[of].file;
                     if *file != module.file {
@@ -78,7 +78,7 @@ impl<'ast> Visit<'ast> for Paths {
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
         if item.leading_colon.is_none() {
-            // A glob is found by the names that are taken through it.
+            // A glob is resolved by the names used through it.
             let named = imports_of(&item.tree).into_iter().filter(|import| import.name.is_some());
             self.found.extend(named.map(|import| (import.path, import.line)));
         }
@@ -99,7 +99,7 @@ impl<'ast> Visit<'ast> for Paths {
         self.visit_tokens(call.tokens.clone());
     }
 
-    /// `pub(in crate::layers)` and attributes name what they do not use.
+    /// `pub(in crate::layers)` and attributes name items without using them.
     fn visit_visibility(&mut self, _: &'ast Visibility) {}
 
     fn visit_attribute(&mut self, _: &'ast Attribute) {}

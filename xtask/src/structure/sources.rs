@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Folders that hold no source of ours.
+/// Folders without our source.
 const SKIPPED: &[&str] = &["target", ".git", "out", "corpus", "__pycache__"];
 
 /// Source files with their text, and the names of everything else. Paths are relative to the root, with `/`.

@@ -18,7 +18,7 @@ Examples:
   elapid bench decode --model-size 256x4 --vocab 1024 --batch 8
   elapid bench decode --model DIR --json
 
-Each step reads all weights once, so that memory is the limit at a small batch.";
+Each step reads all weights once, so memory bandwidth is the limit for a small batch.";
 
 /// What to decode.
 #[derive(clap::Args)]
@@ -26,10 +26,10 @@ Each step reads all weights once, so that memory is the limit at a small batch."
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Sequences that are generated together
+    /// Sequences generated together
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1())]
     batch: usize,
-    /// Steps to time; before them, some more for warming up
+    /// Steps to time, after some warm-up steps
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = repetitions())]
     reps: usize,
 }

@@ -1,4 +1,4 @@
-//! What benchmarks share: arguments, times, reports against the limits of the machine.
+//! Shared by the benchmarks: arguments, timing, reports compared with the limits of the machine.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::model::{ModelArgument, Place};
 use crate::output::{Output, bytes, number, pairs, percent, scaled, thousands};
 
-/// Parses a number of things of which there must be one at least.
+/// Parses a count of at least 1.
 pub(super) fn at_least_1() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
@@ -33,10 +33,10 @@ pub(super) struct ModelArguments {
     pub(super) model_size: String,
     #[command(flatten)]
     pub(super) model: ModelArgument,
-    /// Random weights, which --model-size has anyway
+    /// Random weights; implied by --model-size
     #[arg(long, conflicts_with = "model")]
     pub(super) random: bool,
-    /// Number of token ids [default: 50277 of a published size, else 256]
+    /// Vocabulary size [default: 50277 for a published size, else 256]
     #[arg(long, value_name = "N", conflicts_with = "model", value_parser = at_least_1())]
     pub(super) vocab: Option<usize>,
     /// Seed of weights and tokens
@@ -44,7 +44,7 @@ pub(super) struct ModelArguments {
     pub(super) seed: u64,
 }
 
-/// A model, and what it is called.
+/// A model and its name.
 pub(super) struct Subject {
     pub(super) model: LanguageModel,
     pub(super) name: String,
@@ -60,7 +60,7 @@ impl ModelArguments {
         }
         let mut config = ModelConfig::mamba1(&self.model_size)?;
         config.vocab_size = self.vocab.unwrap_or(config.vocab_size);
-        // Ids of the published tokenizer mean nothing in another vocabulary.
+        // The published tokenizer's ids have no meaning in another vocabulary.
         if self.vocab.is_some() {
             (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (None, None, None);
         }
@@ -70,7 +70,7 @@ impl ModelArguments {
 }
 
 impl Subject {
-    /// Whether passes over `b` rows of `l` positions fit into the memory, with the logits after the last ones.
+    /// Checks that passes over `b` rows of `l` positions fit into memory, with the logits of the last positions.
     pub(super) fn check_pass(&self, b: usize, l: usize, place: Place) -> Result<()> {
         let lower = if l > 1 { "--batch or --chunk" } else { "--batch" };
         let logits = b as u128 * self.model.config().padded_vocab_size() as u128;
@@ -83,7 +83,7 @@ impl Subject {
         (0..count).map(|_| self.random.below(v) as u32).collect()
     }
 
-    /// Operations of the projection to the vocabulary: those that a prompt's inner positions do without.
+    /// Operations of the projection to the vocabulary, which the inner positions of a prompt skip.
     pub(super) fn head_flops(&self) -> u64 {
         let config = self.model.config();
         2 * config.padded_vocab_size() as u64 * config.d_model() as u64
@@ -104,7 +104,7 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// Times `reps` calls of `f`, after `warmup` that are not counted.
+    /// Times `reps` calls of `f`, after `warmup` calls that are not counted.
     pub(super) fn of(warmup: usize, reps: usize, mut f: impl FnMut() -> Result<()>) -> Result<Self> {
         for _ in 0..warmup {
             f()?;
@@ -152,24 +152,24 @@ impl Timing {
     }
 }
 
-/// Most memory that this process has had, in bytes, where the system tells.
+/// Peak memory of this process in bytes, if the system reports it.
 pub(super) fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// What one step of a model does.
+/// The work of one step of a model.
 pub(super) struct Work {
     /// Tokens of a step.
     pub(super) tokens: usize,
     /// Additions, multiplications and exponentials.
     pub(super) flops: f64,
-    /// Bytes that must come from memory and go there; none where other things are the limit.
+    /// Bytes that must be read from and written to memory; none if memory is not the limit.
     pub(super) bytes: Option<f64>,
 }
 
-/// Prints what the steps of a model came to. `extra` goes into the object as it is.
+/// Prints the results for the steps of a model. `extra` is added to the JSON object unchanged.
 pub(super) fn report(
     subject: &Subject,
     what: &[(&'static str, String)],
@@ -178,7 +178,7 @@ pub(super) fn report(
     work: &Work,
     output: Output,
 ) -> Result<()> {
-    // Before the ceilings are measured, which takes memory too.
+    // Taken before the ceilings are measured, which needs memory too.
     let rss = peak_rss();
     let (flops_limit, read_limit) = (ceiling::fma_ceiling(), ceiling::read_ceiling());
     let rate = |amount: f64| amount / timing.median;
@@ -219,7 +219,7 @@ pub(super) fn report(
     })
 }
 
-/// [`report`] for a GPU: against its copy and matrix product, measured in the same run.
+/// [`report`] for a GPU, compared with its copy and matrix-product rates, measured in the same run.
 pub(super) fn report_gpu(
     gpu: Gpu,
     dtype: DType,

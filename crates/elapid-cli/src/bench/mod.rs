@@ -1,4 +1,4 @@
-//! `elapid bench`: speed on random numbers, against the limits of this machine measured in the same run.
+//! `elapid bench`: speed on random values, compared with the limits of this machine, measured in the same run.
 
 mod decode;
 mod measure;

@@ -18,9 +18,10 @@ Examples:
   elapid bench prefill --model-size 256x4 --batch 4 --length 4096 --chunk 256
   elapid bench prefill --model DIR --json
 
-The prompt is read as `elapid generate` reads it: some positions at a time, logits after the last one only.";
+Prompts are read in chunks of positions, with logits only after the last one. On a CPU the chunk is that of
+`elapid generate`; on a GPU it is larger.";
 
-/// Positions of all prompts together that a GPU reads at a time: what bounds the memory.
+/// Positions that a GPU reads at a time, over all prompts; bounds the memory.
 const GPU_POSITIONS: usize = 32_768;
 
 /// What to read.
@@ -29,16 +30,16 @@ const GPU_POSITIONS: usize = 32_768;
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Prompts that are read together
+    /// Prompts read together
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1())]
     batch: usize,
-    /// Tokens of a prompt
+    /// Tokens per prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_1())]
     length: usize,
-    /// Positions to read at a time [default: 512; on a GPU 32768 of all prompts together]
+    /// Positions per forward pass [default: 512; on a GPU 32768 over all prompts]
     #[arg(long, value_name = "N", value_parser = at_least_1())]
     chunk: Option<usize>,
-    /// Prompts to time; before them, one more for warming up
+    /// Prompts to time, after one warm-up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = repetitions())]
     reps: usize,
 }

@@ -19,12 +19,12 @@ Examples:
   elapid bench scan --b 2 --l 2048 --d 1536 --n 16
       the shape of Mamba-130M's scan
   elapid bench scan --l 512 --d 256 --compare naive
-      beside the recurrence written as a loop, in the same run
+      compared with the recurrence as a plain loop, in the same run
   elapid bench scan --b 1 --l 65536 --d 64 --rule zoh --json
   elapid bench scan --b 8 --l 2048 --d 1536 --device cuda --dtype bf16
 
-An element is one channel at one position. Its forward takes n + 2 exponentials: one a state number,
-one of the softplus, one of the gate. The share is that of the exponentials a second that this
+An element is one channel at one position. Its forward takes n + 2 exponentials: one per state element,
+one for the softplus, one for the gate. The share is relative to the exponentials per second that this
 machine reaches.";
 
 /// The scan to time.
@@ -34,25 +34,25 @@ pub(crate) struct Arguments {
     /// Sequences
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_1())]
     b: usize,
-    /// Positions of a sequence
+    /// Positions per sequence
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = at_least_1())]
     l: usize,
     /// Channels
     #[arg(long, value_name = "N", default_value_t = 1536, value_parser = at_least_1())]
     d: usize,
-    /// State numbers of a channel
+    /// State elements per channel
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_1())]
     n: usize,
     /// How the continuous system becomes a recurrence: exp-euler, zoh or bilinear
     #[arg(long, value_name = "RULE", default_value = "exp-euler")]
     rule: Discretisation,
-    /// Calls to time; before them, two more for warming up
+    /// Calls to time, after two warm-up calls
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = repetitions())]
     reps: usize,
-    /// Time something else in the same run, and give the ratio
+    /// Time another implementation in the same run, and print the ratio
     #[arg(long, value_name = "WITH")]
     compare: Option<Compare>,
-    /// Seed of the numbers
+    /// Random seed of the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
@@ -63,7 +63,7 @@ enum Compare {
     Naive,
 }
 
-/// Random inputs of a scan, in the ranges that they have in a model.
+/// Random inputs of a scan, in the ranges of a real model.
 struct Inputs {
     u: Vec<f32>,
     delta: Vec<f32>,
@@ -117,7 +117,7 @@ impl Inputs {
     }
 }
 
-/// Where gradients go.
+/// Outputs, gradients included.
 struct Outputs {
     y: Vec<f32>,
     last: Vec<f32>,
@@ -167,10 +167,10 @@ impl Outputs {
 
 /// The times of one implementation.
 struct Times {
-    /// Without what the backward needs.
+    /// Without saving anything for the backward.
     forward: Timing,
     backward: Timing,
-    /// A training step's two passes, timed together.
+    /// Forward and backward timed together, as in a training step.
     both: Timing,
 }
 
@@ -184,14 +184,14 @@ impl Times {
     }
 }
 
-// Long: the benchmark in the order it runs: inputs, one measurement each, the table.
+// Long: the benchmark in the order it runs: inputs, measurements, the table.
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     let Arguments { b, l, d, n, rule, reps, .. } = *arguments;
     let dims = Dims { b, l, d, n };
     needs(dims, place.dtype).check_on(place.device)?;
     if let Some(gpu) = place.device.gpu() {
         if arguments.compare.is_some() {
-            output.note("--compare is for the processor: give --device cpu with it");
+            output.note("--compare runs on the CPU: add --device cpu");
         }
         return scan_cuda::run(gpu, place.dtype, dims, rule, reps, arguments.seed, output);
     }
@@ -269,7 +269,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     })
 }
 
-/// Inputs and outputs, and the states that the forward keeps.
+/// Memory of inputs, outputs and the states that the forward saves.
 fn needs(Dims { b, l, d, n }: Dims, dtype: DType) -> Needs {
     let product = |sizes: &[usize]| sizes.iter().fold(1_u128, |product, &size| product.saturating_mul(size as u128));
     let size = dtype.bytes() as u32;
@@ -299,7 +299,7 @@ fn fast(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, rep
     })
 }
 
-/// The loop takes long enough for a few calls to tell.
+/// The loop is slow enough that a few calls suffice.
 fn slow(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {
     let reps = reps.min(3);
     let dy = Rows::new(&inputs.dy, dims.d);

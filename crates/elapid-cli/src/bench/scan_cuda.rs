@@ -11,7 +11,7 @@ use serde_json::json;
 use super::measure::Timing;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
 
-/// Numbers that are drawn; longer matrices repeat them.
+/// Number of random values drawn; longer matrices repeat them.
 const DRAWN: usize = 1 << 20;
 
 struct Matrix {
@@ -38,7 +38,7 @@ impl Matrix {
     }
 }
 
-// Long: the benchmark in the order it runs: inputs, one measurement each, the table.
+// Long: the benchmark in the order it runs: inputs, measurements, the table.
 pub(crate) fn run(
     gpu: Gpu,
     dtype: DType,
@@ -99,7 +99,7 @@ pub(crate) fn run(
     })?;
     let copy = cuda::ceiling::copy(gpu)?;
     let elements = (b * l * d) as f64;
-    // What must be read and written: u, Δ, z, y; and backward u, Δ, z, dy, du, dΔ, dz.
+    // Bytes that must be read and written: forward u, Δ, z, y; backward u, Δ, z, dy, du, dΔ, dz.
     let traffic = [4.0, 11.0].map(|matrices| matrices * elements * dtype.bytes() as f64);
     let passes = [("forward", alone, traffic[0]), ("both", both, traffic[1])];
     let object = json!({

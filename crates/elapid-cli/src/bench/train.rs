@@ -33,22 +33,22 @@ Operations are counted as three times those of the forward pass.";
 pub(crate) struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
-    /// Sequences of a step
+    /// Sequences per step
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_1())]
     batch: usize,
-    /// Tokens of a sequence
+    /// Tokens per sequence
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_1())]
     length: usize,
-    /// Keep only the inputs of blocks for the backward pass, and compute the rest again
+    /// Store only the inputs of blocks for the backward pass and recompute the rest
     #[arg(long)]
     recompute: bool,
-    /// Steps to time; before them, one more for warming up
+    /// Steps to time, after one warm-up step
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = repetitions())]
     reps: usize,
 }
 
 impl Arguments {
-    /// Whether steps of these sizes fit into the memory.
+    /// Checks that steps of these sizes fit into memory.
     fn check(&self, subject: &Subject, place: Place) -> Result<()> {
         let lower = "--batch or --length, or give --recompute";
         let training = subject.model.needs_of_training(self.batch, self.length, place.dtype, self.recompute, lower);

@@ -244,7 +244,7 @@ fn doctor_finds_the_machine() {
         assert!(found[rate].as_f64().unwrap() > 1e6, "{rate}: {}", found[rate]);
     }
     let run = elapid(&["doctor"]);
-    for word in ["processor", "instructions", "memory read", "GPU", "built-in model"] {
+    for word in ["CPU", "instructions", "memory read", "GPU", "built-in model"] {
         assert!(run.text().contains(word), "{}", run.stdout);
     }
 }

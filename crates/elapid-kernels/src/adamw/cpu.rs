@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::Hyper;
 use crate::{Isa, parallel};
 
-/// Elements a block of the norm, and below which a thread is not worth waking.
+/// Elements per block of the norm, and the minimum work for waking a thread.
 const BLOCK: usize = 1 << 15;
 
 pub(super) fn step(isa: Isa, hyper: &Hyper, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {

@@ -1,5 +1,5 @@
-//! On a GPU, over arrays that hold all parameters one after another: one launch a step, and the norm of all gradients
-//! without asking the host.
+//! On a GPU, over arrays that hold all parameters one after another: one launch per step, and the norm of all gradients
+//! without a round trip to the host.
 
 use crate::cuda::{Buffer, Gpu, Launch, Result, Source, Unit};
 use crate::error::Check;
@@ -8,23 +8,23 @@ static SOURCE: Source = Source { name: "adamw", text: include_str!("adamw.cu") }
 const ENTRIES: [&str; 3] = ["squares", "join", "step"];
 const CHECK: Check = Check("adamw");
 const THREADS: u32 = 256;
-/// A parameter starts at a multiple of this, and decays or does not in stretches of it.
+/// Parameters start at multiples of this, and weight decay is a flag per chunk of this size.
 pub const CHUNK: usize = 256;
 
-/// Arrays of `count` numbers, a multiple of [`CHUNK`].
+/// Arrays of `count` values, a multiple of [`CHUNK`].
 #[derive(Debug, Clone, Copy)]
 pub struct Flat<'a> {
-    /// Parameters, f32, changed.
+    /// Parameters, f32, updated.
     pub w: &'a Buffer,
     /// Gradients, f32.
     pub g: &'a Buffer,
-    /// Means of gradients, f32, changed.
+    /// Means of gradients, f32, updated.
     pub m: &'a Buffer,
-    /// Means of squared gradients, f32, changed.
+    /// Means of squared gradients, f32, updated.
     pub v: &'a Buffer,
     /// The parameters in bf16 (=).
     pub copy: Option<&'a Buffer>,
-    /// One u8 for [`CHUNK`] numbers: whether they decay.
+    /// One u8 per [`CHUNK`] values: whether they decay.
     pub decay: &'a Buffer,
     /// One f32 for [`CHUNK`] numbers: factors of the learning rate. None: all are 1.
     pub factors: Option<&'a Buffer>,
@@ -74,8 +74,8 @@ pub fn norm(gpu: &Gpu, g: &Buffer, count: usize, out: &Buffer) -> Result<()> {
     }
 }
 
-/// One step, as [`super::step`], the gradients first clipped to the norm that `hyper` says. `norm` is what [`norm`] gave
-/// for them: where it is not finite, nothing is changed.
+/// One step, as [`super::step`], with the gradients first clipped to the norm in `hyper`. `norm` is the result of [`norm`]:
+/// if it is not finite, nothing is changed.
 ///
 /// `hyper` f32 `[8]`: lr, β1, β2, ε, weight decay, largest norm (0: none), 1 - β1ᵗ, 1 - β2ᵗ.
 ///

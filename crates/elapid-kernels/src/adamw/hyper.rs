@@ -1,6 +1,6 @@
 //! Settings of a step.
 
-/// Numbers of one step.
+/// Settings of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hyper {
     /// Learning rate.
@@ -15,6 +15,6 @@ pub struct Hyper {
     pub weight_decay: f32,
     /// Number of this step, from 1.
     pub step: u64,
-    /// What multiplies the gradient first: the clip factor.
+    /// Factor of the gradient: the clip factor.
     pub grad_scale: f32,
 }

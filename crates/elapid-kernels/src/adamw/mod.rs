@@ -1,9 +1,9 @@
-//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) as PyTorch has it, t counted from 1:
+//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2) as in PyTorch, t counted from 1:
 //!
 //! p -= lr wd p; m = β1 m + (1 - β1) g; v = β2 v + (1 - β2) g²;
 //! p -= lr / (1 - β1ᵗ) · m / (sqrt(v) / sqrt(1 - β2ᵗ) + eps).
 //!
-//! With it, what clipping needs: [`norm_sq`] and [`first_non_finite`].
+//! Also [`norm_sq`] and [`first_non_finite`], for clipping.
 
 mod cpu;
 pub mod cuda;
@@ -40,7 +40,7 @@ pub fn norm_sq(g: &[f32]) -> f64 {
     cpu::norm_sq(Isa::best(), g)
 }
 
-/// The first position that holds a NaN or an infinity.
+/// The first position with a NaN or an infinity.
 pub fn first_non_finite(g: &[f32]) -> Option<usize> {
     cpu::first_non_finite(Isa::best(), g)
 }

@@ -1,5 +1,5 @@
-// Residual add and RMSNorm. T is the format of activations. LANES threads own a row and hold it in registers, VECTORS
-// times eight numbers each; LANES = 0 is the form for any width and alignment, a block a row that reads it twice.
+// Residual add and RMSNorm. T is the dtype of activations. LANES threads own a row and hold it in registers, VECTORS times
+// eight values each. LANES = 0 is the form for any width and alignment: one block per row, which reads it twice.
 
 struct Args {
   Mat<T> x;
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
   }
 }
 
-// y again: the same products of the same numbers, whatever the form.
+// y recomputed: the same products of the same values in every form.
 extern "C" __global__ void __launch_bounds__(THREADS) scale(const __grid_constant__ Args a) {
   for (i64 r = blockIdx.x; r < a.rows; r += gridDim.x) {
     float rstd = a.rstd[r];
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scale(const __grid_constan
   }
 }
 
-// Every block takes a stretch of rows and leaves its part of the weight's gradient in a row of `partial`.
+// Every block takes a range of rows and writes its part of the weight's gradient to a row of `partial`.
 extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Args a) {
   __shared__ float shared[THREADS / 32];
   for (int c = threadIdx.x; c < a.d; c += THREADS) a.partial.row(blockIdx.x)[c] = 0.0f;

@@ -1,15 +1,15 @@
-//! For each row, one pass adds and sums squares, a second one scales (the row is in the first-level cache by then).
+//! For each row, one pass adds and sums squares, and a second one scales (the row is in the L1 cache by then).
 //!
 //! Departures from naive:
-//! - sums run in four vectors, for the latency of addition: lane i of vector j adds elements 4 w q + w j + i;
-//! - the weight's gradient is summed over blocks of rows that depend on the number of rows only, then over blocks.
+//! - sums run in four vectors, to hide the latency of additions: lane i of vector j adds elements 4 w q + w j + i;
+//! - the weight's gradient is summed over blocks of rows that depend only on the number of rows, then over the blocks.
 
 use pulp::{Simd, WithSimd};
 
 use crate::parallel::{self, Each};
 use crate::{Isa, Rows, RowsMut};
 
-/// Elements below which a thread is not worth waking.
+/// Minimum number of elements for waking a thread.
 const LEAST: usize = 1 << 15;
 
 pub(super) fn forward(
@@ -115,7 +115,7 @@ fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     simd.reduce_sum_f32s(simd.add_f32s(pairs[0], pairs[1]))
 }
 
-/// Rows a block of the weight's gradient, for `m` rows: at most 64 blocks.
+/// Rows per block of the weight's gradient, for `m` rows: at most 64 blocks.
 fn block(m: usize) -> usize {
     m.div_ceil(64).max(32)
 }
@@ -137,7 +137,7 @@ pub(super) fn backward(
     let grain = if m * d <= LEAST { usize::MAX } else { block };
     parallel::split(m, grain, (dx, Partial { sums: Each(&mut partial, d), block }), &|from, count, (dx, partial)| {
         let mut dx = Some(dx);
-        // A part is whole blocks: one where threads share the work, all of them where one thread does it.
+        // A part consists of whole blocks: one if threads share the work, all of them on a single thread.
         for (i, dweight) in partial.sums.0.chunks_exact_mut(d.max(1)).enumerate() {
             let Some(rest) = dx.take() else { break };
             let first = from + i * block;
@@ -162,7 +162,7 @@ pub(super) fn backward(
     }
 }
 
-/// The weight's gradient of each block of rows; it is cut where rows are.
+/// The weight's gradient of each block of rows, split where rows are.
 struct Partial<'a> {
     sums: Each<'a>,
     block: usize,

@@ -1,5 +1,5 @@
-//! On a GPU: x and y in the format of activations, the residual stream in f32. A row stays in the registers of a warp or
-//! a block, so that each number is read once.
+//! On a GPU: x and y in the dtype of activations, the residual stream in f32. A row stays in the registers of a warp or a
+//! block, so each value is read once.
 
 use crate::DType;
 use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
@@ -51,7 +51,8 @@ impl Args {
     }
 }
 
-/// Threads that own a row, and vectors of eight numbers that each holds; (0, 0) where rows are too wide or not aligned.
+/// Threads that own a row, and the number of vectors of eight values that each holds; (0, 0) if rows are too wide or not
+/// aligned.
 type Form = (usize, usize);
 
 fn form(d: usize, all: &[Option<&Mat<'_>>]) -> Form {
@@ -67,11 +68,11 @@ fn form(d: usize, all: &[Option<&Mat<'_>>]) -> Form {
 
 /// Adds the residual and normalises.
 ///
-/// `x` `[m d]`, `residual` and `weight` `[1 d]` f32; `y` `[m d]` (=) of the format of x, `sum` `[m d]` (=) and `rstd` `[m]`
+/// `x` `[m d]`, `residual` and `weight` `[1 d]` f32; `y` `[m d]` (=) in the dtype of x, `sum` `[m d]` (=) and `rstd` `[m]`
 /// (=) f32.
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn forward(
     gpu: &Gpu,
     x: Mat<'_>,
@@ -100,12 +101,12 @@ pub fn forward(
     unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows, form, 8), THREADS as u32), &args) }
 }
 
-/// The y of [`forward`] again, bit for bit, from its `sum` and `rstd`.
+/// Recomputes the y of [`forward`] bit for bit from its `sum` and `rstd`.
 ///
-/// `sum` `[m d]`, `weight` `[1 d]` and `rstd` `[m]` f32; `y` `[m d]` (=) of the format that it had.
+/// `sum` `[m d]`, `weight` `[1 d]` and `rstd` `[m]` f32; `y` `[m d]` (=) in its original dtype.
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn scale(gpu: &Gpu, sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     let y = y.as_mat();
     check(&y, &[], &[Some(&sum)], &weight, &rstd)?;
@@ -125,7 +126,7 @@ pub fn scale(gpu: &Gpu, sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<
 /// residual, `dresidual` (=); `dweight` `[d]` f32 (+=).
 ///
 /// # Errors
-/// If shapes or formats differ, or there is too little memory.
+/// If shapes or dtypes differ, or there is too little memory.
 pub fn backward(
     gpu: &Gpu,
     sum: Mat<'_>,
@@ -187,12 +188,12 @@ fn check(
     Ok(())
 }
 
-/// Blocks that take all rows between them, at most `resident` a multiprocessor.
+/// Number of blocks that share all rows, at most `resident` per multiprocessor.
 fn blocks(gpu: &Gpu, rows: usize, form: Form, resident: usize) -> usize {
     rows.div_ceil(rows_at_once(form).max(1)).min(resident * gpu.multiprocessors())
 }
 
-/// Rows that a block holds in registers at once; 0 where it reads one twice.
+/// Rows that a block holds in registers at once; 0 for the form that reads each row twice.
 fn rows_at_once((lanes, _): Form) -> usize {
     THREADS.checked_div(lanes).unwrap_or(0)
 }

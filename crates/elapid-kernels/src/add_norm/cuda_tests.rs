@@ -4,7 +4,7 @@ use super::*;
 use crate::DType;
 use crate::testing::{OnDevice, Random, bits, err_ratio, gpu, median, rounded, wide};
 
-/// y, sum, rstd, dx, dresidual, dweight of random numbers; and what they should be.
+/// y, sum, rstd, dx, dresidual, dweight of random inputs, and their references.
 fn run(m: usize, d: usize, with: [bool; 2], dtype: DType, gap: usize) -> ([Vec<f64>; 6], [Vec<f32>; 6]) {
     let Some(gpu) = gpu() else { return Default::default() };
     let mut random = Random::new((m * 10_000 + d) as u64);

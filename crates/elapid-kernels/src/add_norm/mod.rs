@@ -2,10 +2,10 @@
 //!
 //! s = x + residual, rstd = 1 / sqrt(mean(s²) + eps), y = s · rstd · weight.
 //!
-//! The sum goes on as the residual stream, so it is an output too. Backward, derived in `docs/math/add_norm.md`:
-//! with ŝ = s · rstd and g = dy · weight, ds = rstd (g - ŝ mean(g ŝ)) + dsum, dweight += Σ_rows dy ŝ.
+//! The sum continues as the residual stream, so it is an output too. Backward, derived in `docs/math/add_norm.md`: with ŝ =
+//! s · rstd and g = dy · weight, ds = rstd (g - ŝ mean(g ŝ)) + dsum, dweight += Σ_rows dy ŝ.
 //!
-//! A row's result depends on nothing but the row: not on the number of rows, nor on threads.
+//! A row's result depends only on the row, not on the number of rows or threads.
 
 mod cpu;
 pub mod cuda;
@@ -46,7 +46,7 @@ pub fn forward(
     Ok(())
 }
 
-/// The y of [`forward`] again, bit for bit, from its `sum` and `rstd`.
+/// Recomputes the y of [`forward`] bit for bit from its `sum` and `rstd`.
 ///
 /// `sum` `[m d]`, `weight` `[d]`, `rstd` `[m]`, `y` `[m d]` (=).
 ///

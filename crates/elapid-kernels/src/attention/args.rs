@@ -1,4 +1,4 @@
-//! What attention reads and writes.
+//! Arguments of attention.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use crate::{Rows, RowsMut};
 /// Sizes, scores, and what a position sees.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
-    /// Heads of queries.
+    /// Query heads.
     pub heads: usize,
-    /// Heads of keys and values; each serves `heads / kv_heads` neighbouring heads of queries.
+    /// Key and value heads; each serves `heads / kv_heads` neighbouring query heads.
     pub kv_heads: usize,
     /// Factor of the products.
     pub scale: f32,
@@ -75,7 +75,7 @@ pub struct Stretch {
     pub queries: Range<usize>,
     /// Rows of k and v, in the order of their positions.
     pub keys: Range<usize>,
-    /// Which of the keys has the position of the first query.
+    /// Index of the key at the position of the first query.
     pub offset: usize,
     /// Keys that are the document's first positions, before positions that are not there.
     pub sinks: usize,
@@ -105,7 +105,7 @@ impl Stretch {
     }
 }
 
-/// What attention reads.
+/// The inputs of attention.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a, T = f32> {
     /// `[m heads·dk]`.
@@ -114,7 +114,7 @@ pub struct Args<'a, T = f32> {
     pub k: Rows<'a, T>,
     /// `[n kv_heads·dv]`.
     pub v: Rows<'a, T>,
-    /// Which rows belong together; queries of no stretch are padding.
+    /// Which rows belong together; queries outside all stretches are padding.
     pub stretches: &'a [Stretch],
 }
 

@@ -1,9 +1,9 @@
 //! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), causal: y_t = Σ_s softmax_s(scale q_t k_s) v_s over
 //! the keys s that position t sees ([`Mask`]).
 //!
-//! A batch is cut into [`Stretch`]es, runs of queries of one document with all keys that the document has up to the last
-//! of them, those of earlier calls first. A query's result depends on its keys in the order of their positions and on
-//! nothing else, so that any split of a document gives the same bits.
+//! A batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the last
+//! query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so any
+//! split of a document gives the same bits.
 
 mod args;
 pub mod naive;
@@ -41,7 +41,7 @@ pub fn backward(attention: &Attention, args: &Args<'_>, dy: Rows<'_>, grads: Gra
     Ok(())
 }
 
-/// Checks all but the outputs; gives the width of a head of values.
+/// Checks everything except the outputs; returns the width of a value head.
 fn check(attention: &Attention, args: &Args<'_>) -> Result<usize> {
     let check = Check("attention");
     let &Attention { heads, kv_heads, ref mask, .. } = attention;

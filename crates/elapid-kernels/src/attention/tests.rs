@@ -28,7 +28,7 @@ fn in_f64(attention: &Attention, q: &[f64], k: &[f64], v: &[f64], stretches: &[S
     y
 }
 
-/// Two documents: one that goes on from 3 keys of earlier calls, one of its own; the last query is padding.
+/// Two documents: one that continues from 3 keys of earlier calls, and a new one; the last query is padding.
 fn stretches() -> Vec<Stretch> {
     vec![Stretch::whole(0..4, 0..7, 3), Stretch::whole(4..6, 7..9, 0)]
 }

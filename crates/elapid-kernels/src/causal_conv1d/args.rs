@@ -1,4 +1,4 @@
-//! What the convolution reads and writes.
+//! Arguments of the convolution.
 
 use crate::{Rows, RowsMut, Segments};
 
@@ -7,7 +7,7 @@ use crate::{Rows, RowsMut, Segments};
 pub struct Dims {
     /// Batch.
     pub b: usize,
-    /// Length; 1 in [`step`](super::step), which does not look at it.
+    /// Length; ignored in [`step`](super::step), where it is 1.
     pub l: usize,
     /// Channels.
     pub d: usize,
@@ -15,7 +15,7 @@ pub struct Dims {
     pub k: usize,
 }
 
-/// What the convolution reads.
+/// The inputs of the convolution.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a, T = f32> {
     /// `[b l d]`, as `b * l` rows.
@@ -28,11 +28,11 @@ pub struct Args<'a, T = f32> {
     pub initial: Option<&'a [T]>,
     /// Padding and packed documents.
     pub segments: Segments<'a>,
-    /// Whether x sigmoid(x) follows.
+    /// Whether SiLU is applied, x sigmoid(x).
     pub silu: bool,
 }
 
-/// What the backward writes and adds to.
+/// The outputs of the backward.
 #[derive(Debug)]
 pub struct Grads<'a, T = f32> {
     /// `[b l d]` (=).
@@ -41,6 +41,6 @@ pub struct Grads<'a, T = f32> {
     pub dweight: &'a mut [T],
     /// `[d]` (+=).
     pub dbias: Option<&'a mut [T]>,
-    /// `[b k-1 d]` (=); without `initial`, the gradient at its zeros.
+    /// `[b k-1 d]` (=); without `initial`, the gradient with respect to its zeros.
     pub dinitial: Option<&'a mut [T]>,
 }

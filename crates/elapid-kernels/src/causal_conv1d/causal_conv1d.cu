@@ -1,6 +1,6 @@
-// The short causal convolution. T is the format of activations, K the taps, CH the channels of a thread: 4 that are read
-// at once, or 1 where rows are not aligned; SEGMENTS whether there are resets. A thread walks a stretch of positions with
-// its inputs in registers.
+// The short causal convolution. T is the dtype of activations, K the number of taps, CH the channels per thread (4, read as
+// one vector, or 1 if rows are not aligned), SEGMENTS whether there are resets. A thread walks along a range of positions
+// with its inputs in registers.
 
 struct Args {
   Mat<T> x;
@@ -24,7 +24,7 @@ struct Args {
 };
 
 #define LANES 32
-// Positions whose inputs are asked for at once.
+// Positions whose inputs are loaded at once.
 #define AHEAD 8
 
 __device__ __forceinline__ void load(const float* from, float* x) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void store(bf16* to, const float* x) {
   }
 }
 
-// CH numbers as they lie in memory.
+// CH values as they are in memory.
 struct Pack {
   T x[CH];
   __device__ __forceinline__ void load(const T* from) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ void input(const Args& a, i64 row, i64 t, i64 c, floa
   }
 }
 
-// Makes room for the input at t. Inputs before a reset at t count as 0 from t on.
+// Shifts the window to make room for the input at t. Inputs before a reset at t count as 0 from t on.
 __device__ __forceinline__ void shift(const Args& a, i64 row, i64 t, float (*window)[CH]) {
   bool reset = resets_at(a, row, t);
 #pragma unroll
@@ -104,7 +104,7 @@ __device__ __forceinline__ void shift(const Args& a, i64 row, i64 t, float (*win
     for (int i = 0; i < CH; ++i) window[j][i] = reset ? 0.0f : window[j + 1][i];
   }
 }
-// Moves the window on by one: `window[K-1]` is the newest.
+// Advances the window by one: `window[K-1]` is the newest.
 __device__ __forceinline__ void push(const Args& a, i64 row, i64 t, i64 c, float (*window)[CH]) {
   shift(a, row, t, window);
   input(a, row, t, c, window[K - 1]);
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) forward(const __grid_consta
   int x_stride = int(a.x.stride), y_stride = int(a.y.stride);
   int count = int(t1 - t0), inside = len - t0 < count ? int(len - t0) : count;
   for (int t = 0; t < count; t += AHEAD) {
-    // All loads first: they wait for memory together.
+    // All loads first, so that their latencies overlap.
     Pack next[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(128) window(const __grid_constant__
   a.last[at] = x;
 }
 
-// Both of one position. A thread reads all of its window before it writes: `last` may be `initial`.
+// Forward and window for one position. A thread reads its whole window before it writes, so `last` may be `initial`.
 extern "C" __global__ void __launch_bounds__(128) step(const __grid_constant__ Args a) {
   const u32 across = u32((a.d / CH + 127) / 128);
   const i64 c = i64(blockIdx.x % across * 128 + threadIdx.x) * CH, row = blockIdx.x / across;
@@ -244,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) backward(const __grid_const
   int x_stride = int(a.x.stride), dy_stride = int(a.dy.stride), dx_stride = int(a.dx.stride);
   int count = int(t1 - t0), end = count + K - 1, inside = len - t0 < end ? int(len - t0) : end;
   for (int first = 0; first < end; first += AHEAD / 2) {
-    // All loads first: they wait for memory together.
+    // All loads first, so that their latencies overlap.
     Pack next_x[AHEAD / 2], next_dy[AHEAD / 2];
 #pragma unroll
     for (int k = 0; k < AHEAD / 2; ++k) {
@@ -279,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) backward(const __grid_const
             float s = sigmoid(sum);
             g[i] *= s * (1.0f + sum * (1.0f - s));
           }
-          // Beyond the stretch, only what its own inputs still get.
+          // Beyond the range, only the gradients that its own inputs still receive.
           float own = t < count ? g[i] : 0.0f;
           db[i] += own;
 #pragma unroll
@@ -290,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) backward(const __grid_const
         }
       }
       int s = t - (K - 1);
-      // Positions before the stretch belong to the one before; those before the row, to the first.
+      // Positions before the range belong to the previous range; those before the row belong to the first.
       if (s < 0 && !(t0 == 0 && a.dinitial != nullptr)) continue;
       if (a.dlast != nullptr) {
         i64 entry = t0 + s - (len - (K - 1));

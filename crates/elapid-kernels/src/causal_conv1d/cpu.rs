@@ -1,4 +1,4 @@
-//! Lanes are channels; positions go in tiles whose inputs slide through registers.
+//! Lanes are channels; positions are processed in tiles whose inputs slide through registers.
 //!
 //! ```text
 //! for each thread's channels, for each row of the batch
@@ -8,10 +8,10 @@
 //!       for each position: x[k-1] = its input; y = act(bias + Σ_j w[j] x[j]); slide x
 //! ```
 //!
-//! Every element is the same chain of multiply-adds, taps in order, whatever the tile: chunks, steps and a tile of one
-//! position agree bit for bit. Backward goes through tiles from the last to the first with the k - 1 later gradients
-//! sliding the other way, so that the weight's gradient of a channel is one sum in a fixed order.
-//! For four taps everything is in registers; other widths take one position at a time.
+//! Every element is the same chain of multiply-adds, taps in order, in every tile, so chunks, steps and a tile of one
+//! position agree bit for bit. The backward visits tiles from last to first, with the k - 1 later gradients sliding the
+//! other way, so the weight's gradient of a channel is one sum in a fixed order. For four taps everything is in registers;
+//! other widths process one position at a time.
 
 #![expect(clippy::needless_range_loop, reason = "small arrays are registers, named by tap or position")]
 
@@ -21,11 +21,11 @@ use super::{Args, Dims, Grads};
 use crate::parallel::{self, Columns, Each};
 use crate::{Isa, Rows, RowsMut, math};
 
-/// Elements below which a thread is not worth waking.
+/// Minimum number of elements for waking a thread.
 const LEAST: usize = 1 << 14;
-/// Positions a tile of the forward.
+/// Positions per tile of the forward.
 const TILE: usize = 8;
-/// Positions a tile of the backward: it has three times the rows to walk along, and caches have few ways.
+/// Positions per tile of the backward, which walks along three times as many rows, while caches have few ways.
 const BACK: usize = 4;
 /// The most lanes of any instruction set.
 const LANES: usize = 16;
@@ -86,7 +86,7 @@ fn rows(window: &[f32], Dims { b, d, k, .. }: Dims) -> Rows<'_> {
     Rows::strided(window, b * (k - 1), d, d).expect("the contract checked the length")
 }
 
-/// What a thread reads: some channels of the arguments.
+/// The inputs of a thread: some channels of the arguments.
 struct Input<'a> {
     dims: Dims,
     args: Args<'a>,
@@ -118,7 +118,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Where the document of position `t` begins, as far as its window can see; none if it sees no reset.
+    /// Where the document of position `t` begins, if that is inside its window; none if there is no reset in it.
     fn start(&self, row: usize, t: usize) -> Option<usize> {
         let Dims { l, k, .. } = self.dims;
         self.args.segments.resets?;
@@ -137,7 +137,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Puts the inputs of positions `t..t + n` and the window before them into `window`.
+    /// Loads the inputs of positions `t..t + n` and the window before them into `window`.
     fn fill<'s>(&'s self, window: &mut Vec<&'s [f32]>, row: usize, t: usize, n: usize) {
         let start = self.start(row, t);
         window.clear();
@@ -160,7 +160,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Vector `q` of a row; where it is not `WHOLE`, lanes after the end of the row are 0.
+/// Vector `q` of a row; if it is not `WHOLE`, lanes after the end of the row are 0.
 ///
 /// # Safety
 /// If `WHOLE`, the row has at least `q + 1` vectors.
@@ -176,7 +176,7 @@ unsafe fn load<S: Simd, const WHOLE: bool>(simd: S, row: &[f32], q: usize) -> S:
     }
 }
 
-/// Writes vector `q` of a row; where it is not `WHOLE`, as much of it as there is.
+/// Writes vector `q` of a row; if it is not `WHOLE`, only the lanes inside the row.
 ///
 /// # Safety
 /// As [`load`].
@@ -303,7 +303,7 @@ fn forward_any<S: Simd>(simd: S, input: &Input<'_>, window: &[&[f32]], y: &mut [
     }
 }
 
-/// What precedes the SiLU for channels `from..to`, any number of taps.
+/// The values before the SiLU for channels `from..to`, for any number of taps.
 #[inline(always)]
 fn before<S: Simd>(simd: S, input: &Input<'_>, window: &[&[f32]], from: usize, to: usize) -> S::f32s {
     let mut sum = simd.partial_load_f32s(&input.bias[from..to]);
@@ -331,7 +331,7 @@ struct Backward<'a> {
 impl WithSimd for Backward<'_> {
     type Output = ();
 
-    // Long: one loop over positions whose sums stay in registers; a call in it costs more than it explains.
+    // Long: one loop over positions whose sums stay in registers; splitting it would cost more than it explains.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { input, dy, dlast, mut dx, mut dinitial, dweight, dbias, mut sums, mut halo } = self;
@@ -396,7 +396,7 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// Positions of one document that the backward takes together.
+/// Positions of one document that the backward processes together.
 struct Tile<'a> {
     dy: Rows<'a>,
     dx: RowsMut<'a>,
@@ -444,7 +444,7 @@ unsafe fn backward_vector<S: Simd, const K: usize, const T: usize, const WHOLE: 
         for j in 0..K {
             w[j] = load::<S, WHOLE>(simd, &input.weight[j * d..][..d], q);
             dw[j] = load::<S, WHOLE>(simd, &tile.sums[j * d..][..d], q);
-            // The window of the last position, moved on by one.
+            // The window of the last position, advanced by one.
             x[j] = load::<S, WHOLE>(simd, window[(T + j).min(T + K - 2)], q);
         }
         for i in 0..K - 1 {
@@ -545,7 +545,7 @@ impl WithSimd for Step<'_> {
 }
 
 impl Step<'_> {
-    /// Four taps, a whole vector of channels: weights are turned once for all rows.
+    /// Four taps, a whole vector of channels: weights are transposed once for all rows.
     #[inline(always)]
     fn four_taps<S: Simd>(&mut self, simd: S, from: usize, to: usize) {
         let d = self.dims.d;

@@ -1,6 +1,6 @@
-//! On a GPU: x, y and their gradients in the format of activations, everything else f32. A thread keeps the window of its
-//! channels in registers along a stretch of positions; stretches leave partial sums of the weights' gradients, which are
-//! added in order.
+//! On a GPU: x, y and their gradients in the dtype of activations, everything else f32. A thread keeps the window of its
+//! channels in registers along a range of positions; ranges write partial sums of the weights' gradients, which are added in
+//! order.
 
 use super::Dims;
 use crate::DType;
@@ -10,10 +10,10 @@ use crate::error::Check;
 static SOURCE: Source = Source { name: "causal_conv1d", text: include_str!("causal_conv1d.cu") };
 const ENTRIES: [&str; 4] = ["forward", "window", "step", "backward"];
 const CHECK: Check = Check("causal_conv1d");
-/// Threads of a block: 32 across the channels, 4 stretches.
+/// Threads per block: 32 across the channels, times 4 ranges of positions.
 const BLOCK: (u32, u32, u32) = (32, 4, 1);
 
-/// What the convolution reads; as [`super::Args`].
+/// The inputs of the convolution; as [`super::Args`].
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a> {
     /// `[b l d]`.
@@ -26,11 +26,11 @@ pub struct Args<'a> {
     pub initial: Option<Mat<'a>>,
     /// Padding and packed documents.
     pub segments: Segments<'a>,
-    /// Whether x sigmoid(x) follows.
+    /// Whether SiLU is applied, x sigmoid(x).
     pub silu: bool,
 }
 
-/// What the backward writes and adds to; as [`super::Grads`].
+/// The outputs of the backward; as [`super::Grads`].
 #[derive(Debug)]
 pub struct Grads<'a> {
     /// `[b l d]` (=).
@@ -70,7 +70,7 @@ struct Raw {
 /// `last` may be the memory of `initial`.
 ///
 /// # Errors
-/// If shapes or formats differ, or `k` is 0.
+/// If shapes or dtypes differ, or `k` is 0.
 pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatMut<'_>) -> Result<()> {
     let Dims { b, l, d, k } = dims;
     check(dims, args)?;
@@ -98,10 +98,10 @@ pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatM
     unsafe { gpu.kernel(&SOURCE, "forward", &defines)?.launch(launch(dims, channels, stretch), &raw) }
 }
 
-/// The gradient of [`forward`]: `dy` `[b l d]`; `dlast` `[b k-1 d]` f32 arrives at `last` from a next chunk.
+/// The gradient of [`forward`]: `dy` `[b l d]`; `dlast` `[b k-1 d]` f32 is the gradient of `last` from the next chunk.
 ///
 /// # Errors
-/// If shapes or formats differ, or there is too little memory.
+/// If shapes or dtypes differ, or there is too little memory.
 pub fn backward(
     gpu: &Gpu,
     dims: Dims,
@@ -185,7 +185,7 @@ fn launch(dims: Dims, channels: usize, stretch: usize) -> Launch {
     Launch { grid: (across as u32, down as u32, 1), block: BLOCK, shared: 0, overlap: false }
 }
 
-/// Channels of a thread: 4 where all that it reads and writes can be by four numbers.
+/// Channels per thread: 4 if everything it reads and writes can be vectors of four values.
 fn channels(d: usize, args: &Args<'_>, others: &[&Mat<'_>]) -> usize {
     let initial = args.initial.map(|initial| initial.flat());
     let mut all = [Some(&args.x), initial.as_ref()].into_iter().flatten().chain(others.iter().copied());

@@ -6,7 +6,7 @@ use crate::DType;
 use crate::cuda::{self, Gpu};
 use crate::testing::{OnDevice, bits, err_ratio, gpu, median, rounded};
 
-/// What sums start from: they are added to.
+/// Initial values of the accumulated outputs.
 const BASE: f32 = 0.5;
 
 fn round(case: &Case, dtype: DType) -> Case {

@@ -3,13 +3,12 @@
 //!
 //! y_t = act(bias + Σ_j weight_j x_{t-(k-1)+j}), so `weight[.., k-1]` multiplies the current input.
 //!
-//! Activations are channels-last. The window of `k - 1` raw inputs is the state: what precedes position 0 comes in as
-//! `initial`, what a next chunk needs goes out as `last`, and [`step`] moves it on by one position. A whole sequence, its
-//! chunks and its steps agree bit for bit. Where [`Segments`] reset, the window starts anew: earlier inputs count as
-//! zeros, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is the window
-//! before them.
+//! Activations are channels-last. The window of `k - 1` raw inputs is the state: `initial` is the window before position 0,
+//! `last` is the one for the next chunk, and [`step`] advances it by one position. A whole sequence, its chunks and its
+//! steps agree bit for bit. Where [`Segments`] reset, earlier inputs count as zeros, including `initial`. Positions at or
+//! after a row's length have output 0 and no gradient, and `last` is the window before them.
 //!
-//! Backward, derived in `docs/math/causal_conv1d.md`, recomputes what precedes the SiLU.
+//! The backward, derived in `docs/math/causal_conv1d.md`, recomputes the values before the SiLU.
 
 mod args;
 mod cpu;
@@ -41,7 +40,7 @@ pub fn forward(dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32]) ->
 
 /// The gradient of [`forward`].
 ///
-/// `dy` `[b l d]`; `dlast` `[b k-1 d]` is the gradient that arrives at `last` from a next chunk.
+/// `dy` `[b l d]`; `dlast` `[b k-1 d]` is the gradient of `last` from the next chunk.
 ///
 /// # Errors
 /// If shapes differ, or `k` is 0.
@@ -64,9 +63,9 @@ pub fn backward(dims: Dims, args: &Args<'_>, dy: Rows<'_>, dlast: Option<&[f32]>
     Ok(())
 }
 
-/// One position: what [`forward`] gives for it, bit for bit. Allocates nothing.
+/// One position: the result of [`forward`] for it, bit for bit. Allocates nothing.
 ///
-/// `x` `[b d]`, `weight` `[d k]`, `bias` `[d]`, `state` `[b k-1 d]` the window, moved on in place, `y` `[b d]` (=).
+/// `x` `[b d]`, `weight` `[d k]`, `bias` `[d]`, `state` `[b k-1 d]` the window, advanced in place, `y` `[b d]` (=).
 ///
 /// # Errors
 /// If shapes differ, or `k` is 0.

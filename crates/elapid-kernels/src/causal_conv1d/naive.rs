@@ -3,7 +3,7 @@
 use super::{Args, Dims, Grads};
 use crate::{Float, RowsMut};
 
-/// Where the input of a tap is found.
+/// The location of a tap's input.
 enum Source {
     /// Position of the row.
     Input(usize),
@@ -13,13 +13,13 @@ enum Source {
     Zero,
 }
 
-/// What entry `i` of the `k - 1` inputs before position `t` of row `row` is.
+/// Entry `i` of the `k - 1` inputs before position `t` of row `row`.
 fn source<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, i: usize) -> Source {
     let Dims { l, k, .. } = dims;
     // Input i of the window before t is input t + i of the row with `initial` put in front of it.
     let at = t + i;
     let from = (at + 1).saturating_sub(k);
-    // A reset before any position after the input and up to t cuts it off; `reset` asks about position t itself.
+    // A reset between the input and t cuts it off; `reset` is about position t itself.
     let cut =
         |upto: usize| (if at + 1 < k { 0 } else { from + 1 }..=upto).any(|s| s < l && args.segments.reset(row, s, l));
     if t > 0 && cut(t - 1) {

@@ -218,7 +218,7 @@ proptest! {
     #[test]
     fn whole_is_chunks_is_steps(case in case(), cuts in proptest::collection::vec(0usize..30, 0..3)) {
         let mut case = case;
-        // Chunks of padded rows have lengths of their own; resets have to be given to each step as a zeroed state.
+        // Chunks of padded rows have their own lengths; for steps, a reset is a zeroed state.
         case.with[2] = false;
         let Dims { b, l, d, k } = case.dims;
         let args = case.args();

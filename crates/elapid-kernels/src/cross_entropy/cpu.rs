@@ -1,5 +1,5 @@
-//! For each block of rows: logits by a matrix product, one pass a row that turns them into gradients in place, two
-//! matrix products. The block's logits are the only memory: about 4 MiB or 128 rows, whichever is more.
+//! For each block of rows: logits by a matrix product, one pass per row that turns them into gradients in place, two matrix
+//! products. The block's logits are the only temporary: about 4 MiB or 128 rows, whichever is more.
 //!
 //! Departures from naive: exp is a polynomial; sums of a row run in vectors, in an order that depends on `v` only.
 
@@ -9,7 +9,7 @@ use super::{Args, Grads};
 use crate::parallel::{self, Each};
 use crate::{Isa, Rows, RowsMut, linear, math};
 
-/// Rows a block for a vocabulary of `v`.
+/// Rows per block for a vocabulary of `v`.
 fn block(m: usize, v: usize) -> usize {
     ((1 << 20) / v.max(1)).max(128).min(m)
 }
@@ -37,10 +37,10 @@ pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<
             dh.into_iter().for_each(|mut dh| dh.fill(0.0));
             continue;
         }
-        // A slice cannot count rows of no columns, but then there is no row to keep: v is above some target.
+        // A slice cannot count rows without columns, but then there is no row to keep, as v is above every target.
         match scale {
             Some(_) => linear::cpu::forward(h, w, None, RowsMut::new(logits, v)),
-            // Without gradients a row's loss is the same bits whatever rows are beside it.
+            // Without gradients, a row's loss has the same bits whatever rows are beside it.
             None => linear::invariant::forward(isa, h, w, None, RowsMut::new(logits, v)),
         }
         let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
@@ -86,10 +86,10 @@ impl WithSimd for Softmax<'_> {
             }
             let picked = z[target];
             let top = max(simd, z);
-            // By how much the target's logit is above the mean.
+            // The target's logit minus the mean of the logits.
             let lead = if smoothing > 0.0 { picked - sum(simd, z) / v as f32 } else { 0.0 };
-            // The target's own exponential stays out of the sum: where the prediction is nearly certain, loss and gradient
-            // are the small rest, which a sum around 1 would round away.
+            // The target's own exponential is left out of the sum: if the prediction is nearly certain, loss and gradient
+            // are the small remainder, which a sum near 1 would round away.
             z[target] = f32::NEG_INFINITY;
             let all = exponentials(simd, z, top);
             let rest = all - z[target];

@@ -1,4 +1,4 @@
-// From logits to losses and the gradient of the logits. T is the format of logits.
+// From logits to losses and the gradient of the logits. T is the dtype of logits.
 
 struct Args {
   Mat<T> logits;       // [rows v], becomes the gradient
@@ -36,7 +36,7 @@ __device__ __forceinline__ float reduce(float x, float* shared, F f) {
   return x;
 }
 
-// One block: how many targets count.
+// One block: counts the targets that are not ignored.
 extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constant__ Args a) {
   __shared__ float shared[32];
   i64 mine = 0;
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constan
   if (threadIdx.x == 0) *a.share = 1.0f / fmaxf(total, 1.0f);
 }
 
-// A block takes a row at a time: a warp, if rows are short.
+// A block processes one row at a time; for short rows, a warp does.
 extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float shared[32];
@@ -62,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       continue;
     }
     const T* row = a.keeps ? kept : logits;
-    // The largest so far, and the sum of exponentials below it, in one pass. The sum is without the target itself: what
-    // the loss is made of where the target is nearly certain. Vectors of eight where v is a multiple of 8.
+    // The running maximum and the sum of exponentials relative to it, in one pass. The sum excludes the target itself: it is
+    // the loss if the target is nearly certain. Vectors of eight if v is a multiple of 8.
     float max = -3.4e38f, others = 0.0f, total = 0.0f;
 #if VECTOR
     for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += blockDim.x * 8) {
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     bool known = target < a.v;
     float above = known ? to_float(row[target]) - max : __int_as_float(0x7fc00000);
     float own = expf(above), sum = own + others;
-    // By how much the target's logit is above the mean.
+    // The target's logit minus the mean of the logits.
     float lead = 0.0f;
     if (a.smoothing > 0.0f) lead = above + (max - reduce(total, shared, add) / float(a.v));
     if (threadIdx.x == 0) {
@@ -103,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     }
     const float scale = a.scale * *a.share, factor = scale / sum;
     const float shared_by_all = scale * a.smoothing / float(a.v), own_part = scale * a.smoothing - shared_by_all;
-    // Nobody may overwrite the target's logit before all have read it.
+    // The target's logit must not be overwritten before all threads have read it.
     __syncthreads();
 #if VECTOR
     for (i64 j = i64(threadIdx.x) * 8; j < a.v; j += blockDim.x * 8) {

@@ -1,5 +1,5 @@
 //! On a GPU: logits of a block of rows by a matrix product, one kernel that turns them into losses and their gradient in
-//! place, and two products back.
+//! place, and two products for the gradients.
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
@@ -10,14 +10,14 @@ static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("cros
 const ENTRIES: [&str; 3] = ["count", "rows", "mean"];
 const CHECK: Check = Check("cross_entropy");
 const THREADS: u32 = 1024;
-/// The longest row of logits that a warp takes, not a block of [`THREADS`].
+/// The longest row of logits that a warp processes, instead of a block of [`THREADS`].
 const SHORT: usize = 512;
-/// Bytes that the logits of a block of rows may take.
+/// Maximum bytes of a block's logits.
 const LOGITS: usize = 512 << 20;
-/// Shared memory that a row may be kept in; what a block of an H100 can have, less what the kernel needs itself.
+/// Shared memory for a row: what a block of an H100 can have, minus what the kernel needs itself.
 const SHARED: usize = 200 << 10;
 
-/// What the loss reads.
+/// The inputs of the loss.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a> {
     /// `[m d]`, the last hidden states.
@@ -26,18 +26,18 @@ pub struct Args<'a> {
     pub w: Mat<'a>,
     /// `[m]` i32; negative: the row is ignored.
     pub targets: &'a Buffer,
-    /// ε, 0 to below 1: what part of a target all tokens share alike.
+    /// ε, from 0 to below 1: the share of a target that is spread over all tokens.
     pub smoothing: f32,
 }
 
 /// Gradients of `scale` times the mean loss.
 #[derive(Debug)]
 pub struct Grads<'a> {
-    /// `[m d]`, of the format of h (=).
+    /// `[m d]`, in the dtype of h (=).
     pub dh: MatMut<'a>,
     /// `[v d]` f32 (=).
     pub dw: MatMut<'a>,
-    /// What the mean is multiplied by.
+    /// Factor of the mean.
     pub scale: f32,
 }
 
@@ -61,11 +61,11 @@ struct Raw {
 
 /// Losses, and with `grads` the gradients in the same pass.
 ///
-/// `nll` `[m]` f32 (=), 0 where the target does not count; `mean` `[1]` f32 (=), over those that do. A target that is not
-/// in the vocabulary gives NaN.
+/// `nll` `[m]` f32 (=), 0 where the target is ignored; `mean` `[1]` f32 (=), over the others. A target outside the
+/// vocabulary gives NaN.
 ///
 /// # Errors
-/// If shapes or formats differ, ε is not in its range, or there is too little memory.
+/// If shapes or dtypes differ, ε is not in its range, or there is too little memory.
 // Long: checks, then products and a kernel alternate over blocks of rows; all share the buffers.
 pub fn forward(
     gpu: &Gpu,

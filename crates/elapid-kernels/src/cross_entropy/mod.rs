@@ -1,8 +1,9 @@
 //! Cross-entropy fused with the output projection: logits z = h Wᵀ, nll_r = log Σ_j exp z_rj - z_{r, target_r}.
 //!
-//! The logits of all rows are never in memory together, nor are their gradients, which are made in the same pass:
-//! dz = scale (softmax(z) - q), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`), where q is onehot(target), or with
-//! label smoothing ε (Szegedy et al. 2016, section 7) (1 - ε) onehot(target) + ε / v: then nll is its mean over q.
+//! The logits of all rows are never in memory together, and neither are their gradients, which are computed in the same
+//! pass: dz = scale (softmax(z) - q), dh = dz W, dW += dzᵀ h (`docs/math/cross_entropy.md`). Here q is onehot(target), or
+//! with label smoothing ε (Szegedy et al. 2016, section 7) it is (1 - ε) onehot(target) + ε / v, and nll is the
+//! cross-entropy with q.
 
 mod args;
 mod cpu;
@@ -18,7 +19,7 @@ use crate::error::{Check, Result};
 
 pub use args::{Args, Grads};
 
-/// The negative log-likelihood of each row's target, in nats, over smoothed targets their mean, and its gradients.
+/// The negative log-likelihood of each row's target in nats (with smoothing, the cross-entropy), and its gradients.
 ///
 /// `nll` `[m]` (=), 0 where a row is ignored.
 ///

@@ -18,7 +18,7 @@ pub fn forward<T: Float>(args: &Args<'_, T>, nll: &mut [T], mut grads: Option<Gr
         let logits: Vec<T> = logits.into_iter().map(capped).collect();
         let max = logits.iter().fold(T::neg_infinity(), |a, &b| a.max(b));
         let log_sum = max + logits.iter().map(|&z| (z - max).exp()).sum::<T>().ln();
-        // q: what is to be predicted.
+        // q: the target distribution.
         let q = |j| if j == target { T::one() - smoothing + shared } else { shared };
         nll[r] = log_sum - logits.iter().enumerate().map(|(j, &z)| q(j) * z).sum();
         let Some(Grads { dh, dw, scale }) = &mut grads else { continue };

@@ -58,7 +58,7 @@ fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, (smoothing, soft
         let mut alone = Poisoned::new(1, m, 1);
         cpu::forward(isa, &args, alone.rows_mut().row(0), None);
         assert!(err_ratio(&want_nll, &alone.values()) < tolerance, "{} {m} {v} {d}", isa.name());
-        // Without gradients a row is the same bits whatever is beside it.
+        // Without gradients, a row has the same bits whatever is beside it.
         for r in 0..m.min(3) {
             let mut nll = [f32::NAN];
             let args = Args { h: args.h.slice(r, 1), targets: &targets[r..=r], ..args };

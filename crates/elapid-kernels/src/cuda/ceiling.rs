@@ -1,16 +1,16 @@
-//! What a GPU could do at most: the limits that benchmarks print their results against.
+//! The limits of a GPU, with which benchmarks compare their results.
 //!
-//! Medians of repeated runs on numbers that look random, by events on the device. Where memory is short, less is copied
-//! and smaller matrices are multiplied.
+//! Medians of repeated runs on pseudo-random values, by events on the device. If memory is short, less is copied and smaller
+//! matrices are multiplied.
 
 use super::{Buffer, Error, Gpu, Result};
 use crate::{DType, linear};
 
-/// Runs that are not counted, and those that are.
+/// Warm-up runs and measured runs.
 const WARM_UP: usize = 3;
 const RUNS: usize = 11;
 
-/// Bytes a second, those read and those written together, of copying one part of the memory to another: 2 GiB a copy.
+/// Bytes per second, read plus written, of copying one part of the memory to another, 2 GiB per copy.
 ///
 /// # Errors
 /// If the device failed, or has too little memory.
@@ -25,7 +25,7 @@ pub fn copy(gpu: Gpu) -> Result<f64> {
     Ok(limit)
 }
 
-/// Floating-point operations a second of a product of two 8192 x 8192 matrices of a format, as [`linear`] does it.
+/// Floating-point operations per second of a product of two 8192 x 8192 matrices of a dtype, by [`linear`].
 ///
 /// # Errors
 /// If the device failed, or has too little memory.
@@ -41,7 +41,7 @@ pub fn matmul(gpu: Gpu, dtype: DType) -> Result<f64> {
     Ok(limit)
 }
 
-/// `count` numbers in new memory: `numbers` over and over, rounded to the format.
+/// `count` values in new memory: `numbers` repeated, rounded to the dtype.
 ///
 /// # Errors
 /// If there is too little memory.
@@ -64,14 +64,14 @@ pub fn repeated(gpu: Gpu, numbers: &[f32], count: usize, dtype: DType) -> Result
     Ok(buffer)
 }
 
-/// About a million numbers in -1..1 without a pattern in their digits.
+/// About a million values in -1..1 without a pattern in their digits.
 fn numbers() -> Vec<f32> {
     let digits = |i: u32| i.wrapping_mul(0x9e37_79b1) ^ i.wrapping_mul(0x85eb_ca77).rotate_left(13);
     // A prime, so that rows of a matrix do not repeat each other.
     (0..1_048_573).map(|i| (digits(i) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
-/// `f` of the first size of `from`, `from / 2`, … that there is memory for; the error if even `least` is too large.
+/// `f` of the first size among `from`, `from / 2`, … that fits into memory; the error if even `least` is too large.
 fn shrinking(from: usize, least: usize, f: impl Fn(usize) -> Result<f64>) -> Result<f64> {
     let mut size = from;
     loop {

@@ -1,4 +1,4 @@
-// What every kernel shares. It is put before each source; NVRTC needs no header of the toolkit for it.
+// Shared by all kernels. This text is put before each source; NVRTC needs no toolkit header for it.
 //
 // Letters of shapes are those of the contracts: b batch, l length, d channels, n state size, k width, m rows, v
 // vocabulary. Sizes and offsets are 64 bits wide wherever they are multiplied.
@@ -43,7 +43,7 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
   return bf16{u16(pack_bf16(x, 0.0f) & 0xffffu)};
 }
 
-// Eight numbers that lie together, 16-byte aligned: 16 bytes of bf16, 32 of f32.
+// Eight contiguous values, 16-byte aligned: 16 bytes of bf16, 32 of f32.
 __device__ __forceinline__ void load8(const float* from, float* x) {
   float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
@@ -86,7 +86,7 @@ __device__ __forceinline__ float fast_rcp(float x) {
 __device__ __forceinline__ float sigmoid(float x) { return fast_rcp(1.0f + fast_exp2(-LOG2_E * x)); }
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 
-// log(1 + e^x), the relative error small for very negative x too; above 20 it is x, as PyTorch has it.
+// log(1 + e^x), with a small relative error for very negative x too; above 20 it is x, as in PyTorch.
 __device__ __forceinline__ float softplus(float x) {
   float e = fast_exp2(LOG2_E * x);
   float small = e * (1.0f - e * (0.5f - e * (0.33333333f - 0.25f * e)));
@@ -105,8 +105,8 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Programmatic dependent launch: `wait_for_previous` returns when all that the launch before wrote can be read;
-// `let_next_start` allows the next launch to begin. Both do nothing where the launch did not ask for it.
+// Programmatic dependent launch: `wait_for_previous` returns when everything that the previous launch wrote can be read;
+// `let_next_start` allows the next launch to begin. Both do nothing if the launch did not request it.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

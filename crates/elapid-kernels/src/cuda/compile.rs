@@ -1,9 +1,9 @@
-//! Kernels from their source, by NVRTC, kept on disk.
+//! Compiling kernels by NVRTC, cached on disk.
 //!
-//! A compiled kernel's file is named by a hash of all that it depends on: source, options, architecture and NVRTC's
-//! version. It is written under another name first and then renamed, so that several processes can share the folder.
-//! The folder is `ELAPID_CACHE`, or `elapid/kernels` in `XDG_CACHE_HOME` or `~/.cache`; without a folder that can be
-//! written, kernels are compiled at every start.
+//! A compiled kernel's file is named by a hash of everything it depends on: source, options, architecture and NVRTC's
+//! version. It is written under another name first and then renamed, so several processes can share the folder. The folder
+//! is `ELAPID_CACHE`, or `elapid/kernels` in `XDG_CACHE_HOME` or `~/.cache`. Without a writable folder, kernels are compiled
+//! at every start.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -15,13 +15,13 @@ use super::library::{self, Needed};
 use super::{Error, Result};
 use crate::DType;
 
-/// What stands before every source.
+/// The text before every source.
 const COMMON: &str = include_str!("common.cuh");
 
 /// The text of one or more kernels.
 #[derive(Debug)]
 pub struct Source {
-    /// Its name, unique.
+    /// Its unique name.
     pub name: &'static str,
     /// CUDA C++, to come after `common.cuh`.
     pub text: &'static str,
@@ -40,7 +40,7 @@ impl Define {
         Self { name, value: value.to_string() }
     }
 
-    /// A number format.
+    /// A dtype.
     pub fn dtype(name: &'static str, dtype: DType) -> Self {
         Self::new(name, dtype.c_name())
     }
@@ -52,12 +52,12 @@ impl fmt::Display for Define {
     }
 }
 
-/// A source with the constants of one specialisation: what is compiled together.
+/// A unit of compilation: a source with the constants of one specialisation.
 #[derive(Debug, Clone)]
 pub struct Unit {
     /// The text.
     pub source: &'static Source,
-    /// Kernels that must be in it.
+    /// Names of the kernels that it must contain.
     pub entries: &'static [&'static str],
     /// The constants.
     pub defines: Vec<Define>,
@@ -66,9 +66,9 @@ pub struct Unit {
 /// A compiled unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Machine code (or PTX, with a closing 0) as the driver loads it.
+    /// Machine code (or PTX, zero-terminated) for the driver to load.
     pub code: Vec<u8>,
-    /// What the compiler said: registers, spills, warnings.
+    /// The compiler's log: registers, spills, warnings.
     pub log: String,
 }
 
@@ -81,8 +81,7 @@ pub fn compile(source: &Source, defines: &[Define], capability: (u32, u32)) -> R
     build(source, defines, &options)
 }
 
-/// [`compile`], from the [`folder`] of compiled kernels if it is there, and kept there if not; what comes from the folder
-/// has no log.
+/// [`compile`] with the cache in [`folder`]; a unit from the cache has no log.
 ///
 /// # Errors
 /// As [`compile`].
@@ -98,12 +97,12 @@ pub fn cached(source: &Source, defines: &[Define], capability: (u32, u32)) -> Re
         _ => {}
     }
     let image = build(source, defines, &options)?;
-    // A folder that cannot be written is no reason to stop.
+    // A folder that cannot be written is not an error.
     drop(keep(&path, &image.code));
     Ok(image)
 }
 
-/// Bytes of the hash at the end of a kept file: a torn or damaged one is compiled again.
+/// Bytes of the hash at the end of a cached file; a truncated or damaged file is compiled again.
 const SEAL: usize = 32;
 
 fn sealed(file: &[u8]) -> bool {
@@ -138,7 +137,7 @@ fn key(source: &Source, defines: &[Define], options: &[String]) -> String {
     hasher.finalize().to_hex()[..40].to_owned()
 }
 
-/// Where compiled kernels are kept; none if there is no home.
+/// The folder of compiled kernels; none if there is no home directory.
 pub fn folder() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     var("ELAPID_CACHE").or_else(|| {
@@ -147,7 +146,7 @@ pub fn folder() -> Option<PathBuf> {
     })
 }
 
-/// NVRTC's version; (0, 0) if it is not there or does not say.
+/// NVRTC's version; (0, 0) if it is missing or does not report one.
 pub fn version() -> (i32, i32) {
     let (mut major, mut minor) = (0, 0);
     if library::load(Needed::Nvrtc).is_err() {
@@ -162,7 +161,7 @@ fn options((major, minor): (u32, u32)) -> Result<Vec<String>> {
     library::load(Needed::Nvrtc)?;
     let wanted = i32::try_from(major * 10 + minor).unwrap_or(0);
     let known = architectures();
-    // A device that this NVRTC does not know gets portable code, which its driver translates.
+    // A device that this NVRTC does not know gets PTX, which its driver translates.
     let architecture = match known.iter().rev().find(|&&known| known <= wanted) {
         Some(&known) if known < wanted => format!("compute_{known}"),
         _ => format!("sm_{wanted}"),

@@ -1,4 +1,4 @@
-// Element by element: conversion, sums, fills, rows by number. A and B are number formats.
+// Elementwise conversion, sums and fills, and gathering rows. A and B are dtypes.
 
 struct Args {
   Mat<A> from;
@@ -10,7 +10,7 @@ struct Args {
   const u32* order;
 };
 
-// A thread takes elements of one row, so that neither index is divided by a number the compiler does not know.
+// A thread processes elements of one row, so that no index is divided by a run-time number.
 template <typename F>
 __device__ __forceinline__ void each(i64 rows, i64 cols, F f) {
   for (i64 r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) fill(const __grid_constant__ A
   each(a.rows, a.cols, [&](i64 r, i64 c) { a.to.row(r)[c] = from_float<B>(a.factor); });
 }
 
-// The smallest index, in row-major order, of a number that is not finite; `found` starts as the largest u64.
+// The smallest index, in row-major order, of a value that is not finite; `found` starts as the largest u64.
 extern "C" __global__ void __launch_bounds__(256) first_non_finite(const __grid_constant__ Args a) {
   each(a.rows, a.cols, [&](i64 r, i64 c) {
     float x = to_float(a.from.row(r)[c]);
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(256) select_rows(const __grid_const
   });
 }
 
-// to += the sum of all rows of `from`, always in the same order: eight stretches of rows by themselves, then those.
+// to += the sum of all rows of `from`, always in the same order: first within eight ranges of rows, then over these.
 extern "C" __global__ void __launch_bounds__(256) add_rows(const __grid_constant__ Args a) {
   __shared__ float sums[8][33];
   int lane = threadIdx.x % 32, stretch = threadIdx.x / 32;

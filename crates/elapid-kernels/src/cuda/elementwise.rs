@@ -1,4 +1,4 @@
-//! Element by element: conversion, sums, fills, rows by number.
+//! Elementwise conversion, sums and fills, and gathering rows.
 
 use super::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
 use crate::DType;
@@ -20,7 +20,7 @@ struct Args {
     order: u64,
 }
 
-/// to = from, between number formats.
+/// to = from, between dtypes.
 ///
 /// # Errors
 /// If shapes differ.
@@ -32,7 +32,7 @@ pub fn convert(gpu: &Gpu, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
     launch(gpu, "convert", Some(from), &to, Extra::default())
 }
 
-/// to += from; f32 arithmetic, any formats.
+/// to += from; f32 arithmetic, any dtypes.
 ///
 /// # Errors
 /// If shapes differ.
@@ -57,7 +57,7 @@ pub fn fill(gpu: &Gpu, x: MatMut<'_>, value: f32) -> Result<()> {
     launch(gpu, "fill", None, &x, Extra { factor: value, ..Extra::default() })
 }
 
-/// The index, in row-major order, of the first number that is not finite, or the largest u64; into `out`, u64 `[1]`.
+/// Writes the row-major index of the first value that is not finite, or the largest u64, to `out`, u64 `[1]`.
 ///
 /// # Errors
 /// If `out` is too small.
@@ -67,7 +67,7 @@ pub fn first_non_finite(gpu: &Gpu, x: Mat<'_>, out: &Buffer) -> Result<()> {
     launch(gpu, "first_non_finite", Some(x), &x.into_mut(), Extra { found: out.address(), ..Extra::default() })
 }
 
-/// Row r of `to` (=) is row `rows[r]` of `from`; `rows` u32. Rows must exist: who makes `rows` checks that.
+/// Row r of `to` (=) is row `rows[r]` of `from`; `rows` u32. Rows must exist; the caller checks that.
 ///
 /// # Errors
 /// If widths differ, or `rows` is too short.
@@ -77,7 +77,7 @@ pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> R
     launch(gpu, "select_rows", Some(from), &to, Extra { order: rows.address(), ..Extra::default() })
 }
 
-/// to += Σ rows of `from`, in an order that depends on their number alone: how partial sums of blocks become one.
+/// to += Σ rows of `from`, in an order that depends only on their number; adds up the partial sums of blocks.
 ///
 /// # Errors
 /// If `to` is not one row of the same width.
@@ -102,7 +102,7 @@ fn launch(gpu: &Gpu, entry: &'static str, from: Option<Mat<'_>>, to: &MatMut<'_>
     if to.is_empty() {
         return Ok(());
     }
-    // Without gaps, all is one row.
+    // Without gaps, everything is one row.
     let flat = entry != "select_rows" && to.is_contiguous() && from.is_none_or(|from| from.is_contiguous());
     let (rows, cols) = if flat { (1, to.len()) } else { to.shape() };
     let Extra { factor, found, order } = extra;

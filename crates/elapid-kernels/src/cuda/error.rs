@@ -1,11 +1,11 @@
-//! What a device says when something cannot be done.
+//! Errors of devices.
 
 use std::path::PathBuf;
 
 /// An error of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A library is not there.
+    /// A library is missing.
     #[error("{what} was not found ({searched}). {fix}")]
     Missing {
         /// The library.
@@ -18,9 +18,9 @@ pub enum Error {
     /// There is no such device.
     #[error("cuda:{ordinal} does not exist: {found}")]
     NoDevice {
-        /// The number asked for.
+        /// The requested number.
         ordinal: usize,
-        /// What there is.
+        /// The available devices.
         found: String,
     },
     /// A call of the driver or a library failed.
@@ -28,7 +28,7 @@ pub enum Error {
     Call {
         /// The call.
         call: &'static str,
-        /// What it said.
+        /// Its error.
         reason: String,
     },
     /// The device has too little memory.
@@ -38,31 +38,31 @@ pub enum Error {
         size(*.wanted), size(*.used), size(*.free), size(*.total)
     )]
     Memory {
-        /// Bytes asked for.
+        /// Bytes requested.
         wanted: usize,
         /// Bytes that this process holds.
         used: usize,
         /// Bytes free.
         free: usize,
-        /// Bytes there are.
+        /// Total bytes.
         total: usize,
     },
     /// A kernel does not compile.
-    #[error("kernel {source_name} ({options}) does not compile: this is a fault of elapid\n{log}")]
+    #[error("kernel {source_name} ({options}) does not compile: this is a bug in elapid\n{log}")]
     Compile {
         /// The source.
         source_name: &'static str,
         /// The options.
         options: String,
-        /// What the compiler said.
+        /// The compiler's log.
         log: String,
     },
-    /// A compiled kernel cannot be kept or read.
+    /// A compiled kernel cannot be cached or read.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
     /// An argument breaks the contract of an operation.

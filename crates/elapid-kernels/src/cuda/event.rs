@@ -1,4 +1,4 @@
-//! Points in a device's work, and times between them.
+//! Events: points in a device's work, and the times between them.
 
 use cudarc::driver::{result as driver, sys};
 
@@ -16,7 +16,7 @@ pub struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
-    /// Marks what was asked of the device so far.
+    /// Records the work submitted to the device so far.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -26,13 +26,13 @@ impl Event {
         unsafe { driver::event::record(self.event, self.gpu.stream()) }.map_err(Error::driver("cuEventRecord"))
     }
 
-    /// Whether the device has come to it.
+    /// Whether the device has reached it.
     pub fn is_done(&self) -> bool {
         // SAFETY: the handle is alive.
         self.gpu.bind().is_ok_and(|_bound| unsafe { driver::event::query(self.event) }.is_ok())
     }
 
-    /// Waits until the device has come to it.
+    /// Waits until the device has reached it.
     ///
     /// # Errors
     /// If work before it failed.

@@ -15,7 +15,7 @@ use super::compile::{self, Define, Source};
 use super::library::{self, Needed};
 use super::{Error, Result, blas};
 
-/// A GPU, opened once a process; cheap to copy.
+/// A GPU, opened once per process; cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Gpu(&'static Inner);
 
@@ -27,26 +27,26 @@ struct Inner {
     total_memory: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// By source and constants; each has a lock of its own, so that different ones are compiled at the same time.
+    /// By source and constants; each has its own lock, so that different ones compile in parallel.
     modules: Mutex<HashMap<String, Arc<Mutex<Option<Module>>>>>,
     kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
     caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
     blas: OnceLock<blas::Blas>,
     calls: Mutex<Calls>,
-    /// Told when a capture ends, and when no call is under way.
+    /// Notified when a capture ends, and when no call is in progress.
     quiet: Condvar,
     launches: AtomicU64,
 }
 
-/// There is one stream, and what any thread asks of it while it is captured lands in the graph: a capture begins between
-/// calls, and calls of other threads wait for its end.
+/// There is one stream, and anything submitted to it during a capture would end up in the graph. So a capture begins between
+/// calls, and calls of other threads block until it ends.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     captor: Option<ThreadId>,
     under_way: usize,
 }
 
-/// A call of the driver under way, with the device's context current on this thread.
+/// A driver call in progress, with the device's context current on this thread.
 #[must_use = "a capture may begin as soon as it is dropped"]
 pub(crate) struct Bound(Gpu);
 
@@ -65,7 +65,7 @@ struct Module(sys::CUmodule);
 
 // SAFETY: handles of the driver may be used from any thread that makes the context current.
 unsafe impl Send for Inner {}
-// SAFETY: as above; what changes is behind locks.
+// SAFETY: as above; mutable fields are behind locks.
 unsafe impl Sync for Inner {}
 // SAFETY: a handle.
 unsafe impl Send for Module {}
@@ -100,7 +100,7 @@ pub fn count() -> Result<usize> {
 }
 
 impl Gpu {
-    /// Opens a device, or gives the one already open.
+    /// Opens a device, or returns the one already open.
     ///
     /// # Errors
     /// If the driver, NVRTC or cuBLASLt is missing, or there is no such device.
@@ -151,7 +151,7 @@ impl Gpu {
         self.0.total_memory
     }
 
-    /// Makes the device's context current on this thread, and keeps captures of others away while the result lives.
+    /// Makes the device's context current on this thread, and blocks captures by other threads while the result lives.
     pub(crate) fn bind(self) -> Result<Bound> {
         self.wait_for_capture().under_way += 1;
         let bound = Bound(self);
@@ -210,7 +210,7 @@ impl Gpu {
         let module = unsafe { driver::module::load_data(image.code.as_ptr().cast()) };
         let module = match module {
             Ok(module) => module,
-            // Kept by another driver, or not fit for this one: compile it here.
+            // Cached by another driver, or unsuitable for this one: compile it here.
             Err(_) => {
                 let image = compile::compile(source, defines, self.0.capability)?;
                 // SAFETY: as above.
@@ -221,7 +221,7 @@ impl Gpu {
         Ok(*place.insert(Module(module)))
     }
 
-    /// What an operation remembers of this device, by its type.
+    /// A value that an operation caches for this device, by its type.
     pub(crate) fn cache<C: Default + Send + 'static>(self) -> &'static Mutex<C> {
         let mut caches = lock(&self.0.caches);
         let cache = *caches
@@ -246,13 +246,12 @@ impl Gpu {
         Ok((bound, blas.handle(), self.0.stream))
     }
 
-    /// Whether what this thread asks for is captured into a graph rather than done.
+    /// Whether the work that this thread submits is captured into a graph instead of being run.
     pub fn is_capturing(self) -> bool {
         lock(&self.0.calls).captor == Some(std::thread::current().id())
     }
 
-    /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture); waits
-    /// itself for calls under way.
+    /// Blocks GPU calls of all other threads until [`end_capture`](Self::end_capture); first waits for calls in progress.
     pub(crate) fn begin_capture(self) {
         let mut calls = lock(&self.0.calls);
         while calls.captor.is_some() || calls.under_way > 0 {
@@ -277,7 +276,7 @@ impl Gpu {
         calls
     }
 
-    /// Kernels launched and products done so far, or captured.
+    /// Number of kernels and products launched or captured so far.
     pub fn launches(self) -> u64 {
         self.0.launches.load(Ordering::Relaxed)
     }
@@ -342,7 +341,7 @@ pub struct Kernel(&'static Function);
 
 struct Function {
     function: sys::CUfunction,
-    /// Dynamic shared memory that it may use.
+    /// Maximum dynamic shared memory.
     shared: Mutex<u32>,
     gpu: Gpu,
 }
@@ -352,16 +351,16 @@ unsafe impl Send for Function {}
 // SAFETY: a handle.
 unsafe impl Sync for Function {}
 
-/// How a kernel is spread over the device.
+/// Launch configuration of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
     /// Blocks.
     pub grid: (u32, u32, u32),
-    /// Threads of a block.
+    /// Threads per block.
     pub block: (u32, u32, u32),
-    /// Bytes of dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory per block.
     pub shared: u32,
-    /// Whether it may begin before the launch before has ended: the kernel waits by itself (`wait_for_previous`).
+    /// Whether it may begin before the previous launch has ended; the kernel then waits itself (`wait_for_previous`).
     pub overlap: bool,
 }
 
@@ -380,8 +379,8 @@ impl Kernel {
     /// If the driver refuses.
     ///
     /// # Safety
-    /// `A` must be laid out as the kernel's argument, the addresses in it valid for what the kernel does with them
-    /// until the stream has come past it.
+    /// `A` must be laid out as the kernel's argument, and its addresses must be valid for the kernel's accesses until the
+    /// stream has passed the launch.
     pub unsafe fn launch<A: Copy>(&self, launch: Launch, args: &A) -> Result<()> {
         let Function { function, shared, gpu } = self.0;
         let Launch { grid, block, .. } = launch;

@@ -1,4 +1,4 @@
-//! Work that is recorded once and launched many times.
+//! CUDA graphs: work that is captured once and replayed many times.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{Error, Gpu, MemoryUse, Result};
 
 /// A sequence of launches, copies and fills, launched as one.
 ///
-/// It works on the memory that it was captured with, and keeps what it allocated then for itself.
+/// It works on the memory that it was captured with, and owns the memory allocated during the capture.
 #[derive(Debug)]
 pub struct Graph {
     exec: sys::CUgraphExec,
@@ -22,16 +22,16 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Gpu {
-    /// Records what `f` asks of the device, instead of doing it. `f` must have been run before, so that kernels are
-    /// loaded; it must not wait, nor read or write the host's memory. Buffers that `f` returns belong to the graph's
-    /// memory: every launch writes them anew. Other threads that want something of the device wait meanwhile.
+    /// Captures the work that `f` submits, without running it. `f` must have been run before, so that kernels are loaded. It
+    /// must not wait for the device, or read or write host memory. Buffers that `f` returns belong to the graph's memory,
+    /// and every launch overwrites them. GPU calls of other threads block meanwhile.
     ///
     /// # Errors
-    /// What `f` returns, or the driver if something in `f` cannot be recorded.
+    /// The error of `f`, or of the driver if something in `f` cannot be captured.
     pub fn capture<R, E: From<Error>>(self, f: impl FnOnce() -> Result<R, E>) -> Result<(Graph, R), E> {
         let _capture = Capture::begin(self);
-        // What is cached for the work done so far is not needed twice. Nobody asks for more between the wait for that work
-        // and giving its memory back.
+        // Memory cached for earlier work is returned first, as the graph has its own. No other thread allocates between the
+        // wait for that work and the return.
         self.trim()?;
         let pool = Pool::new(self);
         let before = self.swap_pool(pool.clone());
@@ -51,7 +51,7 @@ impl Gpu {
         let graph = unsafe { driver::stream::end_capture(self.stream()) };
         let value = value?;
         let graph = graph.map_err(Error::driver("cuStreamEndCapture"))?;
-        // SAFETY: the graph was just recorded and is destroyed once.
+        // SAFETY: the graph was just captured and is destroyed once.
         let exec = unsafe {
             let exec = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = driver::graph::destroy(graph);
@@ -62,7 +62,7 @@ impl Gpu {
     }
 }
 
-/// While it is there, the device belongs to this thread.
+/// While this value lives, the device belongs to this thread.
 struct Capture(Gpu);
 
 impl Capture {
@@ -79,7 +79,7 @@ impl Drop for Capture {
 }
 
 impl Graph {
-    /// Does the work once more.
+    /// Replays the work.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -89,7 +89,7 @@ impl Graph {
         unsafe { driver::graph::launch(self.exec, self.gpu.stream()) }.map_err(Error::driver("cuGraphLaunch"))
     }
 
-    /// Kernels and products in it.
+    /// Number of kernels and products in it.
     pub fn launches(&self) -> u64 {
         self.launches
     }
@@ -124,7 +124,7 @@ mod tests {
         let sum = |from: f32| -> Result<Vec<f32>> {
             let (one, all) = (gpu.upload(&vec![from; NUMBERS])?, gpu.upload(&vec![1.0f32; NUMBERS])?);
             elementwise::add(&gpu, one.mat(1, NUMBERS, DType::F32), all.mat_mut(1, NUMBERS, DType::F32))?;
-            // Its memory may be anybody's from here on.
+            // Its memory may be reused from here on.
             drop(one);
             gpu.download(&all, 0, NUMBERS)
         };
@@ -156,8 +156,8 @@ mod tests {
         });
     }
 
-    /// Products that are cut along their sum and put together in a second launch, while another thread launches graphs of
-    /// such products: neither works in the other's memory.
+    /// Split-k products, which are combined in a second launch, while another thread launches graphs of such products:
+    /// neither uses the other's workspace.
     #[test]
     fn products_keep_apart_from_those_in_graphs() {
         let (m, n, k) = (128, 160, 4096);

@@ -1,8 +1,8 @@
-//! Where the libraries of CUDA are: found at run time, never linked.
+//! Finding CUDA's libraries at run time; they are never linked.
 //!
-//! Looked for, in this order: what the dynamic linker finds by itself (`LD_LIBRARY_PATH`, `ldconfig`), `CUDA_HOME` and
-//! `CUDA_PATH`, toolkits under `/usr/local` and `/opt`, and the `nvidia-*` wheels of Python environments
-//! (`VIRTUAL_ENV`, `CONDA_PREFIX`, user and system `site-packages`, the environment of a `python3` on `PATH`).
+//! Searched in this order: what the dynamic linker finds by itself (`LD_LIBRARY_PATH`, `ldconfig`), `CUDA_HOME` and
+//! `CUDA_PATH`, toolkits under `/usr/local` and `/opt`, and the `nvidia-*` wheels of Python environments (`VIRTUAL_ENV`,
+//! `CONDA_PREFIX`, user and system `site-packages`, the environment of a `python3` on `PATH`).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Needed {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Driver, Self::Nvrtc, Self::CublasLt, Self::Nccl];
 
-    /// What people call it.
+    /// Its usual name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Driver => "the NVIDIA driver",
@@ -63,7 +63,7 @@ impl Needed {
         }
     }
 
-    /// What must be loaded before it, beside it or by name.
+    /// Libraries that must be loaded before it, from the same folder or by name.
     fn before(self) -> &'static [&'static str] {
         match self {
             Self::Nvrtc => &["libnvrtc-builtins.so.13.0", "libnvrtc-builtins.so"],
@@ -79,10 +79,10 @@ pub struct Found {
     pub path: PathBuf,
 }
 
-/// Loads a library, once; it stays loaded.
+/// Loads a library once; it stays loaded.
 ///
 /// # Errors
-/// If it is nowhere, or does not load.
+/// If it is not found, or does not load.
 pub fn load(needed: Needed) -> Result<Found> {
     static LOADED: OnceLock<Mutex<HashMap<Needed, Found>>> = OnceLock::new();
     let mut loaded = LOADED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +118,7 @@ fn search(needed: Needed) -> Result<Found> {
             }
         }
         if let Some(library) = try_load(&path) {
-            // cudarc asks for it by its name: a library already loaded under that name is what it gets.
+            // cudarc loads it by name, and gets a library that is already loaded under that name.
             std::mem::forget(library);
             return Ok(Found { path });
         }
@@ -168,7 +168,7 @@ fn toolkits() -> Vec<PathBuf> {
         .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cuda")))
         .collect();
-    // `cuda` itself is the one chosen by the machine's owner; then the newest.
+    // `cuda` itself first, the administrator's choice; then the newest.
     found.sort_by_key(|path| (path.file_name().is_some_and(|name| name != "cuda"), std::cmp::Reverse(path.clone())));
     found
 }

@@ -1,8 +1,8 @@
 //! Device memory: a caching allocator.
 //!
-//! Memory comes from the driver in segments and is cut into blocks; a freed block joins its free neighbours and is used
-//! again without asking the driver. This is safe without waiting because a device has one stream: whoever gets a block
-//! next writes to it after its last reader.
+//! Memory comes from the driver in segments and is split into blocks; a freed block merges with its free neighbours and is
+//! reused without calling the driver. This is safe without waiting because kernels run on one stream: the next writer of a
+//! block runs after its last reader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ const ALIGNMENT: usize = 512;
 const GRANULE: usize = 2 << 20;
 const SEGMENT: usize = 32 << 20;
 
-/// Device memory, given back to its pool when dropped. Not initialised.
+/// Device memory, uninitialised; returned to its pool when dropped.
 #[derive(Debug)]
 pub struct Buffer {
     address: u64,
@@ -32,7 +32,7 @@ impl Buffer {
         self.address
     }
 
-    /// Bytes asked for.
+    /// Requested bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -49,25 +49,25 @@ impl Drop for Buffer {
     }
 }
 
-/// The pool that a device takes memory from.
+/// The pool that a device allocates from.
 #[derive(Debug, Default)]
 struct Current(Option<Arc<Pool>>);
 
 impl Gpu {
     pub(crate) fn pool(self) -> Arc<Pool> {
-        // Held until the pool is known: a capture swaps it.
+        // Held until the pool is known, as a capture swaps it.
         let _calls = self.wait_for_capture();
         let mut pool = lock(self.cache::<Current>());
         pool.0.get_or_insert_with(|| Pool::new(self)).clone()
     }
 
-    /// Uses another pool from here on; returns the one before.
+    /// Uses another pool from here on; returns the previous one.
     pub(crate) fn swap_pool(self, pool: Arc<Pool>) -> Arc<Pool> {
         let before = lock(self.cache::<Current>()).0.replace(pool);
         before.unwrap_or_else(|| Pool::new(self))
     }
 
-    /// Memory that is not initialised, aligned to 512 bytes; given back when dropped.
+    /// Uninitialised memory, aligned to 512 bytes; returned when dropped.
     ///
     /// # Errors
     /// If there is too little.
@@ -75,12 +75,12 @@ impl Gpu {
         self.pool().alloc(bytes)
     }
 
-    /// What this process holds.
+    /// Memory held by this process.
     pub fn memory(self) -> MemoryUse {
         self.pool().memory()
     }
 
-    /// Gives cached memory that is not in use back to the driver.
+    /// Returns unused cached memory to the driver.
     ///
     /// # Errors
     /// If the device failed.
@@ -89,7 +89,7 @@ impl Gpu {
     }
 }
 
-/// Segments of the driver's memory and the blocks that they are cut into.
+/// Segments of the driver's memory and the blocks that they are split into.
 #[derive(Debug)]
 pub(crate) struct Pool {
     gpu: Gpu,
@@ -119,9 +119,9 @@ struct Block {
 pub struct MemoryUse {
     /// In use now.
     pub used: usize,
-    /// The most that was in use.
+    /// Peak of the memory in use.
     pub peak: usize,
-    /// Taken from the driver, in use or kept for later.
+    /// Allocated from the driver, in use or cached.
     pub reserved: usize,
 }
 
@@ -136,7 +136,7 @@ impl Pool {
 
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        // Before the lock: who captures takes it, too, while others wait here.
+        // Before the lock, which a capturing thread takes too, while others wait here.
         let _bound = self.gpu.bind()?;
         let mut state = self.lock();
         let address = match state.take(size) {
@@ -151,7 +151,7 @@ impl Pool {
         Ok(Buffer { address, bytes, pool: self.clone() })
     }
 
-    /// Memory of the driver, after giving back what is free if there is too little; under [`Gpu::bind`].
+    /// Memory from the driver, after returning free segments if there is too little; under [`Gpu::bind`].
     fn segment(&self, state: &mut State, preferred: usize, least: usize) -> Result<(u64, usize)> {
         let least = least.next_multiple_of(GRANULE);
         // SAFETY: the context is current.
@@ -166,7 +166,7 @@ impl Pool {
         })
     }
 
-    /// Gives segments without a used block back to the driver.
+    /// Returns segments without a used block to the driver.
     fn release(&self, state: &mut State) {
         let whole: Vec<u64> = state
             .segments
@@ -184,7 +184,7 @@ impl Pool {
         }
     }
 
-    /// Gives back to the driver what is not in use.
+    /// Returns unused memory to the driver.
     pub(crate) fn trim(&self) -> Result<()> {
         self.gpu.synchronize()?;
         self.release(&mut self.lock());
@@ -215,7 +215,7 @@ impl State {
         self.free.insert((size, address));
     }
 
-    /// The smallest free block that is large enough, cut to `size`.
+    /// The smallest free block that is large enough, split to `size`.
     fn take(&mut self, size: usize) -> Option<u64> {
         let &(found, address) = self.free.range((size, 0)..).next()?;
         self.free.remove(&(found, address));
@@ -258,7 +258,7 @@ impl State {
 mod tests {
     use super::*;
 
-    /// Blocks taken and freed at random never overlap, and all free memory joins again.
+    /// Blocks allocated and freed at random never overlap, and all free memory merges again.
     #[test]
     fn blocks_never_overlap_and_join_again() {
         let mut random = crate::testing::Random::new(7);

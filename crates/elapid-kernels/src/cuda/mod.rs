@@ -1,9 +1,10 @@
 //! NVIDIA GPUs: the device, its memory, its kernels.
 //!
-//! Nothing of CUDA is needed to build: the driver, NVRTC and cuBLASLt are found and loaded when a device is opened
-//! ([`library`]), and kernels are compiled then ([`compile`], kept on disk). A [`Gpu`] has one stream; every call is
-//! asynchronous on it and in order, so that memory freed by one operation can be used by the next without waiting.
-//! An operation's device form is `cuda.rs` in its folder, its kernels the `.cu` beside it.
+//! Building needs nothing of CUDA: the driver, NVRTC and cuBLASLt are found and loaded when a device is opened
+//! ([`library`]), and kernels are compiled at first use ([`compile`], cached on disk). Kernels of a [`Gpu`] run on one
+//! stream, asynchronously and in order, so memory freed by one operation can be reused by the next without waiting.
+//! ([`nccl`] has a stream of its own.) An operation's GPU form is `cuda.rs` in its folder, with its kernels in the `.cu`
+//! file beside it.
 
 mod blas;
 pub mod ceiling;

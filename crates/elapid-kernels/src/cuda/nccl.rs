@@ -1,10 +1,10 @@
-//! Sums over several GPUs by NCCL, one process a GPU.
+//! Sums over several GPUs by NCCL, one process per GPU.
 //!
-//! A [`Communicator`] has a stream of its own, so that sums run while the device computes. The two streams are ordered
-//! by [`Mark`]s: what was asked of the device before a mark is done before what was asked of the communicator
-//! [`after`](Communicator::after) it, and [`join`](Communicator::join) makes the device wait for the communicator. A mark
-//! may lie inside a captured graph: every launch passes it anew. Sums themselves are never captured, so that one graph
-//! serves batches with and without them, and a communicator can be ended while graphs live.
+//! A [`Communicator`] has its own stream, so sums run while the device computes. [`Mark`]s order the two streams: work
+//! submitted to the device before a mark is done before work submitted to the communicator [`after`](Communicator::after)
+//! it, and [`join`](Communicator::join) makes the device wait for the communicator. A mark may be inside a captured graph;
+//! every launch passes it again. Sums themselves are never captured, so one graph serves batches with and without them, and
+//! a communicator can be ended while graphs live.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -28,7 +28,7 @@ const UINT8: c_int = 1;
 const FLOAT32: c_int = 7;
 const SUM: c_int = 0;
 
-/// What the ranks of a communicator know each other by: made by one, handed to all.
+/// The id of a communicator, made by one rank and passed to all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Id(pub [u8; 128]);
@@ -101,7 +101,7 @@ impl Nccl {
 /// NCCL's version: 22703 is 2.27.3.
 ///
 /// # Errors
-/// If it is not there.
+/// If it is missing.
 pub fn version() -> Result<i32> {
     let nccl = Nccl::get()?;
     let mut version = 0;
@@ -113,7 +113,7 @@ pub fn version() -> Result<i32> {
 /// A new id; every rank of a communicator needs the same.
 ///
 /// # Errors
-/// If NCCL is not there, or finds no network interface.
+/// If NCCL is missing, or finds no network interface.
 pub fn unique_id() -> Result<Id> {
     let nccl = Nccl::get()?;
     let mut id = Id([0; 128]);
@@ -122,7 +122,7 @@ pub fn unique_id() -> Result<Id> {
     Ok(id)
 }
 
-/// Where a GPU is on its host's bus: `0000:17:00.0`.
+/// The PCI bus id of a GPU on its host: `0000:17:00.0`.
 ///
 /// # Errors
 /// If the driver refuses.
@@ -138,7 +138,7 @@ pub fn bus_id(gpu: Gpu) -> Result<String> {
     Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-/// One rank of several GPUs that sum their numbers. Every rank must ask for the same things in the same order.
+/// One rank of several GPUs that sum their values. Every rank must submit the same operations in the same order.
 pub struct Communicator {
     nccl: &'static Nccl,
     /// Null once it was ended.
@@ -151,11 +151,11 @@ struct Comm(Handle);
 // SAFETY: NCCL lets any thread use a communicator, one at a time: it is behind a lock.
 unsafe impl Send for Comm {}
 
-/// A stream beside the device's own.
+/// A stream besides the device's own.
 struct Side {
     gpu: Gpu,
     stream: sys::CUstream,
-    /// What it was asked for so far.
+    /// The end of the work submitted to it so far.
     done: Mark,
 }
 
@@ -167,7 +167,7 @@ unsafe impl Sync for Side {}
 impl Side {
     fn new(gpu: Gpu) -> Result<Self> {
         let _bound = gpu.bind()?;
-        // What it does is little, and others wait for it: it goes before what is computed.
+        // Its work is short and others wait for it, so it has priority over computation.
         let (mut least, mut greatest) = (0, 0);
         // SAFETY: it writes two numbers.
         unsafe { sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest) }
@@ -207,10 +207,10 @@ impl std::fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    /// Rank `rank` of `world`; waits until all ranks have come.
+    /// Rank `rank` of `world`; waits until all ranks have joined.
     ///
     /// # Errors
-    /// If NCCL is not there, two ranks use the same GPU, or ranks cannot reach each other.
+    /// If NCCL is missing, two ranks use the same GPU, or ranks cannot reach each other.
     pub fn new(gpu: Gpu, rank: usize, world: usize, id: &Id) -> Result<Self> {
         let nccl = Nccl::get()?;
         let side = Side::new(gpu)?;
@@ -222,7 +222,7 @@ impl Communicator {
         Ok(Self { nccl, comm: Mutex::new(Comm(comm)), side })
     }
 
-    /// What comes next waits for the device's work before `mark`; nothing if it was never passed.
+    /// Makes later sums wait for the device's work before `mark`; does nothing if the mark was never passed.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -230,15 +230,15 @@ impl Communicator {
         self.side.after(mark)
     }
 
-    /// buffer[from .. from + count] ← its sum over all ranks, f32.
+    /// Replaces `buffer[from .. from + count]` by its sum over all ranks, f32.
     ///
     /// # Errors
     /// If NCCL fails, or the communicator was ended.
     ///
     /// # Panics
-    /// If the range does not lie inside the buffer.
+    /// If the range is not inside the buffer.
     pub fn all_reduce(&self, buffer: &Buffer, from: usize, count: usize) -> Result<()> {
-        assert!((from + count) * size_of::<f32>() <= buffer.bytes(), "numbers outside a buffer");
+        assert!((from + count) * size_of::<f32>() <= buffer.bytes(), "values outside a buffer");
         let at = (buffer.address() + (from * size_of::<f32>()) as u64) as *mut c_void;
         self.call("ncclAllReduce", |comm| {
             // SAFETY: the range lies inside the buffer, in place.
@@ -246,7 +246,7 @@ impl Communicator {
         })
     }
 
-    /// All bytes of `buffer` ← those of rank `root`.
+    /// Replaces all bytes of `buffer` by those of rank `root`.
     ///
     /// # Errors
     /// If NCCL fails, or the communicator was ended.
@@ -272,7 +272,7 @@ impl Communicator {
         self.nccl.check(name, call(comm.0), comm.0)
     }
 
-    /// What is asked of the device next waits for the communicator.
+    /// Makes later work on the device wait for the communicator.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -280,7 +280,7 @@ impl Communicator {
         self.side.join()
     }
 
-    /// What went wrong since, if something did: a network that failed, a rank that is gone. Does not wait.
+    /// The error since then, if there was one, such as a failed network or a lost rank. Does not wait.
     pub fn failure(&self) -> Option<String> {
         let comm = match self.comm.try_lock() {
             Ok(comm) => comm,
@@ -297,8 +297,8 @@ impl Communicator {
         Some(self.nccl.explain(broken, comm.0))
     }
 
-    /// Ends it at once, from any thread: sums under way stop wherever they are, and leave anything. False if a call in
-    /// another thread does not return, so that it could not be ended.
+    /// Aborts it at once, from any thread: sums in progress stop anywhere, with undefined results. Returns false if a call
+    /// in another thread does not return, so that it could not be aborted.
     pub fn abort(&self) -> bool {
         let since = Instant::now();
         let mut comm = loop {
@@ -322,14 +322,15 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // Not destroyed, as NCCL has it: that waits for others, who may be gone. Who drops it has its results.
+        // Aborted and not destroyed in NCCL's sense, which waits for other ranks that may be gone. Its results are already
+        // there when it is dropped.
         if self.abort() {
             self.side.end();
         }
     }
 }
 
-/// A point in the device's work that a communicator can wait for; inside a graph, every launch passes it.
+/// A point in the device's work that a communicator can wait for. Inside a graph, every launch passes it.
 #[derive(Debug)]
 pub struct Mark {
     event: sys::CUevent,
@@ -352,14 +353,15 @@ impl Mark {
         Ok(Self { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu })
     }
 
-    /// Marks what was asked of the device so far. It must outlive the graph that this is captured into.
+    /// Records the work submitted to the device so far. It must outlive a graph that this is captured into.
     ///
     /// # Errors
     /// If the driver refuses.
     pub fn pass(&self) -> Result<()> {
         let _bound = self.gpu.bind()?;
         let flags = match self.gpu.is_capturing() {
-            // A node of its own, that others can wait for after each launch; without it only the capture would know.
+            // An external event node, so that others can wait for it after each launch; otherwise it would only order work
+            // inside the capture.
             true => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL,
             false => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_DEFAULT,
         };
@@ -389,8 +391,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the process without the exit handlers of CUDA's libraries: those wait for work that a lost rank will never let
-/// end.
+/// Ends the process without the exit handlers of CUDA's libraries, which would wait for work that never ends after a rank
+/// was lost.
 pub fn exit_at_once(code: i32) -> ! {
     #[cfg(target_os = "linux")]
     // SAFETY: it does not return, and nothing of this process is used after.
@@ -519,7 +521,7 @@ mod tests {
                 second.all_reduce(&buffer, 0, 64).unwrap();
                 second.join().unwrap();
                 Gpu::open(1).unwrap().synchronize().unwrap();
-                // It goes without a word.
+                // It leaves without a message.
             });
             let stays = Communicator::new(first, 0, 2, &id).unwrap();
             let buffer = first.upload(&[1.0f32; 64]).unwrap();

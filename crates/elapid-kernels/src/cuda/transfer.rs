@@ -1,4 +1,4 @@
-//! Values from the host to a device, back, and from place to place on it.
+//! Transfers between host and device, and on the device.
 
 use std::ffi::c_void;
 
@@ -9,7 +9,7 @@ use super::memory::Buffer;
 use super::view::{Mat, MatMut, Pod};
 use super::{Error, Result};
 
-/// Memory of the host that the device reads and writes without a copy in between.
+/// Pinned host memory, which the device reads and writes without an intermediate copy.
 #[derive(Debug)]
 pub struct Pinned<T: Pod> {
     data: *mut T,
@@ -26,7 +26,7 @@ impl<T: Pod> Pinned<T> {
     /// `len` zeros.
     ///
     /// # Errors
-    /// If the host has no such memory.
+    /// If no such memory can be allocated.
     pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
         let _bound = gpu.bind()?;
         let bytes = (len * size_of::<T>()).max(1);
@@ -63,7 +63,7 @@ impl<T: Pod> Drop for Pinned<T> {
 }
 
 impl Gpu {
-    /// Numbers from the host in new memory. Not while a graph is captured.
+    /// Uploads values to new memory. Not allowed during a capture.
     ///
     /// # Errors
     /// If there is too little memory.
@@ -73,7 +73,7 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Numbers from the host into a buffer, from element `from`.
+    /// Uploads values into a buffer, from element `from`.
     ///
     /// # Errors
     /// If a graph is being captured: it would read the host's memory again at every launch.
@@ -81,12 +81,12 @@ impl Gpu {
     /// # Panics
     /// If they do not fit.
     pub fn write<T: Pod>(self, buffer: &Buffer, from: usize, host: &[T]) -> Result<()> {
-        assert!((from + host.len()) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
+        assert!((from + host.len()) * size_of::<T>() <= buffer.bytes(), "values outside a buffer");
         if host.is_empty() {
             return Ok(());
         }
         if self.is_capturing() {
-            let reason = "numbers of the host were needed while a CUDA graph was captured".to_owned();
+            let reason = "a transfer from the host is not possible while a CUDA graph is captured".to_owned();
             return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
         }
         let _bound = self.bind()?;
@@ -95,7 +95,7 @@ impl Gpu {
         unsafe { driver::memcpy_htod_async(to, host, self.stream()) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
     }
 
-    /// All of pinned memory into a buffer, without waiting; who owns it must not change it before the copy is done.
+    /// Uploads pinned memory into a buffer without waiting; its owner must not change it before the copy is done.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -103,7 +103,7 @@ impl Gpu {
     /// # Panics
     /// If it does not fit.
     pub fn write_pinned<T: Pod>(self, buffer: &Buffer, host: &Pinned<T>) -> Result<()> {
-        assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "numbers outside a buffer");
+        assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "values outside a buffer");
         let _bound = self.bind()?;
         let host: &[T] = host;
         // SAFETY: the range is inside the buffer, and pinned memory stays where it is.
@@ -111,7 +111,7 @@ impl Gpu {
             .map_err(Error::driver("cuMemcpyHtoDAsync"))
     }
 
-    /// `count` numbers of a buffer from element `from`. Waits for all work before.
+    /// Downloads `count` values of a buffer from element `from`. Waits for all earlier work.
     ///
     /// # Errors
     /// If the device failed.
@@ -119,7 +119,7 @@ impl Gpu {
     /// # Panics
     /// If they are not all there.
     pub fn download<T: Pod>(self, buffer: &Buffer, from: usize, count: usize) -> Result<Vec<T>> {
-        assert!((from + count) * size_of::<T>() <= buffer.bytes(), "numbers outside a buffer");
+        assert!((from + count) * size_of::<T>() <= buffer.bytes(), "values outside a buffer");
         if count == 0 {
             return Ok(Vec::new());
         }
@@ -136,7 +136,7 @@ impl Gpu {
         Ok(host)
     }
 
-    /// Copies to pinned memory without waiting; what is there can be read after an [`Event`](super::Event) recorded next.
+    /// Copies to pinned memory without waiting; it can be read after an [`Event`](super::Event) recorded next.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -144,7 +144,7 @@ impl Gpu {
     /// # Panics
     /// If the ranges are not inside their memories.
     pub fn download_later<T: Pod>(self, buffer: &Buffer, to: &Pinned<T>, at: usize, count: usize) -> Result<()> {
-        assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "numbers outside a buffer");
+        assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "values outside a buffer");
         let _bound = self.bind()?;
         let host = to[at..].as_ptr().cast_mut().cast::<c_void>();
         // SAFETY: both ranges are valid; pinned memory is written by the device, and its owner reads it after an event.
@@ -174,10 +174,10 @@ impl Gpu {
         status.result().map_err(Error::driver("cuMemsetD8Async"))
     }
 
-    /// Copies a matrix to one of the same shape and format.
+    /// Copies a matrix to one of the same shape and dtype.
     ///
     /// # Errors
-    /// If shapes or formats differ.
+    /// If shapes or dtypes differ.
     pub fn copy(self, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
         let check = crate::error::Check("copy");
         check.shape("to", to.shape(), from.shape())?;

@@ -1,11 +1,11 @@
-//! Matrices on a device: addresses with a shape, as operations take them.
+//! Matrices on a device: addresses with a shape, the arguments of operations.
 
 use std::marker::PhantomData;
 
 use super::memory::Buffer;
 use crate::DType;
 
-/// Numbers that mean the same here and on the device.
+/// Plain values with the same representation on the host and the device.
 ///
 /// # Safety
 /// Every bit pattern is a value, and there is no padding.
@@ -35,7 +35,7 @@ pub struct Mat<'a> {
     pub cols: usize,
     /// Elements from a row to the next.
     pub stride: usize,
-    /// Format of the numbers.
+    /// Dtype of the values.
     pub dtype: DType,
     memory: PhantomData<&'a Buffer>,
 }
@@ -50,13 +50,13 @@ pub struct MatMut<'a> {
     pub cols: usize,
     /// Elements from a row to the next.
     pub stride: usize,
-    /// Format of the numbers.
+    /// Dtype of the values.
     pub dtype: DType,
     memory: PhantomData<&'a Buffer>,
 }
 
 impl Buffer {
-    /// As a matrix without gaps, from the first byte.
+    /// As a contiguous matrix, from the first byte.
     ///
     /// # Panics
     /// If it is too small.
@@ -73,7 +73,7 @@ impl Buffer {
     }
 }
 
-/// What a kernel gets of a matrix; `Mat<T>` of `common.cuh`.
+/// A matrix as a kernel argument; `Mat<T>` of `common.cuh`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RawMat {
@@ -92,7 +92,7 @@ impl<'a> Mat<'a> {
     /// A matrix over memory from byte `offset`.
     ///
     /// # Panics
-    /// If it does not lie inside the buffer.
+    /// If it is not inside the buffer.
     pub fn new(buffer: &'a Buffer, offset: usize, (rows, cols): (usize, usize), stride: usize, dtype: DType) -> Self {
         let last = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
         assert!(offset + last * dtype.bytes() <= buffer.bytes(), "a matrix outside its buffer");
@@ -124,7 +124,7 @@ impl<'a> Mat<'a> {
         self.address
     }
 
-    /// As a kernel takes it.
+    /// As a kernel argument.
     pub fn raw(&self) -> RawMat {
         RawMat { data: self.address, stride: self.stride as i64 }
     }
@@ -132,7 +132,7 @@ impl<'a> Mat<'a> {
     /// Columns `from..from + cols`.
     ///
     /// # Panics
-    /// If they are not all there.
+    /// If the range is not inside the matrix.
     pub fn columns(self, from: usize, cols: usize) -> Self {
         assert!(from + cols <= self.cols, "columns {from}..{} of {}", from + cols, self.cols);
         Self { address: self.address + (from * self.dtype.bytes()) as u64, cols, ..self }
@@ -141,13 +141,13 @@ impl<'a> Mat<'a> {
     /// Rows `from..from + rows`.
     ///
     /// # Panics
-    /// If they are not all there.
+    /// If the range is not inside the matrix.
     pub fn rows_range(self, from: usize, rows: usize) -> Self {
         assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
         Self { address: self.address + (from * self.stride * self.dtype.bytes()) as u64, rows, ..self }
     }
 
-    /// The same numbers as one row; there must be no gaps between rows.
+    /// The same values as one row; the matrix must be contiguous.
     pub(crate) fn flat(self) -> Self {
         let len = self.len();
         Self { rows: 1, cols: len, stride: len, ..self }
@@ -158,18 +158,18 @@ impl<'a> Mat<'a> {
         self.starts_rows_at(16)
     }
 
-    /// Whether four numbers of a row can be read at once.
+    /// Whether four values of a row can be read at once.
     pub(crate) fn reads_four(&self) -> bool {
         self.starts_rows_at(4 * self.dtype.bytes())
     }
 
-    /// Whether every row starts at a multiple of so many bytes.
+    /// Whether every row starts at a multiple of this many bytes.
     fn starts_rows_at(&self, bytes: usize) -> bool {
         let apart = if self.rows > 1 { self.stride * self.dtype.bytes() } else { 0 };
         self.address.is_multiple_of(bytes as u64) && apart.is_multiple_of(bytes)
     }
 
-    /// The same memory to write: for operations that work in place. The stream orders reads and writes.
+    /// The same memory to write, for in-place operations. The stream orders reads and writes.
     pub(crate) fn into_mut(self) -> MatMut<'a> {
         let Self { address, rows, cols, stride, dtype, memory } = self;
         MatMut { address, rows, cols, stride, dtype, memory }
@@ -180,7 +180,7 @@ impl<'a> MatMut<'a> {
     /// A matrix over memory from byte `offset`.
     ///
     /// # Panics
-    /// If it does not lie inside the buffer.
+    /// If it is not inside the buffer.
     pub fn new(buffer: &'a Buffer, offset: usize, shape: (usize, usize), stride: usize, dtype: DType) -> Self {
         Mat::new(buffer, offset, shape, stride, dtype).into_mut()
     }
@@ -221,7 +221,7 @@ impl<'a> MatMut<'a> {
         self.address
     }
 
-    /// As a kernel takes it.
+    /// As a kernel argument.
     pub fn raw(&self) -> RawMat {
         self.as_mat().raw()
     }
@@ -229,7 +229,7 @@ impl<'a> MatMut<'a> {
     /// Columns `from..from + cols`.
     ///
     /// # Panics
-    /// If they are not all there.
+    /// If the range is not inside the matrix.
     pub fn columns(self, from: usize, cols: usize) -> Self {
         let Self { address, rows, cols: all, stride, dtype, memory } = self;
         Mat { address, rows, cols: all, stride, dtype, memory }.columns(from, cols).into_mut()
@@ -238,7 +238,7 @@ impl<'a> MatMut<'a> {
     /// Rows `from..from + rows`.
     ///
     /// # Panics
-    /// If they are not all there.
+    /// If the range is not inside the matrix.
     pub fn rows_range(self, from: usize, rows: usize) -> Self {
         let Self { address, rows: all, cols, stride, dtype, memory } = self;
         Mat { address, rows: all, cols, stride, dtype, memory }.rows_range(from, rows).into_mut()

@@ -1,12 +1,12 @@
-//! Rows are copied in parallel; gradients are added by threads that each own some columns of the whole table, so that
-//! every element's sum is in the order of the ids.
+//! Rows are copied in parallel. For gradients, each thread owns some columns of the whole table, so every element is summed
+//! in the order of the ids.
 
 use pulp::{Simd, WithSimd};
 
 use crate::parallel::{self, Columns};
 use crate::{Isa, Rows, RowsMut};
 
-/// Elements below which a thread is not worth waking.
+/// Minimum number of elements for waking a thread.
 const LEAST: usize = 1 << 16;
 
 pub(super) fn forward(ids: &[u32], table: Rows<'_>, y: RowsMut<'_>) {
@@ -33,7 +33,7 @@ impl WithSimd for Add<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, _: S) {
-        // The loop over a row is elementwise: the compiler vectorises it for the set it is inlined into.
+        // The loop over a row is elementwise; the compiler vectorises it for the instruction set it is inlined into.
         for (r, &id) in self.ids.iter().enumerate() {
             for (g, &d) in self.dtable.row(id as usize).iter_mut().zip(self.dy.row(r)) {
                 *g += d;

@@ -1,6 +1,6 @@
-//! On a GPU. For the backward, positions are sorted by id, eight bits at a time, and blocks sum chunks of them: the work
-//! is that of the positions, whatever the size of the table and however often an id occurs, and rows without a position
-//! are not touched. A row that several chunks share is added up in their order: no two runs differ.
+//! On a GPU. For the backward, positions are sorted by id, eight bits at a time (radix sort), and blocks sum chunks of them.
+//! The work is proportional to the number of positions, whatever the size of the table and however often an id occurs, and
+//! rows without a position are not touched. A row shared by several chunks is summed in their order, so runs do not differ.
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
@@ -9,12 +9,12 @@ use crate::error::Check;
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
 const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "bound", "backward", "join"];
 const CHECK: Check = Check("embedding");
-/// Positions that a block sorts; bits that it sorts them by.
+/// Positions per block of the sort; bits per pass.
 const STRETCH: usize = 2048;
 const BITS: u32 = 8;
-/// The fewest positions that a block sums.
+/// Minimum positions per summing block.
 const CHUNK: usize = 16;
-/// Columns of a block of the kernels that sum chunks and that add up their parts.
+/// Columns per block of the kernels that sum chunks and that combine their parts.
 const COLUMNS: [usize; 2] = [1024, 128];
 
 #[derive(Clone, Copy)]
@@ -39,11 +39,11 @@ struct Args {
 
 /// Looks rows up.
 ///
-/// `ids` `[m]` u32, `table` `[v d]`, `y` `[m d]` (=). A row of an id that is not in the table is NaN: who makes ids on a
-/// device checks them first.
+/// `ids` `[m]` u32, `table` `[v d]`, `y` `[m d]` (=). An id outside the table gives a row of NaN; callers check ids before
+/// they are on the device.
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn forward(gpu: &Gpu, ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     check(ids, table.cols, table.dtype, &y.as_mat())?;
     if y.is_empty() {

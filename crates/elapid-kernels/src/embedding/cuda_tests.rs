@@ -13,7 +13,7 @@ fn sizes() {
         for dtype in [DType::F32, DType::Bf16] {
             let mut random = Random::new(i as u64);
             let (table, dy) = (rounded(&random.normal(v * d), dtype), rounded(&random.normal(m * d), dtype));
-            // Half of them are of few rows, as words of a text are.
+            // Half of them are from few rows, like words of a text.
             let ids: Vec<u32> = (0..m).map(|r| random.below(if r % 2 == 0 { v } else { v.min(3) }) as u32).collect();
             let gap = i % 3;
             let (on_table, on_dy) = (OnDevice::of(gpu, &table, d, gap, dtype), OnDevice::of(gpu, &dy, d, gap, dtype));
@@ -38,7 +38,7 @@ fn sizes() {
     }
 }
 
-/// As in a text that is mostly padding, or in noise with a few tokens in it; and ids that are in no table.
+/// As in a text that is mostly padding, or noise with a few tokens in it; and ids outside the table.
 #[test]
 fn an_id_nearly_everywhere() {
     let Some(gpu) = gpu() else { return };

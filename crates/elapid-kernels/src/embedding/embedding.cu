@@ -1,4 +1,4 @@
-// Rows of a table, and their gradient. T is the format of activations.
+// Rows of a table, and their gradient. T is the dtype of activations.
 
 struct Args {
   const u32* ids;
@@ -18,7 +18,7 @@ struct Args {
   u32 chunk;        // positions that a block sums
 };
 
-// A block looks up a row at a time, or a warp if rows are short.
+// A block looks up one row at a time; for short rows, a warp does.
 extern "C" __global__ void __launch_bounds__(128) forward(const __grid_constant__ Args a) {
   const u32 across = a.d < 512 ? 32 : 128, down = 128 / across;
   for (i64 r = i64(blockIdx.x) * down + threadIdx.x / across; r < a.m; r += i64(gridDim.x) * down) {
@@ -30,8 +30,8 @@ extern "C" __global__ void __launch_bounds__(128) forward(const __grid_constant_
   }
 }
 
-// Backward: positions are sorted by id, those of one id in their order, digit by digit; blocks then sum chunks of them.
-// How often an id occurs makes no difference. Ids that are not in the table come last, as id v.
+// Backward: a stable radix sort of positions by id; blocks then sum chunks of them. How often an id occurs does not matter.
+// Ids outside the table come last, as id v.
 
 #define DIGITS 256
 #define STRETCH 2048
@@ -43,7 +43,7 @@ __device__ __forceinline__ u32 key(const Args& a, u32 t) {
 
 __device__ __forceinline__ u32 digit(const Args& a, u32 t) { return key(a, t) >> a.shift & (DIGITS - 1); }
 
-// How often each digit occurs in a stretch.
+// How often each digit occurs in a range.
 extern "C" __global__ void __launch_bounds__(DIGITS) count(const __grid_constant__ Args a) {
   __shared__ u32 counts[DIGITS];
   counts[threadIdx.x] = 0;
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(DIGITS) count(const __grid_constant
   a.counts[i64(threadIdx.x) * gridDim.x + blockIdx.x] = counts[threadIdx.x];
 }
 
-// One block: where the positions of each digit begin, those of a stretch after those of the stretches before.
+// One block: where the positions of each digit begin, in the order of the ranges.
 extern "C" __global__ void __launch_bounds__(1024) scan(const __grid_constant__ Args a) {
   __shared__ u32 sums[32];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(1024) scan(const __grid_constant__ 
   }
 }
 
-// The positions of a stretch to their places: those of one digit stay in their order.
+// Moves the positions of a range to their places, keeping the order within a digit.
 extern "C" __global__ void __launch_bounds__(DIGITS) place(const __grid_constant__ Args a) {
   constexpr int WARPS = DIGITS / 32;
   __shared__ u32 next[DIGITS], counts[WARPS][DIGITS];
@@ -118,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(DIGITS) place(const __grid_constant
   }
 }
 
-// Where the positions of each id begin and end; of ids without one nothing is written.
+// Where the positions of each id begin and end; nothing is written for ids without one.
 extern "C" __global__ void __launch_bounds__(256) bound(const __grid_constant__ Args a) {
   i64 i = i64(blockIdx.x) * 256 + threadIdx.x;
   if (i >= a.m) return;
@@ -130,9 +130,9 @@ extern "C" __global__ void __launch_bounds__(256) bound(const __grid_constant__ 
 #define COLUMNS 8
 #define THREADS 128
 
-// Sums a chunk of sorted positions: blockIdx = (chunk, COLUMNS * THREADS columns). A row of the table whose positions all
-// lie in it gets its gradient at once. Of a row that began before, row 2 * chunk of `partial` gets the sum; of one that
-// begins here and goes on, row 2 * chunk + 1.
+// Sums a chunk of sorted positions: blockIdx = (chunk, COLUMNS * THREADS columns). A row of the table whose positions are
+// all in this chunk gets its gradient directly. The sum of a row that began in an earlier chunk goes to row 2 * chunk of
+// `partial`; that of a row that begins here and continues, to row 2 * chunk + 1.
 extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Args a) {
   u32 all = u32(a.m), from = blockIdx.x * a.chunk;
   u32 to = from + a.chunk < all ? from + a.chunk : all;
@@ -170,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
   }
 }
 
-// dtable += the parts of the row that begins in a chunk and goes on, in order: blockIdx = (chunk, THREADS columns).
+// dtable += the parts of a row that begins in a chunk and continues, in order: blockIdx = (chunk, THREADS columns).
 extern "C" __global__ void __launch_bounds__(THREADS) join(const __grid_constant__ Args a) {
   u32 all = u32(a.m), from = blockIdx.x * a.chunk, to = from + a.chunk;
   i64 c = i64(blockIdx.y) * THREADS + threadIdx.x;

@@ -1,6 +1,6 @@
 //! Layer normalisation (Ba et al. 2016, arXiv 1607.06450, equation 4): y = (x - mean) / sqrt(variance + eps) · weight + bias.
 //!
-//! A row's result depends on nothing but the row.
+//! A row's result depends only on the row.
 
 pub mod naive;
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Products by the `gemm` crate, but for the forward of a few rows, where [`invariant`] is faster: by 1.4 times or more
-//! with 64 rows, by 2 or more with 8 (n 1536 and 3072, k 768, one thread of a Zen 4).
+//! Products by the `gemm` crate, except for the forward of a few rows, where [`invariant`] is faster: at least 1.4 times
+//! with 64 rows, at least 2 times with 8 (n 1536 and 3072, k 768, one thread of a Zen 4).
 //!
-//! `gemm` cuts the work by rows and columns of the result, never along the sum, so results do not depend on the number
-//! of threads.
+//! `gemm` splits the work by rows and columns of the result, never along the sum, so results do not depend on the number of
+//! threads.
 
 use gemm::Parallelism;
 use pulp::{Simd, WithSimd};
@@ -11,13 +11,13 @@ use super::invariant;
 use crate::parallel;
 use crate::{Isa, Rows, RowsMut};
 
-/// Multiplications below which a product stays on the calling thread.
+/// Minimum number of multiplications for using several threads.
 const LEAST: usize = 1 << 19;
 
-/// Rows of x up to which [`invariant`] does the forward.
+/// Maximum rows of x for which [`invariant`] computes the forward.
 const FEW: usize = 64;
 
-/// A matrix as `gemm` takes it: a pointer, and the distances between columns and rows.
+/// A matrix in the form of `gemm`: a pointer, and the strides of columns and rows.
 #[derive(Clone, Copy)]
 struct Factor {
     at: *const f32,

@@ -13,15 +13,15 @@ use crate::error::Check;
 static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
 const ENTRIES: [&str; 2] = ["spread", "column_sums"];
 const CHECK: Check = Check("linear");
-/// The most memory that a product may work in, in bytes: what NVIDIA recommends for Hopper.
+/// Maximum workspace of a product in bytes: NVIDIA's recommendation for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
 /// y = x Wᵀ + b.
 ///
-/// `x` `[m k]`, `w` `[n k]` of one format, `bias` `[n]` f32, `y` `[m n]` (=) of that format or f32.
+/// `x` `[m k]`, `w` `[n k]` of one dtype, `bias` `[n]` f32, `y` `[m n]` (=) of that dtype or f32.
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
     CHECK.shape("w", w.shape(), (w.rows, x.cols))?;
     CHECK.shape("y", y.shape(), (x.rows, w.rows))?;
@@ -35,7 +35,7 @@ pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatM
 /// dx = dy W, or dx += dy W if it `adds`: `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=, or +=, rounded once).
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: bool) -> Result<()> {
     CHECK.shape("w", w.shape(), (dy.cols, w.cols))?;
     CHECK.shape("dx", dx.shape(), (dy.rows, w.cols))?;
@@ -45,7 +45,7 @@ pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: 
 /// dW += dyᵀ x: `dy` `[m n]`, `x` `[m k]`, `dw` `[n k]` f32 (+=).
 ///
 /// # Errors
-/// If shapes or formats differ.
+/// If shapes or dtypes differ.
 pub fn backward_weight(gpu: &Gpu, dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result<()> {
     CHECK.shape("x", x.shape(), (dy.rows, x.cols))?;
     CHECK.shape("dw", dw.shape(), (dy.cols, x.cols))?;
@@ -100,7 +100,7 @@ pub(crate) fn units() -> Vec<Unit> {
     [DType::F32, DType::Bf16].map(unit).to_vec()
 }
 
-/// A product as cuBLASLt tells it apart from others.
+/// The key of a product for cuBLASLt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Problem {
     rows: usize,
@@ -113,14 +113,14 @@ struct Problem {
     adds: bool,
 }
 
-/// What is kept of a problem: its descriptors and the algorithm.
+/// The cached plan of a product: its descriptors and the algorithm.
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     a: sys::cublasLtMatrixLayout_t,
     b: sys::cublasLtMatrixLayout_t,
     d: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
-    /// Memory that it works in, in bytes.
+    /// Its workspace in bytes.
     workspace: usize,
 }
 
@@ -130,10 +130,10 @@ unsafe impl Send for Plan {}
 #[derive(Default)]
 struct Plans(HashMap<Problem, Plan>);
 
-/// d = a b + beta d, each operand transposed if its flag says so; beta is 0 or 1.
+/// d = a b + beta d, each operand transposed if its flag is set; beta is 0 or 1.
 ///
 /// # Errors
-/// If shapes or formats differ, or cuBLASLt cannot do it.
+/// If shapes or dtypes differ, or cuBLASLt does not support it.
 // Long: descriptors of cuBLASLt, which must live until the call and are destroyed after it.
 pub fn matmul(
     gpu: &Gpu,
@@ -185,12 +185,12 @@ pub fn matmul(
             place.insert(plan)
         }
     };
-    // Its own: a product may be several launches, and a graph of another thread can come in between.
+    // A separate workspace: a product may be several launches, and a graph of another thread can run in between.
     let workspace = gpu.alloc(plan.workspace)?;
     gpu.count_launch();
     let (alpha, address) = (1.0f32, |m: u64| m as usize as *const c_void);
-    // SAFETY: descriptors say how the matrices lie, and those lie inside their buffers. Columns come first for cuBLASLt:
-    // what it computes is dᵀ = bᵀ aᵀ.
+    // SAFETY: descriptors match the layouts of the matrices, which are inside their buffers. cuBLASLt is column-major, so it
+    // computes dᵀ = bᵀ aᵀ.
     let done = unsafe {
         lt::matmul(
             handle,
@@ -214,7 +214,7 @@ pub fn matmul(
     done.map_err(|error| Error::Call { call: "cublasLtMatmul", reason: format!("{error:?} for {problem:?}") })
 }
 
-/// A single row may say any stride; cuBLASLt wants one at least as long as the row.
+/// A single row may have any stride; cuBLASLt requires one at least as long as the row.
 fn stride(m: &Mat<'_>) -> usize {
     m.stride.max(m.cols).max(1)
 }
@@ -230,7 +230,7 @@ impl Plan {
         let Problem { rows, cols, inner, strides, transposed, formats, alignments, .. } = *problem;
         let desc =
             lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F)?;
-        // What is row by row for us is column by column for cuBLASLt, transposed: operands change places.
+        // Our row-major matrices are the transposes of cuBLASLt's column-major ones, so the operands change places.
         for (attribute, transposed) in
             [(Desc::CUBLASLT_MATMUL_DESC_TRANSA, transposed[1]), (Desc::CUBLASLT_MATMUL_DESC_TRANSB, transposed[0])]
         {

@@ -1,4 +1,4 @@
-//! The product whose sums depend on `k` only.
+//! The product whose order of summation depends only on `k`.
 //!
 //! ```text
 //! for each thread's rows of x and of W          (any cut)
@@ -10,8 +10,8 @@
 //!       y[a][b] = sum of lanes (sums[a][b]) + bias[b]
 //! ```
 //!
-//! Lanes run along k, where both x and W lie in memory: W needs no packing, so that one row of x streams W once, and an
-//! element's sum is the same in every tile. `k` is never cut: a sum of `k / lanes` terms stays in its register.
+//! Lanes run along k, the contiguous dimension of both x and W. So W needs no packing, one row of x streams W once, and an
+//! element's sum is the same in every tile. `k` is never split: a sum of `k / lanes` terms stays in its register.
 
 #![expect(clippy::needless_range_loop, reason = "small arrays are registers, named by row")]
 
@@ -20,11 +20,11 @@ use pulp::{Simd, WithSimd};
 use crate::parallel::{self, Columns};
 use crate::{Isa, Rows, RowsMut};
 
-/// Multiplications below which a product stays on the calling thread.
+/// Minimum number of multiplications for using several threads.
 const LEAST: usize = 1 << 17;
-/// Elements of a block of W: half a mebibyte, half of a usual second-level cache.
+/// Elements per block of W: half a mebibyte, half of a typical L2 cache.
 const BLOCK: usize = 1 << 17;
-/// Rows of x from which on threads share out rows of x instead of rows of W.
+/// Minimum rows of x for which threads split rows of x instead of rows of W.
 const TALL: usize = 96;
 
 pub(crate) fn forward(isa: Isa, x: Rows<'_>, w: Rows<'_>, bias: Option<&[f32]>, y: RowsMut<'_>) {
@@ -59,7 +59,7 @@ impl WithSimd for Product<'_> {
         let block = (BLOCK / self.x.cols().max(1)).max(16).next_multiple_of(4);
         for from in (0..n).step_by(block) {
             let to = n.min(from + block);
-            // Tiles are as large as registers hold: M * N sums, N vectors of W and one of x.
+            // Tiles are as large as the registers allow: M * N sums, N vectors of W and one of x.
             if S::REGISTER_COUNT >= 32 {
                 let i = self.tiles::<S, 6>(simd, 0, from, to);
                 match self.x.rows() - i {
@@ -79,7 +79,7 @@ impl WithSimd for Product<'_> {
 }
 
 impl Product<'_> {
-    /// As many tiles of `M` rows of x from row `i` on as there are, by rows `from..to` of W; returns the row after them.
+    /// All whole tiles of `M` rows of x from row `i` on, by rows `from..to` of W; returns the row after them.
     #[inline(always)]
     fn tiles<S: Simd, const M: usize>(&mut self, simd: S, mut i: usize, from: usize, to: usize) -> usize {
         while i + M <= self.x.rows() {

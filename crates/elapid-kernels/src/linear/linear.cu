@@ -1,4 +1,4 @@
-// What goes with a matrix product. T is the format of y.
+// Kernels around matrix products. T is the dtype of y.
 
 struct Args {
   Mat<T> y;
@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(128) spread(const __grid_constant__
   for (i64 r = blockIdx.y; r < a.rows; r += gridDim.y) a.y.row(r)[c] = bias;
 }
 
-// Sums of stretches of rows, one a block row.
+// Sums of ranges of rows, one per block row.
 extern "C" __global__ void __launch_bounds__(128) column_sums(const __grid_constant__ Args a) {
   i64 c = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (c >= a.cols) return;

@@ -1,9 +1,9 @@
-//! The linear map y = x Wᵀ + bias, with W `[n k]` row-major as in PyTorch, and its gradients:
-//! dx = dy W (or += for an input that has other uses), dW += dyᵀ x, dbias += Σ_rows dy.
+//! The linear map y = x Wᵀ + bias, with W `[n k]` row-major as in PyTorch, and its gradients: dx = dy W (or += for an input
+//! with other uses), dW += dyᵀ x, dbias += Σ_rows dy.
 //!
-//! [`forward`] is for training: the fastest product at hand. [`forward_invariant`] is for inference: every element is
-//! summed in an order that depends on `k` only, so that a row alone equals the row in a batch, and prefill equals
-//! decoding, bit for bit.
+//! [`forward`] is for training: the fastest product available. [`forward_invariant`] is for inference: every element is
+//! summed in an order that depends only on `k`, so a row alone equals the row in a batch, and prefill equals decoding, bit
+//! for bit.
 
 pub(crate) mod cpu;
 pub mod cuda;
@@ -29,7 +29,7 @@ pub fn forward(x: Rows<'_>, w: Rows<'_>, bias: Option<&[f32]>, y: RowsMut<'_>) -
     Ok(())
 }
 
-/// y = x Wᵀ + bias, each element summed in an order that depends on `k` and the instruction set only.
+/// y = x Wᵀ + bias, each element summed in an order that depends only on `k` and the instruction set.
 ///
 /// `x` `[m k]`, `w` `[n k]`, `bias` `[n]`, `y` `[m n]` (=).
 ///

@@ -1,22 +1,22 @@
 // One position of a few rows through a whole Mamba-1 language model, in one launch.
 //
-// One block a multiprocessor, all resident; every layer has four stages, after each of which all blocks wait for each
-// other: norm, in_proj and convolution; x_proj; dt_proj and scan; out_proj and the residual sum. A block makes the same
-// outputs of a stage in every launch, so that states and sums stay with it.
+// One block per multiprocessor, all resident. Every layer has four stages, each followed by a barrier over all blocks: norm,
+// in_proj and convolution; x_proj; dt_proj and scan; out_proj and the residual sum. A block computes the same outputs of a
+// stage in every launch, so states and sums stay with it.
 //
-// A step reads all weights, and that must never wait for the blocks: a warp of its own copies the block's weights to a ring of
-// shared memory in the order in which the stages use them, as far ahead as there is room, while the others wait for each
-// other. (Before sm_90 there are no such copies: weights are loaded when needed.) What is left is latency, and at small models
-// it is most of the step. A load from memory queues behind all these copies: small parameters and states are asked for a layer
-// ahead, by another warp, and read between arriving at a barrier and waiting for the others. Waiting empties the L1: what a
-// stage needs twice is kept in shared memory. The stages share one loop with one product in it, which keeps the code short.
+// A step reads all weights, and this must never wait for the barriers. So a dedicated warp copies the block's weights to a
+// ring in shared memory, in the order in which the stages use them and as far ahead as there is room, while the others wait.
+// (Before sm_90 there are no such copies: weights are loaded when needed.) What is left is latency, and for small models it
+// is most of the step. A load from memory queues behind all these copies, so another warp prefetches small parameters and
+// states a layer ahead, and they are read between arriving at a barrier and waiting for it. Waiting invalidates the L1, so
+// what a stage needs twice is kept in shared memory. The stages share one loop with one product in it, which keeps the code
+// short.
 //
-// Products are of bf16 and sum in f32 on tensor cores, 16 outputs by 8 rows an instruction. A piece of weights is 16 outputs by
-// up to 512 columns; a team of warps works on it, other teams on other pieces, and what they come to is added up in order. A
-// piece has gaps between its rows, so that what a warp reads at once lies in different banks. ROWS: 8, 16 or 32, at least
-// `batch`.
+// Products are bf16 with f32 sums on tensor cores, 16 outputs by 8 rows per instruction. A piece of weights is 16 outputs by
+// up to 512 columns; a team of warps works on it, other teams on other pieces, and their results are added in order. A piece
+// has gaps between its rows, so that a warp's reads hit different banks. ROWS: 8, 16 or 32, at least `batch`.
 //
-// What one block writes and another reads goes past the L1 (`__ldcg`), which is not kept coherent.
+// Data written by one block and read by another bypasses the L1 (`__ldcg`), which is not coherent.
 
 #define TILES (ROWS / 8)
 #define GROUP 16                // outputs of a piece at most
@@ -116,7 +116,7 @@ __device__ __forceinline__ void mma(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u3
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// What another block may have written.
+// Reads data that another block may have written.
 __device__ __forceinline__ float load(const bf16* at) {
   return to_float(bf16{__ldcg(reinterpret_cast<const u16*>(at))});
 }
@@ -162,8 +162,8 @@ struct Piece {
   }
 };
 
-// What the warp after those that compute does: copies pieces to the ring as soon as there is room. Lanes look ahead for one
-// piece each.
+// The warp after the computing warps: copies pieces to the ring as soon as there is room. Lanes look ahead for one piece
+// each.
 __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
   const u32 all = 0xffffffffu;
   const int lane = threadIdx.x % 32;
@@ -187,8 +187,8 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
 }
 #endif
 
-// This block's outputs of W x, each handed to `use(row, m, sum)` with m = threadIdx.x % ROWS; x is filled up with zeros to a
-// multiple of 32.
+// This block's outputs of W x, each passed to `use(row, m, sum)` with m = threadIdx.x % ROWS; x is zero-padded to a multiple
+// of 32.
 template <typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, const bf16* w, Part part, int k, Use use
@@ -313,7 +313,7 @@ __device__ __forceinline__ void fill(const Args& a, const Block& s, const bf16* 
   sync();
 }
 
-// What the scan reads that no other block writes: the first states that this thread has, and A_log.
+// Inputs of the scan that no other block writes: this thread's first states, and A_log.
 __device__ __forceinline__ void states_ahead(const Args& a, const Block& s, const Layer& layer, float4& log, float4& h) {
   const Part part = s.parts[DT];
 #pragma unroll 1
@@ -382,7 +382,7 @@ __device__ __forceinline__ void scan(
   }
 }
 
-// What a stage makes of the sums of its product: of output `row` of the block, for row `m` of the batch.
+// The epilogue of a stage's product: for output `row` of the block and row `m` of the batch.
 struct Output {
   const Args& a;
   const Block& s;
@@ -413,7 +413,7 @@ struct Output {
     } else if (stage == DT) {
       s.dt[row * a.batch + m] = now + s.dt_bias[row];
     } else {
-      // A block's own part of the residual stream is in shared memory too.
+      // A block's part of the residual stream is also in shared memory.
       float& residual = s.residual[row * a.batch + m];
       if (layer == 0) residual = to_float(a.embedding[i64(min(a.ids[m], u32(a.v - 1))) * a.d + c]);
       residual += now;
@@ -461,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
   }
   Blocks blocks{a.arrived};
   Pieces pieces;
-  // This layer's addresses are there before it begins, the next one's soon after.
+  // This layer's addresses are loaded before it begins, the next one's soon after.
   auto addresses = [&](int layer) {
     if (threadIdx.x < sizeof(Layer) / 8 && layer < a.count) {
       reinterpret_cast<u64*>(s.layers + layer % 2)[threadIdx.x] = reinterpret_cast<const u64*>(a.layers + layer)[threadIdx.x];
@@ -522,7 +522,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
     }
     if (stage == HEAD) break;
     blocks.arrive();
-    // Not `bar.arrive`: arriving twice before the warp that asks has come would complete its barrier without it.
+    // Not `bar.arrive`: arriving twice before the prefetching warp has come would complete its barrier without it.
     if (stage == IN && layer + 1 < a.count) layer_begun();
     if (stage != OUT) {
       ++stage;

@@ -1,8 +1,8 @@
-//! One position of a few rows through a whole Mamba-1 language model, on a GPU in one launch: from tokens to the
-//! likeliest next ones, the states moved on in place.
+//! One position of a few rows through a whole Mamba-1 language model, on a GPU in one launch: from tokens to the most likely
+//! next ones, with the states updated in place.
 //!
-//! What is computed is what the operations compute one after another; sums are divided otherwise, so that results agree to
-//! the rounding of bf16. The processor has no such form: there a launch costs nothing.
+//! It computes the same as the operations one after another. Sums are split differently, so results agree to the rounding of
+//! bf16. There is no CPU form, as a launch costs nothing there.
 
 pub mod cuda;
 #[cfg(test)]

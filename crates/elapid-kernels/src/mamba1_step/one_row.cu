@@ -1,15 +1,15 @@
-// One position of one row through a whole Mamba-1 language model, in one launch. The blocks wait for each other as in
-// mamba1_step.cu, but twice a layer instead of four times: waiting is most of what one row costs.
+// One position of one row through a whole Mamba-1 language model, in one launch. The blocks synchronise as in
+// mamba1_step.cu, but twice per layer instead of four times, because waiting is most of the cost of one row.
 //
-// A block has some channels of every mixer, from in_proj to out_proj: its x, z, convolution, Δ, states and y are never
-// another's. What blocks give each other are two vectors a layer, what x_proj makes of u, and what out_proj adds to the
-// residual stream. Both are sums over channels, to which every block adds what its own come to: by atomic additions of
-// integers, whose sum does not depend on their order. So both matrices are wanted transposed, a row for each channel.
+// A block owns some channels of every mixer, from in_proj to out_proj: no other block uses its x, z, convolution, Δ, states
+// and y. Blocks exchange two vectors per layer: the output of x_proj, and what out_proj adds to the residual stream. Both
+// are sums over channels, to which every block adds its part by atomic additions of integers, whose sum does not depend on
+// their order. So both matrices must be transposed, with one row per channel.
 //
-// A number becomes an integer of 2^-36. What one block adds is below 8192 in size, or no number: then all that follows is
-// none. Sums are kept several times, each of some blocks, as additions to the same number wait for each other: COPIES times
-// the residual stream, COPIES_DBC times what x_proj makes. CHUNKS: d / 256, rounded up. WHOLE: bytes of weights up to which
-// all that a block has of a matrix is copied at once.
+// A value becomes an integer in units of 2^-36. What one block adds is below 8192 in magnitude, or NaN, and then everything
+// after it is NaN. Additions to the same value wait for each other, so sums are kept in several copies, each for some of the
+// blocks: COPIES of the residual stream, COPIES_DBC of x_proj's output. CHUNKS: d / 256, rounded up. WHOLE: maximum bytes of
+// weights for which a block's part of a matrix is copied at once.
 
 #define PIECE (16 * 1024)  // bytes of weights that are copied at once, about
 #define SPREAD ((CHUNKS * 64 + CONSUMERS - 1) / CONSUMERS)  // four columns of d for every thread
@@ -78,7 +78,7 @@ __device__ __forceinline__ int rows_at_once(int rows, int cols) {
 }
 #define AT_ONCE_DT (CONSUMERS / LANES)
 
-// How sums over channels are divided: four columns a thread; where that leaves threads over, these take other channels.
+// How sums over channels are split: four columns per thread; if threads are left over, they take other channels.
 struct Spread {
   int cols, rows, at_once, quads, groups, group, quad;
   __device__ __forceinline__ Spread(int rows, int cols) : cols(cols), rows(rows), quads(cols / 4) {
@@ -88,7 +88,7 @@ struct Spread {
   }
 };
 
-// What a block has of every matrix.
+// A block's part of every matrix.
 struct Shares {
   Part own, words;
   int in, head;  // rows of a piece
@@ -101,7 +101,7 @@ struct Shares {
 };
 
 #if RING
-// What the warp after those that compute does: copies this block's rows of all matrices, in the order in which they are used.
+// The warp after the computing warps: copies this block's rows of all matrices, in the order of their use.
 __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
   const Shares shares(a);
   const Part own = shares.own;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void each_piece(const Block& s, Pieces& pieces, int r
 
 __device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bf16>(x)); }
 
-// What all blocks have added.
+// The sums of all blocks.
 __device__ __forceinline__ float added(const i64* at, int cols) {
   i64 sum = __ldcg(at);
 #pragma unroll
@@ -203,7 +203,7 @@ __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
   return broken ? NONE : rsqrtf(sum / float(a.d) + a.eps);
 }
 
-// Rows of a matrix times x, one by a warp at a time: `use(row, sum)`, by a lane.
+// Rows of a matrix times x, one row per warp at a time; one lane calls `use(row, sum)`.
 template <typename From, typename Use>
 __device__ __forceinline__ void product(
     const Args& a, const Block& s, Pieces& pieces, int rows, int at_once, uint4* x, From from, Use use
@@ -276,7 +276,7 @@ __device__ __forceinline__ void spread(
   }
 }
 
-// What the scan reads that no other block writes, of the first channel and state that this thread has.
+// Inputs of the scan that no other block writes, for this thread's first channel and state.
 struct Ahead {
   float decay = 0.0f, h = 0.0f, bias = 0.0f, skip = 0.0f;  // A log2 e, the state, those of Δ and D
   __device__ __forceinline__ Ahead() {}
@@ -374,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     read_ahead(s.norm, of.norm, a.d);
     convolve(a, of, 1, own, s.conv, s.tap);
     blocks.wait();
-    // Of the layer before, which all have read.
+    // From the previous layer; all blocks have read it.
     if (blockIdx.x == gridDim.x - 1) {
       for (int i = threadIdx.x; i < cols * COPIES_DBC; i += CONSUMERS) a.dbc[(l + 1) % 2 * cols * COPIES_DBC + i] = 0;
     }
@@ -451,7 +451,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
   if (blockIdx.x == 0) {
     blocks.wait();
     choose(a.best, 1, a.ids);
-    // All have read what was added: as it was before.
+    // All blocks have read the sums: reset them.
     for (int i = threadIdx.x; i < a.d * COPIES; i += CONSUMERS) a.residual[i] = 0;
     for (int i = threadIdx.x; i < 2 * cols * COPIES_DBC; i += CONSUMERS) a.dbc[i] = 0;
     if (threadIdx.x == 0) *a.broken = 0;

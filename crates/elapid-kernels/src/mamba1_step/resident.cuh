@@ -1,5 +1,5 @@
-// What kernels share whose blocks are all resident and wait for each other between stages: the wait, and weights that come
-// ahead of it.
+// Shared by kernels whose blocks are all resident and synchronise between stages: the barrier, and the prefetching of
+// weights.
 
 #define WARPS 16                // that compute
 #define CONSUMERS (WARPS * 32)
@@ -32,10 +32,10 @@ __device__ __forceinline__ Part part_of(int outputs) {
   return Part{first, min(each, outputs - first)};
 }
 
-// Of the warps that compute.
+// A barrier of the computing warps.
 __device__ __forceinline__ void sync() { asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-// All blocks: `arrive` when what others need is written, `wait` before what others wrote is read.
+// A barrier of all blocks: `arrive` after writing what others need, `wait` before reading what others wrote.
 struct Blocks {
   u32* counter;
   u32 times = 0;
@@ -61,7 +61,7 @@ struct Blocks {
 #define OTHERS (CONSUMERS - 32)
 __device__ __forceinline__ int other() { return int(threadIdx.x) - 32; }
 
-// Asks the L2 for numbers in memory; one warp.
+// Prefetches values into the L2; one warp.
 __device__ __forceinline__ void ask(const float* from, int count) {
   if (count <= 0) return;
 #pragma unroll 1
@@ -130,7 +130,7 @@ __device__ __forceinline__ void read_ahead(float* to, const float* from, int cou
   }
 }
 
-// The last of all blocks sets the counters back: by then nobody looks at them.
+// The last block resets the counters; by then no block reads them.
 __device__ __forceinline__ void leave(u32* arrived) {
   if (threadIdx.x == 0 && atomicAdd(arrived + 1, 1u) == gridDim.x - 1) arrived[0] = arrived[1] = 0;
 }
@@ -220,7 +220,7 @@ struct Pieces {
     wait_for(ring.full + i % PIECES, i / PIECES % 2);
     return ring.at + ring.places[i % PIECES];
   }
-  // Each warp that reads it says so.
+  // Each warp that reads it signals so.
   __device__ __forceinline__ void done(const Ring& ring) const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
@@ -253,7 +253,7 @@ __device__ __forceinline__ void choose(const float2* all, int batch, u32* ids) {
       better(x, id, one.x, __float_as_uint(one.y));
     }
     best_of_warp(x, id);
-    // Without a number among a row's logits there is no likeliest: an id that no vocabulary has.
+    // If all logits of a row are NaN there is no most likely token: an id outside every vocabulary.
     if (threadIdx.x % 32 == 0) ids[m] = id;
   }
 }

@@ -1,11 +1,11 @@
-//! Vectors of exponentials, shared out among threads where there are many.
+//! Vectors of exponentials, split among threads if there are many.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::{Isa, math};
 
-/// Elements of a thread's part.
+/// Elements per thread.
 const PART: usize = 1 << 14;
 
 pub(super) fn forward(isa: Isa, x: &[f32], y: &mut [f32]) {

@@ -27,7 +27,7 @@ pub fn forward(gpu: &Gpu, x: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     launch(gpu, "forward", &args)
 }
 
-/// The gradient: `y` is what [`forward`] gave, `dx` (+=).
+/// The gradient: `y` is the output of [`forward`], `dx` (+=).
 ///
 /// # Errors
 /// If shapes differ.

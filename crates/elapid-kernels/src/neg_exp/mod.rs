@@ -1,4 +1,4 @@
-//! y = -exp(x), element by element: A = -exp(A_log) stays negative (Mamba, section 3.6). dx += y dy.
+//! y = -exp(x), elementwise; A = -exp(A_log) stays negative (Mamba, section 3.6). dx += y dy.
 
 mod cpu;
 pub mod cuda;

@@ -1,6 +1,6 @@
 //! Elementwise functions: y = f(x), y = f(x) z of two halves, y = α a + β b.
 //!
-//! A result depends on its own elements alone, whatever the shape and the number of threads.
+//! A result depends only on its own elements, whatever the shape and the number of threads.
 
 mod function;
 pub mod naive;
@@ -13,9 +13,9 @@ use crate::{Rows, RowsMut};
 
 pub use function::Function;
 
-/// Elementary steps of one element, for the division of work among threads.
+/// Elementary steps per element, for splitting work among threads.
 const WORK: usize = 16;
-/// Steps that are worth a thread.
+/// Minimum steps for waking a thread.
 const LEAST: usize = 1 << 16;
 
 /// y (=) = f(x), both `[m d]`.
@@ -70,7 +70,7 @@ pub fn glu_backward(f: Function, xz: Rows<'_>, dy: Rows<'_>, dxz: RowsMut<'_>) -
     Ok(())
 }
 
-/// y (=) = α a + β b, all `[m d]`; without b, α a. Where α and β are 1 it is the plain sum.
+/// y (=) = α a + β b, all `[m d]`; without b, α a. If α and β are 1 it is exactly the plain sum.
 ///
 /// # Errors
 /// If shapes differ.

@@ -1,4 +1,4 @@
-//! What is rotated by how much.
+//! Arguments of the rotation.
 
 /// Which columns of a head make a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,12 +9,12 @@ pub enum Pairs {
     Interleaved,
 }
 
-/// What is rotated by how much.
+/// Arguments of the rotation.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a> {
-    /// Columns of a head; the columns after the last whole head are an error.
+    /// Columns per head; columns after the last whole head are an error.
     pub dim: usize,
-    /// Radians a position of each pair; the first `2 frequencies.len()` columns of a head are rotated, others copied.
+    /// Radians per position for each pair; the first `2 frequencies.len()` columns of a head are rotated, the others copied.
     pub frequencies: &'a [f64],
     /// Which columns make a pair.
     pub pairs: Pairs,

@@ -1,7 +1,7 @@
-//! Rotary positions (Su et al. 2021, arXiv 2104.09864, equation 34): pairs of columns of each head are turned by an angle
-//! proportional to the position, so that products of queries and keys depend on the distance alone.
+//! Rotary positions (Su et al. 2021, arXiv 2104.09864, equation 34): pairs of columns of each head are rotated by an angle
+//! proportional to the position, so that products of queries and keys depend only on their distance.
 //!
-//! The gradient is the same rotation the other way round.
+//! The gradient is the inverse rotation.
 
 mod args;
 pub mod naive;
@@ -14,7 +14,7 @@ use crate::{Rows, RowsMut};
 
 pub use args::{Args, Pairs};
 
-/// y `[m h·dim]` (=) of x, turned forwards, or backwards if `inverse`.
+/// y `[m h·dim]` (=): x rotated, or rotated back if `inverse`.
 ///
 /// # Errors
 /// If shapes do not fit.

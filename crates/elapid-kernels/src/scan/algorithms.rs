@@ -1,5 +1,5 @@
-//! The scans. All are inclusive unless they say otherwise: position t gets x_0 then … then x_t. All work in place and
-//! take any length.
+//! The scans. All are inclusive unless stated otherwise: position t gets x_0 then … then x_t. All work in place and for any
+//! length.
 
 use rayon::prelude::*;
 
@@ -42,7 +42,8 @@ pub fn blelloch_exclusive<E: Element>(x: &mut [E]) -> E {
     while half > 1 {
         half /= 2;
         for right in (2 * half - 1..len).step_by(2 * half) {
-            // What precedes both halves goes to the left one; the right one is preceded by that, then the left half.
+            // The prefix of both halves goes to the left one; the prefix of the right one is that, followed by the left
+            // half.
             let (before, left) = (tree[right], tree[right - half]);
             tree[right - half] = before;
             tree[right] = before.then(left);
@@ -74,9 +75,9 @@ pub fn odd_even<E: Element>(x: &mut [E]) {
     }
 }
 
-/// In three phases over chunks of `chunk` elements, in parallel: each chunk's scan from nothing, the scan of the chunks'
-/// last elements, and that composed before each later chunk. Work 2 l + l / chunk. The result does not depend on the
-/// number of threads.
+/// In three phases over chunks of `chunk` elements, in parallel: scan each chunk from the identity, scan the chunks' last
+/// elements, and compose the results into each later chunk. Work 2 l + l / chunk. The result does not depend on the number
+/// of threads.
 ///
 /// # Panics
 /// If `chunk` is 0.
@@ -108,9 +109,8 @@ pub fn from_state<T: Ring>(x: &mut [Step<T>], h: T) {
 /// The gradient of the recurrence, itself a scan from the right: g_t = dh_t + a_{t+1}* g_{t+1}, with a* the adjoint and
 /// nothing after the end.
 ///
-/// `steps` are those of the forward, `h` its states, `initial` the state before position 0, and `dh` what arrives at each
-/// state from outside. Returns the gradients of the steps, da_t = g_t h_{t-1}* and db_t = g_t, and that of `initial`,
-/// a_0* g_0.
+/// `steps` are those of the forward, `h` its states, `initial` the state before position 0, and `dh` the upstream gradient
+/// of each state. Returns the gradients of the steps, da_t = g_t h_{t-1}* and db_t = g_t, and that of `initial`, a_0* g_0.
 ///
 /// # Panics
 /// If lengths differ.

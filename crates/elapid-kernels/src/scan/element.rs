@@ -1,4 +1,4 @@
-//! What is scanned.
+//! The elements of scans.
 
 use crate::Float;
 
@@ -14,7 +14,7 @@ pub trait Element: Copy + Send + Sync {
     fn reset(self) -> Self;
 }
 
-/// Numbers that the recurrence can be over: they add and multiply, and products need not commute.
+/// Numbers of the recurrence: they can be added and multiplied, and products need not commute.
 pub trait Ring: Copy + Send + Sync + std::fmt::Debug + PartialEq {
     /// Adding it changes nothing.
     fn zero() -> Self;
@@ -24,7 +24,7 @@ pub trait Ring: Copy + Send + Sync + std::fmt::Debug + PartialEq {
     fn plus(self, other: Self) -> Self;
     /// self · other, in this order.
     fn times(self, other: Self) -> Self;
-    /// What gradients multiply by: the conjugate of a complex number, the transpose of a matrix.
+    /// The adjoint, for gradients: the conjugate of a complex number, the transpose of a matrix.
     fn adjoint(self) -> Self;
 }
 

@@ -13,10 +13,9 @@
 //! | [`odd_even`]      | about 2 l            | 2 log₂ l         |
 //! | [`chunked`]       | 2 l + p              | 2 l / p + p      |
 //!
-//! These are the algorithms as such, generic over the element; they are what the fast kernels are explained by and tested
-//! against, not what runs in a model. On a processor with wide vectors the sequential scan over time with channels in the
-//! lanes ([`crate::selective_scan`]) does the least work; scans over time pay where there are few channels and a long
-//! sequence.
+//! These are the plain algorithms, generic over the element. They explain the fast kernels and test them, and do not run in
+//! a model. On a CPU with wide vectors, the sequential scan over time with channels in the lanes ([`crate::selective_scan`])
+//! does the least work; scans that are parallel in time pay only for few channels and a long sequence.
 //!
 //! An initial state is folded into the first element ([`from_state`]), a reset is an element whose `a` is 0
 //! ([`Element::reset`]).

@@ -1,4 +1,4 @@
-//! What the scan reads and writes.
+//! Arguments of the scan.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use crate::{Rows, RowsMut, Segments};
 
 pub(super) const OP: &str = "selective_scan";
 
-/// How Ā and B̄ follow from Δ, A and B.
+/// The discretisation: how Ā and B̄ follow from Δ, A and B.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Discretisation {
     /// Ā = exp(ΔA), B̄ = ΔB: what the released Mamba models use.
@@ -58,15 +58,15 @@ impl FromStr for Discretisation {
 pub struct Dims {
     /// Batch.
     pub b: usize,
-    /// Length; 1 in [`step`](super::step), which does not look at it.
+    /// Length; ignored in [`step`](super::step), where it is 1.
     pub l: usize,
     /// Channels, at least 1.
     pub d: usize,
-    /// State size of a channel, at least 1.
+    /// State size per channel, at least 1.
     pub n: usize,
 }
 
-/// What the scan reads.
+/// The inputs of the scan.
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a, T = f32> {
     /// `[b l d]`, the input.
@@ -75,7 +75,7 @@ pub struct Args<'a, T = f32> {
     pub delta: Rows<'a, T>,
     /// `[d]`.
     pub delta_bias: Option<&'a [T]>,
-    /// Whether Δ goes through softplus.
+    /// Whether softplus is applied to Δ.
     pub softplus: bool,
     /// `[d n]`: A itself, negative for a state that decays.
     pub a: &'a [T],
@@ -91,13 +91,14 @@ pub struct Args<'a, T = f32> {
     pub initial: Option<&'a [T]>,
     /// Padding and packed documents.
     pub segments: Segments<'a>,
-    /// How Ā and B̄ come about.
+    /// The discretisation.
     pub rule: Discretisation,
 }
 
-/// What [`forward`](super::forward) leaves for [`backward`](super::backward): the states before every tile of up to 32 positions.
+/// What [`forward`](super::forward) saves for [`backward`](super::backward): the states before every tile of up to 32
+/// positions.
 ///
-/// Its numbers are laid out for the vectors of this processor. It may be used again for another call.
+/// Its values are laid out for the vectors of this CPU. It may be reused for another call.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
     pub(super) states: Vec<f32>,
@@ -110,18 +111,18 @@ impl Saved {
         Self::default()
     }
 
-    /// Memory it takes, in bytes: about `4 b d n l / 32`.
+    /// Its size in bytes: about `4 b d n l / 32`.
     pub fn bytes(&self) -> usize {
         self.states.capacity() * size_of::<f32>()
     }
 }
 
-/// What the backward writes and adds to.
+/// The outputs of the backward.
 #[derive(Debug)]
 pub struct Grads<'a, T = f32> {
     /// `[b l d]` (=).
     pub du: RowsMut<'a, T>,
-    /// `[b l d]` (=), of `delta` before bias and softplus.
+    /// `[b l d]` (=), the gradient of `delta` before bias and softplus.
     pub ddelta: RowsMut<'a, T>,
     /// `[d]` (+=).
     pub ddelta_bias: Option<&'a mut [T]>,

@@ -1,12 +1,13 @@
-//! On a GPU: activations and their gradients in one format, states, A and parameters in f32.
+//! On a GPU: activations and their gradients in one dtype, states, A and parameters in f32.
 //!
-//! A block owns some channels of one sequence and walks along it with the state in registers. Where there are too few
-//! sequences and channels to fill the device, the length is cut into chunks: what each makes of a state of zeros and what
-//! it multiplies a state by is computed first, then the states between chunks one after another, then all chunks at once
-//! from there. dB and dC are summed over the channels of a block, and over blocks in order by a kernel of their own.
+//! A block owns some channels of one sequence and walks along it with the state in registers. If there are too few sequences
+//! and channels to fill the device, the length is split into chunks. First each chunk computes its final state from zeros
+//! and its factor of the initial state, then the states between chunks are computed one after another, then all chunks run
+//! in parallel from these states. dB and dC are summed over the channels of a block, and over blocks in order by a separate
+//! kernel.
 //!
-//! What models use, bf16 with 16 states and Ā = exp(ΔA), has kernels of its own on tensor cores (`tensor.cuh`); a single
-//! position has another (`step.cu`).
+//! The common case, bf16 with 16 states and Ā = exp(ΔA), has separate kernels on tensor cores (`tensor.cuh`), and a single
+//! position has one in `step.cu`.
 
 use super::{Dims, Discretisation};
 use crate::DType;
@@ -31,12 +32,12 @@ const ENTRIES: [&str; 7] =
     ["forward", "forward_ends", "chain_forward", "chain_backward", "backward_ends", "backward", "join"];
 const CHECK: Check = Check("selective_scan");
 const THREADS: usize = 128;
-/// Rows of a thread where there is one position: `BATCH` of `step.cu`.
+/// Rows per thread for a single position: `BATCH` of `step.cu`.
 const STEP_ROWS: usize = 4;
 /// Chunks begin at multiples of this.
 const TILE: usize = 32;
 
-/// What the scan reads; as [`super::Args`].
+/// The inputs of the scan; as [`super::Args`].
 #[derive(Debug, Clone, Copy)]
 pub struct Args<'a> {
     /// `[b l d]`, the input.
@@ -45,7 +46,7 @@ pub struct Args<'a> {
     pub delta: Mat<'a>,
     /// `[d]` f32.
     pub delta_bias: Option<Mat<'a>>,
-    /// Whether Δ goes through softplus.
+    /// Whether softplus is applied to Δ.
     pub softplus: bool,
     /// `[d n]` f32: A itself.
     pub a: Mat<'a>,
@@ -61,11 +62,11 @@ pub struct Args<'a> {
     pub initial: Option<Mat<'a>>,
     /// Padding and packed documents.
     pub segments: Segments<'a>,
-    /// How Ā and B̄ come about.
+    /// The discretisation.
     pub rule: Discretisation,
 }
 
-/// What [`forward`] leaves for [`backward`]: the states before every few positions; on tensor cores in bf16.
+/// What [`forward`] saves for [`backward`]: the states before every few positions; in bf16 for the tensor-core kernels.
 #[derive(Debug)]
 pub struct Saved {
     states: Buffer,
@@ -73,18 +74,18 @@ pub struct Saved {
     tensor: bool,
 }
 
-/// What [`forward`] wrote, and the gradients that arrive there.
+/// The outputs of [`forward`], and their gradients.
 #[derive(Debug, Clone, Copy)]
 pub struct Outputs<'a> {
-    /// As [`forward`] left it.
+    /// As saved by [`forward`].
     pub y: Mat<'a>,
     /// `[b l d]`.
     pub dy: Mat<'a>,
-    /// `[b d n]` f32: from the chunk that follows.
+    /// `[b d n]` f32: from the next chunk.
     pub dlast: Option<Mat<'a>>,
 }
 
-/// What the backward writes and adds to; as [`super::Grads`].
+/// The outputs of the backward; as [`super::Grads`].
 #[derive(Debug)]
 pub struct Grads<'a> {
     /// `[b l d]` (=).
@@ -150,7 +151,7 @@ struct Raw {
     softplus: i32,
 }
 
-/// Lanes that share a channel, and states of each.
+/// Lanes per channel, and states per lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Form {
     lanes: usize,
@@ -168,7 +169,7 @@ impl Form {
         Self { lanes: 32, states: 8 },
     ];
 
-    /// That of `tensor.cuh`, as far as sizes go.
+    /// Whether the sizes suit `tensor.cuh`.
     const TENSOR: Self = Self { lanes: 4, states: 4 };
 
     fn of(n: usize) -> Result<Self> {
@@ -181,7 +182,7 @@ impl Form {
         })?)
     }
 
-    /// States of a channel, with those that only fill up.
+    /// States per channel, with padding.
     fn padded(self) -> usize {
         self.lanes * self.states
     }
@@ -200,7 +201,7 @@ impl Form {
     }
 }
 
-/// How a call is spread over the device.
+/// How a call is split over the device.
 struct Plan {
     dims: Dims,
     form: Form,
@@ -217,7 +218,7 @@ impl Plan {
         let form = if tensor { Form::TENSOR } else { Form::of(dims.n)? };
         let groups = dims.d.div_ceil(form.channels());
         let blocks = (dims.b * groups).max(1);
-        // As many blocks as the device holds at a time, of a length that makes up for what a chunk costs.
+        // As many blocks as the device holds at a time, with chunks long enough to make up for their overhead.
         let (wanted, least) = if tensor {
             (3 * gpu.multiprocessors() / blocks, 256)
         } else if blocks < gpu.multiprocessors() {
@@ -250,13 +251,13 @@ impl Plan {
         Launch { grid, ..Launch::linear(1, THREADS as u32) }
     }
 
-    /// That of `forward`, which on tensor cores has as many threads again that prepare and finish tiles.
+    /// The launch of `forward`, which on tensor cores has twice the threads: half of them prepare and finish tiles.
     fn launch_forward(&self) -> Launch {
         let threads = if self.tensor { 2 * THREADS } else { THREADS };
         Launch { block: (threads as u32, 1, 1), ..self.launch() }
     }
 
-    /// Bytes of a state for every chunk.
+    /// Bytes of one state per chunk.
     fn states(&self) -> usize {
         self.dims.b * self.chunks * self.dims.d * self.form.padded() * 4
     }
@@ -267,7 +268,7 @@ impl Plan {
         unsafe { gpu.kernel(self.source, entry, &self.defines)?.launch(launch, raw) }
     }
 
-    /// The states before all chunks, or the gradients behind them, by `ends` of each chunk and the `chain` over them.
+    /// The states before all chunks, or the gradients after them, by `ends` of each chunk and the `chain` over them.
     fn starts(&self, gpu: &Gpu, [ends, chain]: [&'static str; 2], raw: &Raw) -> Result<Option<Buffer>> {
         if self.chunks == 1 {
             return Ok(None);
@@ -276,7 +277,7 @@ impl Plan {
         let raw = Raw { starts: starts.address(), ends: end.address(), decays: decay.address(), ..*raw };
         let mut launch = self.launch();
         if self.tensor {
-            // What the last chunk makes of a state is not needed, nor what the first makes of a gradient.
+            // The final state of the last chunk is not needed, and neither is the gradient before the first.
             launch.grid.1 -= 1;
         }
         self.run(gpu, ends, launch, &raw)?;
@@ -290,7 +291,7 @@ impl Plan {
 /// `last` may be the memory of `initial`.
 ///
 /// # Errors
-/// If shapes or formats differ, `n` is 0 or above 256, or there is too little memory.
+/// If shapes or dtypes differ, `n` is 0 or above 256, or there is too little memory.
 pub fn forward(
     gpu: &Gpu,
     dims: Dims,
@@ -337,11 +338,11 @@ pub fn forward(
     Ok(())
 }
 
-/// Whether the kernels on tensor cores are for this.
+/// Whether the tensor-core kernels support this call.
 fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
     let small = |m: &Mat<'_>| i32::try_from(m.stride).is_ok();
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
-    // Where states of a sequence are saved is counted by 8 bytes.
+    // Offsets of saved states are counted in units of 8 bytes.
     let states = l.checked_mul(d).is_some_and(|numbers| u32::try_from(numbers / 2).is_ok());
     let sizes = n == 16 && d.is_multiple_of(8) && i32::try_from(l).is_ok() && i32::try_from(d * 8).is_ok() && states;
     args.u.dtype == DType::Bf16
@@ -376,7 +377,7 @@ fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &M
 /// The gradient of [`forward`].
 ///
 /// # Errors
-/// If shapes or formats differ, `saved` is of other sizes, or there is too little memory.
+/// If shapes or dtypes differ, `saved` has other sizes, or there is too little memory.
 // Long: shapes of nine outputs, then two launches that share their buffers.
 pub fn backward(
     gpu: &Gpu,
@@ -480,7 +481,7 @@ pub fn backward(
     }
 }
 
-/// [`backward`] on tensor cores of matrices that are not aligned: of copies that are.
+/// [`backward`] on tensor cores for unaligned matrices, on aligned copies.
 fn backward_by_copies(
     gpu: &Gpu,
     dims: Dims,
@@ -531,14 +532,14 @@ fn backward_by_copies(
     Ok(())
 }
 
-/// One position of every row: `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]`
-/// is moved on in place, `y` `[b d]` (=).
+/// One position of every row: `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is
+/// updated in place, `y` `[b d]` (=).
 ///
 /// # Errors
 /// As [`forward`], or if `args.initial` is given.
 pub fn step(gpu: &Gpu, dims: Dims, args: &Args<'_>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
     CHECK.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
-    // Every thread reads its states before it writes them.
+    // Safe in place, as every thread reads its states before it writes them.
     let args = Args { initial: Some(state.as_mat()), ..*args };
     forward(gpu, Dims { l: 1, ..dims }, &args, y, state.as_mat().into_mut(), None)
 }
@@ -659,7 +660,7 @@ fn number(rule: Discretisation) -> u32 {
     }
 }
 
-/// Specialisations: all of state size 16, and those of other sizes with the rule of released models.
+/// Specialisations: all rules for state size 16, and for other sizes the rule of the released models.
 pub(crate) fn units() -> Vec<Unit> {
     let mut units = Vec::new();
     let mut add = |dtype, form, rule, vector, segments| {

@@ -6,7 +6,7 @@ use crate::DType;
 use crate::cuda::{self, Gpu};
 use crate::testing::{OnDevice, Random, bits, err_ratio, gpu, median, rounded};
 
-/// What rounding every output and every gradient to bf16 comes to, sums of which are f32.
+/// The error of rounding every output and every gradient to bf16, with f32 sums.
 const BF16: f64 = 4e-3;
 
 fn round(case: &Case<f32>, dtype: DType) -> Case<f32> {
@@ -14,8 +14,8 @@ fn round(case: &Case<f32>, dtype: DType) -> Case<f32> {
     Case { xz: round(&case.xz), dbc: round(&case.dbc), dy: round(&case.dy), ..case.clone() }
 }
 
-/// `gaps`: columns of other things between rows of the packed matrices and of y, and of the gradients; 0 keeps rows
-/// aligned if the sizes are.
+/// `gaps`: extra columns between rows of the packed matrices and of y, and of the gradients; 0 keeps rows aligned if the
+/// sizes are.
 // Long: uploads every input and downloads every output, one line each.
 fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> Outputs<f32> {
     let (gap, grad_gap) = gaps;
@@ -221,8 +221,8 @@ fn steps_are_the_forward() {
     }
 }
 
-/// Medians at the shapes of docs/PERFORMANCE.md: `cargo test --release -p elapid-kernels --lib -- --ignored --nocapture
-/// selective_scan::cuda_tests::bench`.
+/// Medians at the shapes of docs/PERFORMANCE.md:
+/// `cargo test --release -p elapid-kernels --lib -- --ignored --nocapture selective_scan::cuda_tests::bench`.
 #[test]
 #[ignore = "a measurement"]
 fn bench() {

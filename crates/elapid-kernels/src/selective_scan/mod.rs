@@ -6,14 +6,14 @@
 //!
 //! Activations are channels-last: `[b l d]` is `b * l` rows of `d`. B_t and C_t are shared by all channels.
 //!
-//! The state is `[b d n]`: what precedes position 0 comes in as `initial`, what a next chunk needs goes out as `last`, and
-//! [`step`] moves it on by one position. A whole sequence, its chunks and its steps agree bit for bit; so do a row of a
-//! batch and a batch of one, and any numbers of threads. Where [`Segments`](crate::Segments) reset, the state before that
-//! position counts as 0, `initial` too. Positions at or after a row's length give 0 and get no gradient, and `last` is
-//! the state before them.
+//! The state is `[b d n]`: `initial` is the state before position 0, `last` is the one for the next chunk, and [`step`]
+//! advances it by one position. A whole sequence, its chunks and its steps agree bit for bit; so do a row of a batch and a
+//! batch of one, and any numbers of threads. Where [`Segments`](crate::Segments) reset, the state before that position
+//! counts as 0, including `initial`. Positions at or after a row's length have output 0 and no gradient, and `last` is the
+//! state before them.
 //!
-//! Backward, derived in `docs/math/selective_scan.md`, runs the recurrence again from states that [`forward`] left in
-//! [`Saved`]; h is never stored as a whole.
+//! The backward, derived in `docs/math/selective_scan.md`, reruns the recurrence from the states that [`forward`] stored in
+//! [`Saved`]; h is never stored for all positions.
 
 mod args;
 mod cpu;
@@ -57,11 +57,11 @@ fn forward_on(
 
 /// The gradient of [`forward`].
 ///
-/// `saved` is what `forward` left for the same `dims` and `args`; `dy` `[b l d]`; `dlast` `[b d n]` is the gradient that
-/// arrives at `last` from a next chunk.
+/// `saved` is from `forward` with the same `dims` and `args`; `dy` `[b l d]`; `dlast` `[b d n]` is the gradient of `last`
+/// from the next chunk.
 ///
 /// # Errors
-/// If shapes differ, `d` or `n` is 0, `saved` is of other sizes, or `dz` is asked for without `z`.
+/// If shapes differ, `d` or `n` is 0, `saved` has other sizes, or `dz` is requested without `z`.
 pub fn backward(
     dims: Dims,
     args: &Args<'_>,
@@ -116,10 +116,10 @@ fn backward_on(
     Ok(())
 }
 
-/// One position of every row: what [`forward`] gives for it, bit for bit. Allocates nothing.
+/// One position of every row: the result of [`forward`] for it, bit for bit. Allocates nothing.
 ///
-/// `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is moved on in place, `y`
-/// `[b d]` (=). A row of length 0 gets 0 and keeps its state.
+/// `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is updated in place, `y`
+/// `[b d]` (=). A row of length 0 gets output 0 and keeps its state.
 ///
 /// # Errors
 /// If shapes differ, `d` or `n` is 0, or `args.initial` is given.

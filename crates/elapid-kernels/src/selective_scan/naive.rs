@@ -1,4 +1,4 @@
-//! The selective scan as its equations, one number after another.
+//! The selective scan as its equations, one element after another.
 
 use super::{Args, Dims, Discretisation, Grads};
 use crate::{Float, Rows, RowsMut};
@@ -99,7 +99,7 @@ pub fn backward<T: Float>(
     for i in 0..b * d {
         let (b, d) = (i / d, i % d);
         let len = args.segments.len(b, l);
-        // Every state, and before each of them the state it grew out of: 0 after a reset.
+        // Every state, and for each of them the previous state: 0 after a reset.
         let mut h = args.initial.map_or(vec![zero; n], |initial| initial[i * n..][..n].to_vec());
         let mut before = Vec::with_capacity(len);
         let mut after = Vec::with_capacity(len);

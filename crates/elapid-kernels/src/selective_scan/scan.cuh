@@ -1,4 +1,4 @@
-// What all kernels of the scan share. NP: states of a channel with those that only fill up.
+// Shared by all kernels of the scan. NP: states per channel, with padding.
 
 struct Args {
   Mat<T> u;
@@ -41,7 +41,7 @@ struct Args {
   i32 softplus;
 };
 
-// Discretisation: Ā and, but for exp-euler, what multiplies B u.
+// Discretisation: Ā and, except for exp-euler, the factor of B u.
 __device__ __forceinline__ float decay(float dt, float a2) {
   if (RULE < 2) return fast_exp2(RULE == 0 ? dt * a2 : LOG2_E * dt * a2);
   float half = 0.5f * dt * a2;

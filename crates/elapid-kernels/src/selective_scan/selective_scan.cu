@@ -1,23 +1,23 @@
 // The selective scan, forward and backward.
 //
-// A block owns CH channels of one sequence (of one chunk of it): G lanes share a channel, S states each, in registers.
-// Time goes in tiles: activations are read in vectors of one position's channels, softplus is taken once, and the tile
-// lies in shared memory as f32 while the recurrence runs over it.
+// A block owns CH channels of one sequence (or of one chunk of it): G lanes share a channel, with S states each in
+// registers. Time is processed in tiles: activations are read in vectors of one position's channels, softplus is computed
+// once, and the tile is in shared memory as f32 while the recurrence runs over it.
 //
-// T: format of activations. G, S: lanes of a channel and states of a lane, G S >= n, powers of two. RULE: 0 exp-euler,
-// 1 zero-order hold, 2 bilinear. VECTOR: whether rows are aligned and whole, so that vectors can be read and written;
-// G S is then n. SEGMENTS: whether there are resets.
+// T: dtype of activations. G, S: lanes per channel and states per lane, G S >= n, powers of two. RULE: 0 exp-euler, 1
+// zero-order hold, 2 bilinear. VECTOR: whether rows are aligned and whole, so that vectors can be read and written; G S is
+// then n. SEGMENTS: whether there are resets.
 
 #define THREADS 128
 #define CH (THREADS / G)
 #define NP (G * S)
-// Shorter where states are many: what a tile takes of shared memory grows with them.
+// Shorter for many states, as the shared memory of a tile grows with them.
 #define TILE (NP >= 256 ? 16 : 32)
 #define SAVE (NP >= 256 ? 4 : NP >= 128 ? 8 : 16)
 
 #define PER_THREAD(tile, vec) ((tile) * CH / (THREADS * (vec)) > 0 ? (tile) * CH / (THREADS * (vec)) : 1)
 
-// VEC neighbouring numbers as they lie in memory.
+// VEC neighbouring values as they are in memory.
 template <typename U, int VEC>
 struct Pack {
   U x[VEC];
@@ -72,7 +72,7 @@ struct Job {
     ch = threadIdx.x / G;
     live = first + ch < a.d;
   }
-  // Where the states of this lane lie in a `[.. d NP]` array.
+  // Offset of this lane's states in a `[.. d NP]` array.
   __device__ __forceinline__ i64 at(const Args& a, i64 index) const {
     return (index * a.d + first + ch) * NP + g * S;
   }
@@ -102,7 +102,7 @@ __device__ __forceinline__ void store_states(float* to, const float* h) {
   }
 }
 
-// A, times log2 e where it goes into a power of 2; 0 for states that only fill up.
+// A, times log2 e if it goes into a power of 2; 0 for padding states.
 __device__ __forceinline__ void load_a(const Args& a, const Job& job, float* a2) {
 #pragma unroll
   for (int s = 0; s < S; ++s) {
@@ -149,7 +149,7 @@ struct Share {
   }
 };
 
-// The same of B or C, `[b l n]`.
+// The same for B or C, `[b l n]`.
 #if VECTOR
 #define BC_VEC(size) ((size) * NP / THREADS >= 4 ? 4 : (size) * NP / THREADS >= 2 ? 2 : 1)
 #else
@@ -198,7 +198,7 @@ __device__ __forceinline__ float step_size(const Args& a, float raw) { return a.
 
 #define FV (VECTOR ? 8 : 1)
 
-// ENDS: only what a chunk makes of a state of zeros, and what it multiplies a state by.
+// ENDS: computes only a chunk's final state from zeros, and its factor of the initial state.
 template <bool ENDS>
 __device__ __forceinline__ void scan(const Args& a) {
   __shared__ float2 steps[TILE][CH];  // Δ, and Δ u (exp-euler) or u
@@ -322,7 +322,7 @@ __device__ __forceinline__ void scan(const Args& a) {
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Args a) { scan<false>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) forward_ends(const __grid_constant__ Args a) { scan<true>(a); }
 
-// The states before all chunks, one after another. `backward`: the gradients behind them, from the last.
+// The states before all chunks, one after another. `backward`: the gradients after them, from the last.
 __device__ __forceinline__ void chain(const Args& a, const float* first, bool reverse) {
   i64 at = i64(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= a.batch * a.d * NP) return;
@@ -344,7 +344,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_backward(const __gri
 
 #define BV (VECTOR ? 4 : 1)
 
-// What a chunk makes of a state's gradient of zeros behind it, and what it multiplies such a gradient by.
+// A chunk's gradient at its beginning for a zero gradient at its end, and its factor of the gradient at its end.
 extern "C" __global__ void __launch_bounds__(THREADS) backward_ends(const __grid_constant__ Args a) {
   __shared__ float2 steps[SAVE][CH];  // Δ, and the gradient of C h + D u
   __shared__ __align__(16) float tile_c[SAVE][NP];
@@ -482,7 +482,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
     if (job.live) load_states(a.saved + job.at(a, job.row * tiles + t0 / SAVE), before);
     __syncthreads();
 
-    // The states of the tile once more, and C h for the gate.
+    // The states of the tile recomputed, and C h for the gate.
 #pragma unroll
     for (int t4 = 0; t4 < SAVE; t4 += 4) {
       float y[4];
@@ -539,11 +539,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
             da[s] += w * step.x;
           } else {
             float x = step.x * a2[s], decayed = decay(step.x, a2[s]), scale = weight(step.x, a2[s]);
-            // Derivatives of Ā and of the weight of B u by Δ and by A.
+            // Derivatives of Ā and of the factor of B u with respect to Δ and A.
             float decay_dt, decay_a, scale_dt, scale_a;
             if (RULE == 1) {
               decay_dt = a2[s] * decayed, decay_a = step.x * decayed, scale_dt = decayed;
-              // Near 0 the difference loses its digits: its series.
+              // Near 0 the difference cancels, so its series is used.
               float series = 0.5f + x * (0.33333333f + x * (0.125f + x * (0.033333333f + x * (0.0069444444f + x * 0.0011904762f))));
               scale_a = fabsf(x) < 0.3f ? step.x * step.x * series : (x * decayed - expm1f(x)) / (a2[s] * a2[s]);
             } else {
@@ -560,7 +560,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
             dh[s] *= decayed;
           }
         }
-        // Over the channels of the warp: halves of the values change lanes until each lane has its own.
+        // Over the channels of the warp: half of the values are exchanged between lanes repeatedly, until each lane has its
+        // own.
         int base = 0;
         bool writes = true;
 #pragma unroll

@@ -1,9 +1,9 @@
-// One position of every row: LANES of a warp share a channel, and read neighbouring states by VEC. A thread has the same
-// states of BATCH rows, so that A is read once for them; all that it reads is asked for before any of it is waited for.
+// One position of every row: LANES of a warp share a channel, and read neighbouring states in vectors of VEC. A thread has
+// the same states of BATCH rows, so A is read once for them. All loads are issued before any result is used.
 //
-// T: format of activations. RULE: 0 exp-euler, 1 zero-order hold, 2 bilinear. VEC is 4 where states, B and C are aligned.
+// T: dtype of activations. RULE: 0 exp-euler, 1 zero-order hold, 2 bilinear. VEC is 4 if states, B and C are aligned.
 //
-// A thread reads all its states before it writes one, and nobody else has them: `last` may be `initial`.
+// A thread reads all its states before it writes one, and no other thread uses them, so `last` may be `initial`.
 
 #define THREADS 128
 #define BATCH 4
@@ -16,7 +16,7 @@ __device__ __forceinline__ void load(const float* from, float* x) {
   }
 }
 
-// VEC numbers as they lie in memory.
+// VEC values as they are in memory.
 struct Pack {
   T x[VEC];
   __device__ __forceinline__ void load(const T* from) {

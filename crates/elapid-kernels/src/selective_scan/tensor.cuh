@@ -1,8 +1,8 @@
 // The selective scan of bf16 activations with 16 states and Ā = exp(Δ A), on tensor cores.
 //
-// What bounds a scan on a multiprocessor is, in this order, what shared memory can deliver, instructions, exponentials.
-// B_t u_t, C_t g_t, C_t h_t and the sums over channels are products of small matrices, and one instruction of a warp
-// does each of them for 128 states:
+// A scan on a multiprocessor is bound, in this order, by shared-memory bandwidth, instructions and exponentials. B_t u_t,
+// C_t g_t, C_t h_t and the sums over channels are products of small matrices, and one instruction of a warp computes each of
+// them for 128 states:
 //
 // - A warp's states are an accumulator of `mma`, four numbers a thread: thread 4 g + q has rows g and g + 8 of columns
 //   2 q and 2 q + 1. In backward rows are states and columns channels. In forward columns are states: rows g and g + 8
@@ -13,8 +13,9 @@
 //   column q, though they are columns 2 q and 2 q + 1 of row g. The right factor has a column for each of the two: of
 //   the product, what pairs the wrong ones is left alone.
 //
-// Factors are cut to the 10 bits of mantissa of tf32. B and C have 8; Δ u is rounded first, g in backward too. States and
-// their gradients are cut where they are summed, not where they are carried on: the errors are below those of bf16.
+// Factors are truncated to the 10 mantissa bits of tf32. B and C have 8; Δ u is rounded first, and so is g in the backward.
+// States and their gradients are truncated where they are summed, but not where they are carried on, so the errors are below
+// those of bf16.
 //
 // GATED: whether there is a z. SEGMENTS: whether there are resets.
 
@@ -23,10 +24,10 @@
 #define N 16
 #define TILE 32
 #define SAVE 8
-// Relative to the mean of a number whose last 13 bits are cut off.
+// Correction for the mean error of truncating the last 13 bits of a value.
 #define UNCUT 1.000352f
 
-// What a block works on: 32 channels of one chunk of one sequence.
+// The work of a block: 32 channels of one chunk of one sequence.
 struct Job {
   i64 row, chunk, from, to, end, first;  // end: of the positions that are not padding
   __device__ __forceinline__ Job(const Args& a, int first_chunk = 0) {
@@ -53,7 +54,7 @@ __device__ __forceinline__ void mma8(float* d, const float* a, float b0, float b
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
-// 16 bytes of global memory to shared, or zeros; done after `copies_done`.
+// Copies 16 bytes from global to shared memory, or zeros; complete after `copies_done`.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
   u32 at = u32(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
@@ -61,7 +62,7 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
 __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ __forceinline__ float masked(float x, u32 mask) { return __uint_as_float(__float_as_uint(x) & mask); }
-// Nearest number of tf32, but for the bits that `mma` does not read.
+// Rounds to the nearest tf32 value, except for the bits that `mma` does not read.
 __device__ __forceinline__ float rounded(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u); }
 __device__ __forceinline__ float nearest(float x) { return masked(rounded(x), 0xffffe000u); }
 
@@ -74,7 +75,7 @@ __device__ __forceinline__ void copy_floats(const float* from, float* to) {
   for (int i = 0; i < K; i += 4) *reinterpret_cast<float4*>(to + i) = *reinterpret_cast<const float4*>(from + i);
 }
 
-// `rows` rows on; one multiply-add.
+// Advances by `rows` rows; one multiply-add.
 template <typename U>
 __device__ __forceinline__ U* ahead_by(U* at, int stride, int rows) { return at + i64(stride) * rows; }
 
@@ -92,7 +93,7 @@ struct Masks {
 // No number of bf16 cancels what is added.
 __device__ __forceinline__ float not_zero(float z) { return z + 0x1.01p-60f; }
 
-// Two outputs times silu(z): one reciprocal for both, exponents bounded so that their product is.
+// Two outputs times silu(z), with one reciprocal for both; exponents are bounded so that their product stays finite.
 __device__ __forceinline__ void gate2(const float* z, float* y) {
   float z0 = not_zero(z[0]), z1 = not_zero(z[1]);
   float under0 = 1.0f + fast_exp2(fminf(-LOG2_E * z0, 60.0f)), under1 = 1.0f + fast_exp2(fminf(-LOG2_E * z1, 60.0f));
@@ -124,6 +125,6 @@ __device__ __forceinline__ void step_sizes(const Args& a, const float* raw, bool
   }
 }
 
-// Rows of shared memory, in numbers: wide enough that what a warp reads at once lies in different banks.
+// Row stride of shared memory in values, chosen so that a warp's reads hit different banks.
 #define ROW 40    // of channels
 #define ROW_N 24  // of states

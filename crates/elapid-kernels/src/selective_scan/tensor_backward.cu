@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
   const Masks masks(g, q);
   // Rows 2 q and 2 q + 1 of a product take their lane's two values.
   float unit[4] = {g == 2 * q ? 1.0f : 0.0f, 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f, 0.0f};
-  // By way of memory, so that the compiler keeps them together.
+  // Through memory, so that the compiler keeps them together.
   copy_floats<4>(unit, s.dt[0] + threadIdx.x * 4);
   __syncthreads();
   copy_floats<4>(s.dt[0] + threadIdx.x * 4, unit);
@@ -160,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
         const float* b_k = s.b[at + q] + 2 * g;
         const float* c_k = s.c[at + q] + 2 * g;
         const float* b_at = s.b[at] + 2 * g;
-        // The states once more.
+        // The states recomputed.
         float h[SAVE][4], e[SAVE][4], sum_c[SAVE / 4][2];
         const u32 first0 = s.before[tile % 2][at / SAVE][mine][g], first1 = s.before[tile % 2][at / SAVE][mine + 1][g];
         const float h_before[4] = {low_bf16(first0), low_bf16(first1), high_bf16(first0), high_bf16(first1)};
@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) backward(const __grid_c
           for (int t = t4; t < t4 + 4; ++t) {
             float2 step = *reinterpret_cast<const float2*>(dt_at + t * ROW);
             bool reset = SEGMENTS && s.resets[at + t];
-            // Apart from what it is added to, so that one position need not wait for the product of the one before.
+            // In a separate accumulator, so that one position need not wait for the product of the previous one.
             h[t][0] = h[t][1] = h[t][2] = h[t][3] = 0.0f;
             mma4(h[t], b_any.x, b_any.y, masked(dtu_any, masks.k[t - t4]));
 #pragma unroll

@@ -1,8 +1,8 @@
-// What lets the tensor-core kernels begin in the middle of a sequence; see tensor.cuh.
+// The states between chunks, with which the tensor-core kernels begin in the middle of a sequence; see tensor.cuh.
 
-// What a chunk makes of a state of zeros (FORWARD), or of a state's gradient of zeros behind it, and what it multiplies
-// the other by: from the far end of the chunk, Σ (product of the Ā in between) Δ_t B_t u_t, or C_t g_t, until nothing more
-// gets through. Here a thread has four states of one channel.
+// A chunk's final state from zeros (FORWARD), or the gradient at its beginning from a zero gradient at its end, and the
+// factor of a non-zero one: starting from the far end of the chunk, Σ (product of the Ā in between) Δ_t B_t u_t, or C_t g_t,
+// until the products vanish. A thread has four states of one channel.
 template <bool FORWARD>
 __device__ __forceinline__ void ends(const Args& a) {
   __shared__ __align__(16) float2 steps[TILE][CH];  // Δ, and Δ u or g
@@ -84,7 +84,7 @@ __device__ __forceinline__ void ends(const Args& a) {
 extern "C" __global__ void __launch_bounds__(THREADS) forward_ends(const __grid_constant__ Args a) { ends<true>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) backward_ends(const __grid_constant__ Args a) { ends<false>(a); }
 
-// The states before all chunks, one after another; in REVERSE the gradients behind them, from the last.
+// The states before all chunks, one after another; with REVERSE the gradients after them, from the last.
 template <bool REVERSE>
 __device__ __forceinline__ void chain(const Args& a, const float* first) {
   const i64 at = i64(blockIdx.x) * THREADS + threadIdx.x, size = a.d * N;

@@ -1,15 +1,15 @@
 // The forward on tensor cores; see tensor.cuh.
 
-// Forward has two kinds of warps, lest the exponentials of the recurrence wait for anything else. HELPERS prepare tiles
-// and write y, THREADS walk along with states. One tile is prepared while another is walked through. In shared memory
-// four positions are a group; the two rows that eight lanes touch at once are in groups side by side.
+// The forward has two kinds of warps, so that the exponentials of the recurrence do not wait for anything else. HELPERS
+// prepare tiles and write y; THREADS advance the states. One tile is prepared while another is processed. In shared memory
+// four positions form a group; the two rows that eight lanes access at once are in neighbouring groups.
 #define HELPERS 128
 #define GROUP (4 * ROW + 4)   // numbers of four positions: of channels,
 #define GROUP_C (4 * N + 16)  // and of states
 #define READY 1               // barriers: a tile is prepared,
 #define DONE 3                // and it is walked through; each and the next, for every other tile
 
-// Keeps a pointer to global memory as it is: what it was made of is not added anew to every index.
+// Keeps a pointer to global memory as computed, so that its offset is not added again to every index.
 template <typename U>
 __device__ __forceinline__ U* whole(U* at) {
   size_t address = __cvta_generic_to_global(at);
@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + HELPERS, 3) forward(const
     const bf16* c_at = a.c.row(r + t_mine) + q * 2;
     const int u_stride = int(a.u.stride), delta_stride = int(a.delta.stride);
     const int b_stride = int(a.b.stride), c_stride = int(a.c.stride);
-    // Positions that are not padding, from this thread's on.
+    // Real positions, from this thread's on.
     int real = int(job.end - job.from) - t_mine, real_b = real + t_mine - t_b;
     uint4 u, delta;
     u32 b[2], c[2];
@@ -91,14 +91,14 @@ extern "C" __global__ void __launch_bounds__(THREADS + HELPERS, 3) forward(const
     bf16* y_at = a.y.row(r + t_mine) + job.first + c_mine;
     const int z_stride = int(a.z.stride), y_stride = int(a.y.stride);
     int real_done = real, left = int(job.to - job.from) - t_mine;
-    // What it puts into shared memory, in one tile and the other by turns.
+    // Its part of shared memory, double buffered.
     int turn = sizeof(ForwardTile) / sizeof(float);
     float* dt_at = s.tiles[0].dt[t4] + q * 40 + t1;
     float* dtu_at = s.tiles[0].dtu[t4] + t1 * ROW + c_mine;
     u32* b_to = s.tiles[0].b[t_b / 4][t_b % 4] + n_b;
     float* c_to = s.tiles[0].c[t4] + t1 * N + q * 4;
     load();
-    // While tile k is prepared, k - 1 is walked through, and k - 2 has been.
+    // While tile k is prepared, k - 1 is being processed, and k - 2 is done.
     for (int tile = 0; tile < tiles + 2; ++tile) {
       uint4 u_done = make_uint4(0, 0, 0, 0), z_done = u_done;
       float y[8];

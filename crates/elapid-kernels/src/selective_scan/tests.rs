@@ -23,7 +23,7 @@ pub(super) struct Case<T> {
     pub(super) dlast: Option<Vec<T>>,
 }
 
-/// What may be there or not.
+/// Optional arguments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Options {
     pub(super) bias: bool,
@@ -145,7 +145,7 @@ impl<T: Copy> Case<T> {
 /// Outputs by name.
 pub(super) type Outputs<T> = Vec<(&'static str, Vec<T>)>;
 
-/// What sums start from: they are added to.
+/// Initial values of the accumulated outputs.
 pub(super) const BASE: f32 = 0.25;
 
 pub(super) fn naive<T: Float>(case: &Case<T>) -> Outputs<T> {

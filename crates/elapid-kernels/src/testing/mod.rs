@@ -1,5 +1,5 @@
-//! What tests of this crate and of the crates above share: error measures, gradient checks, deterministic random
-//! numbers and outputs that start poisoned. No part of the library proper uses it.
+//! Shared by the tests of this crate and of the crates above: error measures, gradient checks, deterministic random numbers,
+//! and poisoned outputs. The library itself does not use it.
 
 mod terms;
 
@@ -9,7 +9,7 @@ use crate::{Rows, RowsMut};
 
 /// RMS of the error over RMS of the reference. Infinity where `got` has another length, or a NaN or infinity.
 ///
-/// A reference of zeros gives the RMS of the error itself.
+/// For a reference of zeros, the RMS of the error itself.
 pub fn err_ratio(want: &[f64], got: &[f32]) -> f64 {
     if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
         return f64::INFINITY;
@@ -43,7 +43,7 @@ pub fn numeric_gradient(f: impl Fn(&[f64]) -> f64, at: &[f64], h: f64) -> Vec<f6
         .collect()
 }
 
-/// How far `gradient` is from the central differences of `f` at `at`: an [`err_ratio_f64`].
+/// The error of `gradient` against the central differences of `f` at `at`: an [`err_ratio_f64`].
 ///
 /// The differences are taken at steps `h` and `2h` and extrapolated, so that their error is of order h⁴.
 pub fn central_difference(f: impl Fn(&[f64]) -> f64, at: &[f64], gradient: &[f64]) -> f64 {
@@ -100,7 +100,7 @@ impl Random {
     }
 }
 
-/// The same numbers in `f64`.
+/// The same values in `f64`.
 pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
 }
@@ -128,7 +128,7 @@ impl Poisoned {
         Self { data, rows, cols, gap }
     }
 
-    /// A matrix of the given values, for outputs that are added to.
+    /// A matrix of the given values, for accumulated outputs.
     pub fn with(values: &[f32], cols: usize, gap: usize) -> Self {
         let mut new = Self::new(values.len().checked_div(cols).unwrap_or(0), cols, gap);
         new.rows_mut().copy_from(Rows::new(values, cols));
@@ -164,13 +164,13 @@ pub fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R 
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads").install(f)
 }
 
-/// Bit patterns, for comparisons that tell 0 from -0 and NaN from NaN.
+/// Bit patterns, for comparisons that distinguish 0 from -0, and NaNs from each other.
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The first GPU; none where there is none, then the test is [not run](not_run). With `ELAPID_REQUIRE_GPU` set, a missing
-/// one fails it.
+/// The first GPU; if there is none, the test is [not run](not_run). With `ELAPID_REQUIRE_GPU` set, a missing GPU fails the
+/// test.
 ///
 /// # Panics
 /// If a GPU is required and there is none.
@@ -185,8 +185,8 @@ pub fn gpu() -> Option<crate::cuda::Gpu> {
     }
 }
 
-/// Notes that the test of this thread is not run for lack of something: in the file `ELAPID_NOT_RUN`, which the gate
-/// counts, a line `LACK<tab>TEST`.
+/// Records that the test of this thread is not run for lack of something: appends a line `LACK<tab>TEST` to the file
+/// `ELAPID_NOT_RUN`, which the gate counts.
 ///
 /// # Panics
 /// If the file cannot be written.
@@ -197,12 +197,12 @@ pub fn not_run(lack: &str, reason: &str) {
     let program = std::path::Path::new(&program).file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let test = std::thread::current().name().unwrap_or_default().to_owned();
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    // One write, so that lines of tests that end at the same time do not mix.
+    // A single write, so that lines of tests that end at the same time do not mix.
     let line = format!("{lack}\t{program} {test}\n");
     file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes())).expect("the list of tests not run");
 }
 
-/// A matrix on a GPU inside a larger one: its rows are apart, and what lies between must stay as it is.
+/// A strided matrix on a GPU inside a larger one; the gaps between its rows must stay unchanged.
 #[derive(Debug)]
 pub struct OnDevice {
     gpu: crate::cuda::Gpu,
@@ -213,11 +213,11 @@ pub struct OnDevice {
     dtype: crate::DType,
 }
 
-/// What lies between rows, and where nothing was written: NaNs of an unusual pattern.
+/// Fill of the gaps and of unwritten elements: NaNs of an unusual pattern.
 const GUARD: u16 = 0x7fc5;
 
 impl OnDevice {
-    /// A matrix that nobody has written, rows `gap` elements apart.
+    /// An unwritten matrix with gaps of `gap` elements between rows.
     ///
     /// # Panics
     /// If the device fails.
@@ -228,7 +228,7 @@ impl OnDevice {
         Self { gpu, buffer, rows, cols, stride, dtype }
     }
 
-    /// A matrix of these numbers, rounded to the format.
+    /// A matrix of these values, rounded to the dtype.
     ///
     /// # Panics
     /// If the device fails.
@@ -261,7 +261,7 @@ impl OnDevice {
         crate::cuda::MatMut::new(&self.buffer, 0, (self.rows, self.cols), self.stride, self.dtype)
     }
 
-    /// The numbers.
+    /// The values.
     ///
     /// # Panics
     /// If something outside was written.
@@ -285,7 +285,7 @@ impl OnDevice {
     }
 }
 
-/// Numbers rounded to a format.
+/// Values rounded to a dtype.
 pub fn rounded(x: &[f32], dtype: crate::DType) -> Vec<f32> {
     match dtype {
         crate::DType::F32 => x.to_vec(),

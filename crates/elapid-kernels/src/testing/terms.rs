@@ -1,4 +1,4 @@
-//! Values that know how large the terms were that they are sums of.
+//! Values that track the magnitudes of the terms that they are sums of.
 
 use std::iter::Sum;
 use std::num::FpCategory;
@@ -8,10 +8,10 @@ use num_traits::{FromPrimitive, Num, One, ToPrimitive, Zero};
 
 use crate::Float;
 
-/// A value, and what it would be if all its terms had the same sign: the oracles compute both when they are run on this type.
+/// A value, and the value it would have if all its terms had the same sign. Run on this type, the oracles compute both.
 ///
-/// Rounding errors are relative to the terms, not to their sum, which may come out near 0. Inputs, and values of functions
-/// like exp, are terms as they are.
+/// Rounding errors are relative to the terms, not to their sum, which may be near 0. Inputs, and values of functions like
+/// exp, count as single terms.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
     /// The value.
@@ -20,12 +20,12 @@ pub struct Terms {
     pub size: f64,
 }
 
-/// A sum that is smaller than this share of its terms' magnitudes is compared by them.
+/// A sum below this share of its terms' magnitudes is compared relative to them.
 const SMALL: f64 = 0.25;
 
-/// RMS of the error over RMS of the reference, in which an element counts as much as it is, or as a quarter of its terms'
-/// magnitudes where that is more: [`err_ratio`](super::err_ratio) for outputs some of whose elements are sums that come out
-/// near 0. Infinity where `got` has another length, or a NaN or infinity.
+/// RMS of the error over RMS of the reference, where each element counts with its magnitude, or with a quarter of its terms'
+/// magnitudes if that is more: the [`err_ratio`](super::err_ratio) for outputs with sums near 0. Infinity if `got` has
+/// another length, or a NaN or infinity.
 pub fn err_ratio_of_terms(want: &[Terms], got: &[f32]) -> f64 {
     if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
         return f64::INFINITY;
@@ -36,15 +36,14 @@ pub fn err_ratio_of_terms(want: &[Terms], got: &[f32]) -> f64 {
     if error == 0.0 { 0.0 } else { (error / reference.max(f64::MIN_POSITIVE)).sqrt() }
 }
 
-/// RMS of the relative errors: each element's relative to its value, or to a quarter of its terms' magnitudes where that is
-/// more. No element is an excuse for another, however large it is. Infinity where `got` has another length, or a NaN or
-/// infinity.
+/// RMS of the relative errors: each element's relative to its value, or to a quarter of its terms' magnitudes if that is
+/// more. So a large element cannot hide the error of another. Infinity if `got` has another length, or a NaN or infinity.
 pub fn error_of_terms(want: &[Terms], got: &[f32]) -> f64 {
     if want.len() != got.len() || got.iter().any(|g| !g.is_finite()) {
         return f64::INFINITY;
     }
     let error = |(want, &got): (&Terms, &f32)| {
-        // What is below the normal range of f32 may be flushed to 0.
+        // Values below the normal range of f32 may be flushed to 0.
         let scale = want.value.abs().max(SMALL * want.size).max(f32::MIN_POSITIVE.into());
         ((f64::from(got) - want.value) / scale).powi(2)
     };
@@ -58,7 +57,7 @@ pub fn terms(x: &[f32]) -> Vec<Terms> {
 }
 
 impl Terms {
-    /// A value that is no sum.
+    /// A value that is not a sum.
     pub fn new(value: f64) -> Self {
         Self { value, size: value.abs() }
     }
@@ -274,7 +273,7 @@ mod tests {
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} {b}");
         close(error_of_terms(&[sum(2.0, 4.0)], &[2.5]), 0.25);
         close(error_of_terms(&[sum(0.0, 4.0)], &[0.5]), 0.5);
-        // One element's terms are no excuse for another, however large.
+        // Large terms of one element do not hide the error of another.
         close(error_of_terms(&[sum(0.0, 1e6), sum(1.0, 1.0)], &[0.0, 1.5]), 0.5 / 2f64.sqrt());
         close(err_ratio_of_terms(&[sum(0.0, 8.0), sum(2.0, 2.0)], &[1.0, 2.0]), 0.5f64.sqrt() / 2.0);
         close(err_ratio_of_terms(&[sum(2.0, 4.0)], &[2.5]), 0.25);

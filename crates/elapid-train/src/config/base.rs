@@ -1,4 +1,4 @@
-//! Beginning from a model that is there: its settings take the place of the config's.
+//! Starting from an existing model: its settings replace those of the config.
 
 use std::collections::HashMap;
 
@@ -8,13 +8,13 @@ use super::{ConfigError, ModelConfig, TrainConfig};
 use crate::tasks::Kind;
 
 impl ModelConfig {
-    /// The settings of a model, but for its vocabulary.
+    /// The settings of a model except its vocabulary.
     pub(crate) fn of(config: &model::ModelConfig) -> Self {
         Self { from: String::new(), stack: config.stack.clone() }
     }
 
-    /// Settings that weights depend on, and not only how new ones are drawn, and that are others in another model: their
-    /// names, and both values.
+    /// The settings that differ in another model, with both values. Settings that only affect how new weights are drawn do
+    /// not count.
     pub(crate) fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.values();
         let differs = |(name, init, ours): (String, bool, String)| {
@@ -30,15 +30,15 @@ impl ModelConfig {
 }
 
 impl TrainConfig {
-    /// Takes the settings of the model that the run begins from, so that the config says what is trained.
+    /// Takes over the settings of the model that the run starts from, so that the config describes what is trained.
     ///
     /// # Errors
-    /// If a setting was given that is another one in that model.
+    /// If a setting was given that contradicts that model.
     pub(crate) fn take_settings_of(&mut self, base: &model::ModelConfig, file: &str) -> Result<(), ConfigError> {
         let theirs = ModelConfig::of(base);
         let defaults = [Self::default().model.values(), self.defaults()?.model.values()];
         for (field, here, there) in self.model.differences(&theirs) {
-            // What is as the defaults have it was not given.
+            // A setting equal to its default counts as not given.
             let name = field.strip_prefix("model.").unwrap_or(&field);
             if defaults.iter().all(|default| default.get(name) != Some(&here)) {
                 return Err(ConfigError {
@@ -49,7 +49,7 @@ impl TrainConfig {
                         "it is {there} in {}, whose weights the run begins from, and was set to {here}",
                         self.model.from
                     ),
-                    fix: "leave it out, or begin from another model".into(),
+                    fix: "leave it out, or start from another model".into(),
                 });
             }
         }
@@ -57,7 +57,7 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The defaults: of the task, if there is one.
+    /// The defaults: those of the task, if there is one.
     fn defaults(&self) -> Result<Self, ConfigError> {
         if self.task.is_text() {
             return Ok(Self::default());
@@ -88,7 +88,7 @@ mod tests {
         all.iter().for_each(|one| config.apply_override(one).unwrap());
         let base = config.model.resolve_for(100).unwrap();
         assert_eq!(ModelConfig::of(&base), config.model);
-        // Through the file of a model too.
+        // Also when read back from a model's file.
         let (read, _) = model::ModelConfig::parse(&base.to_hf_json().to_string(), "config.json").unwrap();
         assert_eq!(ModelConfig::of(&read), config.model);
         assert_eq!(config.model.differences(&ModelConfig::default()).len(), 6);
@@ -103,11 +103,11 @@ mod tests {
             config.take_settings_of(&base, "the command line").map(|()| config.model)
         };
         assert_eq!(wanted(&["model.from=x"]).unwrap(), ModelConfig { from: "x".into(), ..ModelConfig::default() });
-        // How weights are drawn makes no difference.
+        // How weights are drawn does not matter.
         wanted(&["model.dt_min=0.01", "model.d_model=256"]).unwrap();
         let error = wanted(&["model.from=x", "model.n_layer=9"]).unwrap_err().to_string();
         assert!(error.contains("`model.n_layer`: it is 4 in x") && error.contains("was set to 9"), "{error}");
-        // The paper's settings of a task were not given either.
+        // The paper's settings of a task count as not given, too.
         let kind = Kind::find("induction-heads").unwrap();
         let mut task = TrainConfig::parse(kind.settings, kind.name).unwrap();
         task.task.name = kind.name.into();

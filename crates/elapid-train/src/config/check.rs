@@ -1,4 +1,4 @@
-//! Values that cannot be, though they are of the right kind.
+//! Checks for impossible values of the right type.
 
 use std::fmt::Display;
 
@@ -7,15 +7,15 @@ use serde_json::json;
 use super::{ConfigError, Mode, TrainConfig};
 use crate::tasks;
 
-/// Most positions of a batch: sizes of tensors stay far from the end of their type.
+/// Maximum positions of a batch, so that sizes of tensors cannot overflow.
 const POSITIONS: usize = 1 << 40;
 
 impl TrainConfig {
-    /// Checks every value; `file` is the name that errors give.
+    /// Checks every value; errors give `file` as the file's name.
     ///
     /// # Errors
-    /// The first setting whose value cannot be, with a fix.
-    // Long: a list: one check a setting.
+    /// The first setting with an impossible value, with a fix.
+    // Long: a list with one check per setting.
     pub fn validate(&self, file: &str) -> Result<(), ConfigError> {
         let check = |holds: bool, field: &str, wanted: &str, got: &dyn Display| {
             if holds {
@@ -100,9 +100,9 @@ impl TrainConfig {
         check(!self.output.dir.as_os_str().is_empty(), "output.dir", "a directory", &"an empty text")
     }
 
-    /// Checks that TOML can say every integer: a config that cannot be written cannot be gone on with.
+    /// Checks that every integer fits into TOML: a run whose config cannot be written cannot be resumed.
     pub(super) fn check_integers(&self, file: &str) -> Result<(), ConfigError> {
-        // Sizes of models are bounded by their type.
+        // Sizes of models are bounded by their types.
         let json = json!({ "data": self.data, "task": self.task, "train": self.train, "output": self.output });
         let sections = json.as_object().into_iter().flatten();
         let values = sections.flat_map(|(section, values)| {

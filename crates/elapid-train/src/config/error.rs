@@ -1,6 +1,6 @@
 //! What is wrong with a setting.
 
-/// What is wrong with a setting, where, and what to do.
+/// What is wrong with a setting, where, and the fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{file}{}: {}{what}; {fix}",
@@ -12,7 +12,7 @@ pub struct ConfigError {
     pub file: String,
     /// The line, from 1, if it is known.
     pub line: Option<usize>,
-    /// The setting with its section, `train.lr`; empty if the text is no TOML.
+    /// The setting with its section, such as `train.lr`; empty if the text is not TOML.
     pub field: String,
     /// What is wrong.
     pub what: String,

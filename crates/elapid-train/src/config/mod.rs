@@ -1,7 +1,7 @@
-//! The settings of a training run: a TOML file over the defaults, `--set` over the file.
+//! The settings of a training run: a TOML file overrides the defaults, `--set` overrides the file.
 //!
-//! `configs/default.toml` is the manual: every setting with its default and a line about it. A resolved config is
-//! written in the same form.
+//! `configs/default.toml` is the manual: every setting with its default and a comment. A resolved config is written in the
+//! same form.
 
 mod base;
 mod check;
@@ -26,13 +26,13 @@ use crate::Result;
 
 pub use error::ConfigError;
 
-/// `configs/default.toml`: every setting, its default, what it is.
+/// `configs/default.toml`: every setting with its default and a comment.
 pub const MANUAL: &str = include_str!("../../../../configs/default.toml");
 
-/// What stands at the beginning of a config file that elapid writes.
+/// The first lines of a config file that elapid writes.
 const HEADER: &str = "\
 # Every setting of a training run with its default: a byte-level Mamba of 1.8 million parameters on the text inside the
-# binary. A config file says only what differs; `--set train.lr=1e-3` overrides one value. Paths are relative to the
+# binary. A config file needs only what differs; `--set train.lr=1e-3` overrides one value. Paths are relative to the
 # directory that elapid runs in.
 
 ";
@@ -40,32 +40,32 @@ const HEADER: &str = "\
 /// All settings of a run.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TrainConfig {
-    /// What is trained.
+    /// The model.
     pub model: ModelConfig,
-    /// On what.
+    /// The data.
     pub data: DataConfig,
-    /// On which task instead of text.
+    /// The task, instead of text.
     pub task: TaskConfig,
-    /// How.
+    /// The training.
     pub train: TrainSettings,
-    /// Where the results go.
+    /// The output.
     pub output: OutputConfig,
 }
 
 impl TrainConfig {
-    /// Reads a config file; what it does not say is as in [`MANUAL`].
+    /// Reads a config file; settings that it leaves out are as in [`MANUAL`].
     ///
     /// Values are checked by [`validate`](Self::validate), after all overrides.
     ///
     /// # Errors
-    /// If the file is unreadable, is not TOML, or has an unknown setting or a value of the wrong kind: with file, line,
-    /// setting and fix.
+    /// If the file is unreadable, is not TOML, or has an unknown setting or a value of the wrong type; the error has file,
+    /// line, setting and fix.
     pub fn load(path: &Path) -> Result<Self> {
         let text = files::read_text(path, limit::CONFIG)?;
         Ok(Self::parse(&text, &path.display().to_string())?)
     }
 
-    /// Reads a config from text; `file` is the name that errors give.
+    /// Reads a config from text; errors give `file` as its name.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -104,12 +104,12 @@ impl TrainConfig {
         Ok(config)
     }
 
-    /// Overrides one setting: `train.lr=1e-3`, `model.layer.local.window=128`. The value is TOML; text needs no quotes. A
-    /// layer's `kind` and the patterns `model.layers` and `model.ffn` take the settings with them that no longer apply.
+    /// Overrides one setting: `train.lr=1e-3`, `model.layer.local.window=128`. The value is TOML; text needs no quotes.
+    /// Setting a layer's `kind`, `model.layers` or `model.ffn` also removes the settings that no longer apply.
     ///
     /// # Errors
-    /// If there is no such setting (the error names the nearest) or the value is of the wrong kind. The config is then
-    /// as it was.
+    /// If there is no such setting (the error names the nearest) or the value is of the wrong type. The config is then
+    /// unchanged.
     pub fn apply_override(&mut self, assignment: &str) -> Result<(), ConfigError> {
         let wrong = |field: &str, what: String, fix: String| ConfigError {
             file: format!("--set {assignment}"),
@@ -141,10 +141,10 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// The settings in which this differs from another config, as [`apply_override`](Self::apply_override) takes them.
+    /// The settings that differ from another config, in the form that [`apply_override`](Self::apply_override) takes.
     ///
     /// # Errors
-    /// If TOML cannot say one of them.
+    /// If TOML cannot express one of them.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>, ConfigError> {
         [self, other].into_iter().try_for_each(|config| config.check_integers("config"))?;
         let theirs: HashMap<String, String> = other.settings().into_iter().collect();
@@ -152,17 +152,17 @@ impl TrainConfig {
         Ok(ours.map(|(name, value)| format!("{name}={value}")).collect())
     }
 
-    /// The resolved config, with a comment about every setting.
+    /// The resolved config, with a comment on every setting.
     ///
     /// # Errors
-    /// If TOML cannot say a setting.
+    /// If TOML cannot express a setting.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         self.check_integers("config")?;
         Ok(self.text())
     }
 
-    /// [`to_toml`](Self::to_toml) of the defaults, with the settings of the other kinds of layers as comments: what
-    /// [`MANUAL`] has to be.
+    /// [`to_toml`](Self::to_toml) of the defaults, with the settings of the other kinds of layers as comments. [`MANUAL`]
+    /// must equal this.
     pub fn manual() -> String {
         let config = Self::default();
         let mut text = config.text();
@@ -208,11 +208,11 @@ impl TrainConfig {
 
     /// The config as a table.
     fn tree(&self) -> Table {
-        // What `text` writes is TOML, its integers checked.
+        // `text` writes valid TOML, as its integers are checked.
         self.text().parse().unwrap_or_default()
     }
 
-    /// Writes `config.toml` into a directory and gives its path.
+    /// Writes `config.toml` into a directory and returns its path.
     ///
     /// # Errors
     /// If it cannot be written.

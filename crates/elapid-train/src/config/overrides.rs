@@ -5,8 +5,8 @@ use elapid::layers::LayerConfig;
 use elapid::settings::Settings;
 use toml::{Table, Value};
 
-/// Replaces the value at a dotted path; returns what was there, or none if there is no such setting. Settings of a layer
-/// that have no value yet are put there, and judged when the table is read.
+/// Replaces the value at a dotted path and returns the old one; none if there is no such setting. Settings of a layer that
+/// have no value yet are inserted, and checked when the table is read.
 pub(super) fn set(tree: &mut Table, path: &str, value: Value) -> Option<Option<Value>> {
     let path = unflatten(tree, path);
     let keys: Vec<&str> = path.split('.').collect();
@@ -35,7 +35,7 @@ pub(super) fn set(tree: &mut Table, path: &str, value: Value) -> Option<Option<V
     Some(was)
 }
 
-/// The full path of a setting of Mamba-1 that is named as in `[model]` before layers had names: `model.d_state`.
+/// The full path of a setting of Mamba-1 in its older form, `model.d_state`, from before layers had names.
 fn unflatten(tree: &Table, path: &str) -> String {
     let kind = "mamba1";
     let flat =
@@ -56,12 +56,12 @@ fn layers(tree: &mut Table) -> Option<&mut Table> {
     table(table(tree, "model")?, "layer")
 }
 
-/// The table of a key, made if it is not there.
+/// The table of a key, created if it is missing.
 fn table<'t>(of: &'t mut Table, key: &str) -> Option<&'t mut Table> {
     of.entry(key).or_insert_with(|| Table::new().into()).as_table_mut()
 }
 
-/// Another kind has other settings: those of its place in the stream stay.
+/// Another kind has other settings; only those of its placement stay.
 fn set_kind(table: &mut Table, kind: Value) -> Option<Value> {
     if table.get("kind") != Some(&kind) {
         table.retain(|key, _| key == "kind" || Placement::FIELDS.iter().any(|field| field.name == key));

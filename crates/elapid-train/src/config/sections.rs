@@ -23,11 +23,11 @@ pub enum Mode {
     /// Shuffled windows, each from a zero state.
     #[default]
     Windows,
-    /// The text in order, the state carried.
+    /// The text in order, with the state carried over.
     Streams,
 }
 
-/// The format of activations in training; parameters are always kept in f32.
+/// The dtype of activations in training; parameters are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -41,7 +41,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The format on a device.
+    /// The dtype on a device.
     pub fn on(self, device: elapid::Device) -> elapid::DType {
         match (self, device) {
             (Self::F32, _) | (Self::Auto, elapid::Device::Cpu) => elapid::DType::F32,
@@ -50,31 +50,31 @@ impl Dtype {
     }
 }
 
-/// `[model]`: what is trained.
+/// `[model]`: the model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ModelConfig {
-    /// Directory of a model to begin from, as `--from`: weights, vocabulary and tokenizer are its own, and so are the other
+    /// Directory of a model to start from, as `--from`: the run takes its weights, vocabulary and tokenizer, and the other
     /// settings of this section. "" is a new model with random weights.
     pub from: String,
     /// The stack of layers.
     pub stack: StackConfig,
 }
 
-/// The documentation of `from`, which is no part of the stack.
+/// The documentation of `from`, which is not part of the stack.
 const FROM: Field = Field {
     name: "from",
     doc: &[
-        " Directory of a model to begin from, as `--from`: weights, vocabulary and tokenizer are its own, and so are the other",
+        " Directory of a model to start from, as `--from`: the run takes its weights, vocabulary and tokenizer, and the other",
         " settings of this section. \"\" is a new model with random weights.",
     ],
     init: false,
 };
 
 impl ModelConfig {
-    /// The library's form, with the vocabulary and the special tokens of a tokenizer.
+    /// The library's configuration, with the vocabulary and the special tokens of a tokenizer.
     ///
     /// # Errors
-    /// If such a model cannot be.
+    /// If such a model is impossible.
     pub fn resolve(&self, tokenizer: &Tokenizer) -> Result<model::ModelConfig, model::ConfigError> {
         let config = model::ModelConfig {
             vocab_size: tokenizer.vocab_size(),
@@ -87,17 +87,17 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The library's form with a vocabulary that has no special tokens.
+    /// The library's configuration, with a vocabulary that has no special tokens.
     ///
     /// # Errors
-    /// If such a model cannot be.
+    /// If such a model is impossible.
     pub fn resolve_for(&self, vocab_size: usize) -> Result<model::ModelConfig, model::ConfigError> {
         let config = model::ModelConfig { vocab_size, ..self.with_any_vocabulary() };
         config.validate()?;
         Ok(config)
     }
 
-    /// The library's form with a vocabulary of 256.
+    /// The library's configuration, with a vocabulary of 256.
     pub(crate) fn with_any_vocabulary(&self) -> model::ModelConfig {
         model::ModelConfig { stack: self.stack.clone(), ..model::ModelConfig::default() }
     }
@@ -124,7 +124,7 @@ impl ModelConfig {
         Ok(Self { from, stack })
     }
 
-    /// The section with a comment about every setting.
+    /// The section with a comment on every setting.
     pub(super) fn to_toml(&self) -> String {
         let stack = self.stack.to_toml("model");
         let rest = stack.strip_prefix("[model]\n").unwrap_or(&stack);
@@ -139,31 +139,31 @@ impl ModelConfig {
 }
 
 elapid::settings! {
-    /// `[data]`: what is trained on.
+    /// `[data]`: the text to train on.
     pub struct DataConfig {
-        /// Text to train on: files, directories (their *.txt, *.md and *.jsonl, also with .gz or .zst after it, at any depth; hidden
-        /// files are skipped, links followed), or "tinyshakespeare", the text inside the binary. One string or a list.
+        /// Text to train on, one string or a list: files, directories (their *.txt, *.md and *.jsonl, also .gz and .zst of
+        /// these, at any depth; hidden files are skipped, links followed), or "tinyshakespeare", the text inside the binary.
         train: Paths = Paths(vec!["tinyshakespeare".into()]),
-        /// Text held out for validation, in the same form. Empty: the last part of the training text. Files of it that are in the
-        /// training text too are not trained on.
+        /// Held-out text for validation, in the same form. Empty: the last part of the training text. Files that are also in
+        /// the training text are not trained on.
         val: Paths = Paths::default(),
-        /// That part, as a fraction of the tokens. 0 is none.
+        /// Size of that last part, as a fraction of the tokens. 0 is none.
         val_fraction: f64 = 0.1,
         /// "byte", or the path of a Hugging Face tokenizer.json or of a directory that has one.
         tokenizer: String = "byte".into(),
-        /// "windows": shuffled, each from a zero state. "streams": the text in order, the state carried from step to step
-        /// (truncated backpropagation).
+        /// "windows": shuffled windows, each from a zero state. "streams": the text in order, with the state carried from
+        /// step to step (truncated backpropagation).
         mode: Mode = Mode::Windows,
-        /// Tokens in a row of a batch.
+        /// Tokens per row of a batch.
         length: usize = 256,
-        /// The field of a *.jsonl that has the text; each of its lines is a document. Any other file is one document.
+        /// Field of each *.jsonl line that has the text; each line is a document. Any other file is one document.
         jsonl_field: String = JSONL_FIELD.into(),
-        /// What stands around each document (file), and before prompts of the trained model. "tokenizer": what the tokenizer's files
-        /// say; or, whatever they say, "bos" (only that before each), "eos" (only that after each) or "none".
+        /// Tokens around each document, and before prompts of the trained model. "tokenizer": as the tokenizer's files say.
+        /// These override the files: "bos" (one before each, nothing after), "eos" (one after each, nothing before), "none".
         separator: Separator = Separator::Tokenizer,
-        /// Whether anything stands before documents and prompts at all; train --no-bos sets this to false.
+        /// Whether there are any tokens before documents and prompts; train --no-bos sets this to false.
         bos: bool = true,
-        /// Whether the state is reset where a document begins, so that rows hold several documents that do not see each other.
+        /// Whether the state is reset where a document begins, so that documents in the same row do not see each other.
         pack: bool = false,
         /// Directory for token caches. "auto": ELAPID_CACHE, else the user's cache directory. "none": tokens stay in memory.
         cache: String = "auto".into(),
@@ -171,12 +171,12 @@ elapid::settings! {
 }
 
 impl DataConfig {
-    /// Where the text to train on is.
+    /// The sources of the training text.
     pub fn train_sources(&self) -> Vec<Source> {
         self.train.iter().map(|name| Source::parse(name)).collect()
     }
 
-    /// What is held out.
+    /// The held-out text.
     pub fn held_out(&self) -> HeldOut {
         match &*self.val {
             [] => HeldOut::Fraction(self.val_fraction),
@@ -184,7 +184,7 @@ impl DataConfig {
         }
     }
 
-    /// The directory for token caches, if there is to be one.
+    /// The directory for token caches, if tokens are cached.
     pub fn cache_dir(&self) -> Option<PathBuf> {
         match self.cache.as_str() {
             "none" => None,
@@ -193,7 +193,7 @@ impl DataConfig {
         }
     }
 
-    /// Opens the tokenizer, with what these settings put around documents.
+    /// Opens the tokenizer, with the tokens that these settings put around documents.
     ///
     /// # Errors
     /// As [`Tokenizer::open`] and [`Separator::apply`].
@@ -205,38 +205,39 @@ impl DataConfig {
 }
 
 elapid::settings! {
-    /// `[task]`: what is trained on instead of text.
+    /// `[task]`: a synthetic task instead of text.
     pub struct TaskConfig {
-        /// A synthetic task to train on instead of text: "copying", "selective-copying" or "induction-heads", whose settings in the
-        /// paper are in configs/ under their names. "none" is text. Of [data], only the length then counts.
+        /// Synthetic task to train on instead of text: "copying", "selective-copying" or "induction-heads"; configs/ has the
+        /// paper's settings under these names. "none" is text. With a task, only the length of [data] is used.
         name: String = "none".into(),
-        /// Token ids of the task, special ones among them.
+        /// Number of token ids of the task, special ones included.
         vocab: usize = 16,
-        /// Tokens to copy in the copying tasks; their sequences have twice as many positions more than data.length.
+        /// Number of tokens to copy in the copying tasks. A sequence has data.length positions and two more for each of
+        /// them.
         tokens: usize = 16,
-        /// Whether training predicts every next token, and not only the answers.
+        /// Whether training predicts every next token and not only the answers.
         next_tokens: bool = false,
-        /// Lengths of held-out sequences, train.eval_batches batches of each: a model that answers at data.length may not do so at
-        /// longer ones. [] is data.length alone.
+        /// Lengths of held-out sequences, with train.eval_batches batches of each: a model that is right at data.length may
+        /// be wrong at longer ones. [] is data.length alone.
         eval_lengths: Vec<usize> = Vec::new(),
     }
 }
 
 impl TaskConfig {
-    /// Whether there is no task: text is trained on.
+    /// Whether there is no task, so that text is trained on.
     pub fn is_text(&self) -> bool {
         self.name == "none"
     }
 }
 
 elapid::settings! {
-    /// `[train]`: how it is trained.
+    /// `[train]`: the optimiser and the loop.
     pub struct TrainSettings {
         /// Optimiser steps.
         steps: u64 = 1000,
-        /// Rows of a batch; on several GPUs, of a batch of each.
+        /// Rows per batch; on several GPUs, per batch of each GPU.
         batch: usize = 8,
-        /// Batches whose gradients make one step.
+        /// Batches per step, whose gradients are accumulated.
         accumulate: usize = 1,
         /// Peak learning rate. The paper's: 6e-4 (130m), 3e-4 (370m), 2.5e-4 (790m), 2e-4 (1.4b), each times 5.
         lr: f64 = 2e-3,
@@ -244,20 +245,20 @@ elapid::settings! {
         min_lr: f64 = 1e-5,
         /// Steps of linear warm-up. "auto" is a tenth of the steps, at most 100.
         warmup: Warmup = Warmup::Auto,
-        /// What follows: "cosine", "linear", "constant", or "wsd": constant for 68 % of the steps, then the end of a
-        /// cosine.
+        /// Schedule after the warm-up: "cosine", "linear", "constant", or "wsd" (constant for 68 % of the steps, then the
+        /// end of a cosine).
         schedule: Decay = Decay::Cosine,
-        /// AdamW: decay of the mean gradient.
+        /// AdamW: decay rate of the mean gradient.
         beta1: f64 = 0.9,
-        /// Decay of the mean square.
+        /// Decay rate of the mean square.
         beta2: f64 = 0.95,
-        /// What is added to the root of the mean square.
+        /// Added to the root of the mean square.
         eps: f64 = 1e-8,
-        /// Decoupled weight decay of matrices; norms, biases, A_log and D have none ...
+        /// Decoupled weight decay of matrices. Norms, biases, A_log and D have none ...
         weight_decay: f64 = 0.1,
-        /// ... unless this says so.
+        /// ... unless this is true.
         decay_all: bool = false,
-        /// Gradients are scaled down to this norm. 0 is never.
+        /// Gradient clipping: gradients with a larger global norm are scaled down to it. 0 disables it.
         clip: f64 = 1.0,
         /// Parameters that are trained in a way of their own, each group under [[train.group]]: parameters = ["*.A_log"], and
         /// lr = 0.1 (a factor), decay = false, or trained = false (frozen).
@@ -267,23 +268,25 @@ elapid::settings! {
         label_smoothing: f64 = 0.0,
         /// Random seed.
         seed: u64 = 1,
-        /// Steps between validations. 0 is never but at the end.
+        /// Steps between validations. 0: only at the end.
         eval_every: u64 = 100,
-        /// Batches of a validation, from the beginning of the held-out text. 0 is all of it. Of a task: fresh sequences each time.
+        /// Batches per validation, from the beginning of the held-out text. 0 is all of it. For a task: fresh sequences each
+        /// time.
         eval_batches: u64 = 0,
-        /// Validations without a new best after which training ends early. 0 is never.
+        /// Stop after this many validations without improvement. 0 disables it.
         patience: u64 = 0,
-        /// Share of right answers of a task at which training ends early; 0 is never.
+        /// Stop when a task reaches this share of right answers. 0 disables it.
         stop_at_accuracy: f64 = 0.0,
-        /// As many validations in a row have to reach it.
+        /// Number of validations in a row that must reach it.
         stop_after: u64 = 3,
-        /// Steps between checkpoints. 0 is only at the end.
+        /// Steps between checkpoints. 0: only at the end.
         save_every: u64 = 200,
         /// Steps between lines of metrics.jsonl.
         log_every: u64 = 10,
-        /// Whether blocks forget their activations and compute them again on the way back: less memory, a third more work.
+        /// Whether blocks recompute their activations in the backward pass instead of storing them: less memory, a third
+        /// more work.
         checkpoint_blocks: bool = false,
-        /// Format of activations: "auto" is bf16 on a GPU and f32 on the CPU. Parameters and the optimiser are always f32.
+        /// Dtype of activations: "auto" is bf16 on a GPU and f32 on the CPU. Parameters and the optimiser are always f32.
         dtype: Dtype = Dtype::Auto,
     }
 }
@@ -313,14 +316,14 @@ impl TrainSettings {
 }
 
 elapid::settings! {
-    /// `[output]`: where the results go.
+    /// `[output]`: the run's directory.
     pub struct OutputConfig {
-        /// The run's directory: checkpoints, config.toml, metrics.jsonl, loss.png.
+        /// The run's directory: the model, checkpoints, config.toml, metrics.jsonl, loss.png and loss.svg.
         dir: PathBuf = "runs/out/default".into(),
     }
 }
 
-/// A path or several; in files one text or a list.
+/// One or several paths; in files a string or a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paths(pub Vec<String>);
 

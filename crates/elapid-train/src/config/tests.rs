@@ -33,7 +33,7 @@ fn the_manual_is_what_the_settings_print() {
     manual.validate("default.toml").unwrap();
 }
 
-/// What earlier runs left, with the settings of Mamba-1 in `[model]` itself.
+/// Config files of earlier runs, with the settings of Mamba-1 in `[model]` itself.
 #[test]
 fn configs_of_runs_are_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../runs");

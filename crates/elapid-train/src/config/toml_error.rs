@@ -1,8 +1,8 @@
-//! The error of a text that is no TOML.
+//! The error for text that is not TOML.
 
 use super::ConfigError;
 
-/// Where the error is, and what would do.
+/// Where the error is, and the fix.
 pub(super) fn explain(error: &toml::de::Error, text: &str, file: &str) -> ConfigError {
     let at = error.span().map(|span| span.start.min(text.len()));
     let line = at.map(|at| text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1);

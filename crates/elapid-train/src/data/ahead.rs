@@ -1,13 +1,13 @@
-//! Batches made ahead of those who take them.
+//! Batches prepared ahead on a thread.
 
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-/// Batches that wait at most: enough that a late one is not waited for.
+/// Maximum batches in the queue: enough that a slow batch causes no wait.
 const WAITING: usize = 2;
 
-/// The batches of these numbers, one after another, made on a thread of their own: a GPU never waits for them, as long as
-/// one is made in less time than a step takes.
+/// The batches of these numbers in order, prepared on a separate thread. A GPU never waits for them as long as preparing one
+/// takes less time than a step.
 pub(crate) fn ahead<B: Send + 'static>(
     numbers: impl Iterator<Item = u64> + Clone + Send + 'static,
     make: impl Fn(u64) -> B + Send + Sync + 'static,
@@ -16,10 +16,10 @@ pub(crate) fn ahead<B: Send + 'static>(
     let make = Arc::new(make);
     let (theirs, maker) = (numbers.clone(), make.clone());
     let work = move || {
-        // Nobody takes them any more: the run is over.
+        // The receiver is gone: the run is over.
         let _ = theirs.into_iter().try_for_each(|number| sender.send(maker(number)));
     };
-    // If there is no thread, or it panicked, batches are made here, where a panic is seen.
+    // If the thread could not start, or panicked, batches are made here, where a panic is visible.
     let _ = thread::Builder::new().name("batches".into()).spawn(work);
     numbers.map(move |number| made.recv().unwrap_or_else(|_| make(number)))
 }

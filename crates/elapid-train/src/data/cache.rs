@@ -1,4 +1,4 @@
-//! The token cache: a file that is either right or made again.
+//! The token cache: a file that is either valid or rebuilt.
 //!
 //! Little-endian. A header of 144 bytes: magic `elapidtk`, `u32` version, `u16` bytes an id (2 or 4), `u16` how bytes of
 //! text are counted ([`super::store::Counted`]), `u64` tokens, `u64` documents, `u64` rests, 8 bytes 0, 32 bytes tokenizer
@@ -20,7 +20,7 @@ use super::{Options, Progress};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"elapidtk";
-/// Of the layout and of the way text becomes tokens: raised when either changes.
+/// Version of the layout and of tokenisation; raised when either changes.
 const VERSION: u32 = 3;
 const HEADER: usize = 144;
 /// The header without its checksum.
@@ -84,11 +84,11 @@ fn with_rest(mut table: Table, rest: Vec<(u64, u64)>) -> Table {
     table
 }
 
-/// What a cache must be to be used.
+/// What a usable cache must match.
 struct Wanted {
     layout: Layout,
     tokenizer: [u8; 32],
-    /// The documents' paths, sizes and times of change, and how they are put together.
+    /// The documents' paths, sizes, modification times and separators.
     source: [u8; 32],
     /// The same without sizes and times.
     place: [u8; 32],
@@ -127,7 +127,7 @@ impl Wanted {
         }
     }
 
-    /// One name for the same documents at any time, so that a stale cache is replaced.
+    /// The same name for the same documents at any time, so that a stale cache is replaced.
     fn file_name(&self, parts: &[Part]) -> String {
         let stem = parts[0].path.file_stem().and_then(OsStr::to_str).unwrap_or("text");
         let stem: String = stem.chars().filter(|c| c.is_alphanumeric() || "-_.".contains(*c)).take(40).collect();
@@ -180,13 +180,13 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Store, Unusable> {
     let (count, documents, rests) = (number(16), number(24), number(32));
     let expected = wanted.fields(count, documents, rests);
     if fields[..8] != expected[..8] {
-        return Err("it is no token cache".into());
+        return Err("it is not a token cache".into());
     }
     if fields[8..16] != expected[8..16] {
         return Err("another version of elapid made it".into());
     }
     if fields[48..80] != expected[48..80] {
-        return Err("it is of another tokenizer".into());
+        return Err("it was made with another tokenizer".into());
     }
     if fields[80..] != expected[80..] {
         return Err("the text has changed".into());
@@ -221,7 +221,7 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Store, Unusable> {
     Ok(Store::file(file, HEADER as u64, token_bytes.unwrap_or(0), layout, table))
 }
 
-/// Tokenises into the cache; the inner error is that of the file.
+/// Tokenises into the cache; the inner error is about the cache file.
 fn write(
     path: &Path,
     wanted: &Wanted,

@@ -1,4 +1,4 @@
-//! Which tokens: what a run that goes on must have again.
+//! The fingerprint of tokens, which a resumed run must match.
 
 use elapid::tokenizer::Tokenizer;
 use rayon::prelude::*;
@@ -10,8 +10,8 @@ use crate::Result;
 const PART: u64 = 1 << 18;
 
 impl Corpus {
-    /// A name for exactly these tokens, to train on and held out, of this tokenizer: 64 hexadecimal digits. Where
-    /// documents begin counts if they are `packed`.
+    /// A fingerprint of these training and held-out tokens and this tokenizer: 64 hexadecimal digits. If `packed`, it covers
+    /// where documents begin too.
     ///
     /// # Errors
     /// If a cache file cannot be read.

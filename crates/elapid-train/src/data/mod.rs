@@ -1,8 +1,8 @@
 //! Text as a stream of token ids, and the batches that training reads from it.
 //!
-//! [`Corpus::prepare`] tokenises files once into a cache, of which batches read their windows. [`Windows`] cuts a stream into shuffled
-//! windows, [`Streams`] reads it in order with the state carried over. Both are pure functions of a step number, so that
-//! a run resumes with nothing but that number. [`Sequential`] covers a stream once, for evaluation.
+//! [`Corpus::prepare`] tokenises files once into a cache, from which batches read their windows. [`Windows`] cuts a stream
+//! into shuffled windows, [`Streams`] reads it in order with the state carried over. Both are pure functions of the step
+//! number, so a run needs only that number to resume. [`Sequential`] covers a stream once, for evaluation.
 
 mod ahead;
 mod batch;
@@ -35,13 +35,13 @@ pub use options::{JSONL_FIELD, Options, Progress, Separator};
 
 pub use stream::TokenStream;
 
-/// Which part of the text training never sees.
+/// Which part of the text is held out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeldOut {
-    /// The last part of the token stream, by fraction; of tiny Shakespeare, the last part of its bytes. 0 is none. The
-    /// bytes of text on both sides of the cut are known exactly.
+    /// The last fraction of the token stream; for tiny Shakespeare, the last fraction of its bytes. 0 is none. The bytes of
+    /// text on both sides of the cut are known exactly.
     Fraction(f64),
-    /// Text of its own.
+    /// A separate text.
     Sources(Vec<Source>),
 }
 
@@ -52,18 +52,18 @@ pub struct Corpus {
     pub train: TokenStream,
     /// Held out.
     pub val: Option<TokenStream>,
-    /// What the user should know: which files were read, and how, which were not, and why; caches that had to be made
-    /// again or cannot be written.
+    /// Notices for the user: which files were read and how, which were not and why, and caches that were rebuilt or cannot
+    /// be written.
     pub notices: Vec<String>,
 }
 
 impl Corpus {
-    /// Tokenises text, or opens the cache of an earlier time.
+    /// Tokenises text, or opens an existing cache.
     ///
-    /// A text has the tokens that [`Tokenizer::encode`] gives for the whole of it. A cache belongs to a tokenizer and to
-    /// files with their sizes and times of change. One that does not fit, or whose checksum is wrong, is made again, with
-    /// a notice; where none can be written, tokens stay in memory, with a notice. Text that is embedded or comes through a
-    /// pipe is never cached. Files that are held out by name are not trained on, unless there are no others.
+    /// A text has the tokens that [`Tokenizer::encode`] returns for the whole of it. A cache belongs to a tokenizer and to
+    /// files with their sizes and modification times. A cache that does not match, or has a wrong checksum, is rebuilt with
+    /// a notice. If no cache can be written, tokens stay in memory, with a notice. Embedded text and text from a pipe is
+    /// never cached. Files that are held out by name are not trained on, unless there are no others.
     ///
     /// # Errors
     /// If a source is missing, unreadable, or has no text, or the tokenizer refuses it (the error has the file and the
@@ -109,7 +109,7 @@ impl Corpus {
     }
 }
 
-/// Text to train on without that held out, and notices of both.
+/// Training text without the held-out text, and notices about both.
 fn apart(mut train: Found, val: Found, notices: &mut Vec<String>) -> (Found, Found) {
     let overlap = train.without(&val);
     notices.extend(train.summary());
@@ -127,7 +127,7 @@ fn apart(mut train: Found, val: Found, notices: &mut Vec<String>) -> (Found, Fou
     (train, val)
 }
 
-/// What is left of `count` without the last `fraction`.
+/// The rest of `count` without the last `fraction`.
 fn kept(count: u64, fraction: f64) -> u64 {
     (count as f64 * (1.0 - fraction)) as u64
 }

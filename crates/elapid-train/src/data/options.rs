@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What stands around documents in the token stream: a setting that overrules the tokenizer's files.
+/// The tokens around documents in the stream: a setting that overrides the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Separator {
-    /// What the tokenizer's files say ([`Tokenizer::document_prefix`], [`Tokenizer::document_suffix`]).
+    /// As in the tokenizer's files ([`Tokenizer::document_prefix`], [`Tokenizer::document_suffix`]).
     #[default]
     Tokenizer,
     /// Nothing.
@@ -23,8 +23,8 @@ pub enum Separator {
 }
 
 impl Separator {
-    /// A tokenizer that puts this around documents and, since a model reads a prompt as it read its documents, before
-    /// prompts. A run saves it with the model.
+    /// A tokenizer that puts these tokens around documents, and also before prompts, since a model reads a prompt as it read
+    /// its documents. A run saves it with the model.
     ///
     /// # Errors
     /// If the tokenizer has no such token.
@@ -40,12 +40,12 @@ impl Separator {
     }
 }
 
-/// How far tokenising has come.
+/// Progress of tokenising.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of the files done.
     pub bytes: u64,
-    /// All their bytes, as they are stored.
+    /// All bytes of the files, as stored.
     pub total_bytes: u64,
     /// Tokens so far.
     pub tokens: u64,
@@ -53,7 +53,7 @@ pub struct Progress {
 
 /// How a corpus is prepared.
 pub struct Options<'a> {
-    /// Where token caches go; `None` keeps the tokens in memory. The directory is made if need be.
+    /// Directory of token caches, created if necessary; `None` keeps the tokens in memory.
     pub cache: Option<PathBuf>,
     /// The field of a `.jsonl` that has the text of a document.
     pub jsonl_field: String,

@@ -1,4 +1,4 @@
-//! Token ids in memory or in a cache file, and how many bytes of text they stand for.
+//! Token ids in memory or in a cache file, and how many bytes of text each stands for.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ pub(super) struct Store {
 #[derive(Debug)]
 enum Tokens {
     Memory(Vec<u8>),
-    /// In a file from byte `start` on; read where they are asked for.
+    /// In a file from byte `start` on; read on demand.
     File {
         file: RegularFile,
         start: u64,
@@ -30,22 +30,22 @@ enum Tokens {
     },
 }
 
-/// How a token is written: its id, little-endian, and, if they are `counted`, the bytes of text that it stands for, at
-/// most 255 of them; what is more is in [`Table::rest`].
+/// How a token is written: its id, little-endian, and, if `counted`, the number of bytes of text that it stands for, at most
+/// 255; the excess is in [`Table::rest`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) width: Width,
     pub(super) counted: Counted,
 }
 
-/// How the bytes of text are known that a token stands for.
+/// How the number of bytes of text of a token is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counted {
-    /// They are not.
+    /// Not at all.
     Not = 0,
-    /// An id below 256 is a byte, any other stands for none.
+    /// An id below 256 is one byte, any other none.
     Ids = 1,
-    /// They are written.
+    /// Stored with the token.
     Written = 2,
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Width {
 }
 
 impl Width {
-    /// The least that holds every id of a vocabulary.
+    /// The smallest layout that holds every id of a vocabulary.
     pub(super) fn of(vocab_size: usize) -> Self {
         if vocab_size <= 1 << 16 { Self::Two } else { Self::Four }
     }
@@ -75,7 +75,7 @@ impl Layout {
         self.width as usize + usize::from(self.counted == Counted::Written)
     }
 
-    /// Appends tokens of which the first has this position; what does not fit goes to `rest`.
+    /// Appends tokens, the first at this position; excess byte counts go to `rest`.
     pub(super) fn write(self, position: u64, encoded: &Encoded, out: &mut Vec<u8>, rest: &mut Vec<(u64, u64)>) {
         out.reserve(encoded.ids.len() * self.size());
         for ((&id, &bytes), position) in encoded.ids.iter().zip(&encoded.bytes).zip(position..) {
@@ -108,7 +108,7 @@ impl Store {
         Self { tokens: Tokens::Memory(tokens), layout, table }
     }
 
-    /// Tokens of no text.
+    /// Tokens without a text.
     pub(super) fn of_ids(ids: &[u32], documents: Vec<u64>) -> Self {
         let layout = Layout { width: Width::Four, counted: Counted::Not };
         let bytes = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -175,7 +175,7 @@ impl Store {
             Counted::Ids => self.each(range.clone(), |token| bytes += u64::from(layout.id(token) < 256))?,
             Counted::Written => self.each(range.clone(), |token| bytes += u64::from(token[layout.width as usize]))?,
         }
-        // What stands after the last token belongs to the end.
+        // Bytes after the last token belong to the end.
         let end = if range.end == self.len() && !range.is_empty() { u64::MAX } else { range.end };
         let rest = self.table.rest.iter().filter(|(at, _)| (range.start..end).contains(at));
         Ok(Some(rest.fold(bytes, |sum, (_, bytes)| sum.saturating_add(*bytes))))

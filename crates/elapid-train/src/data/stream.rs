@@ -45,7 +45,7 @@ impl TokenStream {
     /// Copies `out.len()` tokens from position `from` on.
     ///
     /// # Errors
-    /// If they are in a cache file that cannot be read any more, or became shorter.
+    /// If the cache file can no longer be read, or became shorter.
     ///
     /// # Panics
     /// If the stream is shorter than that.
@@ -61,11 +61,11 @@ impl TokenStream {
         self.store.documents(absolute).iter().map(move |at| at - start)
     }
 
-    /// Bytes of the text that was read for these tokens, decompressed and as UTF-8: what bits per byte are measured by.
-    /// Tokens that stand around documents have none. `None` for tokens that are of no text.
+    /// Bytes of the text behind these tokens, decompressed and as UTF-8, as bits per byte count them. Tokens around
+    /// documents have none. `None` for tokens without a text.
     ///
-    /// A token has the bytes from the end of the one before to its own; a character of several tokens belongs to the
-    /// first of them. So the parts of a stream have the bytes of the whole, wherever it is cut.
+    /// A token has the bytes from the end of the previous token to its own end; a character of several tokens belongs to the
+    /// first of them. So the parts of a stream add up to the whole, wherever it is cut.
     ///
     /// # Errors
     /// If the cache file cannot be read.
@@ -73,7 +73,7 @@ impl TokenStream {
         self.store.text_bytes(self.range.clone())
     }
 
-    /// Fills a row: `tokens` from position `from`, targets one further on, resets where documents begin if `pack`.
+    /// Fills a row: `tokens` from position `from`, targets shifted by one, resets where documents begin if `pack`.
     pub(super) fn row(
         &self,
         from: u64,
@@ -95,7 +95,7 @@ impl TokenStream {
                     resets[t] = 1;
                 }
                 if t > 0 {
-                    // The first token of a document is not predicted from another one.
+                    // The first token of a document is not predicted from another document.
                     targets[t - 1] = IGNORE;
                 }
             }

@@ -1,26 +1,26 @@
-//! Parallel cursors through a token stream, in order, for training with the state carried from batch to batch.
+//! Parallel cursors through a token stream in order, for training with the state carried from batch to batch.
 
 use super::windows::check_sizes;
 use super::{Batch, TokenStream};
 use crate::{Error, Result};
 
-/// `b` contiguous parts of a stream, read side by side, `l` tokens a step (truncated backpropagation through time).
+/// `b` contiguous parts of a stream, read in parallel, `l` tokens per step (truncated backpropagation through time).
 ///
-/// Row `r` of every batch goes on where row `r` of the batch before ended. At its end a part begins anew, and the batch
-/// says so by a reset; so does the very first position, so that a state of any origin may be carried into step 0.
+/// Row `r` of every batch continues where row `r` of the previous batch ended. At its end a part starts over, marked by a
+/// reset in the batch. The very first position has a reset too, so any state may be carried into step 0.
 #[derive(Debug, Clone)]
 pub struct Streams {
     stream: TokenStream,
     b: usize,
     l: usize,
     pack: bool,
-    /// Predictions a part.
+    /// Predictions per part.
     part: u64,
 }
 
 impl Streams {
-    /// Cursors for `b` rows, `l` tokens a step. With `pack`, state is reset where documents begin, and their first
-    /// tokens are not predicted.
+    /// Cursors for `b` rows, `l` tokens per step. With `pack`, state is reset where documents begin, and their first tokens
+    /// are not predicted.
     ///
     /// # Errors
     /// If `b` or `l` is 0, or a part has fewer than `l` predictions.
@@ -40,7 +40,7 @@ impl Streams {
         Ok(Self { stream, b, l, pack, part })
     }
 
-    /// Tokens that a row reads before it begins anew.
+    /// Tokens that a row reads before it starts over.
     pub fn tokens_per_row(&self) -> u64 {
         self.part
     }

@@ -101,7 +101,7 @@ fn pieces_give_the_tokens_of_the_whole() {
     }
 }
 
-/// A tokenizer that does not keep the text: it composes characters, drops white space, and knows few words.
+/// A tokenizer that does not preserve the text: it composes characters, drops white space, and knows few words.
 fn lossy() -> Tokenizer {
     let dir = tempdir().unwrap();
     let vocab: serde_json::Map<_, _> = ["[UNK]", "the", "miller", "é", "<s>", "</s>"]
@@ -168,7 +168,7 @@ fn a_document_is_the_line_of_a_jsonl() {
     let options = Options { jsonl_field: "body".into(), cache: Some(dir.path().into()), ..Options::default() };
     let error = Corpus::prepare(&[Source::Path(path.clone())], &HeldOut::Fraction(0.0), &Tokenizer::byte(), options);
     assert!(error.unwrap_err().to_string().contains("a.jsonl:1: no field `body`"));
-    // Another field is another text, also where there is a cache.
+    // Another field is another text, even if there is a cache.
     fs::write(&path, "{\"text\": \"one\", \"body\": \"more\"}").unwrap();
     for (field, tokens) in [("text", 3), ("body", 4), ("text", 3)] {
         let options = Options { jsonl_field: field.into(), cache: Some(dir.path().into()), ..Options::default() };
@@ -183,7 +183,7 @@ fn a_cache_that_cannot_be_written_is_a_notice() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("a.txt");
     fs::write(&path, "to be or not to be").unwrap();
-    // Below a file there is no directory, whoever asks.
+    // A directory below a file cannot exist, even for root.
     let corpus = prepare(&path, &hf(), Some(&path.join("cache"))).unwrap();
     assert_eq!(corpus.train.text_bytes().unwrap(), Some(18));
     let [notice] = corpus.notices.as_slice() else { panic!("{:?}", corpus.notices) };

@@ -11,12 +11,12 @@ use super::Progress;
 use super::source::{DOCUMENT, Document, Part};
 use crate::{Error, Result};
 
-/// Documents up to this length are tokenised together, one a core; a longer one alone, by parts.
+/// Documents up to this length are tokenised together, one per core; a longer one is tokenised alone, in parts.
 pub(super) const SHORT: usize = 256 << 10;
 /// Short documents in memory at once, in bytes.
 const GROUP: usize = 8 << 20;
 
-/// Why tokenising ended early.
+/// Why tokenising stopped early.
 pub(super) enum Stop {
     /// The tokens could not be written.
     Sink(io::Error),
@@ -30,7 +30,7 @@ impl From<Error> for Stop {
     }
 }
 
-/// What tokens are made of, besides the text.
+/// Settings of tokenising.
 #[derive(Clone, Copy)]
 pub(super) struct Plan<'a> {
     pub(super) tokenizer: &'a Tokenizer,
@@ -38,16 +38,16 @@ pub(super) struct Plan<'a> {
     pub(super) field: &'a str,
 }
 
-/// Where documents begin, and what else is known of them.
+/// Where documents begin, and bytes without tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
     /// The position of the first token of each document, ascending.
     pub(super) documents: Vec<u64>,
-    /// Bytes of text without a token, as white space alone may be, by the position of the token after them.
+    /// Bytes of text without a token (such as bare white space), by the position of the next token.
     pub(super) rest: Vec<(u64, u64)>,
 }
 
-/// Takes tokens, with the bytes of text that each stands for.
+/// Receives tokens, with the number of bytes of text of each.
 type Sink<'a> = &'a mut dyn FnMut(&Encoded) -> io::Result<()>;
 
 /// Tokenises documents one after another into `sink`.
@@ -73,7 +73,7 @@ pub(super) fn tokenise(
     Ok(writer.table)
 }
 
-/// Where a document is.
+/// The location of a document.
 #[derive(Clone, Copy)]
 struct Place {
     part: usize,
@@ -83,7 +83,7 @@ struct Place {
 struct Writer<'a> {
     parts: &'a [Part],
     tokenizer: &'a Tokenizer,
-    /// Short documents that wait, and their bytes.
+    /// Short documents in the queue, and their bytes.
     group: Vec<(Place, Vec<u8>)>,
     waiting: usize,
     table: Table,
@@ -117,7 +117,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Takes a document that is in memory.
+    /// Adds a document that is in memory.
     fn document(&mut self, place: Place, text: Vec<u8>) -> Result<(), Stop> {
         if text.is_empty() {
             return Ok(());
@@ -130,7 +130,7 @@ impl<'a> Writer<'a> {
         if self.waiting >= GROUP || self.group.len() >= 1 << 14 { self.flush() } else { Ok(()) }
     }
 
-    /// Takes a document of any length.
+    /// Adds a document of any length.
     fn text(&mut self, part: usize, text: &mut dyn Read) -> Result<(), Stop> {
         let place = Place { part, line: None };
         let mut begin = Vec::new();
@@ -138,7 +138,7 @@ impl<'a> Writer<'a> {
         if begin.len() <= SHORT { self.document(place, begin) } else { self.long(place, &begin, text) }
     }
 
-    /// Takes a long document, of which the beginning is there.
+    /// Adds a long document whose beginning was read.
     fn long(&mut self, place: Place, begin: &[u8], rest: &mut dyn Read) -> Result<(), Stop> {
         self.flush()?;
         self.begin()?;
@@ -156,7 +156,7 @@ impl<'a> Writer<'a> {
         self.end()
     }
 
-    /// Writes the documents that wait.
+    /// Tokenises and writes the queued documents.
     fn flush(&mut self) -> Result<(), Stop> {
         self.waiting = 0;
         let group = std::mem::take(&mut self.group);

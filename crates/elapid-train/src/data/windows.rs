@@ -5,9 +5,9 @@ use crate::{Error, Result};
 
 /// Shuffled windows of `l` inputs and the token after them.
 ///
-/// An epoch begins at a random phase and takes windows end to end from there, each once, in a random order. Windows
-/// share one token: the last target of one is the first input of the next. The order is computed, not stored, so that
-/// any step of any epoch costs the same.
+/// An epoch starts at a random phase, cuts windows end to end from there, and visits each once in a random order.
+/// Neighbouring windows share one token: the last target of one is the first input of the next. The order is computed, not
+/// stored, so any step of any epoch costs the same.
 #[derive(Debug, Clone)]
 pub struct Windows {
     stream: TokenStream,
@@ -15,16 +15,16 @@ pub struct Windows {
     l: usize,
     seed: u64,
     pack: bool,
-    /// Windows an epoch.
+    /// Windows per epoch.
     count: u64,
 }
 
 impl Windows {
-    /// Windows of `l` inputs, `b` a batch. With `pack`, state is reset where documents begin, and their first tokens are
+    /// Windows of `l` inputs, `b` per batch. With `pack`, state is reset where documents begin, and their first tokens are
     /// not predicted.
     ///
     /// # Errors
-    /// If `b` or `l` is 0, or the stream has not `l + 1` tokens.
+    /// If `b` or `l` is 0, or the stream has fewer than `l + 1` tokens.
     pub fn new(stream: TokenStream, b: usize, l: usize, seed: u64, pack: bool) -> Result<Self> {
         check_sizes(b, l)?;
         let tokens = stream.len();
@@ -40,12 +40,12 @@ impl Windows {
                 ),
             });
         }
-        // As many as fit at any phase below `l`, so that every epoch has the same number.
+        // As many as fit at every phase below `l`, so that all epochs have the same number.
         let count = ((tokens - l as u64) / l as u64).max(1);
         Ok(Self { stream, b, l, seed, pack, count })
     }
 
-    /// Windows an epoch.
+    /// Windows per epoch.
     pub fn windows_per_epoch(&self) -> u64 {
         self.count
     }
@@ -80,8 +80,8 @@ pub struct Sequential {
 }
 
 impl Sequential {
-    /// Windows of `l` inputs, `b` a batch. The last window is filled up with positions that predict nothing, the last
-    /// batch has fewer rows.
+    /// Windows of `l` inputs, `b` per batch. The last window is padded with positions that predict nothing; the last batch
+    /// has fewer rows.
     ///
     /// # Errors
     /// If `b` or `l` is 0, or the stream has fewer than two tokens.
@@ -109,7 +109,7 @@ impl Sequential {
         self.windows().div_ceil(self.b as u64)
     }
 
-    /// Whether there are none, which is never.
+    /// Whether there are none; never true.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -118,7 +118,7 @@ impl Sequential {
         (self.stream.len() - 1).div_ceil(self.l as u64)
     }
 
-    /// A batch, counted from 0; `None` beyond the last.
+    /// A batch by number from 0; `None` beyond the last.
     ///
     /// # Errors
     /// As [`TokenStream::copy`].
@@ -144,7 +144,7 @@ impl Batch {
         Self { tokens: vec![0; b * l], targets: vec![IGNORE; b * l], resets, b, l, epoch }
     }
 
-    /// Fills a row from a position of the stream, as far as the stream goes.
+    /// Fills a row from a position of the stream, up to its end.
     pub(super) fn fill(&mut self, row: usize, stream: &TokenStream, from: u64) -> Result<()> {
         let n = (stream.len() - 1 - from).min(self.l as u64) as usize;
         let at = row * self.l..row * self.l + n;
@@ -167,7 +167,7 @@ pub(super) fn check_sizes(b: usize, l: usize) -> Result<()> {
     Ok(())
 }
 
-/// A number that looks random, of three (SplitMix64's finaliser, chained).
+/// A pseudo-random number from three numbers (SplitMix64's finaliser, chained).
 fn mix(a: u64, b: u64, c: u64) -> u64 {
     [b, c].into_iter().fold(finalise(a), |hash, x| finalise(hash ^ x))
 }
@@ -179,8 +179,8 @@ fn finalise(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Where `i` goes in a random permutation of `0..n`: a Feistel network on the next even number of bits, applied again
-/// while the result is not below `n` (at most four times on average).
+/// The image of `i` under a random permutation of `0..n`: a Feistel network on the next even number of bits, repeated while
+/// the result is not below `n` (at most four times on average).
 fn permute(i: u64, n: u64, key: u64) -> u64 {
     let half = (u64::BITS - (n - 1).leading_zeros()).div_ceil(2);
     let mask = (1_u64 << half) - 1;

@@ -8,12 +8,12 @@ use elapid_kernels::cuda::Buffer;
 
 use crate::{Result, data};
 
-/// What the elements of an array are.
+/// The kind of an array's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Token ids.
     U32,
-    /// Targets; negative ones do not count.
+    /// Targets; negative ones are ignored.
     I32,
     /// Real values.
     F32,
@@ -26,14 +26,14 @@ impl Kind {
     }
 }
 
-/// An array that every batch has.
+/// The description of an array in every batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArraySpec {
-    /// What it is.
+    /// The kind of its elements.
     pub name: &'static str,
     /// Its elements.
     pub kind: Kind,
-    /// Its shape, beginning with the rows of the batch.
+    /// Its shape; the first dimension is the rows of the batch.
     pub shape: Vec<usize>,
 }
 
@@ -59,7 +59,7 @@ pub enum Array {
 }
 
 impl Array {
-    /// What its elements are.
+    /// The kind of its elements.
     pub fn kind(&self) -> Kind {
         match self {
             Self::U32(_) => Kind::U32,
@@ -83,31 +83,31 @@ impl Array {
     }
 }
 
-/// What one forward pass of training reads.
+/// The input of one forward pass in training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     /// Rows.
     pub b: usize,
-    /// Positions of a row.
+    /// Positions per row.
     pub l: usize,
-    /// `[b l]`: non-zero where the state starts anew before that position. `None`: nowhere.
+    /// `[b l]`: non-zero where the state is reset before that position. `None`: nowhere.
     pub resets: Option<Vec<u8>>,
-    /// As [`Objective::arrays`](super::Objective::arrays) lists them.
+    /// In the order of [`Objective::arrays`](super::Objective::arrays).
     pub arrays: Vec<Array>,
 }
 
 impl Batch {
-    /// How its positions lie.
+    /// The layout of its positions.
     pub fn layout(&self) -> Layout {
         Layout { resets: self.resets.clone().map(Into::into), ..Layout::new(self.b, self.l) }
     }
 
-    /// Positions of all rows.
+    /// Positions over all rows.
     pub fn positions(&self) -> u64 {
         (self.b * self.l) as u64
     }
 
-    /// Array `i` as token ids; empty if it is something else.
+    /// Array `i` as token ids; empty if it is of another kind.
     pub fn ids(&self, i: usize) -> &[u32] {
         match self.arrays.get(i) {
             Some(Array::U32(ids)) => ids,
@@ -124,7 +124,7 @@ impl From<data::Batch> for Batch {
     }
 }
 
-/// The arrays of a batch where the model is.
+/// The arrays of a batch on the model's device.
 #[derive(Debug)]
 pub struct Inputs<'a> {
     specs: &'a [ArraySpec],
@@ -138,12 +138,12 @@ enum Arrays<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    /// Of a batch on the host.
+    /// For a batch on the host.
     pub fn host(specs: &'a [ArraySpec], batch: &'a Batch) -> Self {
         Self { specs, arrays: Arrays::Host(&batch.arrays) }
     }
 
-    /// Of buffers on a GPU, which hold a batch or will.
+    /// For buffers on a GPU that hold or will hold a batch.
     pub fn device(specs: &'a [ArraySpec], buffers: &'a [Arc<Buffer>]) -> Self {
         Self { specs, arrays: Arrays::Device(buffers) }
     }
@@ -151,7 +151,7 @@ impl<'a> Inputs<'a> {
     /// Array `i` as token ids.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If it is of another kind.
     pub fn ids(&self, i: usize) -> Result<Ids<'a>> {
         match self.arrays {
             Arrays::Host(arrays) => match arrays.get(i) {
@@ -165,7 +165,7 @@ impl<'a> Inputs<'a> {
     /// Array `i` as targets.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If it is of another kind.
     pub fn targets(&self, i: usize) -> Result<Targets<'a>> {
         match self.arrays {
             Arrays::Host(arrays) => match arrays.get(i) {
@@ -179,7 +179,7 @@ impl<'a> Inputs<'a> {
     /// Array `i` as a tensor of its shape, f32.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If it is of another kind.
     pub fn tensor(&self, i: usize) -> Result<Tensor> {
         let wanted = "real values";
         let spec = self.specs.get(i).ok_or_else(|| self.wrong(i, wanted))?;
@@ -192,7 +192,7 @@ impl<'a> Inputs<'a> {
     /// Array `i` as real values on the host.
     ///
     /// # Errors
-    /// If it is something else, or on a GPU.
+    /// If it is of another kind, or on a GPU.
     pub fn values(&self, i: usize) -> Result<&'a [f32]> {
         match self.arrays {
             Arrays::Host(arrays) => match arrays.get(i) {
@@ -215,7 +215,7 @@ impl<'a> Inputs<'a> {
     fn wrong(&self, i: usize, wanted: &str) -> crate::Error {
         let place = if matches!(self.arrays, Arrays::Host(_)) { "the CPU" } else { "a GPU" };
         let got = self.specs.get(i).map_or_else(
-            || format!("array {i}, which there is not"),
+            || format!("array {i}, which does not exist"),
             |spec| format!("`{}` of {:?} on {place}", spec.name, spec.kind),
         );
         crate::Error::Argument { argument: "batch", wanted: wanted.to_owned(), got }

@@ -1,4 +1,4 @@
-//! Which class a sequence is of.
+//! Classification of sequences.
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use crate::data::IGNORE;
 use crate::tasks::Split;
 use crate::{Result, metrics};
 
-/// Which class a sequence is of: asked at its last position.
+/// Classification of sequences, read at the last position.
 #[derive(Clone)]
 pub struct Classify {
     /// Sequences and their classes.
     pub set: Arc<Labelled<u32>>,
-    /// Rows of a batch.
+    /// Rows per batch.
     pub rows: usize,
-    /// What part of every target all classes share alike.
+    /// Label smoothing: the share of every target that is spread over all classes.
     pub smoothing: f32,
 }
 

@@ -16,27 +16,27 @@ pub enum Positions {
     Values(Vec<f32>),
 }
 
-/// A sequence and what is to be said of it.
+/// A sequence and its label.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example<L> {
     /// The sequence.
     pub positions: Positions,
-    /// The answer.
+    /// The label.
     pub label: L,
 }
 
-/// The example of a number in a split, always the same.
+/// The example with this number in a split; always the same.
 type Make<L> = dyn Fn(Split, u64) -> Example<L> + Send + Sync;
 
 /// A set of labelled sequences of one length.
 pub struct Labelled<L> {
-    /// Values of a position, and classes or values of an answer.
+    /// Values per position, and classes or values per label.
     pub form: Form,
-    /// Positions of a sequence.
+    /// Positions per sequence.
     pub length: usize,
-    /// Token ids; of no use where positions are values.
+    /// Number of token ids; not used where positions are values.
     pub vocab: usize,
-    /// Examples by number; only as many are held out as [`held_out`](Self::held_out) says, from 0.
+    /// Examples by number. Held out are the numbers below [`held_out`](Self::held_out).
     pub make: Box<Make<L>>,
     /// Examples that a validation reads.
     pub held_out: u64,
@@ -77,14 +77,14 @@ impl<L> Labelled<L> {
         Ok((array, labels))
     }
 
-    /// Parts of the held-out examples: the first number of each, and how many it has.
+    /// The held-out examples in parts: the first number and the length of each.
     pub(super) fn parts(&self, b: usize) -> impl Iterator<Item = (u64, usize)> + use<L> {
         let (all, b) = (self.held_out, b.max(1) as u64);
         (0..all.div_ceil(b)).map(move |part| (part * b, (all - part * b).min(b) as usize))
     }
 }
 
-/// The input of a batch, as a model reads it.
+/// The input of a batch for a model.
 pub(super) fn sequence<'a>(batch: &Inputs<'a>, form: Form) -> Result<Sequence<'a>> {
     Ok(match form.features {
         None => Sequence::Tokens(batch.ids(0)?),
@@ -92,7 +92,7 @@ pub(super) fn sequence<'a>(batch: &Inputs<'a>, form: Form) -> Result<Sequence<'a
     })
 }
 
-/// What the model answers at the last position of each of `b` rows, `[b n]`.
+/// The model's outputs at the last position of each of `b` rows, `[b n]`.
 pub(super) fn answers(
     model: &elapid::models::SequenceModel,
     input: &Array,

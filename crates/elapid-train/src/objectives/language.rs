@@ -1,4 +1,4 @@
-//! The next token of text.
+//! Predicting the next token of text.
 
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
@@ -11,7 +11,7 @@ use crate::Result;
 use crate::data::{self, Sequential, Streams, TokenStream, Windows};
 use crate::metrics::{self, Figure};
 
-/// Positions of held-out text that are read at a time: what bounds the memory of a validation.
+/// Positions of held-out text per forward pass; bounds the memory of a validation.
 const POSITIONS: usize = 4096;
 
 /// Where batches of text come from.
@@ -19,9 +19,9 @@ const POSITIONS: usize = 4096;
 pub enum Feed {
     /// Shuffled windows, each from a zero state.
     Windows(Windows),
-    /// The text in order, the state carried.
+    /// The text in order, with the state carried over.
     Streams(Streams),
-    /// The same batch always: to measure a step.
+    /// Always the same batch, for benchmarks.
     Same(data::Batch),
 }
 
@@ -29,20 +29,20 @@ pub enum Feed {
 #[derive(Debug, Clone)]
 pub struct HeldOut {
     batches: Sequential,
-    /// Whether the state goes on from batch to batch.
+    /// Whether the state is carried from batch to batch.
     carries: bool,
-    /// Bytes of the text that is read, over the tokens of it that are predicted.
+    /// Bytes of the text read, divided by its predicted tokens.
     bytes_per_token: f64,
 }
 
 impl HeldOut {
-    /// What validation reads, as training does with rows of `l`: windows, or in order with the state carried; packed or
+    /// Held-out text read in the way that training reads rows of `l`: windows, or in order with the state carried; packed or
     /// not.
     ///
     /// # Errors
     /// If the text is too short, or cannot be read.
     pub fn new(text: TokenStream, l: usize, carries: bool, pack: bool) -> Result<Self> {
-        // Of packed text, the first token of a document is not predicted.
+        // In packed text, the first token of a document is not predicted.
         let given = if pack { text.documents(1..text.len()).count() as u64 } else { 0 };
         let predicted = text.len().saturating_sub(1 + given).max(1);
         let bytes_per_token = text.text_bytes()?.unwrap_or(0) as f64 / predicted as f64;
@@ -55,7 +55,7 @@ impl HeldOut {
         self.batches.tokens()
     }
 
-    /// Nats a token.
+    /// Nats per token.
     fn loss(&self, model: &LanguageModel) -> Result<f64> {
         let mut summary = Summary::default();
         let mut carried: Option<State> = None;
@@ -76,18 +76,18 @@ impl HeldOut {
     }
 }
 
-/// The next token of text.
+/// Predicting the next token of text.
 #[derive(Debug, Clone)]
 pub struct Language {
-    /// What is trained on.
+    /// The training data.
     pub feed: Feed,
-    /// Rows of a batch, and positions of a row.
+    /// Rows per batch, and positions per row.
     pub shape: (usize, usize),
-    /// Whether the state starts anew where a document begins.
+    /// Whether the state is reset where a document begins.
     pub pack: bool,
-    /// What part of every target all tokens share alike.
+    /// Label smoothing: the share of every target that is spread over all tokens.
     pub smoothing: f32,
-    /// What is held out, if anything is.
+    /// The held-out data, if there is any.
     pub held_out: Option<HeldOut>,
 }
 
@@ -155,9 +155,9 @@ impl Objective for Language {
     }
 }
 
-/// Where tokens stand among the arrays of a batch of tokens.
+/// Index of the tokens among the arrays of a batch of tokens.
 pub(super) const TOKENS: usize = 0;
-/// Where targets do.
+/// Index of the targets.
 pub(super) const TARGETS: usize = 1;
 
 /// The arrays of a batch of tokens.

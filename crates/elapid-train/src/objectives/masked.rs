@@ -1,4 +1,4 @@
-//! Tokens that were masked in a text.
+//! Predicting masked tokens of a text.
 
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
@@ -13,38 +13,38 @@ use super::{Array, ArraySpec, Batch, Inputs, Objective, Validation};
 use crate::data::{self, IGNORE, Sequential, Windows};
 use crate::{Error, Result, metrics};
 
-/// Tokens that were masked in a text, asked where they stood (Devlin et al. 2018, section 3.1): of those that are asked, 80 %
-/// are replaced by a mask, 10 % by another token, and 10 % stay.
+/// Predicting selected tokens of a text at their own positions (Devlin et al. 2018, section 3.1): of the selected tokens, 80
+/// % are replaced by a mask, 10 % by another token, and 10 % stay.
 #[derive(Debug, Clone)]
 pub struct Masked {
-    /// What is trained on.
+    /// The training data.
     pub windows: Windows,
-    /// Rows of a batch, and positions of a row.
+    /// Rows per batch, and positions per row.
     pub shape: (usize, usize),
-    /// Token ids of the text. The next one is the mask.
+    /// Number of token ids of the text. The next id is the mask.
     pub vocab: u32,
-    /// Share of the tokens that are asked.
+    /// Share of the tokens that are selected.
     pub share: f64,
-    /// What masks are drawn from.
+    /// Random seed of the masks.
     pub seed: u64,
-    /// What is held out, if anything is; its masks are the same at every validation.
+    /// The held-out data, if there is any; its masks are the same at every validation.
     pub held_out: Option<Sequential>,
 }
 
 impl Masked {
-    /// Token ids with the mask among them: what the vocabulary of a model must have.
+    /// Number of token ids including the mask: the vocabulary that a model needs.
     pub fn ids(&self) -> usize {
         self.vocab as usize + 1
     }
 
-    /// The text of a batch with masks, and its tokens as targets where they are asked.
+    /// The text of a batch with masks, and the selected tokens as targets.
     fn mask(&self, batch: data::Batch, purpose: &str, index: u64) -> Batch {
         let mut random = random(self.seed, purpose, index);
         let data::Batch { mut tokens, targets: next, resets, b, l, .. } = batch;
         let mut targets = vec![IGNORE; b * l];
         for (i, token) in tokens.iter_mut().enumerate() {
             let (asked, how, other): (f64, f64, u32) = (random.random(), random.random(), random.random());
-            // What fills a last row up predicts nothing.
+            // The padding of a last row predicts nothing.
             if next[i] == IGNORE || asked >= self.share {
                 continue;
             }

@@ -1,7 +1,7 @@
-//! What a model is trained for: its batches, its loss, what a validation measures.
+//! What a model is trained for: its batches, its loss, its validation.
 //!
-//! An objective is one file with an [`Objective`]; the trainer knows nothing else of it. Batch `index` is a function of the
-//! seed and the index alone, so that a run resumes with nothing but a number.
+//! An objective is one file with an [`Objective`]; the trainer uses nothing else of it. Batch `index` is a function of the
+//! seed and the index alone, so a run needs only a step number to resume.
 
 mod batch;
 mod classify;

@@ -1,4 +1,4 @@
-//! What every objective is.
+//! The trait of objectives.
 
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
@@ -16,12 +16,12 @@ use crate::tasks::Random;
 /// An objective of a model of type `M`.
 pub type ObjectiveOf<M> = dyn Objective<Model = M>;
 
-/// What a validation came to.
+/// The result of a validation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Validation {
-    /// The loss on what is held out; the lowest is the best.
+    /// The held-out loss; the lowest is the best.
     pub loss: f64,
-    /// What else was measured.
+    /// Further figures.
     pub figures: Vec<Figure>,
 }
 
@@ -45,21 +45,21 @@ pub trait Objective: Send + Sync + 'static {
     /// A new model of a configuration.
     ///
     /// # Errors
-    /// If the configuration has impossible values, or the objective no use for such a model.
+    /// If the configuration has impossible values, or the objective cannot use such a model.
     fn model(&self, config: ModelConfig, seed: u64) -> Result<Self::Model>;
 
-    /// Rows of a batch, and positions of a row.
+    /// Rows per batch, and positions per row.
     fn shape(&self) -> (usize, usize);
 
-    /// The arrays of a batch, in their order. Staged on a GPU as they are.
+    /// The arrays of a batch, in order, as they are uploaded to a GPU.
     fn arrays(&self) -> Vec<ArraySpec>;
 
-    /// Whether states may start anew inside a row.
+    /// Whether states may be reset inside a row.
     fn resets(&self) -> bool {
         false
     }
 
-    /// Whether the state goes on from batch to batch.
+    /// Whether the state is carried from batch to batch.
     fn carries(&self) -> bool {
         false
     }
@@ -70,8 +70,8 @@ pub trait Objective: Send + Sync + 'static {
     /// If its data cannot be read.
     fn batch(&self, index: u64) -> Result<Batch>;
 
-    /// The mean loss of a batch, and the state after it. Further losses, as of the balance of experts, are given to the pass
-    /// by [`Cx::side_loss`]; the trainer adds them by their weights. With `recompute`, activations inside layers are
+    /// The mean loss of a batch, and the state after it. Further losses, such as the load balance of experts, are passed to
+    /// [`Cx::side_loss`]; the trainer adds them with their weights. With `recompute`, activations inside layers are
     /// recomputed in the backward pass.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ pub trait Objective: Send + Sync + 'static {
         recompute: bool,
     ) -> Result<(Var, State)>;
 
-    /// Measures the model on what is held out, after `step` steps; none if nothing is.
+    /// Measures the model on held-out data after `step` steps; none if there is no held-out data.
     ///
     /// # Errors
     /// If the data cannot be read, or a device fails.
@@ -96,12 +96,12 @@ pub trait Objective: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// How validation losses are measured, in words: those of two ways cannot be compared.
+    /// A description of how validation losses are measured. Losses with different descriptions cannot be compared.
     fn measure(&self) -> String {
         String::new()
     }
 
-    /// Where a forward pass over a batch first gives a value that is not finite, as far as it can be found.
+    /// Where a forward pass over a batch first produces a value that is not finite, if it can be found.
     ///
     /// # Errors
     /// If a device fails.
@@ -120,7 +120,7 @@ pub(super) fn first_non_finite_parameter(model: &LanguageModel) -> Result<Option
     Ok(None)
 }
 
-/// Random numbers of a seed, a purpose and a number.
+/// A random generator for a seed, a purpose and a number.
 pub(super) fn random(seed: u64, purpose: &str, number: u64) -> Random {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes());

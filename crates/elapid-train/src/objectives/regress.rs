@@ -1,4 +1,4 @@
-//! Values that follow from a sequence.
+//! Regression on sequences.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use super::{Array, ArraySpec, Batch, Inputs, Kind, Labelled, Objective, Validati
 use crate::tasks::Split;
 use crate::{Error, Result, metrics};
 
-/// Values that follow from a sequence: asked at its last position, the loss their mean squared error.
+/// Regression on sequences, read at the last position; the loss is the mean squared error.
 #[derive(Clone)]
 pub struct Regress {
-    /// Sequences and their values, as many as the form has outputs.
+    /// Sequences and their values, one per output of the form.
     pub set: Arc<Labelled<Vec<f32>>>,
-    /// Rows of a batch.
+    /// Rows per batch.
     pub rows: usize,
 }
 

@@ -11,18 +11,18 @@ use crate::metrics;
 use crate::tasks::{Reader, Score, Sequences};
 use crate::{Error, Result};
 
-/// The answers to a synthetic task, of sequences that are made on the fly.
+/// The answers to a synthetic task, with sequences generated on the fly.
 #[derive(Debug, Clone)]
 pub struct SyntheticTask {
-    /// What is trained on.
+    /// The training sequences.
     pub train: Sequences,
-    /// Rows of a batch.
+    /// Rows per batch.
     pub rows: usize,
-    /// What part of every target all tokens share alike.
+    /// Label smoothing: the share of every target that is spread over all tokens.
     pub smoothing: f64,
-    /// What is held out, by length: fresh sequences at every validation.
+    /// Held-out sequences by length, fresh at every validation.
     pub held_out: Vec<Sequences>,
-    /// So many of each.
+    /// Batches of each length.
     pub count: u64,
 }
 

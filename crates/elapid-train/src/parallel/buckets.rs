@@ -1,14 +1,14 @@
-//! Gradients that are summed over ranks together.
+//! Buckets: gradients that are summed over ranks together.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::ops::Range;
 
-/// Consecutive stretches of the array of all gradients, from its end to its beginning: as the backward pass completes
-/// them. A bucket is complete when every gradient in it is.
+/// Consecutive ranges of the array of all gradients, from its end to its beginning, as the backward pass completes them. A
+/// bucket is complete when every gradient in it is.
 #[derive(Debug)]
 pub(super) struct Buckets<K> {
-    /// Numbers of each bucket.
+    /// The range of each bucket.
     ranges: Vec<Range<usize>>,
     bucket_of: HashMap<K, usize>,
     /// Gradients in each bucket.
@@ -18,8 +18,8 @@ pub(super) struct Buckets<K> {
 }
 
 impl<K: Copy + Eq + Hash> Buckets<K> {
-    /// Buckets of at most `most` numbers, or of one gradient if that has more. `starts` are the gradients and where they
-    /// begin, in order; the last ends at `len`.
+    /// Buckets of at most `most` values, or of one gradient if that is larger. `starts` are the gradients with their
+    /// offsets, in order; the last ends at `len`.
     pub(super) fn new(starts: &[(K, usize)], len: usize, most: usize) -> Self {
         let mut buckets = Self { ranges: Vec::new(), bucket_of: HashMap::new(), counts: Vec::new(), left: Vec::new() };
         let mut end = len;
@@ -40,7 +40,7 @@ impl<K: Copy + Eq + Hash> Buckets<K> {
         buckets
     }
 
-    /// Where each bucket lies.
+    /// The range of each bucket.
     pub(super) fn ranges(&self) -> &[Range<usize>] {
         &self.ranges
     }
@@ -50,7 +50,7 @@ impl<K: Copy + Eq + Hash> Buckets<K> {
         self.left.clone_from(&self.counts);
     }
 
-    /// A gradient is complete; the bucket that is so by it.
+    /// Marks a gradient as complete; returns the bucket that this completes, if any.
     pub(super) fn complete(&mut self, key: K) -> Option<usize> {
         let bucket = *self.bucket_of.get(&key)?;
         self.left[bucket] = self.left[bucket].checked_sub(1)?;
@@ -100,7 +100,7 @@ mod tests {
             prop_assert!(ranges.windows(2).all(|pair| pair[0].start == pair[1].end));
             let gradients = |range: &Range<usize>| starts.iter().filter(|(_, start)| range.contains(start)).count();
             prop_assert!(ranges.iter().all(|range| range.len() <= most || gradients(range) == 1));
-            // Complete from the last to the first: so are the buckets.
+            // Gradients complete from last to first, and so do the buckets.
             let order: Vec<usize> = (0..sizes.len()).rev().filter_map(|i| buckets.complete(i)).collect();
             prop_assert_eq!(order, (0..ranges.len()).collect::<Vec<_>>());
             prop_assert_eq!(buckets.incomplete().count(), 0);

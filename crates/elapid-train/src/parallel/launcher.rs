@@ -19,7 +19,7 @@ const WRONG_INPUT: i32 = 2;
 
 /// Exit code of a Rust program that panicked.
 const PANIC: i32 = 101;
-/// Bytes of what a rank says that are kept.
+/// Bytes of a rank's stderr to keep.
 const KEPT: usize = 1 << 14;
 
 /// A program to run once for each rank.
@@ -29,15 +29,15 @@ pub struct Launch {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Variables beside those of [`World`].
+    /// Environment variables in addition to those of [`World`].
     pub variables: Vec<(OsString, OsString)>,
     /// How many ranks.
     pub ranks: usize,
-    /// How long ranks may go on after one ended with an error.
+    /// How long ranks may continue after one ended with an error.
     pub grace: Duration,
 }
 
-/// What the ranks came to.
+/// The result of the ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
     /// The exit code for all of them: that of the rank that failed, or 0.
@@ -53,33 +53,33 @@ pub struct Failed {
     pub rank: usize,
     /// How it ended: `exit status: 1`, `signal: 9 (SIGKILL)`.
     pub how: String,
-    /// Whether it had no chance to say why.
+    /// Whether it ended without reporting an error.
     pub crashed: bool,
-    /// The last that it said on stderr, if it is not rank 0, which says it to the user itself.
+    /// The last lines of its stderr, except for rank 0, whose stderr is the user's.
     pub said: String,
 }
 
 struct Rank {
     child: Child,
-    /// What ranks but the first say on stderr.
+    /// The stderr of the ranks except the first.
     said: Option<JoinHandle<String>>,
     ended: Option<ExitStatus>,
-    /// It had its time to end by itself.
+    /// Its time to end by itself is over.
     killed: bool,
 }
 
-/// Runs every rank of `launch` on this host until all have ended. Rank 0 talks where this process does; the others are
-/// silent. They know each other by a secret in a file that only this user can read, and that is removed in the end.
+/// Runs every rank of `launch` on this host until all have ended. Rank 0 inherits stdout and stderr; the others are silent.
+/// They share a secret in a file that only this user can read, and that is removed at the end.
 ///
-/// Each rank's stdin is a line to this process: a byte asks it to stop, and its end says that this process is gone. When
-/// `stop` is set, all are asked. When one ends with an error, the others have some time to end by themselves, and are
-/// then killed.
+/// Each rank's stdin is a pipe from this process: a byte asks it to stop, and end of file means that this process is gone.
+/// When `stop` is set, all are asked to stop. When one ends with an error, the others have some time to end by themselves,
+/// and are then killed.
 ///
 /// # Errors
-/// If the program cannot be started, or the secret not be written.
+/// If the program cannot be started, or the secret cannot be written.
 pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
     let failed = |source| Error::Io { doing: "run", path: launch.program.clone(), source };
-    // Free now: so it will be when rank 0 listens there.
+    // The port is free now, and should still be when rank 0 listens there.
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_err(failed)?.port();
     let secret = SecretFile::new().map_err(Error::io("write a secret in", &std::env::temp_dir()))?;
     let mut ranks = Ranks(Vec::with_capacity(launch.ranks));
@@ -100,7 +100,7 @@ pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
         if stop.load(Ordering::Relaxed) && !asked {
             asked = true;
             for rank in &mut ranks.0 {
-                // One that has ended need not be asked.
+                // A rank that has ended need not be asked.
                 rank.child.stdin.as_mut().map(|stdin| stdin.write_all(b"s")).transpose().ok();
             }
         }
@@ -110,7 +110,8 @@ pub fn launch(launch: &Launch, stop: &AtomicBool) -> Result<Ended> {
         thread::sleep(Duration::from_millis(20));
     }
     let Some(first) = first else { return Ok(Ended { code: 0, failed: None }) };
-    // Others may end, with 1, of a crash or of wrong input (2) of a rank, before that one is seen here to have ended.
+    // If a rank crashes or finds wrong input (2), other ranks may end because of it, with 1, before this process sees that
+    // it ended.
     let crashed = ranks.0.iter().position(Rank::crashed);
     let failed = crashed.or_else(|| ranks.0.iter().position(Rank::had_wrong_input)).unwrap_or(first);
     let rank = &mut ranks.0[failed];
@@ -131,7 +132,7 @@ fn start(launch: &Launch, rank: usize, port: u16, secret: &SecretFile) -> std::i
     if rank > 0 {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
-    // Ctrl-C comes to this process alone, which tells the ranks: once.
+    // Ctrl-C reaches only this process, which forwards it to the ranks once.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn()?;
@@ -139,7 +140,7 @@ fn start(launch: &Launch, rank: usize, port: u16, secret: &SecretFile) -> std::i
     Ok(Rank { child, said, ended: None, killed: false })
 }
 
-/// The last that is said.
+/// The last bytes.
 fn last_of(mut stderr: ChildStderr) -> String {
     let mut last = VecDeque::new();
     let mut part = [0; 4096];
@@ -169,7 +170,7 @@ impl Rank {
     }
 }
 
-/// No rank outlives this.
+/// Kills all ranks when dropped.
 struct Ranks(Vec<Rank>);
 
 impl Drop for Ranks {
@@ -206,7 +207,7 @@ mod tests {
     fn ranks_get_their_variables() {
         let dir = tempfile::tempdir().unwrap();
         let script = "echo $RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT > $OUT/$RANK; echo noise >&2";
-        // Rank 0 would talk on the test's own stderr.
+        // Rank 0 would write to the test's own stderr.
         let script = format!("exec 2> $OUT/stderr.$RANK; {script}");
         let ended = launch(&shell(&script, dir.path(), 3), &AtomicBool::new(false)).unwrap();
         assert_eq!(ended, Ended { code: 0, failed: None });
@@ -234,7 +235,7 @@ mod tests {
         let [own, mode, file, secret] = said[..] else { panic!("{one}") };
         assert_eq!((own, mode, secret.len()), ("none", "600", 64));
         assert!(!Path::new(file).exists(), "it is removed in the end");
-        // One of the user's is for other runs.
+        // A secret in the user's environment is for other runs.
         let [other, _] = ended(vec![(SECRET.into(), "0123456789abcdef".into())]);
         assert!(other.starts_with("none 600") && !other.contains(secret), "{other}");
     }
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!((ended.code, failed.rank, failed.said.trim()), (7, 2, "error: no luck"));
         assert!(failed.how.contains('7') && !failed.crashed, "{failed:?}");
         assert!(since.elapsed() < Duration::from_secs(500));
-        // The others end of it, perhaps before it is seen that it was killed.
+        // The others end because of it, perhaps before the kill is noticed.
         let killed = "if [ $RANK = 1 ]; then echo oh >&2; kill -9 $$; fi; sleep 0.01; exit 1";
         let patient = Launch { grace: Duration::from_secs(300), ..shell(killed, dir.path(), 3) };
         let ended = launch(&patient, &AtomicBool::new(false)).unwrap();
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn a_stop_is_passed_on_once() {
         let dir = tempfile::tempdir().unwrap();
-        // Each rank waits for one byte, and says what came.
+        // Each rank waits for one byte, and prints it.
         let script = "touch $OUT/ready.$RANK; dd bs=1 count=1 2> $OUT/dd.$RANK > $OUT/$RANK";
         let script = script.replace("> $OUT/$RANK", "of=$OUT/$RANK");
         let stop = Arc::new(AtomicBool::new(false));

@@ -1,10 +1,10 @@
-//! Training by several processes at once, one a GPU, each on batches of its own (data parallel).
+//! Data-parallel training: several processes, one per GPU, each with its own batches.
 //!
-//! A process is a *rank*. [`World`] says which one this is, from the variables that `torchrun`, Slurm or
-//! [`launch`] set; a [`Group`] is the connection between ranks: it starts them together, and ends all of them when one is
-//! lost. A [`Secret`] keeps everybody else out. Every rank has the whole model. After the backward pass gradients are averaged over all ranks, bucket by bucket
-//! while the pass still runs, and each rank's optimiser then does the same step: N ranks with a batch of B are one with
-//! N batches of B accumulated. Rank 0 alone validates, writes files and reports.
+//! A process is a *rank*. [`World`] reads which one this is from the variables that `torchrun`, Slurm or [`launch`] set. A
+//! [`Group`] connects the ranks: it starts them together, and ends all of them when one is lost. A [`Secret`] keeps
+//! everybody else out. Every rank has the whole model. Gradients are averaged over all ranks, bucket by bucket while the
+//! backward pass still runs, and each rank's optimiser then takes the same step: N ranks with a batch of B train as one rank
+//! that accumulates N batches of B. Only rank 0 validates, writes files and reports.
 
 mod buckets;
 mod group;

@@ -9,17 +9,17 @@ use elapid_kernels::cuda::nccl::{Communicator, Mark};
 
 use super::buckets::Buckets;
 
-/// Numbers of a bucket: 25 MiB, enough for the full speed of a link, and a small part of a model.
+/// Values per bucket: 25 MiB, large enough to saturate a link, small relative to a model.
 const BUCKET: usize = 25 << 18;
 
-/// Sums gradients over ranks, bucket by bucket: each on the communicator's stream as soon as the device has come past
-/// its mark in the backward pass.
+/// Sums gradients over ranks bucket by bucket, each on the communicator's stream as soon as the device has passed its mark
+/// in the backward pass.
 pub(crate) struct Reducer {
     communicator: Arc<Communicator>,
     buckets: Buckets<ParamId>,
-    /// Where each bucket is complete.
+    /// The mark at which each bucket is complete.
     marks: Vec<Mark>,
-    /// Where everything is.
+    /// The mark at which everything is.
     end: Mark,
 }
 
@@ -27,7 +27,7 @@ impl Reducer {
     /// For the gradients of parameters that are trained on a GPU.
     pub(crate) fn new(communicator: Arc<Communicator>, params: &Params) -> Result<Self> {
         let (Some(flat), Some(gpu)) = (params.flat(), params.device().gpu()) else {
-            return Err(Error::Argument("parameters on a GPU were expected".into()));
+            return Err(Error::Argument("wanted parameters on a GPU".into()));
         };
         let placed = params.iter().zip(&flat.offsets).filter(|((_, param), _)| param.traits.trainable);
         let starts: Vec<(ParamId, usize)> = placed.map(|((id, _), &at)| (id, at)).collect();
@@ -41,7 +41,7 @@ impl Reducer {
         self.buckets.begin();
     }
 
-    /// The gradient of a parameter is complete here in the device's work.
+    /// Marks this point in the device's work as the one where the gradient of a parameter is complete.
     pub(crate) fn is_final(&mut self, id: ParamId) -> Result<()> {
         match self.buckets.complete(id) {
             Some(bucket) => Ok(self.marks[bucket].pass()?),
@@ -49,13 +49,13 @@ impl Reducer {
         }
     }
 
-    /// After a backward pass: parameters that it did not come to have the gradients that they had.
+    /// After a backward pass: parameters that it did not reach keep their gradients.
     pub(crate) fn end(&mut self) -> Result<()> {
         Ok(self.buckets.incomplete().try_for_each(|bucket| self.marks[bucket].pass())?)
     }
 
-    /// Asks for the sums of all gradients and of the loss over ranks, after a backward pass or a graph that has one. What
-    /// is asked of the device next waits for them. The order is the same at every rank, whatever was complete first.
+    /// Submits the sums of all gradients and of the loss over ranks, after a backward pass or a graph that contains one.
+    /// Later work on the device waits for them. The order is the same on every rank, whatever was complete first.
     pub(crate) fn reduce(&self, grads: &Buffer, loss: &Buffer) -> Result<()> {
         for (range, mark) in self.buckets.ranges().iter().zip(&self.marks) {
             self.communicator.after(mark)?;

@@ -21,9 +21,9 @@ pub const SECRET_FILE: &str = "ELAPID_SECRET_FILE";
 pub(super) const HOW: &str = "set ELAPID_SECRET, or ELAPID_SECRET_FILE to a file that only you can read, to the same \
                               secret in every process (`openssl rand -hex 32` makes one)";
 
-/// Fewest bytes of a secret: a handshake that was recorded can be tried against guesses.
+/// Minimum size of a secret in bytes, as guesses can be tested against a recorded handshake.
 const LEAST: usize = 16;
-/// Most bytes of a secret.
+/// Maximum size of a secret in bytes.
 const MOST: usize = 4096;
 
 /// A secret of at least 16 bytes, the same at every rank of a run. It is never sent: ranks prove that they know it.
@@ -56,7 +56,7 @@ impl Secret {
         }
     }
 
-    /// A secret; white space around it is no part of it.
+    /// A secret; white space around it is ignored.
     ///
     /// # Errors
     /// If it has fewer than 16 or more than 4096 bytes.
@@ -75,7 +75,7 @@ impl Secret {
             None => Ok(()),
             Some((what, fix)) => Err(wrong(format!("{name} {what}"), fix)),
         };
-        // Opening a pipe would wait for its other end.
+        // Opening a pipe would block until its other end is open.
         check(&fs::metadata(path).map_err(failed)?)?;
         let file = File::open(path).map_err(failed)?;
         check(&file.metadata().map_err(failed)?)?;
@@ -94,7 +94,7 @@ impl Secret {
         Ok(Self(secret.to_vec()))
     }
 
-    /// The key of a message authentication code. Without a secret it is known to everybody, and the code is a checksum.
+    /// The key of a message authentication code. Without a secret everybody knows it, and the code is only a checksum.
     pub(super) fn key(secret: Option<&Self>) -> Hmac<Sha256> {
         key(secret.map_or(&[], |secret| &secret.0))
     }
@@ -108,7 +108,7 @@ pub(super) fn key(bytes: &[u8]) -> Hmac<Sha256> {
     }
 }
 
-/// Why a file is not fit for a secret, and what to do.
+/// Why a file cannot hold a secret, and the fix.
 fn unfit(metadata: &Metadata) -> Option<(&'static str, &'static str)> {
     if !metadata.is_file() {
         return Some(("is not a regular file", "name a file that holds the secret"));

@@ -1,4 +1,4 @@
-//! What ranks do before they train: look whether they fit together, and start from the same numbers.
+//! What ranks do before training: check that they match, and start from the same values.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::optim::AdamW;
 use crate::resume::Position;
 use crate::{Error, Result};
 
-/// Does `f` at rank 0, then at the first rank of every other host, then at all others: what the first leaves in a common
-/// directory is there for the rest.
+/// Runs `f` on rank 0, then on the first rank of every other host, then on all others, so that files which the first writes
+/// to a shared directory are there for the rest.
 pub(crate) fn in_turn<R>(group: &Group, mut f: impl FnMut() -> Result<R>) -> Result<R> {
     let world = group.world();
     let turn = match (world.rank, world.local_rank) {
@@ -34,7 +34,7 @@ pub(crate) fn in_turn<R>(group: &Group, mut f: impl FnMut() -> Result<R>) -> Res
     }
 }
 
-/// Checks that all ranks train the same thing by the same settings, each on a GPU of its own.
+/// Checks that all ranks have the same data and settings, each on its own GPU.
 pub(crate) fn check(
     group: &Group,
     config: &TrainConfig,
@@ -43,18 +43,18 @@ pub(crate) fn check(
     device: Device,
 ) -> Result<()> {
     let mut settings = config.clone();
-    // Where files are may differ from host to host.
+    // Paths of files may differ between hosts.
     settings.output = Default::default();
     settings.data.cache = String::new();
     let place = match device {
-        Device::Cpu => "the processor".to_owned(),
+        Device::Cpu => "the CPU".to_owned(),
         Device::Cuda(gpu) => format!("{} of {}", nccl::bus_id(gpu).map_err(elapid::Error::from)?, host()),
     };
     let card = format!(
         "elapid {}\n{} tokens of text\non {}\n{}\n{place}",
         env!("CARGO_PKG_VERSION"),
         tokens,
-        if device == Device::Cpu { "the processor" } else { "GPUs" },
+        if device == Device::Cpu { "the CPU" } else { "GPUs" },
         settings.to_toml()?
     );
     let cards = group.gather(card.as_bytes())?;
@@ -67,7 +67,7 @@ pub(crate) fn check(
     group.barrier()
 }
 
-/// A name of this host that no other has, as far as the system tells.
+/// A unique name of this host, as far as the system provides one.
 fn host() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     format!("host {}", boot.trim())
@@ -83,7 +83,7 @@ fn compare(cards: &[String]) -> Result<()> {
             return Err(Error::Ranks { what });
         }
         let shared = cards[..rank].iter().position(|other| other.rsplit_once('\n').is_some_and(|(_, at)| at == place));
-        if let Some(other) = shared.filter(|_| place != "the processor") {
+        if let Some(other) = shared.filter(|_| place != "the CPU") {
             let what = format!(
                 "rank {other} and rank {rank} have the same GPU, {place}; give each its own by LOCAL_RANK or \
                  CUDA_VISIBLE_DEVICES"
@@ -94,14 +94,14 @@ fn compare(cards: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The communicator of all ranks' GPUs. It ends when a rank is lost, so that nobody waits for that one.
+/// The communicator of all ranks' GPUs. It is aborted when a rank is lost, so that no rank waits for it.
 pub(crate) fn connect(group: &Group, gpu: Gpu) -> Result<Arc<Communicator>> {
     let id = match group.is_first() {
         true => nccl::unique_id().map_err(elapid::Error::from)?.0.to_vec(),
         false => Vec::new(),
     };
     let id = group.broadcast(&id)?;
-    let id: [u8; 128] = id.try_into().map_err(|_| Error::Ranks { what: "the id of NCCL is not whole".into() })?;
+    let id: [u8; 128] = id.try_into().map_err(|_| Error::Ranks { what: "the id of NCCL is incomplete".into() })?;
     let world = group.world();
     let made = Communicator::new(gpu, world.rank, world.size, &nccl::Id(id)).map_err(elapid::Error::from);
     let communicator = Arc::new(made?);
@@ -113,7 +113,7 @@ pub(crate) fn connect(group: &Group, gpu: Gpu) -> Result<Arc<Communicator>> {
     Ok(communicator)
 }
 
-/// Parameters, the optimiser's means and the position of rank 0, at every rank.
+/// Copies the parameters, the optimiser's moments and the progress of rank 0 to every rank.
 pub(crate) fn share(
     group: &Group,
     communicator: Option<&Communicator>,
@@ -125,7 +125,7 @@ pub(crate) fn share(
     let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
     let bytes = group.broadcast(&bytes)?;
     let [step, tokens, seconds] = bytes.as_chunks::<8>().0 else {
-        return Err(Error::Ranks { what: "the position of rank 0 is not whole".into() });
+        return Err(Error::Ranks { what: "the progress of rank 0 is incomplete".into() });
     };
     (position.step, position.tokens) = (u64::from_le_bytes(*step), u64::from_le_bytes(*tokens));
     position.seconds = f64::from_bits(u64::from_le_bytes(*seconds));
@@ -140,7 +140,7 @@ pub(crate) fn share(
 
 fn share_on_gpus(communicator: &Communicator, model: &LanguageModel, optimiser: &AdamW) -> elapid::Result<()> {
     let (Some(flat), Some(means)) = (model.params().flat(), optimiser.means_on_device()) else {
-        return Err(elapid::Error::Argument("parameters on a GPU were expected".into()));
+        return Err(elapid::Error::Argument("wanted parameters on a GPU".into()));
     };
     let buffers: [Option<&Buffer>; 4] = [Some(&flat.values), flat.copy.as_deref(), Some(means[0]), Some(means[1])];
     let written = nccl::Mark::new(flat.values.gpu())?;
@@ -174,7 +174,7 @@ mod tests {
         let message = |cards: &[String]| compare(cards).err().map(|error| error.to_string()).unwrap_or_default();
         let fits = [card("batch = 4", "gpu 0"), card("batch = 4", "gpu 1"), card("batch = 4", "gpu 2")];
         assert_eq!(message(&fits), "");
-        assert_eq!(message(&["a\nthe processor".into(), "a\nthe processor".into()]), "");
+        assert_eq!(message(&["a\nthe CPU".into(), "a\nthe CPU".into()]), "");
         let other = message(&[card("batch = 4", "gpu 0"), card("batch = 8", "gpu 1")]);
         assert!(other.contains("rank 1 has `batch = 8`, rank 0 `batch = 4`"), "{other}");
         let same = message(&[fits[0].clone(), fits[1].clone(), card("batch = 4", "gpu 1")]);

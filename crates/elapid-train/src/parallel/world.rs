@@ -2,31 +2,31 @@
 
 use crate::{Error, Result};
 
-/// One rank of several, and where they meet.
+/// One rank of several, and the address of rank 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct World {
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// This process among those of its host, from 0: the GPU that it takes.
+    /// Rank among the processes of this host, from 0: the GPU that it uses.
     pub local_rank: usize,
-    /// All processes.
+    /// Number of processes.
     pub size: usize,
     /// The host of rank 0.
     pub address: String,
-    /// Where rank 0 listens there.
+    /// The port on which rank 0 listens there.
     pub port: u16,
 }
 
-/// Where Slurm's ranks meet if nothing else is said: a port for each job.
+/// The default port of Slurm's ranks, one for each job.
 const SLURM_PORTS: (u64, u64) = (15_000, 15_000);
 
 impl World {
     /// From the environment: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as `torchrun` sets them, or
-    /// SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS inside `srun`, where MASTER_ADDR and MASTER_PORT may be left out.
-    /// None for a process that is alone.
+    /// SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS inside `srun`, where MASTER_ADDR and MASTER_PORT may be left out. None
+    /// for a single process.
     ///
     /// # Errors
-    /// If some of the variables are set and others missing, or one is no number or out of range.
+    /// If some of the variables are set and others missing, or one is not a number or out of range.
     pub fn from_env() -> Result<Option<Self>> {
         Self::read(&|name| std::env::var(name).ok().filter(|value| !value.trim().is_empty()))
     }
@@ -63,7 +63,7 @@ impl World {
         Ok(Some(Self { rank, local_rank, size, address, port }))
     }
 
-    /// What to set for rank `rank` of `size` on this host.
+    /// The variables to set for rank `rank` of `size` on this host.
     pub(crate) fn variables(rank: usize, size: usize, port: u16) -> [(&'static str, String); 5] {
         [
             ("RANK", rank.to_string()),
@@ -75,14 +75,14 @@ impl World {
     }
 }
 
-/// Whether `srun` started this process. The shell of a batch script has the variables of rank 0, but no step.
+/// Whether `srun` started this process. The shell of a batch script has the variables of rank 0 too, but no step.
 fn slurm(env: &dyn Fn(&str) -> Option<String>) -> bool {
     let step = env("SLURM_JOB_ID").is_none() || env("SLURM_STEP_ID").is_some();
     let size = env("SLURM_STEP_NUM_TASKS").or_else(|| env("SLURM_NTASKS"));
     step && env("SLURM_PROCID").is_some() && size.is_some()
 }
 
-/// MASTER_PORT, or the next one where `torchrun`'s own agent listens there.
+/// MASTER_PORT, or the next port where `torchrun`'s own agent listens on it.
 fn master_port(env: &dyn Fn(&str) -> Option<String>, port: &str) -> Result<u16> {
     let given: u16 = number("MASTER_PORT", port)?;
     if env("TORCHELASTIC_USE_AGENT_STORE").is_none_or(|taken| taken != "True") {
@@ -102,7 +102,7 @@ fn slurm_master(
     let address = address.or_else(|| {
         nodes.as_deref().map(|nodes| match nodes.contains(['[', ',']) {
             true => first_host(nodes),
-            // All ranks are on one host, where they need no secret.
+            // Whether all ranks are on one host, where they need no secret.
             false => "127.0.0.1".to_owned(),
         })
     });
@@ -119,7 +119,7 @@ fn slurm_master(
     Ok((address, port))
 }
 
-/// The first of Slurm's list of hosts: `gpu012` of `gpu[012-015,020],login1`.
+/// The first host of Slurm's list: `gpu012` of `gpu[012-015,020],login1`.
 fn first_host(nodes: &str) -> String {
     let mut host = String::new();
     let mut chars = nodes.trim().chars();
@@ -195,12 +195,12 @@ mod tests {
         assert_eq!(read(&alone.concat()).unwrap(), world(3, 1, 4, "127.0.0.1", 15_007), "a step on one host");
         assert_eq!(read(&[&slurm[..], &job[..1]].concat()).unwrap(), None, "the shell of a batch script");
         assert!(read(&slurm).unwrap_err().to_string().contains("MASTER_ADDR is not set"));
-        // Variables of torchrun go first: it may run inside srun.
+        // Variables of torchrun take precedence: it may run inside srun.
         assert_eq!(read(&[&slurm[..], &job, &TORCH].concat()).unwrap(), world(5, 1, 8, "node7", 29_500));
-        // What scripts export for PyTorch; the rank is then Slurm's.
+        // Variables that scripts export for PyTorch; the rank is then Slurm's.
         let exported = [&slurm[..], &job, &[("WORLD_SIZE", "4")], &master].concat();
         assert_eq!(read(&exported).unwrap(), world(3, 1, 4, "10.0.0.1", 1234));
-        // A step of one task inside a larger job is alone.
+        // A step of one task inside a larger job is a single process.
         let one = [("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_STEP_NUM_TASKS", "1"), ("SLURM_NTASKS", "4")];
         assert_eq!(read(&one).unwrap().unwrap().size, 1);
     }

@@ -1,4 +1,4 @@
-//! Where an axis begins and ends, where its ticks are, and how numbers are written.
+//! Axes: their range, their ticks, and how numbers are written.
 
 /// One axis.
 #[derive(Debug, Clone, PartialEq)]
@@ -7,7 +7,7 @@ pub(super) struct Axis {
     /// The ends, as logarithms if the axis is logarithmic.
     low: f64,
     high: f64,
-    /// Values with their text.
+    /// Tick values with their text.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
@@ -29,7 +29,7 @@ impl Axis {
         Some(Self { log, low, high, ticks })
     }
 
-    /// Where a value is: 0 at the beginning, 1 at the end, beyond for values outside. NaN if it has no place.
+    /// The position of a value: 0 at the beginning of the axis, 1 at the end, beyond for values outside. NaN if it has none.
     pub(super) fn place(&self, x: f64) -> f64 {
         let x = scale(x, self.log);
         if x.is_finite() { (x - self.low) / (self.high - self.low) } else { f64::NAN }
@@ -87,7 +87,7 @@ fn tick(x: f64, most: f64, decimals: usize) -> String {
     if x == 0.0 { "0".into() } else { format!("{}{unit}", trim(&format!("{:.3}", x / divisor))).replace('-', "−") }
 }
 
-/// Without zeros after the point that say nothing.
+/// Without trailing zeros after the point.
 fn trim(number: &str) -> String {
     match number.contains('.') && !number.contains('e') {
         true => number.trim_end_matches('0').trim_end_matches('.').to_owned(),

@@ -1,4 +1,4 @@
-//! A chart, drawn by hand: plotters gives lines, dots and text.
+//! Draws a chart from the lines, dots and text of plotters.
 
 use plotters::coord::Shift;
 use plotters::element::{Circle, PathElement};
@@ -9,7 +9,7 @@ use plotters::style::{FontStyle, FontTransform, IntoFont, ShapeStyle, TextStyle}
 use super::axis::{Axis, value};
 use super::{Look, Options, Series};
 
-/// Distinct also for the colour-blind (Okabe and Ito), without the pale ones.
+/// Colours that colour-blind people can distinguish (Okabe and Ito), without the pale ones.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -32,7 +32,7 @@ const BOTTOM: i32 = 74;
 /// Height of a row of the legend, and width of the line in front of a name.
 const ROW: i32 = 24;
 const SAMPLE: i32 = 34;
-/// The least distance of two last values.
+/// The minimum distance between two last values.
 const APART: i32 = 20;
 
 type Failure<B> = DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>;
@@ -43,7 +43,7 @@ pub(super) struct Plan<'a> {
     options: &'a Options,
     x: Axis,
     y: Axis,
-    /// Space at the right: more if values stand there.
+    /// Space at the right: more if there are values.
     right: i32,
     /// Space at the top: more for a legend of several rows.
     top: i32,
@@ -52,7 +52,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// `None` if there is no finite point.
     pub(super) fn new(series: &'a [Series], options: &'a Options) -> Option<Self> {
-        // A point counts only if both of its numbers have a place.
+        // A point counts only if both of its coordinates can be drawn.
         let has_place = |&&(x, y): &&(f64, f64)| {
             x.is_finite() && y.is_finite() && (!options.x_log || x > 0.0) && (!options.y_log || y > 0.0)
         };
@@ -76,8 +76,8 @@ impl<'a> Plan<'a> {
         Some(plan)
     }
 
-    /// Series with names, with the row and the place in it. Text is measured by its number of letters, so that a chart
-    /// has the same form in every font.
+    /// Named series, each with its legend row and its position in it. The width of text is estimated from its number of
+    /// letters, so that a chart has the same layout in every font.
     fn legend(&self) -> impl Iterator<Item = (&'a Series, i32, i32)> {
         let room = self.options.size.0 as i32 - LEFT - 20;
         let (mut x, mut row) = (0, 0);
@@ -93,7 +93,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Draws with `scale` pixels for one; text in a bitmap is placed in another way than in an SVG.
+    /// Draws with `scale` pixels for each; text in a bitmap is placed differently than in an SVG.
     pub(super) fn draw<B: DrawingBackend>(
         &self,
         area: &DrawingArea<B, Shift>,
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
         (self.options.size.1 as i32 - self.top - BOTTOM).max(1)
     }
 
-    /// Where a point is, in pixels; outside the chart at its border. `None` if it has no place.
+    /// The position of a point in pixels, clamped to the chart. `None` if it cannot be drawn.
     fn at(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
         let (x, y) = (self.x.place(x), self.y.place(y));
         if x.is_nan() || y.is_nan() {
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// The last value of each series at the right of its end, moved apart where they would overlap.
+    /// Writes the last value of each series to the right of its end, moved so that they do not overlap.
     fn last_values<B: DrawingBackend>(&self, pen: &Pen<'_, B>) -> Result<(), Failure<B>> {
         let last = |series: &Series| {
             let &(x, y) = series.points.iter().rev().find(|&&point| self.at(point).is_some())?;
@@ -215,7 +215,7 @@ fn colour(series: &Series) -> RGBColor {
     COLOURS[series.colour % COLOURS.len()]
 }
 
-/// The same line with at most four points a pixel column: first, lowest, highest, last.
+/// The same line with at most four points per pixel column: first, lowest, highest, last.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut out: Vec<(f64, f64)> = Vec::new();
     for column in points.chunk_by(|a, b| a.0.floor() == b.0.floor()) {
@@ -232,7 +232,7 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     out
 }
 
-/// Draws in the picture's pixels on an area of `scale` times as many.
+/// Draws in pixels of the picture on an area with `scale` times as many.
 struct Pen<'a, B: DrawingBackend> {
     area: &'a DrawingArea<B, Shift>,
     scale: i32,
@@ -305,8 +305,8 @@ impl<B: DrawingBackend> Pen<'_, B> {
         self.area.draw_text(text, &style, self.px(place))
     }
 
-    /// How far text goes down so that a bitmap has it where an SVG has: plotters puts its base line half a line, not
-    /// half a capital, below the top or the middle.
+    /// How far to move text down in a bitmap to match the SVG: plotters puts the base line half a line, not half a capital,
+    /// below the top or the middle.
     fn lower(&self, size: i32, v: VPos) -> f64 {
         let share = match v {
             VPos::Top => 0.15,

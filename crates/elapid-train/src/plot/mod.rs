@@ -1,4 +1,4 @@
-//! Line charts as SVG and PNG, without fonts of the system; the loss curve of a run.
+//! Line charts as SVG and PNG without system fonts; the loss curve of a run.
 
 mod axis;
 mod draw;
@@ -18,13 +18,13 @@ use crate::{Error, Result};
 
 pub use series::{Look, Options, Series};
 
-/// Pixels of the bitmap for one of the picture, in each direction: they are averaged, for smooth lines.
+/// Supersampling factor in each direction: pixels are averaged for smooth lines.
 const SUPERSAMPLE: u32 = 3;
 
 /// A chart in both forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chart {
-    /// With text as text.
+    /// With text as text elements.
     pub svg: String,
     /// The same as a PNG file.
     pub png: Vec<u8>,
@@ -42,7 +42,7 @@ impl Chart {
     }
 }
 
-/// Draws a chart of some series.
+/// Draws a chart of series.
 ///
 /// # Errors
 /// If there is no finite point, or the size is 0 or above 8192 in a direction.
@@ -66,7 +66,7 @@ pub fn line_chart(series: &[Series], options: &Options) -> Result<Chart> {
     Ok(Chart { svg, png })
 }
 
-/// The training loss of a run, as it was and smoothed, and its loss on held-out text.
+/// The training loss of a run, raw and smoothed, and its held-out loss.
 ///
 /// # Errors
 /// If no record has a finite loss.
@@ -88,7 +88,7 @@ pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
     line_chart(&series, &options)
 }
 
-/// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`; of a task, `accuracy.*` as well.
+/// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`; for a task, also `accuracy.*`.
 ///
 /// # Errors
 /// If the metrics cannot be read, have no finite loss, or a picture cannot be written.
@@ -112,7 +112,7 @@ pub fn plot_run(dir: &Path, title: &str) -> Result<()> {
     line_chart(&[series], &options)?.save(dir, "accuracy")
 }
 
-/// The mean around each point, over a thirtieth of all; less at the beginning, where losses fall fast.
+/// The mean around each point over a thirtieth of all points; over fewer at the beginning, where losses fall fast.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let most = points.len() / 60;
     let mean = |(i, &(x, _)): (usize, &(f64, f64))| {
@@ -127,7 +127,7 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 /// DejaVu Sans for `sans-serif`: bitmaps are drawn with it, and the text of an SVG is measured with it.
 static FONTS: LazyLock<()> = LazyLock::new(|| {
     for (style, font) in [(FontStyle::Normal, dejavu::sans::regular()), (FontStyle::Bold, dejavu::sans::bold())] {
-        // The fonts are fixed: were one damaged, drawing would say that there is none.
+        // The fonts are fixed; if one were damaged, drawing would report that it is missing.
         let _ = register_font("sans-serif", style, font);
     }
 });

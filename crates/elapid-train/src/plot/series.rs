@@ -10,11 +10,11 @@ pub enum Look {
     Dots,
     /// A thin pale line.
     Thin,
-    /// The same, behind the others; it may leave the chart, whose range the others give.
+    /// The same, behind the others. It does not affect the range of the chart and may leave it.
     Faint,
 }
 
-/// Points to be joined. Those that are not finite make gaps.
+/// Points to be joined. Points that are not finite make gaps.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Series {
     /// Its name in the legend; empty for none.
@@ -23,24 +23,24 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// How it is drawn.
     pub look: Look,
-    /// Which of the eight colours.
+    /// Index of one of the eight colours.
     pub colour: usize,
     /// Whether the last value is written beside it.
     pub last_value: bool,
 }
 
-/// What is written around a chart, and its axes.
+/// Titles, axes and size of a chart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// At the top.
+    /// Title at the top.
     pub title: String,
-    /// Under the horizontal axis.
+    /// Label under the horizontal axis.
     pub x_label: String,
-    /// Beside the vertical axis.
+    /// Label beside the vertical axis.
     pub y_label: String,
     /// Whether the horizontal axis is logarithmic; points at 0 and below are then left out.
     pub x_log: bool,
-    /// The same of the vertical axis.
+    /// The same for the vertical axis.
     pub y_log: bool,
     /// Width and height in pixels.
     pub size: (u32, u32),

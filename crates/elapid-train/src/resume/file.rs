@@ -1,4 +1,4 @@
-//! `training.safetensors`: the optimiser's moments, how far the run is, and checksums of all files of the checkpoint.
+//! `training.safetensors`: the optimiser's moments, the progress of the run, and checksums of all files of the checkpoint.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,16 +16,16 @@ use crate::{Error, Result, shell_word};
 const FILE: &str = "training.safetensors";
 /// The state of streams.
 pub(super) const STATE: &str = "stream.state";
-/// The seconds trained. They differ between equal runs; all other files are the same bytes.
+/// The seconds trained. They differ between equal runs, whose other files have the same bytes.
 const TIME: &str = "time.json";
 const FORMAT: &str = "elapid-training";
 const VERSION: &str = "2";
 
-/// Why a checkpoint cannot be gone on from.
+/// Why a checkpoint cannot be resumed from.
 pub(super) enum Problem {
-    /// It is not whole: an older one may do.
+    /// It is incomplete or damaged; an older one may work.
     Damaged(Error),
-    /// It is whole, but not of this run or this program.
+    /// It is complete, but from another run or program.
     Other(Error),
 }
 
@@ -46,14 +46,14 @@ impl From<Error> for Problem {
     }
 }
 
-/// What a checkpoint says of itself.
+/// The metadata of a checkpoint.
 pub(super) struct Read {
     pub(super) position: Position,
     pub(super) identity: Identity,
     pub(super) has_state: bool,
 }
 
-/// Writes all but the model and its tokenizer into a checkpoint's folder.
+/// Writes everything except the model and its tokenizer into a checkpoint's folder.
 pub(super) fn write(dir: &Path, saved: &Saved<'_>) -> Result<()> {
     let (position, identity) = (&saved.position, saved.identity);
     let seconds = json!({ "seconds": position.seconds });
@@ -99,7 +99,7 @@ fn moments(saved: &Saved<'_>) -> Result<Vec<Elements>> {
     Ok(all.into_iter().flat_map(both).collect())
 }
 
-/// Reads a checkpoint and checks that all of it is as it was written. `take` gets the moments of every parameter.
+/// Reads a checkpoint and verifies all checksums. `take` receives the moments of every parameter.
 pub(super) fn read(dir: &Path, take: &mut dyn FnMut(&str, [Vec<f32>; 2])) -> Result<Read, Problem> {
     let path = dir.join(FILE);
     let damaged = |reason: String| Problem::damaged(&path, reason);
@@ -124,7 +124,7 @@ pub(super) fn read(dir: &Path, take: &mut dyn FnMut(&str, [Vec<f32>; 2])) -> Res
         return Err(damaged("its checksum is wrong".into()));
     }
     if weights.finish() != note("weights") {
-        return Err(Problem::damaged(dir, format!("its weights are not those that {FILE} was written with")));
+        return Err(Problem::damaged(dir, format!("its weights do not match {FILE}")));
     }
     let has_state = notes.contains_key("state");
     if has_state && hash(&dir.join(STATE)).map_err(|error| Problem::damaged(dir, error))? != note("state") {
@@ -132,7 +132,7 @@ pub(super) fn read(dir: &Path, take: &mut dyn FnMut(&str, [Vec<f32>; 2])) -> Res
     }
     let position = position(dir, &notes).map_err(|field| {
         let path = dir.join(if field == "seconds" { TIME } else { FILE });
-        Problem::damaged(&path, format!("`{field}` is missing or no finite number"))
+        Problem::damaged(&path, format!("`{field}` is missing or not a finite number"))
     })?;
     let identity = Identity { data: note("data").to_owned(), measure: note("measure").to_owned() };
     Ok(Read { position, identity, has_state })
@@ -151,7 +151,7 @@ fn check_version(dir: &Path, format: &str, version: &str) -> Result<(), Problem>
             );
             Err(Problem::Other(Error::Resume { path, reason }))
         }
-        _ => Err(Problem::damaged(&path, "it does not say what it is")),
+        _ => Err(Problem::damaged(&path, "it has no description of its contents")),
     }
 }
 

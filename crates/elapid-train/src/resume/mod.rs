@@ -1,9 +1,9 @@
-//! What it takes to go on with a run as if it had never stopped: `resume/step-00001000/` in the run's directory.
+//! Checkpoints to resume a run as if it had never stopped: `resume/step-00001000/` in the run's directory.
 //!
-//! Such a folder holds the model as a checkpoint, its tokenizer, the carried state of streams (`stream.state`), the
-//! seconds trained (`time.json`), and `training.safetensors` ([`file`]), which is written last and has the checksums of
-//! the others. It is written under another name, read back, and renamed; only then are older ones removed. A kill at any
-//! moment leaves a whole one, and [`choose`] finds it.
+//! Such a folder holds the model as a checkpoint, its tokenizer, the carried state of streams (`stream.state`), the seconds
+//! trained (`time.json`), and `training.safetensors` ([`file`]), which is written last and has the checksums of the others.
+//! The folder is written under another name, read back, and renamed; only then are older ones removed. A kill at any moment
+//! leaves a complete one, which [`choose`] finds.
 
 mod file;
 mod saved;
@@ -31,7 +31,7 @@ pub(crate) fn save(run: &Path, saved: &Saved<'_>) -> Result<()> {
     let step = saved.position.step;
     let partial = steps::partial(run, step);
     if partial.exists() {
-        // One that could have been gone on from has its name by now.
+        // A complete one has been renamed by now.
         steps::remove(&partial)?;
     }
     disk::create_dir(&partial)?;
@@ -47,7 +47,7 @@ pub(crate) fn save(run: &Path, saved: &Saved<'_>) -> Result<()> {
     prune(run, step)
 }
 
-/// Removes all checkpoints but that of `step`, which is whole.
+/// Removes all checkpoints except that of `step`, which is complete.
 pub(crate) fn prune(run: &Path, step: u64) -> Result<()> {
     RunDir::has_begun(run)?;
     let keep = steps::path(run, step);
@@ -55,28 +55,28 @@ pub(crate) fn prune(run: &Path, step: u64) -> Result<()> {
     others.into_iter().try_for_each(|dir| steps::remove(&dir.path))
 }
 
-/// Whether a folder has a whole checkpoint.
+/// Whether a folder has a complete checkpoint.
 pub(crate) fn is_whole(dir: &Path) -> bool {
     file::read(dir, &mut |_, _| ()).is_ok()
 }
 
-/// A checkpoint to go on from.
+/// A checkpoint to resume from.
 pub(crate) struct Chosen {
     /// Its folder.
     path: PathBuf,
     pub(crate) position: Position,
     moments: HashMap<String, [Vec<f32>; 2]>,
     has_state: bool,
-    /// Its best was measured in another way than this run measures.
+    /// Whether its best loss was measured in another way than this run measures.
     pub(crate) new_measure: bool,
-    /// What the user should know.
+    /// Notices for the user.
     pub(crate) notices: Vec<String>,
 }
 
-/// The furthest checkpoint that is whole. One that is damaged is kept under another name if there is an older one.
+/// The furthest complete checkpoint. A damaged one is kept under another name if there is an older one.
 ///
 /// # Errors
-/// If there is none, or it is not one of this run: of other data or sizes, or of another step than its folder says.
+/// If there is none, or it is not from this run: other data, other sizes, or another step than in its folder's name.
 pub(crate) fn choose<M: Model>(run: &Path, config: &TrainConfig, identity: &Identity) -> Result<(M, Chosen)> {
     let mut damaged: Vec<(StepDir, Error)> = Vec::new();
     for dir in steps::all(run) {
@@ -85,13 +85,15 @@ pub(crate) fn choose<M: Model>(run: &Path, config: &TrainConfig, identity: &Iden
                 for (dir, error) in damaged.into_iter().filter(|(dir, _)| !dir.partial) {
                     let kept = steps::keep_damaged(&dir.path)?;
                     let (name, kept) = (name(&dir.path), name(&kept));
-                    let notice = format!("{error}; going on from step {} ({name} is {kept} now)", chosen.position.step);
+                    let notice = format!("{error}; resuming from step {} ({name} is now {kept})", chosen.position.step);
                     chosen.notices.push(notice);
                 }
                 if dir.partial {
                     chosen.path = steps::finish(&dir.path)?;
                     let name = name(&chosen.path);
-                    chosen.notices.push(format!("{name} had not been finished, but is whole: going on from it"));
+                    chosen
+                        .notices
+                        .push(format!("{name} was not renamed to its final name, but is complete: resuming from it"));
                 }
                 return Ok((model, chosen));
             }
@@ -110,7 +112,7 @@ pub(crate) fn choose<M: Model>(run: &Path, config: &TrainConfig, identity: &Iden
             Error::Resume { path, reason: format!("{reason}; no other checkpoint is there") }
         }
         (Error::Resume { path, reason }, n) => {
-            Error::Resume { path, reason: format!("{reason}; and so cannot {n} more") }
+            Error::Resume { path, reason: format!("{reason}; the same holds for {n} more") }
         }
         (error, _) => error,
     })
@@ -119,7 +121,7 @@ pub(crate) fn choose<M: Model>(run: &Path, config: &TrainConfig, identity: &Iden
 fn open<M: Model>(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> Result<(M, Chosen), Problem> {
     let other = |reason: String| Problem::Other(Error::Resume { path: dir.path.clone(), reason });
     if let Ok(checkpoint) = Checkpoint::open(&dir.path) {
-        // First: what else is wrong with another run's checkpoint follows from that.
+        // Checked first: other differences of another run's checkpoint follow from this one.
         check_sizes(&checkpoint.config, config).map_err(other)?;
     }
     let mut moments = HashMap::new();
@@ -168,10 +170,10 @@ fn open<M: Model>(dir: &StepDir, config: &TrainConfig, identity: &Identity) -> R
 }
 
 impl Chosen {
-    /// Brings back the optimiser and the state of streams, of `rows` rows.
+    /// Restores the optimiser and the state of streams, of `rows` rows.
     ///
     /// # Errors
-    /// If the state is of another batch.
+    /// If the state has another batch size.
     pub(crate) fn restore(
         mut self,
         model: &LanguageModel,
@@ -189,14 +191,14 @@ impl Chosen {
         let path = self.path.join(file::STATE);
         let (state, _) = model.load_state(&path)?;
         if state.rows() != rows {
-            let reason = format!("it is of {} rows, and train.batch is {rows}; set that back", state.rows());
+            let reason = format!("it has {} rows, but train.batch is {rows}; set train.batch back", state.rows());
             return Err(Error::Resume { path, reason });
         }
         Ok(Some(state))
     }
 }
 
-/// Whether a checkpoint's model has the sizes of a config, or which setting differs.
+/// Checks that a checkpoint's model matches a config; the error names the setting that differs.
 fn check_sizes(there: &model::ModelConfig, config: &TrainConfig) -> Result<(), String> {
     match config.model.differences(&ModelConfig::of(there)).first() {
         None => Ok(()),

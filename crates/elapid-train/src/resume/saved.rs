@@ -1,4 +1,4 @@
-//! What a checkpoint of a run holds beside the model.
+//! The contents of a run's checkpoint besides the model.
 
 use elapid::params::Params;
 use elapid::tokenizer::Tokenizer;
@@ -7,7 +7,7 @@ use elapid::{LanguageModel, State};
 use crate::Result;
 use crate::optim::AdamW;
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Position {
     /// Optimiser steps done.
@@ -20,16 +20,16 @@ pub(crate) struct Position {
     pub(crate) best: Option<f64>,
     /// Validations since then.
     pub(crate) stale: u64,
-    /// Validations up to the last one, in a row, that reached `train.stop_at_accuracy`.
+    /// Number of consecutive validations, up to the last one, that reached `train.stop_at_accuracy`.
     pub(crate) accurate: u64,
 }
 
-/// What a run must have in common with its checkpoint.
+/// What must be equal in a run and its checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// A fingerprint of the tokens and the tokenizer; empty of a task.
+    /// A fingerprint of the tokens and the tokenizer; empty for a task.
     pub(crate) data: String,
-    /// How held-out losses are measured: those of another way cannot be compared.
+    /// How held-out losses are measured. Losses measured in another way cannot be compared.
     pub(crate) measure: String,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Saved<'a> {
     pub(crate) carried: Option<&'a State>,
 }
 
-/// A digest of named tensors, which come ordered by name.
+/// A digest of named tensors, which must be ordered by name.
 #[derive(Default)]
 pub(super) struct Digest(pub(super) blake3::Hasher);
 

@@ -1,4 +1,4 @@
-//! What is in a directory that a run is to have for itself.
+//! The contents of a directory that a run wants to use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use super::{disk, steps};
 use crate::config::TrainConfig;
 use crate::{Error, Result};
 
-/// Files that a run writes, beside the model's.
+/// Files that a run writes besides the model.
 const RESULTS: [&str; 6] = [CONFIG, "metrics.jsonl", "loss.png", "loss.svg", "accuracy.png", "accuracy.svg"];
-/// Files of a model, beside its weights.
+/// Files of a model besides its weights.
 const MODEL: [&str; 5] =
     ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 /// Names in a message.
 const SHOWN: usize = 8;
 
-/// Makes sure that a new run may write to a directory: nothing there is replaced that is not its own.
+/// Checks that a new run may write to a directory without replacing anything that is not its own.
 ///
 /// # Errors
-/// If the directory holds a run with a checkpoint, a model, or results of another run; the error has their names.
+/// If the directory holds a run with a checkpoint, a model, or results of another run; the error names them.
 pub(super) fn check(dir: &Path, config: &TrainConfig, is_whole: &dyn Fn(&Path) -> bool) -> Result<()> {
     let refused = |reason: String| Err(Error::Directory { path: dir.to_owned(), reason });
     match fs::metadata(dir) {
@@ -38,7 +38,7 @@ pub(super) fn check(dir: &Path, config: &TrainConfig, is_whole: &dyn Fn(&Path) -
     }
     let written = fs::read_to_string(dir.join(CONFIG)).ok();
     let same_text = written.as_deref() == Some(config.to_toml()?.as_str());
-    // Such a run was stopped before it had a checkpoint: what it left is what this one will write.
+    // Such a run stopped before its first checkpoint; this run rewrites what it left.
     if dir.join(RESUME).join(BEGUN).is_file() {
         let other = written.map(|text| TrainConfig::parse(&text, CONFIG)).transpose().ok();
         let differences = match other {
@@ -68,7 +68,7 @@ pub(super) fn check(dir: &Path, config: &TrainConfig, is_whole: &dyn Fn(&Path) -
     ))
 }
 
-/// Moves what is in the way of a new run into a folder of its own, and returns that.
+/// Moves everything in the way of a new run into a new folder, and returns that.
 pub(super) fn move_aside(dir: &Path) -> Result<Option<PathBuf>> {
     let names = in_the_way(dir);
     if names.is_empty() {
@@ -84,13 +84,13 @@ pub(super) fn move_aside(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(place))
 }
 
-/// A name for what is moved aside that nothing has yet.
+/// An unused name for the folder.
 fn free_place(dir: &Path) -> PathBuf {
     let places = (1..).map(|n: u64| dir.join(format!("old-{n}")));
     places.into_iter().find(|place| fs::symlink_metadata(place).is_err()).unwrap_or_else(|| dir.join("old"))
 }
 
-/// What a run would replace, and what belongs to a model.
+/// Files that a run would replace, and files of a model.
 fn in_the_way(dir: &Path) -> Vec<String> {
     let is_in_the_way = |name: &String| {
         RESULTS.contains(&name.as_str())
@@ -101,18 +101,18 @@ fn in_the_way(dir: &Path) -> Vec<String> {
     disk::names(dir).into_iter().filter(is_in_the_way).collect()
 }
 
-/// Whether a name is one of weights, whole or in shards, or of an index of them.
+/// Whether a name is one of weights, complete or in shards, or of their index.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".safetensors.index.json", ".bin.index.json"].iter().any(|end| name.ends_with(end))
         || (name.starts_with("pytorch_model") && name.ends_with(".bin"))
 }
 
-/// Whether a folder has nothing but what a killed run may have left at its beginning.
+/// Whether a folder has only files that a run killed at its start may have left.
 fn is_empty(dir: &Path) -> bool {
     dir.is_dir() && disk::names(dir).iter().all(|name| super::is_temporary(name))
 }
 
-/// The settings without the names of places, which may be written in several ways.
+/// The settings without paths, which may be written in several ways.
 fn anywhere(config: &TrainConfig) -> TrainConfig {
     let mut config = config.clone();
     config.output = Default::default();

@@ -1,4 +1,4 @@
-//! Changes to a run's directory, one by one: each is a place where a run may be killed.
+//! Single changes to a run's directory; each is a point where a run may be killed.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,19 +8,19 @@ use elapid::fault;
 
 use crate::{Error, Result};
 
-/// Makes a directory and those above it.
+/// Creates a directory and its parents.
 pub(crate) fn create_dir(dir: &Path) -> Result<()> {
     fault::operation();
     fs::create_dir_all(dir).map_err(Error::io("make", dir))
 }
 
-/// Gives a file or a directory another name, which no other may have.
+/// Renames a file or directory; the new name must be unused.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fault::operation();
     fs::rename(from, to).map_err(Error::io("rename", from))
 }
 
-/// Waits until the names in a directory are on the disk.
+/// Flushes the entries of a directory to disk.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     fault::operation();
     #[cfg(unix)]
@@ -30,7 +30,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
 pub(crate) fn remove_file(file: &Path) -> Result<()> {
     fault::operation();
     match fs::remove_file(file) {
@@ -39,7 +39,7 @@ pub(crate) fn remove_file(file: &Path) -> Result<()> {
     }
 }
 
-/// Removes a directory, if it is there and empty.
+/// Removes a directory if it exists and is empty.
 pub(crate) fn remove_empty_dir(dir: &Path) -> Result<()> {
     fault::operation();
     match fs::remove_dir(dir) {
@@ -50,7 +50,7 @@ pub(crate) fn remove_empty_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Names in a directory, sorted; none where there is no such directory.
+/// Names in a directory, sorted; none if there is no such directory.
 pub(crate) fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// The file that is locked. It stays when the run has ended; the lock does not.
+/// The file that is locked. The file stays after the run; the lock does not.
 pub(super) const NAME: &str = ".elapid-lock";
 
-/// Held as long as this value lives. The system gives it back when the process ends, however it ends.
+/// The lock, held as long as this value lives. The system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
     /// None where the file system has no locks.
@@ -20,7 +20,7 @@ impl Lock {
     /// Locks a directory.
     ///
     /// # Errors
-    /// If another process holds the lock, with what it wrote about itself; if the file cannot be written.
+    /// If another process holds the lock (the error has what it wrote about itself); if the file cannot be written.
     pub(super) fn take(dir: &Path, notices: &mut Vec<String>) -> Result<Self> {
         let path = dir.join(NAME);
         if fs::symlink_metadata(&path).is_ok_and(|data| !data.is_file()) {
@@ -30,7 +30,7 @@ impl Lock {
         let mut file = open.map_err(Error::io("write", &path))?;
         match file.try_lock() {
             Ok(()) => {
-                // For the message of another run only: what fails here is no failure.
+                // Only for the message of another run, so failures here are ignored.
                 let holder = format!("process {} on {}\n", std::process::id(), host());
                 file.set_len(0).and_then(|()| file.write_all(holder.as_bytes())).ok();
                 Ok(Self { _file: Some(file) })
@@ -38,7 +38,7 @@ impl Lock {
             Err(TryLockError::WouldBlock) => Err(busy(dir, &mut file)),
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 notices.push(format!(
-                    "{}: this file system has no locks; see to it that no other run writes there",
+                    "{}: this file system has no locks; make sure that no other run writes there",
                     dir.display()
                 ));
                 Ok(Self { _file: None })
@@ -47,7 +47,7 @@ impl Lock {
         }
     }
 
-    /// Looks whether another process holds the lock, without leaving anything behind.
+    /// Checks whether another process holds the lock, without leaving anything behind.
     ///
     /// # Errors
     /// As [`take`](Self::take), if one does.
@@ -57,7 +57,7 @@ impl Lock {
             return Ok(());
         }
         let Ok(mut file) = File::open(&path) else { return Ok(()) };
-        // Shared: those who only look are not in each other's way.
+        // A shared lock, so that checks do not block each other.
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => Err(busy(dir, &mut file)),
             _ => Ok(()),

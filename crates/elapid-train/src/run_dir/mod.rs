@@ -1,8 +1,8 @@
-//! A run's directory: that it is free before the first write, that no other run writes there, and what killed runs left.
+//! A run's directory: checking that it is free, locking it against other runs, and cleaning up after killed runs.
 //!
-//! Results and the model stand in it; `resume/` has the checkpoints ([`steps`]). A new run refuses a directory that holds
-//! anything it would replace, or moves that aside when it is told to ([`contents`]). The lock ([`lock`]) is held until the
-//! run ends.
+//! It holds the results and the model; `resume/` has the checkpoints ([`steps`]). A new run refuses a directory with
+//! anything that it would replace, or moves that aside if asked to ([`contents`]). The lock ([`lock`]) is held until the run
+//! ends.
 
 mod contents;
 pub(crate) mod disk;
@@ -22,21 +22,21 @@ use lock::Lock;
 use names::{BEGUN, CONFIG, RESUME};
 pub use start::Start;
 
-/// A directory that this process alone writes to.
+/// A directory that only this process writes to.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     _lock: Lock,
-    /// What the user should know of it.
+    /// Notices for the user.
     pub(crate) notices: Vec<String>,
 }
 
 impl RunDir {
-    /// Takes the directory of a config for a run; nothing in it is changed yet, but that it is locked. `is_whole` says
-    /// whether an unfinished checkpoint is whole.
+    /// Locks the directory of a config for a run; nothing else in it is changed yet. `is_whole` tests whether an unfinished
+    /// checkpoint is complete.
     ///
     /// # Errors
-    /// If another run is using it; for a new run, if it holds what that would replace.
+    /// If another run is using it; for a new run, if it holds files that the run would replace.
     pub(crate) fn claim(config: &TrainConfig, start: Start, is_whole: &dyn Fn(&Path) -> bool) -> Result<Self> {
         let path = config.output.dir.clone();
         let mut notices = Vec::new();
@@ -52,24 +52,23 @@ impl RunDir {
         disk::create_dir(&path)?;
         let lock = Lock::take(&path, &mut notices)?;
         if start == Start::New {
-            // Another run may have begun and ended since.
+            // Another run may have started and ended since.
             contents::check(&path, config, is_whole)?;
         }
         Ok(Self { path, _lock: lock, notices })
     }
 
-    /// Where it is.
+    /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes it the directory of a new run: moves what is in the way aside, if it may, and marks that there is no
-    /// checkpoint yet.
+    /// Prepares it for a new run: moves files in the way aside, if allowed, and marks that there is no checkpoint yet.
     pub(crate) fn begin(&mut self, start: Start) -> Result<()> {
         if start == Start::Overwrite
             && let Some(place) = contents::move_aside(&self.path)?
         {
-            self.notices.push(format!("what was in {} is in {} now", self.path.display(), place.display()));
+            self.notices.push(format!("the contents of {} are now in {}", self.path.display(), place.display()));
         }
         let resume = self.path.join(RESUME);
         disk::create_dir(&resume)?;
@@ -84,8 +83,8 @@ impl RunDir {
         if mark.exists() { disk::remove_file(&mark) } else { Ok(()) }
     }
 
-    /// Removes what killed runs left: temporary files, checkpoints that were not finished, and those that had been
-    /// replaced. Unfinished ones that are whole have been looked for before.
+    /// Removes what killed runs left: temporary files, incomplete checkpoints, and replaced ones. Unfinished checkpoints
+    /// that are complete were handled before.
     pub(crate) fn clean(&self) -> Result<()> {
         for dir in [self.path.clone(), self.path.join(RESUME)] {
             remove_temporaries(&dir, Duration::ZERO);
@@ -95,7 +94,7 @@ impl RunDir {
         partial.into_iter().try_for_each(|step| steps::remove(&step.path))
     }
 
-    /// Writes the settings, unless they are there. A file that somebody has edited is kept under another name.
+    /// Writes the settings, unless they are there. A file that was edited is kept under another name.
     pub(crate) fn save_config(&self, config: &TrainConfig) -> Result<()> {
         let file = self.path.join(CONFIG);
         let old = std::fs::read_to_string(&file).ok();

@@ -6,6 +6,6 @@ pub(super) const CONFIG: &str = "config.toml";
 /// The folder of checkpoints.
 pub(super) const RESUME: &str = "resume";
 
-/// In that folder until there is a first checkpoint: what stands in the directory is then this run's, and may be
-/// replaced by the same run begun anew.
+/// Marker in that folder until there is a first checkpoint. While it exists, the files in the directory are this run's, and
+/// the same run, started again, may replace them.
 pub(super) const BEGUN: &str = "begun";

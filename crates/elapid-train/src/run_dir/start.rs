@@ -1,11 +1,11 @@
-//! How a run begins.
+//! How a run starts.
 
-/// How a run begins.
+/// How a run starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Anew, in a directory that holds nothing which it would replace.
+    /// As a new run, in a directory without anything that it would replace.
     New,
-    /// Anew; what would be replaced is moved into a folder of its own, `old-1` in the directory.
+    /// As a new run; files that it would replace are moved into a subfolder, `old-1`.
     Overwrite,
     /// From the checkpoint in the directory.
     Resume,

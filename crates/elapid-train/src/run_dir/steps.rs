@@ -1,4 +1,4 @@
-//! The folders of a run's checkpoints: `resume/step-00001000`, and the names that one may have for a moment.
+//! The folders of a run's checkpoints: `resume/step-00001000`, and their temporary names.
 //!
 //! | name | what it is |
 //! |---|---|
@@ -17,7 +17,7 @@ use crate::Result;
 const PARTIAL: &str = "partial";
 const OLD: &str = "old";
 const DAMAGED: &str = "damaged";
-/// The files of a checkpoint, beside shards.
+/// The files of a checkpoint except shards.
 const FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
@@ -31,27 +31,27 @@ const FILES: [&str; 10] = [
     "time.json",
 ];
 
-/// A folder that has, or may have, a checkpoint.
+/// A folder that has or may have a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StepDir {
-    /// The step, as the name has it.
+    /// The step in its name.
     pub(crate) step: u64,
     pub(crate) path: PathBuf,
     /// It was not finished.
     pub(crate) partial: bool,
 }
 
-/// Where the checkpoint of a step is kept.
+/// The path of a step's checkpoint.
 pub(crate) fn path(run: &Path, step: u64) -> PathBuf {
     run.join(RESUME).join(format!("step-{step:08}"))
 }
 
-/// Where it is while it is written.
+/// Its path while it is being written.
 pub(crate) fn partial(run: &Path, step: u64) -> PathBuf {
     path(run, step).with_extension(PARTIAL)
 }
 
-/// All checkpoints, the furthest first; of one step, the finished one first.
+/// All checkpoints, the furthest first; for one step, the finished one first.
 pub(crate) fn all(run: &Path) -> Vec<StepDir> {
     let resume = run.join(RESUME);
     let found = |name: String| {
@@ -62,7 +62,7 @@ pub(crate) fn all(run: &Path) -> Vec<StepDir> {
         };
         let step: u64 = stem.strip_prefix("step-")?.parse().ok()?;
         let path = resume.join(&name);
-        // No other way to write the number is one of ours.
+        // A number written in any other way is not ours.
         (stem == format!("step-{step:08}") && path.is_dir()).then_some(StepDir { step, path, partial })
     };
     let mut all: Vec<StepDir> = disk::names(&resume).into_iter().filter_map(found).collect();
@@ -75,7 +75,7 @@ pub(crate) fn latest(run: &Path) -> Option<(u64, PathBuf)> {
     all(run).into_iter().find(|dir| !dir.partial).map(|dir| (dir.step, dir.path))
 }
 
-/// Gives a whole checkpoint that was not finished its name.
+/// Renames a complete but unfinished checkpoint to its final name.
 pub(crate) fn finish(partial: &Path) -> Result<PathBuf> {
     let whole = partial.with_extension("");
     if fs::symlink_metadata(&whole).is_ok() {
@@ -86,8 +86,8 @@ pub(crate) fn finish(partial: &Path) -> Result<PathBuf> {
     Ok(whole)
 }
 
-/// Removes a checkpoint. Its name goes first, so that no part of one is ever taken for a whole; what elapid did not
-/// write stays.
+/// Removes a checkpoint. It is renamed first, so that a part is never taken for a complete one; files that elapid did not
+/// write stay.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     let old = renamed(dir, OLD)?;
     remove_files(&old)
@@ -100,7 +100,7 @@ pub(crate) fn keep_damaged(dir: &Path) -> Result<PathBuf> {
     Ok(kept)
 }
 
-/// Goes on with what killed runs had begun to remove.
+/// Finishes removals that killed runs had started.
 pub(crate) fn remove_rest(run: &Path) -> Result<()> {
     let resume = run.join(RESUME);
     let is_old =
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(disk::names(&run.path().join(RESUME)), ["step-00000001.old"]);
         remove_rest(run.path()).unwrap();
         assert_eq!(disk::names(&run.path().join(RESUME).join("step-00000001.old")), ["notes.txt"]);
-        // The name is taken: another one is found.
+        // The name is taken, so another one is found.
         make(run.path(), &["step-00000001"]);
         remove(&path(run.path(), 1)).unwrap();
         assert_eq!(disk::names(&run.path().join(RESUME)), ["step-00000001.old"]);

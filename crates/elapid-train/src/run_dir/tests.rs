@@ -70,7 +70,7 @@ fn settings_that_this_run_would_write_are_no_hindrance() {
     let config = config(&dir);
     config.save(dir.path()).unwrap();
     begin(&config, Start::New).unwrap();
-    // The same settings, written by somebody: the words around them are theirs.
+    // The same settings in a file that was edited.
     let other = tempdir().unwrap();
     let config = TrainConfig { output: crate::config::OutputConfig { dir: other.path().to_owned() }, ..config };
     fs::write(other.path().join("config.toml"), format!("# my notes\n{}", config.to_toml().unwrap())).unwrap();
@@ -95,7 +95,7 @@ fn a_run_without_a_checkpoint_can_be_begun_again_with_its_settings_alone() {
     drop(begin(&config, Start::New).unwrap());
     assert_eq!(names(&dir), [lock::NAME, "config.toml", "model.safetensors", "resume"]);
     assert_eq!(disk::names(&dir.path().join(RESUME)), [BEGUN]);
-    // Once it had a checkpoint, what stands there without one is no beginning.
+    // After a first checkpoint, a directory without one is not a fresh start.
     RunDir::has_begun(dir.path()).unwrap();
     let error = RunDir::claim(&config, Start::New, &never).unwrap_err().to_string();
     assert!(error.contains("model.safetensors") && !error.contains("config.toml"), "{error}");

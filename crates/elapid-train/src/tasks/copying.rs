@@ -1,10 +1,10 @@
-//! Copying and selective copying: tokens to be said again, in order, after a long time.
+//! Copying and selective copying: tokens to be repeated, in order, after a long time.
 //!
-//! As `copying.py` of the S4 repository makes them, with length L, M tokens to copy and an alphabet of A: the tokens are
-//! uniform in 1 to A - 2, 0 is noise, A - 1 is the marker that asks for the next one. A sequence has L + 2M positions:
-//! L + M that hold the tokens among noise, then M markers, whose targets are the tokens. In the plain task the tokens are
-//! the first M positions, so that time alone tells them from noise; in the selective one they are M distinct positions
-//! drawn at random (Mamba, section 4.1.1, after Jing et al. 2019).
+//! As in `copying.py` of the S4 repository, with length L, M tokens to copy and an alphabet of A: the tokens are uniform in
+//! 1 to A - 2, 0 is noise, A - 1 is the marker that asks for the next token. A sequence has L + 2M positions: L + M with the
+//! tokens among noise, then M markers, whose targets are the tokens. In the plain task the tokens are at the first M
+//! positions, so position alone distinguishes them from noise. In the selective task they are at M distinct random positions
+//! (Mamba, section 4.1.1, after Jing et al. 2019).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ impl Task for Copying {
     }
 }
 
-/// `m` distinct numbers below `n`, every set of them as likely as any other (Floyd's algorithm: no list of all n).
+/// `m` distinct numbers below `n`, all sets equally likely (Floyd's algorithm, without a list of all n).
 fn distinct(m: usize, n: usize, random: &mut Random) -> BTreeSet<usize> {
     let mut chosen = BTreeSet::new();
     for last in n - m..n {

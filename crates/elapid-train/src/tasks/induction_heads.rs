@@ -1,10 +1,10 @@
-//! Induction heads: what came after this token the last time?
+//! Induction heads: which token followed the previous occurrence of this one?
 //!
-//! Random tokens, one special token among them and again at the end; the answer there is the token that came after the
-//! first (Mamba, section 4.1.2 and appendix E.1, after Olsson et al. 2022). The first special token lies anywhere from the
-//! beginning to four positions before the end, each place as likely, as in `generate_induction_head` of the H3
-//! repository. There, models learn to predict every next token, and are tested on the answer alone: `task.next_tokens`.
-//! Ids: A - 1 is the special token, all below are ordinary.
+//! Random tokens, with one special token among them and again at the end. The answer there is the token that followed the
+//! first occurrence (Mamba, section 4.1.2 and appendix E.1, after Olsson et al. 2022). The first special token is uniform
+//! from the beginning to four positions before the end, as in `generate_induction_head` of the H3 repository. There, models
+//! are trained to predict every next token and tested on the answer alone: `task.next_tokens`. Ids: A - 1 is the special
+//! token, all below are ordinary.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) static KIND: Kind = Kind {
 /// The induction heads task.
 #[derive(Debug, Clone)]
 pub struct InductionHeads {
-    /// A, the special token among them.
+    /// A, the special token included.
     vocab: usize,
 }
 

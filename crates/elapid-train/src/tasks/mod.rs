@@ -1,8 +1,8 @@
-//! Synthetic tasks: sequences whose answers follow from what was read before.
+//! Synthetic tasks: sequences whose answers follow from earlier positions.
 //!
-//! A task makes sequences from a random generator, position by position, so that one of a million positions takes no
-//! more memory than one of a hundred. Nothing is stored: sequence `i` of a [`Split`] is a function of the seed and `i`
-//! ([`Sequences`]). The next task is one file with a [`Kind`], and its line in [`KINDS`].
+//! A task draws sequences from a random generator, position by position, so a million positions take no more memory than a
+//! hundred. Nothing is stored: sequence `i` of a [`Split`] is a function of the seed and `i` ([`Sequences`]). To add a task:
+//! one file with a [`Kind`], and a line in [`KINDS`].
 
 mod copying;
 mod induction_heads;
@@ -33,7 +33,7 @@ impl Kind {
     /// The task of that name.
     ///
     /// # Errors
-    /// If there is none; the error names those there are.
+    /// If there is none; the error lists the existing ones.
     pub fn find(name: &str) -> Result<&'static Kind, ConfigError> {
         let known = || KINDS.map(|kind| kind.name).join(", ");
         KINDS.into_iter().find(|kind| kind.name == name).ok_or_else(|| ConfigError {
@@ -49,7 +49,7 @@ impl Kind {
 /// The task of a config; none if it trains on text.
 ///
 /// # Errors
-/// If there is no such task, or not with these sizes.
+/// If there is no such task, or it does not allow these sizes.
 pub fn open(config: &TaskConfig) -> Result<Option<Arc<dyn Task>>, ConfigError> {
     if config.is_text() {
         return Ok(None);

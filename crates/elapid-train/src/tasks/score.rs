@@ -1,4 +1,4 @@
-//! How many answers of a model are right.
+//! Counting a model's right answers.
 
 use std::ops::{Add, Range};
 
@@ -13,23 +13,23 @@ use crate::Result;
 use crate::data::IGNORE;
 use crate::metrics::answer;
 
-/// What a model answered.
+/// Counts over a model's answers.
 ///
-/// Accuracy is over answers, each an argmax over all token ids: for selective copying every copied token counts for
-/// itself, for induction heads there is one answer a sequence (Mamba, tables 1 and 2).
+/// Accuracy is over answers, each an argmax over all token ids: in selective copying every copied token is an answer, in
+/// induction heads there is one answer per sequence (Mamba, tables 1 and 2).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
-    /// Positions that asked.
+    /// Positions with an answer.
     pub answers: u64,
-    /// Answers that were right.
+    /// Right answers.
     pub right: u64,
     /// Sequences all of whose answers were right.
     pub sequences_right: u64,
     /// Sequences.
     pub sequences: u64,
-    /// Negative log-likelihood of all right answers together, in nats.
+    /// Sum of the negative log-likelihoods of the right answers, in nats.
     pub nats: f64,
-    /// By how much the logits of right answers are above the mean of all, together.
+    /// Sum over answers of the right logit minus the mean of all logits.
     pub lead: f64,
 }
 
@@ -39,7 +39,7 @@ impl Score {
         self.right as f64 / self.answers as f64
     }
 
-    /// Mean negative log-likelihood of an answer, in nats; NaN without any.
+    /// Mean negative log-likelihood per answer, in nats; NaN without any.
     pub fn loss(&self) -> f64 {
         self.nats / self.answers as f64
     }
@@ -65,32 +65,32 @@ impl Add for Score {
     }
 }
 
-/// How sequences are read: some rows together, some positions at a time with the state carried, so that memory depends
-/// neither on the length nor on the number of sequences.
+/// How sequences are read: in batches of rows and chunks of positions with the state carried, so that memory depends neither
+/// on the length nor on the number of sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader {
-    /// Positions of a row that are read at a time, at least 1.
+    /// Positions per row in a forward pass, at least 1.
     pub chunk: usize,
-    /// Positions that are read at a time, all rows together, at least 1.
+    /// Positions over all rows in a forward pass, at least 1.
     pub positions: usize,
 }
 
 impl Reader {
-    /// Positions that are read at a time unless another number is asked for.
+    /// Default positions per forward pass.
     pub const CHUNK: usize = 4096;
 
-    /// What is good on a device: a GPU takes more to be busy.
+    /// Good values for a device; a GPU needs more to be busy.
     pub fn on(device: Device) -> Self {
         let rows = if device == Device::Cpu { 1 } else { 16 };
         Self { chunk: Self::CHUNK, positions: rows * Self::CHUNK }
     }
 
-    /// Sequences that are read together.
+    /// Sequences per batch.
     fn rows(&self, sequences: &Sequences) -> u64 {
         (self.positions / self.chunk.max(1).min(sequences.positions().max(1))).max(1) as u64
     }
 
-    /// What a model answers to the sequences of these numbers. `progress` hears how many more positions were read.
+    /// Scores a model on the sequences with these numbers. `progress` receives the number of new positions read.
     ///
     /// # Errors
     /// If the model's vocabulary is smaller than the task's, or a device fails.

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use super::task::{Random, Sequence, Task, Unfit};
 use crate::data::{Batch, IGNORE};
 
-/// Streams of sequences that have none in common, but by chance.
+/// Disjoint streams of sequences (equal ones occur only by chance).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// To train on.
@@ -28,7 +28,7 @@ impl Split {
     }
 }
 
-/// The sequences of one length, of one split and seed, by number.
+/// The sequences of one length, split and seed, by number.
 #[derive(Debug, Clone)]
 pub struct Sequences {
     task: Arc<dyn Task>,
@@ -36,7 +36,7 @@ pub struct Sequences {
     positions: usize,
     seed: u64,
     split: Split,
-    /// Whether a batch asks for every next token too.
+    /// Whether a batch has every next token as a target too.
     next_tokens: bool,
 }
 
@@ -44,19 +44,19 @@ impl Sequences {
     /// Sequences of a nominal length.
     ///
     /// # Errors
-    /// If the task has none of that length.
+    /// If the task has no sequences of that length.
     pub fn new(task: Arc<dyn Task>, length: usize, seed: u64, split: Split) -> Result<Self, Unfit> {
         let positions = task.positions(length)?;
         Ok(Self { task, length, positions, seed, split, next_tokens: false })
     }
 
-    /// The same, but a [`batch`](Self::batch) asks for the next token where the task asks nothing.
+    /// The same, but in a [`batch`](Self::batch) the target is the next token wherever the task has none.
     #[must_use]
     pub fn with_next_tokens(self, next_tokens: bool) -> Self {
         Self { next_tokens, ..self }
     }
 
-    /// What is to be learned.
+    /// The task.
     pub fn task(&self) -> &dyn Task {
         self.task.as_ref()
     }

@@ -1,4 +1,4 @@
-//! What a task is.
+//! The trait of tasks.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,18 +10,19 @@ use crate::config::TaskConfig;
 /// The generator that sequences are drawn with.
 pub type Random = ChaCha8Rng;
 
-/// A sequence in the making: at each position the token, and the target, [`IGNORE`](crate::data::IGNORE) where nothing is asked.
+/// An iterator over a sequence: at each position the token and the target, [`IGNORE`](crate::data::IGNORE) where there is
+/// none.
 pub type Sequence = Box<dyn Iterator<Item = (u32, i32)> + Send>;
 
-/// What is to be learned: how sequences and their answers are made.
+/// A task: how sequences and their answers are made.
 pub trait Task: Debug + Send + Sync {
     /// Number of token ids.
     fn vocab_size(&self) -> usize;
 
-    /// Positions of a sequence of a nominal length, which is what the literature calls the length of this task.
+    /// Number of positions of a sequence of a nominal length, the length of this task in the literature.
     ///
     /// # Errors
-    /// If there is no sequence of that length: what would do, and what was got.
+    /// If there is no sequence of that length: what is allowed, and what was given.
     fn positions(&self, length: usize) -> Result<usize, Unfit>;
 
     /// A sequence of [`positions`](Self::positions) positions. It draws from `random` alone.
@@ -30,16 +31,16 @@ pub trait Task: Debug + Send + Sync {
     /// If there is no sequence of that length.
     fn sequence(&self, length: usize, random: Random) -> Sequence;
 
-    /// Whether a token is data that must be remembered, where others are noise.
+    /// Whether a token is data that must be remembered, as opposed to noise.
     fn is_data(&self, token: u32) -> bool;
 }
 
-/// A number that a task cannot do with.
+/// A value that a task does not allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
-    /// The setting, as a config has it.
+    /// The setting, by its name in a config.
     pub setting: &'static str,
-    /// What would do.
+    /// What is allowed.
     pub wanted: String,
     /// What was given.
     pub got: String,
@@ -54,7 +55,7 @@ impl Unfit {
 /// Figures to compare with.
 #[derive(Debug)]
 pub struct Paper {
-    /// Where they are from, and what to know of them.
+    /// Their source, and remarks.
     pub source: &'static str,
     /// Models, each with right answers in percent by length.
     pub models: &'static [(&'static str, &'static [(usize, f64)])],
@@ -63,11 +64,11 @@ pub struct Paper {
 /// A task by name.
 #[derive(Debug)]
 pub struct Kind {
-    /// What `--task` and `task.name` call it.
+    /// Its name in `--task` and `task.name`.
     pub name: &'static str,
     /// The settings of the paper, as a config file.
     pub settings: &'static str,
-    /// What the paper reports.
+    /// The paper's results.
     pub paper: Paper,
     /// The task with the sizes of a config.
     pub(super) make: fn(&TaskConfig) -> Result<Arc<dyn Task>, Unfit>,

@@ -1,4 +1,4 @@
-//! Beginning from a model that is there: its weights, its sizes, its tokenizer.
+//! Starting from an existing model: its weights, sizes and tokenizer.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::config::{ConfigError, ModelConfig, TrainConfig};
 use crate::tasks;
 use crate::{Error, Result};
 
-/// Opens the model of `model.from`, if a new run begins from one, and puts its settings into the config. A run that goes
-/// on has its own weights: it needs that model no more.
+/// Opens the model of `model.from`, if a new run starts from one, and puts its settings into the config. A resumed run has
+/// its own weights and no longer needs that model.
 ///
 /// # Errors
-/// If the model cannot be opened, stands where the results go, or contradicts the config.
+/// If the model cannot be opened, is in the output directory, or contradicts the config.
 pub(super) fn open(config: &mut TrainConfig, start: Start) -> Result<Option<Checkpoint>> {
     if config.model.from.is_empty() {
         return Ok(None);
@@ -52,7 +52,7 @@ fn settle(config: &mut TrainConfig, from: &Path, checkpoint: &Checkpoint) -> Res
     }
 }
 
-/// Ids mean what the model was trained with: its own tokenizer, where it has one.
+/// Ids have the meaning that the model was trained with, so its own tokenizer is used if it has one.
 fn settle_tokenizer(config: &mut TrainConfig, from: &Path) -> Result<()> {
     let own = match Tokenizer::open(from) {
         Ok(own) => own,
@@ -71,11 +71,11 @@ fn settle_tokenizer(config: &mut TrainConfig, from: &Path) -> Result<()> {
 }
 
 fn unfit(field: &str, what: String) -> Error {
-    let fix = "leave it out to use that model's own, or begin from another model".to_owned();
+    let fix = "leave it out to use that model's own, or start from another model".to_owned();
     ConfigError { file: "the settings".into(), line: None, field: field.into(), what, fix }.into()
 }
 
-/// A new run never writes over the model that it begins from.
+/// A new run never overwrites the model that it starts from.
 fn check_place(from: &Path, output: &Path) -> Result<()> {
     let (Ok(from), Ok(place)) = (from.canonicalize(), output.canonicalize()) else { return Ok(()) };
     if !from.starts_with(&place) {

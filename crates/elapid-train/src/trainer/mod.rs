@@ -1,5 +1,5 @@
 //! A training run: [`start`] opens what it needs, [`run`] is its loop, [`steppers`] take its steps, [`validate`] keeps the
-//! best model. What it is trained for is an [`Objective`]; [`reads`] makes those of a config.
+//! best model. An [`Objective`] defines what it is trained for; [`reads`] makes the objectives of a config.
 
 mod from;
 mod reads;
@@ -29,33 +29,33 @@ use crate::schedule::Schedule;
 use crate::{Error, Result, data, metrics};
 use steppers::{Learner, Stepper};
 
-/// A run: what is trained, how far it has come, and the directory that it leaves.
+/// A run: its model, its progress, and its directory.
 ///
 /// The directory holds `config.toml` (every setting), the model of the lowest validation loss in the Hugging Face
 /// layout, `metrics.jsonl`, `loss.svg`, `loss.png`, and `resume/`.
 pub struct Trainer<M: Model = LanguageModel> {
     config: TrainConfig,
-    /// The tokenizer of the text, if text is trained on.
+    /// The tokenizer of the text, if the run trains on text.
     tokenizer: Option<Tokenizer>,
     schedule: Schedule,
     train_tokens: u64,
     held_out_tokens: u64,
-    /// What is trained on, for the model's card.
+    /// The training data, for the model's card.
     what: String,
     learner: Learner<M>,
     stepper: Box<dyn Stepper<M>>,
     position: Position,
-    /// What a checkpoint must have in common with the run.
+    /// What must be equal in a checkpoint and the run.
     identity: Identity,
     /// The step of the newest checkpoint, which need not be saved again.
     saved: Option<u64>,
-    /// The model in the directory is the best by another measure: it stays until the first validation.
+    /// Whether the model in the directory is the best by another measure; it stays until the first validation.
     keeps_old_best: bool,
-    /// When the results of the last step came.
+    /// When the results of the last step arrived.
     heard: Instant,
-    /// Held until the run ends, at rank 0.
+    /// Held until the run ends, on rank 0.
     run_dir: Option<RunDir>,
-    /// Where records go, at rank 0.
+    /// The metrics file, on rank 0.
     metrics: Option<metrics::Writer>,
     notices: Vec<String>,
 }
@@ -69,11 +69,11 @@ pub enum Stopped {
     Patience,
     /// Enough validations reached `train.stop_at_accuracy`.
     Accuracy,
-    /// It was asked to; it can be resumed.
+    /// It was asked to stop; it can be resumed.
     Interrupted,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Why it ended.
@@ -86,9 +86,9 @@ pub struct Outcome {
     pub seconds: f64,
     /// Training loss of the last step; NaN if this session did none.
     pub loss: f64,
-    /// Lowest loss on what is held out, if anything is.
+    /// Lowest held-out loss, if there is held-out data.
     pub val_loss: Option<f64>,
-    /// What the last validation of this session measured beside it, and what follows from the lowest loss.
+    /// Further figures of this session's last validation, and figures derived from the lowest loss.
     pub figures: BTreeMap<String, f64>,
     /// The directory.
     pub dir: PathBuf,
@@ -102,12 +102,12 @@ impl Outcome {
 }
 
 impl Trainer {
-    /// Starts a run of text or of a task, as the config says, in the config's directory, or goes on with the one that is there. The directory is locked as long as
-    /// the trainer lives.
+    /// Starts a run on text or a task, as the config says, in the config's directory, or resumes the one that is there. The
+    /// directory is locked as long as the trainer lives.
     ///
     /// # Errors
     /// If text, tokenizer or settings do not fit; if another run is using the directory; if it holds files that a new run
-    /// would replace; if it holds no run to go on with, or one of other settings or other data.
+    /// would replace; if it holds no run to resume, or one with other settings or data.
     pub fn new(
         config: TrainConfig,
         start: Start,
@@ -117,11 +117,11 @@ impl Trainer {
         Self::of_config(config, start, device, None, tokenising)
     }
 
-    /// [`new`](Self::new) as one of several ranks, each with a GPU of its own, or on processors. The batch is that of one
-    /// rank. Rank 0 alone has the directory, validates and reports.
+    /// [`new`](Self::new) as one of several ranks, each on its own GPU, or on CPUs. The batch is that of one rank. Only rank
+    /// 0 has the directory, validates and reports.
     ///
     /// # Errors
-    /// As [`new`](Self::new); if a rank is lost, or ranks do not fit together.
+    /// As [`new`](Self::new); if a rank is lost, or ranks do not match.
     pub fn parallel(
         config: TrainConfig,
         start: Start,
@@ -135,8 +135,8 @@ impl Trainer {
 }
 
 impl<M: Model> Trainer<M> {
-    /// Starts a run of another objective, or goes on with the one that is there, alone or as one of several ranks. `[data]`
-    /// and `[task]` of the config do not count; the model is `[model]`'s with a vocabulary of `ids`.
+    /// Starts a run of another objective, or resumes the one that is there, alone or as one of several ranks. `[data]` and
+    /// `[task]` of the config are ignored; the model is that of `[model]` with a vocabulary of `ids`.
     ///
     /// # Errors
     /// As [`new`](Trainer::new).
@@ -157,7 +157,7 @@ impl<M: Model> Trainer<M> {
         &self.learner.model
     }
 
-    /// The tokenizer of the text; none of a task.
+    /// The tokenizer of the text; none for a task.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }
@@ -172,7 +172,7 @@ impl<M: Model> Trainer<M> {
         self.position.step
     }
 
-    /// Tokens of training text; 0 of a task, which has no end.
+    /// Tokens of training text; 0 for a task, which has no end.
     pub fn train_tokens(&self) -> u64 {
         self.train_tokens
     }
@@ -182,21 +182,21 @@ impl<M: Model> Trainer<M> {
         self.held_out_tokens
     }
 
-    /// What the user should know of the text, the directory, and the checkpoint.
+    /// Notices for the user about the text, the directory, and the checkpoint.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// Trains until the last step, or until `stop` is set: then what is done is saved, and can be resumed.
+    /// Trains until the last step, or until `stop` is set; then the run is saved and can be resumed.
     ///
     /// # Errors
-    /// If a file cannot be written, or a number is not finite: the error has the step and the layer, and the last
+    /// If a file cannot be written, or a value is not finite: the error names the step and the layer, and the last
     /// checkpoint stays.
     pub fn run(&mut self, progress: &Progress, stop: &AtomicBool) -> Result<Outcome> {
         self.run_until(self.config.train.steps, progress, stop)
     }
 
-    /// [`run`](Self::run), to step `last` at most: the rest can be done later.
+    /// [`run`](Self::run) up to step `last`; the rest can be done later.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -205,7 +205,7 @@ impl<M: Model> Trainer<M> {
     }
 }
 
-/// The lost rank that an error of the device came of, or the error.
+/// The lost rank that caused a device error, or the error itself.
 fn blamed(ranks: Option<&Group>, error: Error) -> Error {
     match (ranks, &error) {
         (Some(ranks), Error::Elapid(inner)) if matches!(**inner, elapid::Error::Cuda(_)) => ranks.cause_of(error),

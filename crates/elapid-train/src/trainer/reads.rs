@@ -14,19 +14,19 @@ use crate::resume;
 use crate::tasks::{Sequences, Split, Task};
 use crate::{Error, Result};
 
-/// What a run is trained for, and what belongs to it.
+/// The objective of a run, and what belongs to it.
 pub(super) struct Prepared<M> {
     pub(super) objective: Arc<ObjectiveOf<M>>,
     /// The configuration of a new model.
     pub(super) model: Result<ModelConfig>,
-    /// The tokenizer of the text, if text is trained on.
+    /// The tokenizer of the text, if the run trains on text.
     pub(super) tokenizer: Option<Tokenizer>,
-    /// 0 of what has no end.
+    /// 0 for data without an end.
     pub(super) train_tokens: u64,
     pub(super) held_out_tokens: u64,
-    /// Which tokens these are; empty of what is made.
+    /// A fingerprint of the tokens; empty for generated data.
     pub(super) fingerprint: String,
-    /// What is trained on, for the model's card.
+    /// The training data, for the model's card.
     pub(super) what: String,
     pub(super) notices: Vec<String>,
 }
@@ -72,7 +72,7 @@ pub(super) fn text(
     })
 }
 
-/// The tokenizer of the config. A run that began from a model which is gone has its tokenizer in its checkpoint.
+/// The tokenizer of the config. If the run started from a model that is gone, its checkpoint has the tokenizer.
 fn open_tokenizer(config: &TrainConfig) -> Result<Tokenizer> {
     match (config.data.open_tokenizer(), resume::latest(&config.output.dir)) {
         (Err(Error::Tokenizer(TokenizerError::Missing { .. })), Some((_, step)))
@@ -112,7 +112,7 @@ pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Prepare
     })
 }
 
-/// What validation reads of the held-out text.
+/// The part of the held-out text that validation reads.
 fn held_out(val: &TokenStream, config: &TrainConfig) -> Result<HeldOut> {
     let (b, l) = (config.train.batch, config.data.length);
     let count = match config.train.eval_batches {

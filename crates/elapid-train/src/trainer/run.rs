@@ -1,4 +1,4 @@
-//! The loop over steps: what is done after each of them.
+//! The loop over steps, and what happens after each of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::progress::{Progress, Status};
 use crate::resume::{self, Saved};
 use crate::{Result, data, plot};
 
-/// What was logged last.
+/// The state of logging.
 struct Log {
     since: Instant,
     tokens: u64,
@@ -22,7 +22,7 @@ struct Log {
     figures: BTreeMap<String, f64>,
 }
 
-/// A step that was submitted, and whose results are on their way.
+/// A step that was submitted and whose results were not taken yet.
 struct Submitted {
     /// Its number, from 1.
     step: u64,
@@ -56,7 +56,7 @@ impl<M: Model> Trainer<M> {
             let n = self.position.step;
             let every = |interval: u64| interval > 0 && n.is_multiple_of(interval);
             let (eval, save) = (every(settings.eval_every) || n == settings.steps, every(settings.save_every));
-            // Further steps may be on their way while the results of this one are.
+            // Further steps may be in flight while waiting for the results of this one.
             let ahead = if eval || save { 0 } else { self.stepper.ahead() };
             while submitted.len() > ahead {
                 let Some(first) = submitted.pop_front() else { break };
@@ -105,7 +105,7 @@ impl<M: Model> Trainer<M> {
         }
     }
 
-    /// Files the results of a step that was submitted, and validates after it if `validates`.
+    /// Records the results of a submitted step, and validates after it if `validates`.
     fn file(&mut self, submitted: &Submitted, validates: bool, log: &mut Log, progress: &Progress) -> Result<()> {
         let step = self.stepper.results(&self.learner)?;
         self.position.tokens += step.tokens;
@@ -142,7 +142,7 @@ impl<M: Model> Trainer<M> {
             self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))?;
             (log.since, log.tokens, log.wrote) = (Instant::now(), 0, true);
         }
-        // A validation's time is not training's.
+        // Time of validation does not count as training.
         self.heard = Instant::now();
         Ok(())
     }
@@ -161,12 +161,12 @@ impl<M: Model> Trainer<M> {
         ranks.map_or((0, 1), |ranks| (ranks.world().rank as u64, ranks.size() as u64))
     }
 
-    /// Whether to stop here: all ranks do, or none.
+    /// Whether to stop here; all ranks agree.
     fn stops(&self, asked: bool) -> Result<bool> {
         self.learner.ranks.as_ref().map_or(Ok(asked), |ranks| ranks.stop(asked))
     }
 
-    /// What rank 0 says, where all ranks ask.
+    /// The answer of rank 0, on all ranks.
     fn agreed(&self, asks: bool, yes: bool) -> Result<bool> {
         match &self.learner.ranks {
             None => Ok(yes),
@@ -175,8 +175,7 @@ impl<M: Model> Trainer<M> {
         }
     }
 
-    /// Writes what it takes to go on; without held-out text, the model for use as well. What is saved already is not
-    /// saved again.
+    /// Writes a checkpoint, and without held-out text also the model for use. Does nothing if the step is already saved.
     fn save(&mut self) -> Result<()> {
         let (Some(dir), Some(metrics)) = (&self.run_dir, &self.metrics) else { return Ok(()) };
         if self.saved == Some(self.position.step) {
@@ -185,7 +184,7 @@ impl<M: Model> Trainer<M> {
         self.learner.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
         metrics.sync()?;
         if self.position.best.is_none() && !self.keeps_old_best {
-            // Before the checkpoint, with which the run may be at its end.
+            // Before the checkpoint, after which the run may be finished.
             self.save_model()?;
         }
         let saved = Saved {

@@ -1,4 +1,4 @@
-//! How a run begins: the directory, what is read, the model, the optimiser, the other ranks.
+//! Setup of a run: the directory, the data, the model, the optimiser, the other ranks.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,13 +25,13 @@ use crate::run_dir::RunDir;
 use crate::schedule::Warmup;
 use crate::{Error, Result, data, metrics, tasks};
 
-/// How a run begins, and where.
+/// How and where a run starts.
 struct Begin {
     config: TrainConfig,
     start: Start,
     device: Device,
     ranks: Option<Arc<Group>>,
-    /// The model that a new run begins from.
+    /// The model that a new run starts from.
     base: Option<Checkpoint>,
 }
 
@@ -94,7 +94,7 @@ impl Begin {
         Ok(Self { config, start, device, ranks, base: None })
     }
 
-    /// The run, whose batches are of `shape`: the directory is claimed, then data is read, then the model made or read.
+    /// The run, with batches of `shape`. The directory is claimed first, then data is read, then the model is made or read.
     fn trainer<M: Model>(
         self,
         shape: (usize, usize),
@@ -103,7 +103,7 @@ impl Begin {
         let Self { config, start, device, ranks, base } = self;
         let first = ranks.as_ref().is_none_or(|ranks| ranks.is_first());
         let schedule = config.train.lr_schedule()?;
-        // Before anything is read or made; with the vocabulary of the text it is looked at again.
+        // Before anything is read or made; checked again with the vocabulary of the text.
         needs(&config, config.model.with_any_vocabulary(), shape, device)?.check_on(device)?;
         let mut run_dir = first.then(|| claim(&config, start)).transpose()?;
         let Prepared { objective, model, tokenizer, train_tokens, held_out_tokens, fingerprint, what, mut notices } =
@@ -150,7 +150,7 @@ impl Begin {
     }
 }
 
-/// What steps read and change, at their beginning.
+/// The initial state that steps read and change.
 fn learner<M: Model>(
     objective: Arc<ObjectiveOf<M>>,
     model: M,
@@ -165,7 +165,7 @@ fn learner<M: Model>(
     Ok(Learner { objective, model, optimiser, grads, ranks, parts, recompute, dir: config.output.dir.clone() })
 }
 
-/// How far a checkpoint has come; its optimiser and the state of its streams, of `rows` rows, are brought back.
+/// The progress of a checkpoint; restores its optimiser and the state of its streams, of `rows` rows.
 fn restore<M: Model>(
     chosen: Option<Chosen>,
     learner: &mut Learner<M>,
@@ -178,7 +178,7 @@ fn restore<M: Model>(
     Ok((position, chosen.restore(learner.model.core(), &mut learner.optimiser, rows)?))
 }
 
-/// With several ranks: whether they fit together, then the same numbers at all of them.
+/// With several ranks: checks that they match, and copies the same values to all of them.
 fn meet<M: Model>(
     learner: &mut Learner<M>,
     config: &TrainConfig,
@@ -194,7 +194,7 @@ fn meet<M: Model>(
     Ok(communicator)
 }
 
-/// What takes the steps on a device.
+/// The stepper of a device.
 fn stepper<M: Model>(
     learner: &Learner<M>,
     device: Device,
@@ -213,7 +213,7 @@ fn stepper<M: Model>(
     Ok(Box::new(OnCuda::new(step)))
 }
 
-/// Makes the directory ready for the run, and opens its metrics.
+/// Prepares the directory for the run, and opens its metrics.
 fn open_dir(
     dir: &mut RunDir,
     start: Start,
@@ -224,7 +224,7 @@ fn open_dir(
     match start {
         Start::Resume => {
             dir.clean()?;
-            // As the run that was killed would have done.
+            // As the killed run would have done.
             resume::prune(dir.path(), position.step)?;
         }
         Start::New | Start::Overwrite => dir.begin(start)?,
@@ -246,7 +246,7 @@ fn check_mode(config: &TrainConfig) -> Result<()> {
     }
 }
 
-/// What a run over batches of `b` rows of `l` positions takes of the memory of its device.
+/// The device memory that a run over batches of `b` rows of `l` positions needs.
 fn needs(config: &TrainConfig, model: ModelConfig, (b, l): (usize, usize), device: Device) -> Result<Needs> {
     let train = &config.train;
     let lower = "train.batch or data.length (--batch, --length), or set train.checkpoint_blocks";
@@ -256,7 +256,7 @@ fn needs(config: &TrainConfig, model: ModelConfig, (b, l): (usize, usize), devic
     Ok(parameters.with(model.needs_of_training(b, l, dtype, recompute, lower)))
 }
 
-/// The model that a new run begins from, or one of this configuration with random weights.
+/// The model that a new run starts from, or one of this configuration with random weights.
 fn first_model<M: Model>(
     config: &TrainConfig,
     base: Option<&Checkpoint>,
@@ -273,7 +273,7 @@ fn first_model<M: Model>(
     objective.model(resolved, config.train.seed)
 }
 
-/// The model as it is trained on a device.
+/// The model on the device, to be trained.
 fn on_device<M: Model>(
     model: M,
     objective: &ObjectiveOf<M>,
@@ -294,7 +294,7 @@ fn on_device<M: Model>(
     })
 }
 
-/// The model, or one of the form that rank 0 has: that one may come from a checkpoint that only rank 0 reads.
+/// The model, or on other ranks one of the same shape as on rank 0, which may read it from a checkpoint.
 fn alike<M: Model>(ranks: &Group, model: M, objective: &ObjectiveOf<M>, seed: u64) -> Result<M> {
     let own = model.core().config().to_hf_json().to_string();
     let wanted = String::from_utf8_lossy(&ranks.broadcast(own.as_bytes())?).into_owned();
@@ -316,7 +316,7 @@ fn optimiser_options(train: &TrainSettings) -> optim::Options {
     }
 }
 
-/// Takes the directory for this run; one that goes on must have the settings that it was begun with.
+/// Claims the directory for this run. A resumed run must have the settings that it was started with.
 fn claim(config: &TrainConfig, start: Start) -> Result<RunDir> {
     let dir = RunDir::claim(config, start, &resume::is_whole)?;
     if start != Start::Resume {
@@ -325,7 +325,7 @@ fn claim(config: &TrainConfig, start: Start) -> Result<RunDir> {
     let file = dir.path().join("config.toml");
     let old = TrainConfig::load(&file)?;
     let what = |config: &TrainConfig| {
-        // Where caches are makes no difference.
+        // The location of caches does not matter.
         let data = DataConfig { cache: String::new(), ..config.data.clone() };
         (config.model.clone(), data, config.task.clone(), config.train.seed)
     };
@@ -343,7 +343,7 @@ fn claim(config: &TrainConfig, start: Start) -> Result<RunDir> {
     Err(Error::Resume { path: dir.path().to_owned(), reason })
 }
 
-/// Whether a run may go on with another value of a setting.
+/// Whether a run may resume with another value of a setting.
 fn is_free(field: &str) -> bool {
     (field.starts_with("train.") && !field.starts_with("train.seed"))
         || field.starts_with("output.")

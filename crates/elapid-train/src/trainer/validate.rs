@@ -1,4 +1,4 @@
-//! The loss on what is held out, and the model that is kept for it.
+//! The held-out loss, and the best model by it.
 
 use elapid::checkpoint::{Card, SaveOptions};
 use elapid::models::Model;
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::objectives::Validation;
 
 impl<M: Model> Trainer<M> {
-    /// Measures on what is held out, at rank 0; a new best model is kept in the run's directory.
+    /// Measures the held-out loss, on rank 0; a new best model is kept in the run's directory.
     pub(super) fn validate(&mut self) -> Result<Option<Validation>> {
         if self.run_dir.is_none() {
             return Ok(None);
@@ -19,7 +19,7 @@ impl<M: Model> Trainer<M> {
             let reached = accuracy >= self.config.train.stop_at_accuracy;
             self.position.accurate = if reached { self.position.accurate + 1 } else { 0 };
         }
-        // A loss that is not finite is no best: nothing would be lower than that.
+        // A loss that is not finite is never the best, as no later one would be lower.
         if validation.loss.is_finite() && self.position.best.is_none_or(|best| validation.loss < best) {
             (self.position.best, self.position.stale) = (Some(validation.loss), 0);
             self.keeps_old_best = false;
@@ -30,7 +30,7 @@ impl<M: Model> Trainer<M> {
         Ok(Some(validation))
     }
 
-    /// How the model was trained, for its card: the same run says the same.
+    /// How the model was trained, for its card; equal for equal runs.
     fn story(&self) -> String {
         let train = &self.config.train;
         let (step, what, ranks) = (self.position.step, &self.what, self.learner.ranks.as_ref());

@@ -1,4 +1,4 @@
-//! Gradients on their way back.
+//! Gradients in the backward pass.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use super::slots::{Form, Grads, Slot};
 use super::var::{Place, Var};
 use crate::{Result, Tensor};
 
-/// How an operation gives the gradient of an input.
+/// How an operation writes the gradient of an input.
 #[derive(Clone, Copy)]
 pub enum Want<'a> {
-    /// The operation stores it (`=`): all of it, whatever was there.
+    /// The operation overwrites it (`=`) completely.
     Set(&'a Var),
     /// The operation adds to it (`+=`): it holds the sum so far.
     Add(&'a Var),
-    /// The input is absent; the matrix handed out has no elements.
+    /// The input is absent; its matrix has no elements.
     Nothing,
 }
 
@@ -33,26 +33,27 @@ impl<'a> Want<'a> {
 }
 
 impl Form {
-    /// Columns of the gradient that are those of `var`: a reshaped variable covers it whole, a column slice keeps its rows.
+    /// The columns of the gradient that belong to `var`: a reshaped variable covers all of it, a column slice keeps its
+    /// rows.
     fn cols_of(&self, var: &Var) -> usize {
         if var.value.len() == self.rows * self.cols { self.cols } else { var.value.cols() }
     }
 }
 
-/// Where the numbers of one [`Want`] go.
+/// The destination of one [`Want`].
 struct Target {
-    /// The slot they end in; none if the variable is a constant, then they are thrown away.
+    /// The slot of the gradient; none if the variable is a constant, and then it is discarded.
     slot: Option<usize>,
     from: usize,
     cols: usize,
-    /// Whether the operation adds to what is there.
+    /// Whether the operation adds to the existing gradient.
     adds: bool,
-    /// Memory of their own, to be added to the slot afterwards; otherwise straight into the slot.
+    /// A temporary, to be added to the slot afterwards; none if it is written straight into the slot.
     own: Option<Tensor>,
 }
 
 impl Grads {
-    /// Where a variable's gradient goes; none for a constant and for a variable of another pass.
+    /// The slot of a variable's gradient; none for a constant and for a variable of another pass.
     fn place<'v>(&self, var: &'v Var) -> Option<&'v Place> {
         var.place.as_ref().filter(|place| Arc::ptr_eq(&place.alive, &self.alive))
     }
@@ -113,7 +114,7 @@ impl Grads {
         self.add(var, &gradient)
     }
 
-    /// Hands out the matrices that an operation writes its inputs' gradients to, and files what it wrote.
+    /// Lends the matrices that an operation writes its inputs' gradients to, and records what it wrote.
     ///
     /// # Errors
     /// What `write` returns.
@@ -144,8 +145,8 @@ impl Grads {
         self.close(targets, opened)
     }
 
-    /// Hands out the matrix of one gradient to an operation that can store as well as add, and tells it which: it adds
-    /// (`+=`) where something is there already, so that no memory and no pass of its own is needed for the sum.
+    /// Lends the matrix of one gradient to an operation that can both store and add, and tells it which to do. It adds
+    /// (`+=`) to an existing gradient, so the sum needs no temporary and no separate pass.
     ///
     /// # Errors
     /// What `write` returns.
@@ -211,7 +212,7 @@ impl Grads {
         self.slots[slot].as_ref().is_some_and(|slot| slot.written.iter().any(|&(start, end)| start < to && from < end))
     }
 
-    /// An operation may be given the same variable twice: the second then gets memory of its own.
+    /// An operation may have the same variable twice; the second then gets a temporary.
     fn separate(&self, targets: &mut [Target]) -> Result<()> {
         for i in 1..targets.len() {
             let (before, rest) = targets.split_at_mut(i);
@@ -234,7 +235,7 @@ impl Grads {
         Ok(())
     }
 
-    /// Takes the slots that are written directly out of the table, made if they were not there.
+    /// Takes the slots that are written directly out of the table, creating missing ones.
     fn open(&mut self, targets: &[Target]) -> Result<Vec<(usize, Slot)>> {
         let mut opened: Vec<(usize, Slot)> = Vec::new();
         for target in targets.iter().filter(|target| target.own.is_none()) {
@@ -253,7 +254,7 @@ impl Grads {
             let (slot, end) = (&mut opened[at].1, target.from + target.cols);
             match target.adds {
                 true => slot.fill(target.from, end)?,
-                // Nothing is there: otherwise it would have memory of its own.
+                // Nothing was written here; otherwise it would have a temporary.
                 false => slot.written.push((target.from, end)),
             }
         }
@@ -286,7 +287,7 @@ impl Grads {
     }
 }
 
-/// One matrix a target: over its own memory, or over its columns of an opened slot.
+/// One matrix per target: over its temporary, or over its columns of an opened slot.
 fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usize, Slot)]) -> [RowsMut<'a>; N] {
     let mut lent: [Option<RowsMut<'a>>; N] = [const { None }; N];
     for (index, slot) in opened {
@@ -323,7 +324,7 @@ fn lend_cuda<'a, const N: usize>(
     targets: &'a mut [Target; N],
     opened: &'a mut [(usize, Slot)],
 ) -> [Option<MatMut<'a>>; N] {
-    // Memory of a device is shared by its views; that they do not overlap was seen to by `separate`.
+    // Views share a device's memory; `separate` made sure that they do not overlap.
     let opened = &*opened;
     targets.each_mut().map(|target| match (&mut target.own, target.slot) {
         (Some(own), _) => Some(own.mat_mut()),

@@ -1,16 +1,15 @@
-//! What operations keep of their inputs for the way back: the numbers, or how to compute them again.
+//! What operations store of their inputs for the backward pass: the values, or how to recompute them.
 
 use std::sync::Arc;
 
 use super::var::{Recipe, Var};
 use crate::{Result, Tensor};
 
-/// What an operation keeps of an input that its backward reads: the variable, or how its numbers are computed again if
-/// the variable says so.
+/// What an operation stores of an input that its backward reads: the variable, or its recipe for recomputing the values.
 pub(crate) struct Saved(Var);
 
 impl Saved {
-    /// The variable with its numbers.
+    /// The variable with its values.
     pub(crate) fn recall(&self) -> Result<Var> {
         let value = match &self.0.recipe {
             Some(again) => again()?,
@@ -21,7 +20,7 @@ impl Saved {
 }
 
 impl Var {
-    /// What an operation keeps for its backward. One that keeps the variable itself keeps its numbers.
+    /// What an operation stores for its backward. An operation that stores the variable itself stores its values.
     pub(crate) fn saved(&self) -> Saved {
         match &self.recipe {
             Some(_) => Saved(Var { recipe: self.recipe.clone(), ..self.without_numbers() }),
@@ -29,8 +28,8 @@ impl Var {
         }
     }
 
-    /// The same variable, whose numbers operations need not keep: `again` computes them from what is kept anyway, by the
-    /// same kernel as before. Column slices and other shapes of it are kept.
+    /// The same variable, whose values operations need not store: `again` recomputes them from what is stored anyway, by the
+    /// same kernel. Column slices and reshaped variables of it are still stored.
     pub(crate) fn recomputed_by(self, again: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Var {
         let recipe: Option<Recipe> = if self.wants_grad() { Some(Arc::new(again)) } else { None };
         Var { recipe, ..self }

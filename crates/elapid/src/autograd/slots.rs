@@ -1,4 +1,4 @@
-//! The memory of gradients, by slot: a variable has one, or columns of one.
+//! The memory of gradients, by slot. A variable has a slot, or columns of one.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,13 +12,13 @@ use crate::{Device, Result, Tensor};
 pub struct Grads {
     pub(super) forms: Vec<Form>,
     pub(super) slots: Vec<Option<Slot>>,
-    /// Which pass they are of: its variables share this flag.
+    /// The pass that they belong to: its variables share this flag.
     pub(super) alive: Arc<AtomicBool>,
-    /// Gradients of parameters that a recomputed part gave; see [`checkpoint`](super::checkpoint).
+    /// Gradients of parameters from recomputed segments; see [`checkpoint`](super::checkpoint).
     pub(super) recomputed: ParamGrads,
 }
 
-/// What a gradient looks like.
+/// The form of a gradient.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Form {
     pub(super) rows: usize,
@@ -35,7 +35,7 @@ impl Form {
         Self { rows, cols, device: value.device(), dtype: value.dtype(), param: None }
     }
 
-    /// A matrix of `cols` columns: zeros on the processor, whatever the memory held on a GPU.
+    /// A matrix of `cols` columns: zeros on the CPU, uninitialised on a GPU.
     pub(super) fn matrix(&self, cols: usize) -> Result<Tensor> {
         let shape = [self.rows, cols];
         match self.device {
@@ -45,7 +45,7 @@ impl Form {
     }
 }
 
-/// One gradient. Columns that nobody wrote are 0 on the processor, and not there yet on a GPU.
+/// One gradient. Columns that were not written are 0 on the CPU, and uninitialised on a GPU.
 pub(super) struct Slot {
     pub(super) data: Tensor,
     /// Disjoint column ranges that hold something.
@@ -53,7 +53,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Columns `from..to` that nobody wrote become 0, and count as written.
+    /// Sets the unwritten columns of `from..to` to 0 and marks them as written.
     pub(super) fn fill(&mut self, from: usize, to: usize) -> Result<()> {
         let mut written = self.written.clone();
         written.sort_unstable();

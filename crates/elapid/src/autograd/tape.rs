@@ -11,11 +11,11 @@ use super::var::{Inner, Var, lock};
 use crate::params::{ParamGrads, ParamId};
 use crate::{Result, Tensor};
 
-/// What was computed since the last [`backward`](Tape::backward), as far as parameters want gradients.
+/// The operations since the last [`backward`](Tape::backward) that gradients depend on.
 #[derive(Default)]
 pub struct Tape {
     pub(super) inner: Arc<Mutex<Inner>>,
-    /// Whether it only notes which parameters are used: what it makes of them are constants.
+    /// Whether it only notes which parameters are used, and makes constants of them.
     notes_only: bool,
 }
 
@@ -28,19 +28,19 @@ impl Tape {
         Self::default()
     }
 
-    /// A tape that records nothing but which parameters are used.
+    /// A tape that only records which parameters are used.
     pub(super) fn noting() -> Self {
         Self { notes_only: true, ..Self::default() }
     }
 
-    /// Parameters that were asked for since the last [`backward`](Self::backward).
+    /// Parameters used since the last [`backward`](Self::backward).
     pub(super) fn noted(&self) -> Vec<ParamId> {
         let mut noted: Vec<ParamId> = lock(&self.inner).params.keys().copied().collect();
         noted.sort_unstable();
         noted
     }
 
-    /// Notes parameters as used, on a tape that notes only.
+    /// Marks parameters as used, on a tape that only notes them.
     pub(super) fn note(&self, params: Vec<ParamId>) {
         let mut inner = lock(&self.inner);
         params.into_iter().for_each(|id| _ = inner.params.entry(id).or_insert(usize::MAX));
@@ -51,14 +51,14 @@ impl Tape {
         !self.notes_only
     }
 
-    /// A variable that wants a gradient and that nothing computed: an input to differentiate by.
+    /// A leaf: an input to differentiate with respect to.
     pub fn leaf(&self, value: Tensor) -> Var {
         let mut inner = lock(&self.inner);
         let slot = inner.new_slot(&value);
         Var { place: Some(inner.place(&self.inner, slot)), ..value.into() }
     }
 
-    /// The variable of a parameter: the same gradient, in f32, however often it is asked for.
+    /// The variable of a parameter; all calls for the same parameter share one gradient, in f32.
     pub(crate) fn param(&self, id: ParamId, value: &Tensor) -> Var {
         let mut inner = lock(&self.inner);
         let slot = match inner.params.get(&id) {
@@ -76,28 +76,28 @@ impl Tape {
         Var { place: Some(inner.place(&self.inner, slot)), ..value.clone().into() }
     }
 
-    /// Differentiates losses, each with its weight as the gradient of every element, by every parameter used since the last
-    /// call; gradients are added to `into`. The tape is empty afterwards. Losses are added here, by their weights, and not
-    /// by an operation: an operation that makes a loss may compute its gradients in the forward pass.
+    /// Differentiates losses, each with its weight as the gradient of every element, with respect to every parameter used
+    /// since the last call; gradients are added to `into`. The tape is empty afterwards. Losses are weighted and added here,
+    /// and not by an operation, because an operation that computes a loss may compute its gradients in the forward pass.
     ///
-    /// `is_final` is told of each parameter used since the last call, once, as soon as no operation that is left adds to its
-    /// gradient: parameters of late layers come first. On a GPU the gradient is then in `into`, as far as the device has
-    /// come; on the CPU it is there at the end.
+    /// `is_final` is called once for each parameter used since the last call, as soon as no remaining operation adds to its
+    /// gradient; parameters of late layers come first. On a GPU the gradient is in `into` at that point of the device's
+    /// work; on the CPU it is there at the end.
     ///
     /// # Errors
-    /// What an operation's backward says, or `is_final`.
+    /// Those of an operation's backward, or of `is_final`.
     pub fn backward(&self, losses: &[(&Var, f32)], into: &mut ParamGrads, is_final: &mut Final<'_>) -> Result<()> {
-        // On the CPU, wherever the loss is: an operation may read its weight without waiting for a device.
+        // On the CPU, wherever the loss is, so that an operation can read its weight without waiting for a device.
         let seed = |loss: &Var, weight| Tensor::new(vec![weight; loss.value.len()], loss.shape());
         let outputs: Vec<(&Var, Tensor)> = losses.iter().map(|&(loss, weight)| (loss, seed(loss, weight))).collect();
         self.differentiate(&outputs, into, is_final).map(drop)
     }
 
-    /// Differentiates Σ ⟨gradient, output⟩ by every parameter, added to `into`, and by every leaf: the returned
+    /// Differentiates Σ ⟨gradient, output⟩ with respect to every parameter, added to `into`, and every leaf: the returned
     /// gradients still hold those of variables made by [`leaf`](Self::leaf).
     ///
     /// # Errors
-    /// What an operation's backward says.
+    /// Those of an operation's backward.
     pub fn backward_from(&self, outputs: &[(&Var, Tensor)], into: &mut ParamGrads) -> Result<Grads> {
         self.differentiate(outputs, into, &mut |_| Ok(()))
     }
@@ -110,7 +110,7 @@ impl Tape {
     ) -> Result<Grads> {
         let Inner { slots, mut nodes, params, alive } = std::mem::take(&mut *lock(&self.inner));
         let _ended = Ended(alive.clone());
-        // How many operations are left that add to a parameter's gradient.
+        // How many remaining operations add to a parameter's gradient.
         let mut left: HashMap<ParamId, usize> = params.keys().map(|&id| (id, 0)).collect();
         nodes.iter().flat_map(|node| &node.params).for_each(|&id| *left.entry(id).or_default() += 1);
         let mut grads = Grads::new(slots, alive);
@@ -137,7 +137,7 @@ impl Tape {
                 }
             }
         }
-        // What was asked for and used by nothing.
+        // Parameters that were requested but not used by any operation.
         let mut unused: Vec<ParamId> = left.into_keys().collect();
         unused.sort_unstable();
         unused.into_iter().try_for_each(is_final)?;
@@ -160,11 +160,11 @@ impl Drop for Ended {
     }
 }
 
-/// Makes variables of an operation's outputs and, if an input wants a gradient, records `backward`.
+/// Makes variables of an operation's outputs and, if an input needs a gradient, records `backward`.
 ///
-/// `backward` gets the gradients, and the outputs without their numbers: it takes the gradients of the outputs with
-/// [`Grads::take`] and writes those of the inputs with [`Grads::write`]. It is only called if a gradient arrived at one
-/// output at least.
+/// `backward` receives the gradients, and the outputs without their values. It takes the gradients of the outputs with
+/// [`Grads::take`] and writes those of the inputs with [`Grads::write`]. It is only called if at least one output received a
+/// gradient.
 pub(crate) fn record<const N: usize>(
     inputs: &[&Var],
     outputs: [Tensor; N],
@@ -178,7 +178,7 @@ pub(crate) fn record<const N: usize>(
     vars
 }
 
-/// [`record`] on a given tape, whether or not an input wants a gradient, for a number of outputs known at run time and a
+/// [`record`] on a given tape, whether or not an input needs a gradient, for a number of outputs known at run time, and a
 /// backward that also adds to the gradients of `recomputed`.
 pub(super) fn record_on(
     tape: &Tape,

@@ -8,13 +8,13 @@ use super::slots::{Form, Grads};
 use crate::params::ParamId;
 use crate::{Result, Tensor};
 
-/// Computes the numbers of a variable again, bit for bit.
+/// Recomputes the values of a variable, bit for bit.
 pub(super) type Recipe = Arc<dyn Fn() -> Result<Tensor> + Send + Sync>;
 
 pub(super) type Backward = Box<dyn FnOnce(&mut Grads) -> Result<()> + Send>;
 
 pub(super) struct Inner {
-    /// What every gradient looks like.
+    /// The form of every gradient.
     pub(super) slots: Vec<Form>,
     pub(super) nodes: Vec<Node>,
     pub(super) params: HashMap<ParamId, usize>,
@@ -31,7 +31,7 @@ impl Default for Inner {
 
 pub(super) struct Node {
     pub(super) outputs: Vec<usize>,
-    /// Parameters whose gradients it adds to, those of a part that it computes again among them.
+    /// Parameters whose gradients it adds to, including those of a segment that it recomputes.
     pub(super) params: Vec<ParamId>,
     pub(super) backward: Backward,
 }
@@ -40,24 +40,24 @@ pub(super) fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// A tensor, and the place of its gradient if it wants one.
+/// A tensor, and the slot of its gradient if it needs one.
 ///
-/// A `Var` made from a tensor alone is a constant: operations on constants record nothing. A variable of a tape becomes one
-/// when the next backward pass of the tape has ended: a state that is kept over [`Tape::backward`](super::Tape::backward) is where truncated
-/// backpropagation stops, with or without [`Var::detach`].
+/// A `Var` made from a tensor is a constant: operations on constants record nothing. A variable of a tape becomes a constant
+/// when the next backward pass of the tape has ended. So truncated backpropagation stops at a state that is kept across
+/// [`Tape::backward`](super::Tape::backward), with or without [`Var::detach`].
 #[derive(Clone)]
 pub struct Var {
     pub(super) value: Tensor,
     pub(super) place: Option<Place>,
-    /// How the numbers are computed again on the way back, if operations need not keep them.
+    /// How to recompute the values in the backward pass, if operations need not store them.
     pub(super) recipe: Option<Recipe>,
 }
 
-/// Columns `from..` of a gradient on a tape. The tape is held weakly: closures on it hold variables.
+/// Columns `from..` of a gradient on a tape. The tape is held weakly, because closures on it hold variables.
 #[derive(Clone)]
 pub(super) struct Place {
     pub(super) tape: Weak<Mutex<Inner>>,
-    /// Whether no backward pass has ended since the variable was made; after it the slot may be another variable's.
+    /// Whether no backward pass has ended since the variable was made; after one, the slot may belong to another variable.
     pub(super) alive: Arc<AtomicBool>,
     pub(super) slot: usize,
     pub(super) from: usize,
@@ -79,7 +79,7 @@ impl From<Tensor> for Var {
 }
 
 impl Var {
-    /// The numbers.
+    /// The values.
     pub fn value(&self) -> &Tensor {
         &self.value
     }
@@ -94,17 +94,17 @@ impl Var {
         self.place().is_some()
     }
 
-    /// Where its gradient goes; none for a constant, and for a variable older than the last backward pass.
+    /// The slot of its gradient; none for a constant, and for a variable older than the last backward pass.
     pub(super) fn place(&self) -> Option<&Place> {
         self.place.as_ref().filter(|place| place.alive.load(Ordering::Acquire))
     }
 
-    /// The same numbers as a constant: where truncated backpropagation stops.
+    /// The same values as a constant, where truncated backpropagation stops.
     pub fn detach(&self) -> Var {
         self.value.clone().into()
     }
 
-    /// Columns `from..from + cols` of every row; its gradient is those columns of this one's.
+    /// Columns `from..from + cols` of every row; its gradient is the same columns of this one's gradient.
     ///
     /// # Panics
     /// If the range is not inside the last dimension.
@@ -113,7 +113,7 @@ impl Var {
         Var { value: self.value.columns(from, cols), place, recipe: None }
     }
 
-    /// The same numbers under another shape with the same last dimension (any shape for a variable not yet cut).
+    /// The same values with another shape that has the same last dimension (any shape for a variable that is not a slice).
     ///
     /// # Panics
     /// If the number of elements differs.
@@ -152,7 +152,7 @@ impl Var {
         self.place().is_none_or(|place| std::ptr::eq(place.tape.as_ptr(), Arc::as_ptr(tape)))
     }
 
-    /// The gradient's place and the shape alone, so that a closure does not keep numbers it does not need.
+    /// Only the gradient's slot and the shape, so that a closure does not keep values that it does not need.
     pub(crate) fn without_numbers(&self) -> Var {
         Var { value: self.value.shape_only(), place: self.place.clone(), recipe: None }
     }

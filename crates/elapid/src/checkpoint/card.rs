@@ -1,4 +1,4 @@
-//! What stands beside a model for those who use it: `generation_config.json` and the model card, `README.md`.
+//! Files for users of a model: `generation_config.json` and the model card, `README.md`.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
@@ -12,10 +12,10 @@ use crate::config::ModelConfig;
 pub(super) const CARD: &str = "README.md";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// A card with this line is elapid's own, and is written again; any other is left alone.
+/// A card with this line was written by elapid and is overwritten; any other is left alone.
 const MARK: &str = "<!-- Written by elapid, again at each save. Without this line, elapid leaves the file alone. -->";
 
-/// What a model card says beside the model's sizes.
+/// The contents of a model card besides the model's sizes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Card {
     /// How the model was trained, as Markdown.
@@ -24,7 +24,7 @@ pub struct Card {
     pub tokenizer: bool,
 }
 
-/// `generation_config.json`: the ids that begin, end and fill up a text.
+/// `generation_config.json`: the ids that begin, end and pad a text.
 pub(super) fn generation_config(config: &ModelConfig, end_ids: Option<&[u32]>) -> Value {
     let own: Vec<u32> = config.eos_token_id.into_iter().collect();
     let eos = match end_ids.unwrap_or(&own) {

@@ -1,5 +1,4 @@
-//! A directory without `model.safetensors` and without an index: shards that make a whole all the same, or what else is
-//! there.
+//! A directory without `model.safetensors` and without an index: complete shards nevertheless, or files of another kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -33,7 +32,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The names of shards that no index lists, if there are any: all of one series, each number once.
+/// The names of shards without an index, if there are any: all of one series, each number once.
 pub(super) fn shards_without_index(dir: &Path) -> Result<Option<Vec<String>>> {
     let names = names(dir);
     let mut series: BTreeMap<(&str, u32), Vec<(u32, &String)>> = BTreeMap::new();
@@ -62,7 +61,7 @@ pub(super) fn shards_without_index(dir: &Path) -> Result<Option<Vec<String>>> {
     Ok(Some(shards.into_iter().map(|(_, name)| name.clone()).collect()))
 }
 
-/// The error for a directory without weights that elapid reads: says what is there, and how to convert it.
+/// The error for a directory without weights that elapid can read: names what is there, and how to convert it.
 pub(super) fn no_weights(dir: &Path) -> CheckpointError {
     let names = names(dir);
     let shown = |name: &str| dir.join(name).display().to_string();
@@ -98,7 +97,7 @@ enum Pickles {
     Shards,
 }
 
-/// The file to name in the error, and which files there are to convert.
+/// The file to name in the error, and the files to convert.
 fn pickles(dir: &Path, names: &[String]) -> Option<(String, Pickles)> {
     let has = |name: &str| names.iter().any(|other| other == name);
     if has(PICKLE) {
@@ -113,7 +112,7 @@ fn pickles(dir: &Path, names: &[String]) -> Option<(String, Pickles)> {
     if let Some(shard) = names.iter().find(|name| name.starts_with("pytorch_model-") && name.ends_with(".bin")) {
         return Some((shard.clone(), Pickles::Shards));
     }
-    // What trainers keep beside the weights.
+    // Files that trainers keep beside the weights.
     const OTHERS: [&str; 5] = ["training_args", "optimizer", "scheduler", "rng_state", "scaler"];
     let weights = |name: &&String| {
         let path = Path::new(name.as_str());
@@ -124,14 +123,14 @@ fn pickles(dir: &Path, names: &[String]) -> Option<(String, Pickles)> {
     Some((one.clone(), Pickles::One(one.clone())))
 }
 
-/// A command that converts pickled weights: a file of safetensors for each, which elapid then finds.
+/// A command that converts pickled weights to one safetensors file each, which elapid then finds.
 fn conversion(pickles: &Pickles) -> String {
     // Trainers put the weights under a key of a larger dictionary.
     let tensors = "t = torch.load(f, map_location=\"cpu\", weights_only=True); \
                    t = t.get(\"state_dict\", t.get(\"model_state_dict\", t.get(\"model\", t))); \
                    t = {k: v.clone().contiguous() for k, v in t.items() if torch.is_tensor(v)}";
     let import = "import torch; from safetensors.torch import save_file";
-    // A loop cannot follow statements on one line, a list can.
+    // A loop cannot follow other statements on one line, but a list comprehension can.
     let each = |files: &str| {
         format!(
             "python3 -c '{import}; [save_file({{k: v.clone().contiguous() for k, v in torch.load(f, \
@@ -166,7 +165,7 @@ mod tests {
         }
     }
 
-    /// The commands name files that are there.
+    /// The commands name existing files.
     #[test]
     fn conversions_name_what_is_there() {
         let dir = tempfile::tempdir().unwrap();

@@ -20,11 +20,11 @@ pub enum CheckpointError {
     Format {
         /// The file.
         file: String,
-        /// What would do.
+        /// What was expected.
         wanted: String,
-        /// What is there.
+        /// What was found.
         got: String,
-        /// What to do.
+        /// The fix.
         fix: String,
     },
     /// A tensor is wrong.
@@ -32,13 +32,13 @@ pub enum CheckpointError {
     Tensor {
         /// The file.
         file: String,
-        /// The tensor, as the file names it.
+        /// The tensor, by its name in the file.
         tensor: String,
-        /// What would do.
+        /// What was expected.
         wanted: String,
-        /// What is there.
+        /// What was found.
         got: String,
-        /// What to do.
+        /// The fix.
         fix: String,
     },
 }

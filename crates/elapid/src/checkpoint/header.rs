@@ -13,7 +13,7 @@ use super::error::{CheckpointError, Result};
 use super::reader::Bytes;
 use crate::json;
 
-/// Longest header that the format allows, in bytes.
+/// Maximum size of a header in the format, in bytes.
 const MAX_HEADER: usize = 100_000_000;
 
 /// A tensor as a file describes it.
@@ -36,8 +36,8 @@ struct Info {
 
 const FETCH_AGAIN: &str = "fetch or save the file again";
 
-/// Reads the header of a file. Every range given back is inside the file and fits its tensor's shape and type; together
-/// they cover all that comes after the header, and none overlaps another.
+/// Reads the header of a file. Every returned range is inside the file and matches its tensor's shape and dtype; together
+/// they cover everything after the header without overlapping.
 pub(super) fn read(file: &str, bytes: &Bytes) -> Result<Vec<Described>> {
     let wrong = |wanted: String, got: String| CheckpointError::format(file, wanted, got, FETCH_AGAIN);
     let Some(rest) = bytes.len().checked_sub(8) else {

@@ -1,8 +1,8 @@
-//! Weights on the disk, in the layout of Hugging Face: `config.json` beside `model.safetensors`, or beside shards and
+//! Weights on disk in the Hugging Face layout: `config.json` beside `model.safetensors`, or beside shards and
 //! `model.safetensors.index.json`.
 //!
-//! Tensors go by their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of other writers are translated
-//! (`names`). Files are hostile until parsed: nothing is allocated, indexed or believed before it was checked.
+//! Tensors have their Hugging Face names (`backbone.layers.0.mixer.in_proj.weight`); those of other programs are translated
+//! (`names`). Files are treated as hostile: nothing is allocated, indexed or trusted before it was checked.
 
 mod card;
 mod elsewhere;

@@ -1,9 +1,9 @@
-//! The names of tensors in a file, and those that elapid has for them.
+//! Translation of tensor names in a file to elapid's names.
 //!
-//! elapid's names are those of Hugging Face's `MambaForCausalLM`. Other writers put a prefix before all of them (a model
-//! that was wrapped: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of a Lightning
-//! module), leave `backbone.` away (`MambaModel`), or say `embedding` for `embeddings` (the original code). Which of these
-//! a file does follows from its set of names alone.
+//! elapid's names are those of Hugging Face's `MambaForCausalLM`. Other programs add a prefix to all of them (from a
+//! wrapper: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of a Lightning module), omit
+//! `backbone.` (`MambaModel`), or use `embedding` for `embeddings` (the original code). Which of these applies follows from
+//! the file's set of names alone.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::formats::places::EMBEDDING;
 const BACKBONE: &str = "backbone.";
 /// First segments of names inside the backbone.
 const INSIDE: [&str; 4] = ["embeddings", "embedding", "layers", "norm_f"];
-/// Segments that PyTorch puts in front of a wrapped module's own names, wherever in the model that is.
+/// Segments that PyTorch puts before the names of a wrapped module, anywhere in a model.
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"];
 /// The original code's name of the embedding.
 const EMBEDDING_ORIGINAL: &str = "backbone.embedding.weight";
@@ -22,11 +22,11 @@ const EMBEDDING_ORIGINAL: &str = "backbone.embedding.weight";
 /// How a file's names become elapid's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Renaming {
-    /// What is taken off the beginning of every name, with its last dot.
+    /// The prefix to remove from every name, including its last dot.
     prefix: String,
-    /// Wrappers' segments that are taken out of the middle of names.
+    /// Segments of wrappers to remove from the middle of names.
     wrappers: Vec<&'static str>,
-    /// Whether `backbone.` is put before names that belong there.
+    /// Whether to add `backbone.` before names that belong there.
     backbone: bool,
     /// What is put before every name but the head's, as a model without its head is written by another format.
     base: String,
@@ -85,7 +85,7 @@ impl Renaming {
         if ours == EMBEDDING_ORIGINAL { EMBEDDING.to_owned() } else { ours }
     }
 
-    /// What it does, for people; nothing for names as Hugging Face or the original code writes them.
+    /// A description for users; empty for names as Hugging Face or the original code writes them.
     pub(super) fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
         if !self.prefix.is_empty() {
@@ -114,7 +114,7 @@ fn first_segment(name: &str) -> &str {
     name.split('.').next().unwrap_or_default()
 }
 
-/// The segments of a name but the first.
+/// The segments of a name except the first.
 fn inner(name: &str) -> impl Iterator<Item = &str> {
     name.split('.').skip(1)
 }
@@ -134,8 +134,8 @@ fn common_prefix<'a>(names: &[&'a str]) -> &'a str {
     &first[..end]
 }
 
-/// How a set of names differs from the one that is wanted, in one line; none if it does not. `names` are elapid's name
-/// and the file's for each tensor.
+/// How a set of names differs from the expected one, in one line; none if it does not. `names` are elapid's name and the
+/// file's for each tensor.
 pub(super) fn difference(wanted: &BTreeSet<&str>, names: &[(&str, &str)]) -> Option<String> {
     let there: BTreeSet<&str> = names.iter().map(|(ours, _)| *ours).collect();
     let missing: Vec<&str> = wanted.difference(&there).copied().collect();
@@ -169,7 +169,7 @@ pub(super) fn list(names: &[&str], show: impl Fn(&&str) -> String) -> String {
     if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
-/// The name that differs least, if it differs in less than half.
+/// The most similar name, if at least half of it matches.
 fn closest<'a>(name: &str, among: &[&'a str]) -> Option<&'a str> {
     const TRIED: usize = 4096;
     let alike = |other: &&str| strsim::normalized_damerau_levenshtein(name, other);
@@ -177,7 +177,7 @@ fn closest<'a>(name: &str, among: &[&'a str]) -> Option<&'a str> {
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(alike, _)| *alike > 0.5).map(|(_, other)| other)
 }
 
-/// A prefix without which some names are among the missing ones, and how many.
+/// A prefix whose removal would give some of the missing names, and how many.
 fn partial_prefix<'a>(missing: &[&str], extra: &[&'a str]) -> Option<(&'a str, usize)> {
     let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
     for name in extra {
@@ -204,7 +204,7 @@ mod tests {
         HEAD,
     ];
 
-    /// Renames what `write` makes of elapid's names, and expects them back; gives the notices.
+    /// Renames elapid's names by `write`, checks that they are translated back, and returns the notices.
     fn back(names: &[&str], write: impl Fn(&str) -> String) -> Vec<String> {
         let stored: Vec<String> = names.iter().map(|name| write(name)).collect();
         let renaming = Renaming::to_own(stored.iter().map(String::as_str));

@@ -18,14 +18,14 @@ use crate::json;
 
 const FETCH_AGAIN: &str = "fetch or save the checkpoint again";
 
-/// Which shard has which tensor.
+/// The map from tensors to shards.
 type WeightMap = BTreeMap<String, String>;
 
 impl Checkpoint {
-    /// Opens a directory: reads the configuration and the headers; tensors are read when they are asked for.
+    /// Opens a directory: reads the configuration and the headers; tensors are read on demand.
     ///
     /// # Errors
-    /// If a file is missing, cut, or says what cannot be; the error names file and tensor.
+    /// If a file is missing, truncated or inconsistent; the error names file and tensor.
     pub fn open(dir: &Path) -> Result<Self> {
         directory(dir)
     }
@@ -65,7 +65,7 @@ pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
     Err(elsewhere::no_weights(dir))
 }
 
-/// A path that is no directory is named for what it is, before anything in it is looked for.
+/// If the path is not a directory, the error says what it is, before looking for files in it.
 fn check_directory(dir: &Path) -> Result<()> {
     let wrong = |got: &str, fix: String| {
         Err(CheckpointError::format(&dir.display().to_string(), "the directory of a model", got, fix))
@@ -181,7 +181,7 @@ pub(super) fn assemble(described: Configuration, files: Vec<Source>) -> Result<C
     put_together(described, files, headers, &renaming)
 }
 
-/// The headers of all files. One that cannot be read is named for what it is, if that can be seen.
+/// The headers of all files. For a file that cannot be read, the error says what it is, if it can be recognised.
 fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
     /// Enough of a file to recognise it by.
     const BEGINNING: usize = 1 << 16;
@@ -231,7 +231,7 @@ fn put_together(
     Ok(checkpoint)
 }
 
-/// A model whose head is its embedding may store it twice, if both are the same; one is then enough, under either name.
+/// A model with a tied head may store it twice, if both are equal; one of them is enough, under either name.
 fn check_tied(checkpoint: &mut Checkpoint) -> Result<()> {
     if !checkpoint.config.stack.model.tie_embeddings {
         return Ok(());

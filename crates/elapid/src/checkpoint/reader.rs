@@ -1,4 +1,4 @@
-//! An open checkpoint: where its tensors lie, and their values.
+//! An open checkpoint: the locations of its tensors, and their values.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// A model's configuration and weights, the weights still on the disk.
+/// A model's configuration and weights; the weights are still on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What the model is made of.
@@ -40,7 +40,7 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 pub(super) enum Bytes {
-    /// Read where they are asked for: a map of a file that another process cuts would end this one.
+    /// Read on demand and not memory mapped: if another process truncated a mapped file, this process would be killed.
     File(RegularFile),
     Static(&'static [u8]),
 }
@@ -48,7 +48,7 @@ pub(super) enum Bytes {
 impl Bytes {
     pub(super) fn len(&self) -> usize {
         match self {
-            // A file of more bytes than there are addresses is read up to its last address.
+            // A file larger than the address space is read up to the last address.
             Bytes::File(file) => usize::try_from(file.len()).unwrap_or(usize::MAX),
             Bytes::Static(bytes) => bytes.len(),
         }
@@ -80,11 +80,11 @@ impl Bytes {
     }
 }
 
-/// Where a tensor lies. Its range is inside the file, and as long as its shape and type say.
+/// The location of a tensor. Its range is inside the file and matches its shape and dtype.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) file: usize,
-    /// What the file calls it.
+    /// Its name in the file.
     pub(super) stored: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
@@ -113,7 +113,7 @@ impl Checkpoint {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// What was odd, but no error.
+    /// Notices that are not errors.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -121,7 +121,7 @@ impl Checkpoint {
     /// A tensor that elapid calls so as f32, row after row, from F32, F16, BF16 or F64 in the file.
     ///
     /// # Errors
-    /// If there is none of this name, its shape or dtype is another, or a value in it is not finite as f32.
+    /// If there is no tensor of this name, its shape or dtype differs, or a value is not finite as f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.places.of(name).read(shape, &mut |name, shape| self.stored(name, shape))
     }
@@ -136,10 +136,10 @@ impl Checkpoint {
         if finite { Ok(values) } else { Err(self.not_finite(name, entry, &values)?) }
     }
 
-    /// Checks that the tensors are the ones that a model has, in names, shapes and dtypes, before any is read.
+    /// Checks names, shapes and dtypes against those of a model before any tensor is read.
     ///
     /// # Errors
-    /// If any is missing, not expected, or of another shape; the error shows what is there.
+    /// If any is missing, unexpected, or of another shape; the error shows what was found.
     pub fn check_complete(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
         let places: Vec<_> = expected.iter().map(|(name, shape)| (self.places.of(name), shape)).collect();
         let mut parts = Vec::new();
@@ -178,7 +178,7 @@ impl Checkpoint {
 
     /// The error for a tensor with values that are not finite. It names other such tensors too.
     fn not_finite(&self, name: &str, entry: &Entry, values: &[f32]) -> Result<CheckpointError> {
-        // What cannot be read is not said of these.
+        // Tensors that cannot be read are not mentioned.
         let finite = |entry: &Entry| {
             self.check_entry(entry, &entry.shape).is_err() || self.decode(entry).map_or(true, |(_, finite)| finite)
         };
@@ -203,7 +203,7 @@ impl Checkpoint {
         }
     }
 
-    /// A tensor's values, and whether all are finite. Nothing of a dtype that is not read.
+    /// A tensor's values, and whether all are finite. Nothing for an unsupported dtype.
     pub(super) fn decode(&self, entry: &Entry) -> Result<(Vec<f32>, bool)> {
         let (bytes, range) = (&self.files[entry.file].bytes, entry.range.clone());
         match entry.dtype {
@@ -228,14 +228,14 @@ impl Checkpoint {
     }
 }
 
-pub(super) const MISSING: &str = "config.json and weights must be of one model";
+pub(super) const MISSING: &str = "config.json and weights must belong to the same model";
 
 fn decode_each<const N: usize>(
     bytes: &Bytes,
     range: Range<usize>,
     value: impl Fn([u8; N]) -> f32,
 ) -> Result<(Vec<f32>, bool)> {
-    // A block stays in the cache until it is checked, so that the check costs next to nothing.
+    // A block stays in cache until it is checked, so the check costs next to nothing.
     const BLOCK: usize = 4096;
     let (mut values, mut finite) = (bytes.room_for(range.len() / N)?, true);
     bytes.windows(range, |part| {

@@ -18,10 +18,10 @@ use crate::fault;
 use crate::files::{self, FileError, Staged, Unnamed, remove_abandoned};
 use crate::formats::Places;
 
-/// The dtype written. Precise parameters (`A_log`, `D`) are always F32: the recurrence needs their digits.
+/// The dtype written. Precise parameters (`A_log`, `D`) are always F32, because the recurrence needs their precision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SaveDtype {
-    /// 32 bits: what was trained, exactly.
+    /// 32 bits: exactly the trained values.
     #[default]
     F32,
     /// 16 bits, 11 of them significant; at most 65504.
@@ -33,14 +33,14 @@ pub enum SaveDtype {
 /// How a checkpoint is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaveOptions {
-    /// The type of the numbers.
+    /// The dtype of the values.
     pub dtype: SaveDtype,
-    /// Most bytes of tensors in a file; a larger model is cut into shards, a larger tensor has one of its own.
+    /// Maximum bytes of tensors per file; a larger model is split into shards, and a larger tensor has a shard of its own.
     pub max_shard_bytes: u64,
     /// Ids that end a text, for `generation_config.json`: those of the tokenizer
     /// ([`Tokenizer::end_ids`](crate::tokenizer::Tokenizer::end_ids)); `None`: the configuration's.
     pub end_ids: Option<Vec<u32>>,
-    /// What the model card says, `README.md`; `None`: none is written. A card that elapid did not write stays.
+    /// The contents of the model card, `README.md`; `None`: none is written. A card that elapid did not write stays.
     pub card: Option<Card>,
 }
 
@@ -59,7 +59,7 @@ impl SaveDtype {
         }
     }
 
-    /// The name that `config.json` has for it.
+    /// Its name in `config.json`.
     fn torch_name(self) -> &'static str {
         match self {
             SaveDtype::F32 => "float32",
@@ -75,7 +75,7 @@ impl SaveDtype {
         }
     }
 
-    /// Whether a finite number stays finite.
+    /// Whether a finite value stays finite.
     fn holds(self, x: f32) -> bool {
         match self {
             SaveDtype::F32 => x.is_finite(),
@@ -111,7 +111,7 @@ pub struct Named<'a> {
     pub shape: Vec<usize>,
     /// Its elements, row after row.
     pub values: &'a [f32],
-    /// Whether it is F32 whatever dtype is asked for: see [`Role::Precise`](crate::params::Role::Precise).
+    /// Whether it is F32 regardless of the dtype option: see [`Role::Precise`](crate::params::Role::Precise).
     pub precise: bool,
 }
 
@@ -129,19 +129,19 @@ impl Tensor<'_> {
     }
 }
 
-/// Writes a model's directory, made if there is none.
+/// Writes a model's directory, creating it if necessary.
 ///
-/// All files go to the disk under temporary names first; if that fails, the old checkpoint is as it was. Then they get
-/// their names in this order: shards, which are called after their content and so replace none of another checkpoint;
-/// `model.safetensors` or the index, with which the new weights replace the old ones in one step; `config.json`,
-/// `generation_config.json` and the model card. Last, what the new checkpoint does not use is removed. While only the
-/// weights change, as in training, a crash at any moment leaves the old checkpoint or the new one. Where the
-/// configuration changes too, a crash just before the last name can leave new weights beside the old configuration;
-/// sizes that differ are then found on opening.
+/// All files are first written to disk under temporary names; if that fails, the old checkpoint is unchanged. Then they are
+/// renamed in this order: shards, which are named after their content and so never replace those of another checkpoint;
+/// `model.safetensors` or the index, which replaces the old weights by the new ones in one step; `config.json`,
+/// `generation_config.json` and the model card. Finally, files that the new checkpoint does not use are removed. While only
+/// the weights change, as in training, a crash at any moment leaves the old checkpoint or the new one. If the configuration
+/// changes too, a crash just before the last rename can leave new weights beside the old configuration; sizes that differ
+/// are then detected on opening.
 ///
 /// # Errors
-/// If the configuration cannot be, a tensor's size is not its shape's, a number is not finite (in the type it is
-/// written in), or the disk refuses.
+/// If the configuration is impossible, a tensor's size does not match its shape, a value is not finite (in the dtype
+/// written), or writing fails.
 pub fn save<'a>(
     dir: &Path,
     config: &ModelConfig,
@@ -170,7 +170,7 @@ pub fn save<'a>(
         file.commit()?;
     }
     if sharded {
-        // A reader takes the single file where there is one.
+        // Readers prefer the single file if there is one.
         remove(&dir.join(SINGLE))?;
     }
     beside.into_iter().try_for_each(Staged::commit)?;
@@ -200,7 +200,7 @@ fn check<'a>(
         if let Some((at, x)) = data.iter().copied().enumerate().find(|(_, x)| !dtype.holds(*x)) {
             let fix =
                 if x.is_finite() { "save as BF16 or F32" } else { "the model has diverged: go back to an older one" };
-            let wanted = format!("numbers that are finite in {:?}", dtype.stored());
+            let wanted = format!("values that are finite in {:?}", dtype.stored());
             return Err(CheckpointError::tensor(&file, &name, wanted, format_args!("{x} at element {at}"), fix));
         }
         places.of(&name).write(&shape, data, &mut |name, shape, data| {
@@ -212,8 +212,8 @@ fn check<'a>(
     Ok(all)
 }
 
-/// Writes the weights under temporary names, in the order in which they are to get their names; gives the names too,
-/// without the index.
+/// Writes the weights under temporary names and returns them in the order of renaming, with the final names except the
+/// index.
 fn stage_weights(dir: &Path, tensors: &[Tensor], options: &SaveOptions) -> Result<(Vec<Staged>, Vec<String>)> {
     let shards = cut(tensors, options.max_shard_bytes);
     if let [all] = shards.as_slice() {
@@ -235,7 +235,7 @@ fn stage_weights(dir: &Path, tensors: &[Tensor], options: &SaveOptions) -> Resul
     Ok((files, names))
 }
 
-/// Cuts the tensors into runs of at most so many bytes, or of one tensor.
+/// Splits the tensors into runs of at most this many bytes, or of one tensor.
 fn cut<'t, 'a>(tensors: &'t [Tensor<'a>], max: u64) -> Vec<&'t [Tensor<'a>]> {
     let (mut shards, mut from, mut bytes) = (Vec::new(), 0, 0_u64);
     for (i, tensor) in tensors.iter().enumerate() {
@@ -288,8 +288,8 @@ fn stage_json(path: &Path, json: &Value) -> Result<Staged> {
     Ok(Staged::write(path, |file| writeln!(file, "{json:#}"))?)
 }
 
-/// Removes the files of an older checkpoint that the new one has no use for, if `save` wrote them: shards whose names
-/// have a hash, and an index of such shards. Those of others, as of a downloaded checkpoint, stay.
+/// Removes files of an older checkpoint that the new one does not use, if `save` wrote them: shards whose names have a hash,
+/// and an index of such shards. Files of other programs, such as a downloaded checkpoint, stay.
 fn remove_unused(dir: &Path, used: &[String]) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(FileError::io("read", dir))?;
     let single = used.iter().any(|name| name == SINGLE);

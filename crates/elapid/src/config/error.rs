@@ -12,21 +12,21 @@ pub enum ConfigError {
     Syntax {
         /// The file read.
         file: String,
-        /// The parser's words, with line and column.
+        /// The parser's message, with line and column.
         got: String,
-        /// What to do.
+        /// The fix.
         fix: String,
     },
-    /// A field has a value that cannot be.
+    /// A field has an impossible value.
     #[error("{file}: `{field}`: {what}; {fix}")]
     Field {
         /// The file read, or `model config` for one made in code.
         file: String,
-        /// The field, as the file names it.
+        /// The field, by its name in the file.
         field: String,
         /// What is wrong.
         what: String,
-        /// What to do.
+        /// The fix.
         fix: String,
     },
 }
@@ -57,7 +57,7 @@ impl ConfigError {
         Self::Field { file: file.into(), field, what, fix }
     }
 
-    /// The same error, about this file, which calls fields something else: names without their sections, and theirs.
+    /// The same error, about a file with other names of fields: pairs of a name without its section, and the file's name.
     pub(crate) fn in_file(self, file: &str, names: &[(&str, &str)]) -> ConfigError {
         let file = file.to_owned();
         match self {

@@ -1,7 +1,7 @@
-//! What a model is made of: the sizes and choices that `config.json` and `[model]` of a training config record.
+//! The configuration of a model: the sizes and choices in `config.json` and in `[model]` of a training config.
 //!
-//! The schema is that of a [stack](StackConfig) and of the layers in it, and knows no family; how other programs say the
-//! same is in [`formats`](crate::formats).
+//! The schema is that of a [stack](StackConfig) and of the layers in it, independent of any family. How other programs
+//! describe the same is in [`formats`](crate::formats).
 
 mod error;
 mod stack;
@@ -21,20 +21,20 @@ pub(crate) const NEOX_VOCAB: usize = 50277;
 /// A language model: its stack, its vocabulary and special tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Token ids that mean something. The embedding may have more rows: see [`ModelConfig::padded_vocab_size`].
+    /// Number of token ids in use. The embedding may have more rows: see [`ModelConfig::padded_vocab_size`].
     pub vocab_size: usize,
-    /// The layers and what is around them.
+    /// The layers, and the embedding, norms and head around them.
     pub stack: StackConfig,
     /// The token that begins a document.
     pub bos_token_id: Option<u32>,
     /// The token that ends a document.
     pub eos_token_id: Option<u32>,
-    /// The token that fills up a batch.
+    /// The token that pads a batch.
     pub pad_token_id: Option<u32>,
 }
 
 impl Default for ModelConfig {
-    /// A model of bytes, small enough to train on a laptop: 4 layers of Mamba-1 of width 128.
+    /// A byte-level model, small enough to train on a laptop: 4 layers of Mamba-1 of width 128.
     fn default() -> Self {
         let (d_model, n_layer) = (Size::new(128), Size::new(4));
         let model = ModelSettings { d_model, n_layer, pad_vocab_multiple: Size::new(1), ..ModelSettings::default() };
@@ -48,7 +48,7 @@ impl ModelConfig {
     /// before it), or `<d_model>x<n_layer>` (`256x8`), which has a vocabulary of 256 bytes until that is set.
     ///
     /// # Errors
-    /// If the name is neither, or names a size that cannot be.
+    /// If the name is neither, or the size is impossible.
     pub fn mamba1(name: &str) -> Result<Self, ConfigError> {
         const SIZES: [(&str, usize, usize); 5] =
             [("130m", 768, 24), ("370m", 1024, 48), ("790m", 1536, 48), ("1.4b", 2048, 48), ("2.8b", 2560, 64)];
@@ -95,10 +95,10 @@ impl ModelConfig {
         self.vocab_size.checked_next_multiple_of(self.stack.model.pad_vocab_multiple.get()).unwrap_or(self.vocab_size)
     }
 
-    /// Checks that such a model can exist; whether memory has room for it is asked when it is built.
+    /// Checks that such a model is possible; whether it fits into memory is checked when it is built.
     ///
     /// # Errors
-    /// The first field whose value cannot be: a range upside down, a number that is not finite, an id beyond the vocabulary.
+    /// The first field with an impossible value: a reversed range, a value that is not finite, an id beyond the vocabulary.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let error = |field: &str, wanted: &dyn fmt::Display, got: &dyn fmt::Display, fix: &str| {
             Err(ConfigError::field(IN_CODE, field, wanted, got, fix))

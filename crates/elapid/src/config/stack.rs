@@ -1,8 +1,8 @@
 //! A stack of layers, described by data: one schema for the `[model]` of a training config and for `config.json`.
 //!
-//! A model is a stack: names of layers repeated in a pattern, an optional feed-forward after each. A name has its settings
-//! in `[model.layer.NAME]`: the layer's kind (the name itself unless `kind` says another), the kind's own settings, and its
-//! placement in the stream.
+//! A model is a stack: a repeated pattern of layer names, with an optional feed-forward after each. A name has its settings
+//! in `[model.layer.NAME]`: the layer's kind (by default the name itself), the settings of that kind, and its placement in
+//! the stream.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -22,45 +22,46 @@ use crate::settings::{self, Auto, Count, Field, Problem, Settings, Size, comment
 use crate::{Error, Result};
 
 crate::settings! {
-    /// `[model]`: what is trained.
+    /// `[model]`: the model.
     pub struct ModelSettings {
         /// Width of the residual stream.
         d_model: Size = Size::new(256),
-        /// Number of layers. One Mamba block stands for about half a layer of a Transformer.
+        /// Number of layers. One Mamba block corresponds to about half a layer of a Transformer.
         n_layer: Size = Size::new(4),
-        /// Names of the layers, repeated to n_layer: ["mamba1"]. Each has its settings in [model.layer.NAME].
+        /// Names of the layers, repeated up to n_layer. Each has its settings in [model.layer.NAME].
         layers: Vec<String> = vec!["mamba1".into()],
-        /// Names of the feed-forward after each layer, repeated in the same way; "none" is no feed-forward. []: none at all.
+        /// Names of the feed-forward layers after each layer, repeated in the same way; "none" is no feed-forward. [] is
+        /// none at all.
         ffn: Vec<String> = Vec::new(),
         /// Norms: "rms", "rms1" (weight 1 + w), "layer", "layer-no-bias" or "none".
         norm: NormKind = NormKind::Rms,
         /// Added to the mean square or the variance in every norm.
         norm_eps: f32 = 1e-5,
-        /// "serial", or "parallel": a layer and its feed-forward read the same stream, each with a norm of its own (GPT-NeoX).
+        /// "serial", or "parallel": a layer and its feed-forward read the same stream, each with its own norm (GPT-NeoX).
         wiring: Wiring = Wiring::Serial,
         /// Factor of the embedding.
         embedding_scale: f32 = 1.0,
-        /// A norm after the embedding.
+        /// Norm after the embedding.
         embedding_norm: NormKind = NormKind::None,
         /// Positions added to the embedding: "none", "learned" or "sinusoidal".
         positions: PositionKind = PositionKind::None,
         /// Rows of the table of learned positions.
         max_positions: Count = Count::new(0),
-        /// The norm after the last layer; "auto": as the others.
+        /// Norm after the last layer; "auto" is the same as the others.
         norm_f: Auto<NormKind> = Auto::Auto,
-        /// Its epsilon; "auto": as the others'.
+        /// Its epsilon; "auto" is the same as norm_eps.
         norm_f_eps: Auto<f32> = Auto::Auto,
         /// Factor of the logits.
         logit_scale: f32 = 1.0,
-        /// Logits become c tanh(logits / c); 0 leaves them alone.
+        /// Soft cap c of the logits, which become c tanh(logits / c). 0 disables it.
         logit_softcap: f32 = 0.0,
         /// Whether the output layer is the embedding transposed.
         tie_embeddings: bool = true,
-        /// The embedding's rows are the tokenizer's vocabulary rounded up to a multiple of this.
+        /// The embedding has as many rows as the tokenizer's vocabulary, rounded up to a multiple of this.
         @init pad_vocab_multiple: Size = Size::new(8),
         /// Standard deviation of the embedding at initialisation.
         @init initializer_range: f32 = 0.02,
-        /// Whether initialisation divides the projections into the stream by the root of their number.
+        /// Whether initialisation divides the projections into the stream by the square root of their number.
         @init rescale_prenorm_residual: bool = true,
     }
 }
@@ -76,18 +77,18 @@ pub enum Place {
     Sum,
     /// On the layer's output, before it is added.
     Output,
-    /// Before the layer, and what is added to is the normed stream as well.
+    /// Before the layer, and the layer's output is added to the normed stream.
     Both,
 }
 
-/// Whether sublayers of one layer follow each other.
+/// How the mixer and the feed-forward of one layer are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wiring {
-    /// The feed-forward reads what the mixer added to.
+    /// The feed-forward reads the stream after the mixer.
     #[default]
     Serial,
-    /// Both read the same stream, each with a norm of its own, and both are added (GPT-NeoX).
+    /// Both read the same stream, each with its own norm, and both are added (GPT-NeoX).
     Parallel,
 }
 
@@ -98,23 +99,23 @@ pub enum PositionKind {
     /// None.
     #[default]
     None,
-    /// A table of parameters, a row a position.
+    /// A table of parameters, one row per position.
     Learned,
     /// Sines and cosines (Vaswani et al. 2017, section 3.5).
     Sinusoidal,
 }
 
 crate::settings! {
-    /// How every use of a name stands in the stream r: `r <- keep r + scale f(norm(r))`.
+    /// The placement of a name in the stream r: `r <- keep r + scale f(norm(r))`.
     pub struct Placement {
-        /// Where the norm stands: "before", "sum" (on the sum), "output" (on what is added), "both" (before, and what is
-        /// added to is normed too).
+        /// Place of the norm: "before" the layer, on the "sum", on the layer's "output", or "both" (before, and the output
+        /// is added to the normed stream).
         place: Place = Place::Before,
-        /// Factor of what the layer adds.
+        /// Factor of the layer's output.
         scale: f32 = 1.0,
-        /// Factor of what it is added to.
+        /// Factor of the stream that it is added to.
         keep: f32 = 1.0,
-        /// The norm of this name; "auto": the model's.
+        /// Norm of this name; "auto" is the model's norm.
         norm: Auto<NormKind> = Auto::Auto,
         /// Whether all uses of this name share one set of parameters.
         share: bool = false,
@@ -130,7 +131,7 @@ pub struct Named {
     pub placement: Placement,
 }
 
-/// A stack of layers: what `[model]` of a training config says.
+/// A stack of layers, as in `[model]` of a training config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StackConfig {
     /// The settings of the model.
@@ -151,10 +152,10 @@ struct UnknownKind {
 /// The word for no feed-forward in a pattern.
 const NONE: &str = "none";
 
-/// More layers than any model has: an upper bound, so that a hostile file cannot exhaust memory.
+/// Upper bound on the number of layers, so that a hostile file cannot exhaust memory.
 const MAX_LAYERS: usize = 1 << 16;
 
-/// Settings of Mamba-1 that stood in `[model]` itself before layers had names; they are still read there.
+/// Settings of Mamba-1 that were in `[model]` itself before layers had names, and are still read there.
 const FLAT_KIND: &str = "mamba1";
 
 impl Default for StackConfig {
@@ -170,9 +171,9 @@ impl StackConfig {
     /// Reads the table at `path`: keys of the model, of the layers under `layer`, and flat keys of Mamba-1.
     ///
     /// # Errors
-    /// An unknown key, or a value of the wrong kind, with its place. Kinds of layers that do not exist are reported last,
-    /// all of them at once, when everything else has been read and [checked](Self::check): nothing but them is wrong.
-    /// Their settings cannot be judged.
+    /// An unknown key, or a value of the wrong type, with its place. Kinds of layers that do not exist are reported last,
+    /// all of them in one error, when everything else has been read and [checked](Self::check): nothing else is wrong then.
+    /// Their settings cannot be checked.
     pub fn read(path: &str, value: Spanned<DeValue<'_>>) -> Result<Self, Problem> {
         let span = value.span();
         let DeValue::Table(mut table) = value.into_inner() else {
@@ -201,7 +202,7 @@ impl StackConfig {
         Err(unknown_kinds(path, &unknown))
     }
 
-    /// Adds the defaults of names in the pattern that have no settings of their own: they are kinds, or unknown.
+    /// Adds default settings for names in the pattern that have none; such names must be kinds, or are unknown.
     fn complete(&mut self, path: &str, unknown: &mut Vec<UnknownKind>) {
         let names: Vec<String> = self.names().map(str::to_owned).collect();
         for name in names {
@@ -242,12 +243,12 @@ impl StackConfig {
         self.named.get_mut(name)?.layer.settings_mut()
     }
 
-    /// How a name stands in the stream.
+    /// The placement of a name in the stream.
     pub fn placement(&self, name: &str) -> Placement {
         self.named.get(name).map(|named| named.placement.clone()).unwrap_or_default()
     }
 
-    /// How often the stream is added to.
+    /// Number of additions to the stream.
     pub fn additions(&self) -> usize {
         (0..self.model.n_layer.get()).map(|i| 1 + usize::from(self.layer(i).1.is_some())).sum()
     }
@@ -255,7 +256,7 @@ impl StackConfig {
     /// Checks what types do not.
     ///
     /// # Errors
-    /// The first setting whose value cannot be.
+    /// The first setting with an impossible value.
     pub fn check(&self, path: &str) -> Result<(), Problem> {
         let model = &self.model;
         let (n_layer, limit) = (model.n_layer.get(), format!("at most {MAX_LAYERS}"));
@@ -308,7 +309,7 @@ impl StackConfig {
         Ok(())
     }
 
-    /// Where layer `index` stands.
+    /// The place of layer `index`.
     pub fn at(&self, index: usize) -> At<'_> {
         At {
             d_model: self.model.d_model.get(),
@@ -358,7 +359,7 @@ impl StackConfig {
         text
     }
 
-    /// What follows `path` in the names of all settings, whether they only say how new weights are drawn, and their values.
+    /// For all settings: the name after `path`, whether it only affects how new weights are drawn, and the value.
     pub fn settings(&self) -> Vec<(String, bool, String)> {
         let listed = |prefix: &str, fields: &[Field], values: Vec<String>| -> Vec<(String, bool, String)> {
             let one = |(field, value): (&Field, String)| (format!("{prefix}{}", field.name), field.init, value);
@@ -374,7 +375,7 @@ impl StackConfig {
         all
     }
 
-    /// What each layer is, layers that are alike in one line: numbers of layers, mixer, feed-forward.
+    /// A summary of the layers, equal ones in one line: indices of layers, mixer, feed-forward.
     pub fn describe(&self) -> Vec<(String, String)> {
         let word = |name: &str| match self.named.get(name) {
             Some(named) if named.layer.kind() != name => format!("{name} ({})", named.layer.kind()),
@@ -466,7 +467,7 @@ impl Named {
     }
 }
 
-/// Moves flat keys of Mamba-1 to `layer.mamba1`; `family` names the layers.
+/// Moves flat keys of Mamba-1 to `layer.mamba1`; checks and drops the older key `family`, which named the layers.
 fn move_flat<'t>(path: &str, table: &mut DeTable<'t>, layers: &mut DeTable<'t>) -> Result<(), Problem> {
     let Some(flat) = LayerConfig::of(FLAT_KIND) else { return Ok(()) };
     if let Some((_, family)) = take(table, "family") {
@@ -485,7 +486,7 @@ fn move_flat<'t>(path: &str, table: &mut DeTable<'t>, layers: &mut DeTable<'t>) 
         let DeValue::Table(inner) = inner.get_mut() else { continue };
         if inner.insert(key, value).is_some() {
             let field = format!("{path}.{}", field.name);
-            let what = format!("it stands here and in {path}.layer.{FLAT_KIND}");
+            let what = format!("it is set here and in {path}.layer.{FLAT_KIND}");
             return Err(Problem { field, span: Some(span), what, fix: "say it once".into() });
         }
     }

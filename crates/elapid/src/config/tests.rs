@@ -104,7 +104,7 @@ fn parse_keys_of_both_layouts() {
     }
 }
 
-/// Names that other writers have for the same things.
+/// Synonyms used by other programs.
 #[test]
 fn synonyms_are_read() {
     let eps = |key: &str, text: &str| model(&parse(&with(text, key, json!(0.5)))).norm_eps;
@@ -133,14 +133,14 @@ fn synonyms_are_read() {
     parse(&with(&with(TINY, "norm_eps", json!(1e-5)), "activation", json!("swish")));
     let error = ModelConfig::parse(&with(TINY, "norm_eps", json!(0.5)), "f").unwrap_err().to_string();
     assert!(error.contains("`norm_eps`: wanted 0.00001, as `layer_norm_epsilon` says, got 0.5"), "{error}");
-    // An error has the name that the file has.
+    // An error uses the name in the file.
     for value in [json!(-1), json!("x")] {
         let error = ModelConfig::parse(&with(&bare, "norm_eps", value), "f").unwrap_err().to_string();
         assert!(error.contains("`norm_eps`: wanted"), "{error}");
     }
 }
 
-/// What flash-linear-attention and trainers write beside the model itself.
+/// Keys that flash-linear-attention and trainers write besides the model itself.
 #[test]
 fn bookkeeping_is_ignored_and_what_may_change_the_model_is_not() {
     let harmless = [
@@ -420,7 +420,7 @@ fn sizes_beyond_memory_are_found_without_memory() {
     config.validate().unwrap_err();
 }
 
-/// A model that no format of others can say is written in elapid's own schema alone.
+/// A model that no other format can express is written in elapid's own schema only.
 #[test]
 fn a_stack_of_ones_own_is_written_and_read() {
     let mut config = ModelConfig { vocab_size: 300, bos_token_id: Some(3), ..ModelConfig::default() };
@@ -514,7 +514,7 @@ proptest! {
         round_trip(&config);
     }
 
-    /// Bytes changed, cut out or put in: an error or a configuration that can be, never a panic.
+    /// Bytes changed, removed or inserted: an error or a possible configuration, never a panic.
     #[test]
     fn mutations_do_not_panic(
         which in 0..3_usize,

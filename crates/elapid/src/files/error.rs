@@ -4,39 +4,39 @@ use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong with a file.
+/// An error about a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
     /// The operating system refused.
     #[error("cannot {doing} {}: {source}; {}", path.display(), fix(source))]
     Io {
-        /// What was tried: `read`, `write`, `rename`.
+        /// The attempted operation: `read`, `write`, `rename`.
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,
     },
-    /// Something else has this name.
+    /// The name belongs to something that is not a regular file.
     #[error("cannot {doing} {}: it is {what}; give the path of a regular file", path.display())]
     NotAFile {
-        /// What was tried: `read` or `write`.
+        /// The attempted operation: `read` or `write`.
         doing: &'static str,
         /// What has the name.
         path: PathBuf,
         /// What it is: `a directory`, `a pipe`, `a device`, `a socket`.
         what: &'static str,
     },
-    /// A file of more bytes than any of its kind has.
+    /// A file larger than any file of its kind.
     #[error("cannot read {}: it has more than {}, the limit for such a file; check the path", path.display(), size(*limit))]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The most bytes that are read.
+        /// The maximum size in bytes.
         limit: u64,
     },
-    /// A file for which there is no memory.
+    /// A file that does not fit into memory.
     #[error("cannot read {}: its {bytes} bytes do not fit in memory; free some memory, or use a smaller file", path.display())]
     Memory {
         /// The file.
@@ -44,13 +44,13 @@ pub enum FileError {
         /// Its size.
         bytes: u64,
     },
-    /// A file that ended where it had not ended before.
+    /// A file that became shorter while it was open.
     #[error("cannot read {}: it became shorter while it was read; run the command again when nothing writes to it", path.display())]
     Shortened {
         /// The file.
         path: PathBuf,
     },
-    /// A file of elapid's own that is another, or was damaged.
+    /// A file that elapid did not write, or that was damaged.
     #[error("cannot read {}: {what}; write it again", path.display())]
     Damaged {
         /// The file.
@@ -91,7 +91,7 @@ impl FileError {
     }
 }
 
-/// What has a name, in words.
+/// What a name refers to, in words.
 pub(super) fn kind(data: &Metadata) -> &'static str {
     if data.is_dir() {
         return "a directory";

@@ -1,4 +1,4 @@
-//! Files: regular ones read with a limit or at positions, and outputs that are whole or not there.
+//! Files: regular files read with a limit or at positions, and outputs that are written completely or not at all.
 
 mod error;
 mod read;
@@ -13,13 +13,13 @@ pub(crate) use write::{Staged, Unnamed, remove_abandoned};
 pub use write::{atomic_write, check_output, is_temporary, remove_temporaries};
 pub use write_tensors::{Elements, write_tensors};
 
-/// The most bytes that are read of files whose size says nothing about their use.
+/// Maximum sizes of files that are read whole.
 pub mod limit {
-    /// Of a configuration: `config.json` and its neighbours, an index of shards, settings in TOML.
+    /// Maximum size of a configuration: `config.json` and its neighbours, an index of shards, settings in TOML.
     pub const CONFIG: u64 = 256 << 20;
-    /// Of a `tokenizer.json`; the largest published ones have some 40 MB.
+    /// Maximum size of a `tokenizer.json`; the largest published ones have some 40 MB.
     pub const TOKENIZER: u64 = 512 << 20;
-    /// Of text, token ids or metrics that are held in memory.
+    /// Maximum size of text, token ids or metrics that are held in memory.
     pub const TEXT: u64 = 4 << 30;
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{FileError, kind};
 
-/// A regular file, open for reading at any position. Reads share no position: one file serves several threads.
+/// A regular file, open for reading at any position. Reads share no position, so several threads can use one file.
 #[derive(Debug)]
 pub struct RegularFile {
     file: File,
@@ -15,8 +15,8 @@ pub struct RegularFile {
 }
 
 impl RegularFile {
-    /// Opens a regular file. Anything else that has the name is refused without being read: a pipe would wait for its
-    /// writer, a device may have no end.
+    /// Opens a regular file. Anything else of that name is refused without being read: a pipe would block until it has a
+    /// writer, and a device may have no end.
     ///
     /// # Errors
     /// If there is no such file, it is not a regular one, or it may not be read.
@@ -25,7 +25,7 @@ impl RegularFile {
         Ok(Self { file, path: path.to_owned(), len: data.len() })
     }
 
-    /// The file itself, at its beginning, for a reader of streams.
+    /// The file itself, at its beginning, for a streaming reader.
     pub fn into_file(self) -> File {
         self.file
     }
@@ -48,7 +48,7 @@ impl RegularFile {
     /// Fills `bytes` from position `at` on.
     ///
     /// # Errors
-    /// If the file ends before that, as one that another process cuts, or cannot be read.
+    /// If the file ends before that, such as one that another process truncates, or cannot be read.
     pub fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), FileError> {
         read_exact_at(&self.file, bytes, at).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => FileError::Shortened { path: self.path.clone() },
@@ -56,7 +56,7 @@ impl RegularFile {
         })
     }
 
-    /// All of its bytes, at most `limit`.
+    /// All of its bytes, up to `limit`.
     ///
     /// # Errors
     /// As [`read`].
@@ -82,7 +82,7 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
     text.map_err(|error| FileError::NotText { path: path.to_owned(), at: error.utf8_error().valid_up_to() })
 }
 
-/// The bytes of a regular file or of what comes through a pipe (`<(command)`), at most `limit`. A pipe is read to its end.
+/// The bytes of a regular file or of a pipe (`<(command)`), at most `limit`. A pipe is read to its end.
 ///
 /// # Errors
 /// As [`read`].
@@ -91,7 +91,7 @@ pub fn read_file_or_pipe(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> 
     if !is_pipe(&data) {
         return read(path, limit);
     }
-    // Waits for the writer, as every reader of a pipe does.
+    // Blocks until the pipe has a writer, as for every reader of a pipe.
     let file = File::open(path).map_err(FileError::io("read", path))?;
     let data = file.metadata().map_err(FileError::io("read", path))?;
     if !is_pipe(&data) {
@@ -100,8 +100,8 @@ pub fn read_file_or_pipe(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> 
     read_whole(&file, path, 0, limit)
 }
 
-/// Opens what is `wanted`, looked at before it is opened, for opening some devices does something already, and again
-/// on the open file, which another may have replaced in between.
+/// Opens a file of the `wanted` kind. The kind is checked before opening, since opening some devices has side effects, and
+/// again on the open file, which may have been replaced in between.
 fn open(path: &Path, wanted: &dyn Fn(&Metadata) -> bool) -> Result<(File, Metadata), FileError> {
     let error = || FileError::io("read", path);
     let check = |data: Metadata| match wanted(&data) {
@@ -113,7 +113,7 @@ fn open(path: &Path, wanted: &dyn Fn(&Metadata) -> bool) -> Result<(File, Metada
     options.read(true);
     #[cfg(unix)]
     {
-        // Does not wait for the writer of a pipe that has taken the file's place.
+        // Does not block if a pipe has taken the file's place.
         use std::os::unix::fs::OpenOptionsExt;
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
     }
@@ -122,8 +122,8 @@ fn open(path: &Path, wanted: &dyn Fn(&Metadata) -> bool) -> Result<(File, Metada
     Ok((file, data))
 }
 
-/// Reads to the end. `expected` bytes are made room for; a file may grow while it is read, or say that it has none as
-/// those of `/proc` do.
+/// Reads to the end. Reserves `expected` bytes; a file may grow while it is read, or report a size of 0, as those of `/proc`
+/// do.
 fn read_whole(file: &File, path: &Path, expected: u64, limit: u64) -> Result<Vec<u8>, FileError> {
     let too_large = || FileError::TooLarge { path: path.to_owned(), limit };
     if expected > limit {
@@ -191,7 +191,7 @@ mod tests {
         fs::write(&path, [7; 11]).unwrap();
         let error = read(&path, 10).unwrap_err();
         assert!(matches!(error, FileError::TooLarge { limit: 10, .. }), "{error}");
-        // A file of holes costs neither time nor memory.
+        // A sparse file costs neither time nor memory.
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         assert!(matches!(read(&path, 1 << 20), Err(FileError::TooLarge { .. })));
     }
@@ -234,7 +234,7 @@ mod tests {
         let pipe = super::super::testing::pipe(dir.path(), "pipe");
         for (limit, whole) in [(200_000, true), (199_999, false)] {
             let to = pipe.clone();
-            // The pipe closes when the reader has had enough: the rest of the write fails.
+            // The pipe closes when the reader has reached its limit, and the rest of the write fails.
             let writer = std::thread::spawn(move || fs::write(to, vec![b'x'; 200_000]).ok());
             match read_file_or_pipe(&pipe, limit) {
                 Ok(bytes) => assert!(whole && bytes.len() == 200_000),

@@ -9,25 +9,25 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{FileError, RegularFile};
 
-/// A safetensors file of elapid's own, a state or an optimiser's moments, open for reading.
+/// A safetensors file written by elapid (a state or an optimiser's moments), open for reading.
 ///
-/// Checkpoints, which come from anywhere, have a reader of their own with errors that say more.
+/// Checkpoints, which may come from anywhere, have a separate reader with more detailed errors.
 #[derive(Debug)]
 pub struct TensorFile {
     file: RegularFile,
     header: Metadata,
     notes: HashMap<String, String>,
-    /// Where the tensors' bytes begin.
+    /// Offset of the tensors' bytes.
     start: u64,
 }
 
 impl TensorFile {
-    /// Opens a file and reads its header. Every tensor lies inside the file and is as long as its shape says.
+    /// Opens a file and reads its header. Every tensor is inside the file and has the size of its shape.
     ///
     /// # Errors
-    /// If it is no regular file, cannot be read, or is no safetensors file.
+    /// If it is not a regular file, cannot be read, or is not a safetensors file.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        /// The longest header that the format allows, in bytes.
+        /// Maximum size of a header in the format, in bytes.
         const MAX_HEADER: u64 = 100_000_000;
         let file = RegularFile::open(path)?;
         let damaged = |what: &str| FileError::Damaged { path: path.to_owned(), what: what.to_owned() };
@@ -85,7 +85,7 @@ fn fits(info: &TensorInfo, available: u64) -> bool {
 }
 
 impl RegularFile {
-    /// Bytes read at a time: few enough to stay in a core's cache until they are decoded.
+    /// Bytes read at a time, small enough to stay in a core's cache until they are decoded.
     const WINDOW: u64 = 256 << 10;
 
     /// The bytes of a short range.

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::{FileError, atomic_write};
 
-/// Elements that are turned into bytes at a time.
+/// Elements converted to bytes at a time.
 const PART: usize = 4096;
 
-/// A tensor of f32 to write: its elements, as many as its shape has, by row.
+/// A tensor of f32 to write, with its elements by row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Elements {
     /// Its name in the file.
@@ -22,13 +22,13 @@ pub struct Elements {
     pub data: Vec<f32>,
 }
 
-/// Writes a safetensors file of elapid's own, whole or not at all. Equal notes and tensors give equal bytes: notes are
-/// ordered by key, tensors as they come.
+/// Writes a safetensors file, completely or not at all. Equal notes and tensors give equal bytes: notes are ordered by key,
+/// tensors keep their order.
 ///
 /// The `safetensors` crate keeps notes in a hash map, whose order differs from process to process.
 ///
 /// # Errors
-/// If the file cannot be written; an older file of that name is then still whole.
+/// If the file cannot be written; an older file of that name is then unchanged.
 pub fn write_tensors(path: &Path, notes: &BTreeMap<String, String>, tensors: &[Elements]) -> Result<(), FileError> {
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!(notes))]);
     let mut offset = 0;

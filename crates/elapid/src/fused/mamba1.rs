@@ -28,7 +28,7 @@ impl FusedStep for kernel::Step {
     }
 }
 
-/// The step of a model whose layers are all Mamba-1 blocks as published, with sizes that suit the kernel.
+/// The fused step of a model whose layers are all Mamba-1 blocks in the published form, in sizes that the kernel supports.
 pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>> {
     let (Device::Cuda(gpu), DType::Bf16) = (model.device(), model.dtype()) else { return Ok(None) };
     let (b, v) = (state.rows(), model.config().padded_vocab_size());
@@ -54,7 +54,7 @@ pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> R
     Ok(Some(Box::new(kernel::Step::new(gpu, dims, &whole, ids)?)))
 }
 
-/// The weights and states of one layer, if the kernel computes all that it does; the sizes lack batch and vocabulary.
+/// The weights and states of one layer, if the kernel supports it; the sizes lack batch and vocabulary.
 fn layer<'a>(
     mamba: &Mamba1,
     params: &'a Params,

@@ -1,4 +1,4 @@
-//! Whole-model decoding steps in few launches: the only place that asks which family a layer is.
+//! Decoding steps of a whole model in few launches: the only place that depends on the family of a layer.
 //!
 //! A plan looks at a model, its device, dtype and sizes, and either builds a step for it or declines. A decoder asks the
 //! plans in order ([`plan`]) and otherwise captures the model's operations as a graph.
@@ -16,10 +16,11 @@ use crate::state::State;
 
 pub(crate) use step::FusedStep;
 
-/// Builds the step of a model that reads the ids in a buffer and updates a state; none if it is not this plan's model.
+/// Builds the step of a model that reads the ids in a buffer and updates a state; none if the plan does not support the
+/// model.
 type Plan = fn(&LanguageModel, &State, &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>>;
 
-/// One line a family.
+/// One line per family.
 const PLANS: &[Plan] = &[mamba1::plan];
 
 /// The fused step of a model, if a plan has one.

@@ -1,4 +1,4 @@
-//! What a fused step is.
+//! The trait of fused steps.
 
 use elapid_kernels::cuda::Buffer;
 

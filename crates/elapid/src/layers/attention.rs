@@ -23,13 +23,13 @@ use crate::state::{CacheSpec, LayerState, Slot, StateSpec};
 crate::settings! {
     /// Causal softmax attention.
     pub struct Settings {
-        /// Heads of queries.
+        /// Number of query heads.
         heads: Size = Size::new(8),
-        /// Heads of keys and values, each shared by heads / kv_heads of queries; "auto": as many as heads.
+        /// Number of key and value heads, each shared by heads / kv_heads query heads; "auto" is heads.
         kv_heads: Auto<Size> = Auto::Auto,
-        /// Columns of a head; "auto": d_model / heads.
+        /// Columns per head; "auto" is d_model / heads.
         head_dim: Auto<Size> = Auto::Auto,
-        /// Positions that each sees, itself among them; 0: all before it.
+        /// Sliding window: number of positions that each position sees, including itself. 0: all before it.
         window: Count = Count::new(0),
         /// Of the window, every so many: distances 0, r, ..., (window - 1) r (Ding et al. 2023).
         dilation: Size = Size::new(1),
@@ -43,7 +43,7 @@ crate::settings! {
         rope: Rope = Rope::Halves,
         /// Base of the rotary frequencies.
         rope_base: f32 = 10000.0,
-        /// Columns of a head that are rotated, from the first on; "auto": all.
+        /// Number of leading columns per head that are rotated; "auto" is all.
         rotary_dim: Auto<Count> = Auto::Auto,
         /// Change of the frequencies for texts longer than those of training: "none", "linear", "ntk", "llama3", "yarn".
         rope_scaling: RopeScaling = RopeScaling::None,
@@ -72,7 +72,7 @@ crate::settings! {
     }
 }
 
-/// Which columns rotary positions turn together.
+/// Which columns rotary positions rotate together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rope {
@@ -103,7 +103,7 @@ pub struct Attention {
     head_dim: usize,
     sizes: ops::Attention,
     rotary: Option<Rotary>,
-    /// To queries, keys and values side by side, `[(h + 2g) c, d]`.
+    /// Projection to queries, keys and values, packed, `[(h + 2g) c, d]`.
     qkv: Linear,
     /// `[d h c]`.
     out_proj: Linear,

@@ -31,23 +31,23 @@ crate::settings! {
     pub struct Settings {
         /// State elements per channel: the N of the paper.
         d_state: Size = Size::new(16),
-        /// Taps of the causal convolution, the current position among them.
+        /// Taps of the causal convolution, including the current position.
         d_conv: Size = Size::new(4),
         /// Channels inside a block, in units of d_model, ...
         expand: Size = Size::new(2),
         /// ... or their number; "auto" is expand * d_model.
         d_inner: Auto<Size> = Auto::Auto,
-        /// Rank of the projection that makes the step sizes, or "auto" for d_model / 16, rounded up. 0: constants.
+        /// Rank of the projection that makes the step sizes Δ; "auto" is d_model / 16, rounded up. 0: Δ is constant.
         dt_rank: Auto<Count> = Auto::Auto,
         /// Which of Δ, B and C depend on the input; the others are learned constants. [] is a time-invariant system.
         selective: Selective = Selective::default(),
-        /// How A is initialised: "arange", -(n + 1) for n from 0; "half", -1/2; "exp-normal", -exp(x) with normal x.
+        /// Initial A: "arange" is -(n + 1) for n from 0, "half" is -1/2, "exp-normal" is -exp(x) with normal x.
         @init a_init: AInit = AInit::Arange,
-        /// Whether the scan's output is multiplied by silu(z), z a projection of the block's input.
+        /// Whether the scan's output is multiplied by silu(z), where z is a projection of the block's input.
         gate: bool = true,
         /// Whether the convolution has a bias.
         conv_bias: bool = true,
-        /// Whether the projections in and out of a block have one.
+        /// Whether the projections into and out of a block have biases.
         proj_bias: bool = false,
         /// Initial step sizes are log-uniform from this ...
         @init dt_min: f32 = 1e-3,
@@ -59,22 +59,22 @@ crate::settings! {
         @init dt_scale: f32 = 1.0,
         /// ... which is "random" (uniform) or "constant".
         @init dt_init: DtInit = DtInit::Random,
-        /// How the continuous system becomes a recurrence: "exp-euler" (the released models), "zoh" or "bilinear".
+        /// Discretisation of the continuous system: "exp-euler" (the released models), "zoh" or "bilinear".
         discretisation: Rule = Rule::default(),
     }
 }
 
-/// Which of Δ, B and C are functions of the input; the others are parameters (Mamba, table 7; none: an LTI system).
+/// Which of Δ, B and C depend on the input; the others are parameters (Mamba, table 7; none: an LTI system).
 ///
-/// A constant B or C is one vector `[n]` for all channels, as a selective one is at every position. In files it is a list of
+/// A constant B or C is one vector `[n]` for all channels, like a selective one at each position. In files this is a list of
 /// names, `["delta", "B", "C"]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Selective {
     /// Δ, the step sizes.
     pub delta: bool,
-    /// B, what enters the state.
+    /// B, the input matrix.
     pub b: bool,
-    /// C, what is read from it.
+    /// C, the output matrix.
     pub c: bool,
 }
 
@@ -110,7 +110,7 @@ impl<'de> Deserialize<'de> for Selective {
     }
 }
 
-/// How A is initialised, the same in every channel but for the last (Mamba, table 8).
+/// How A is initialised (Mamba, table 8). The same in every channel, except for the last variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AInit {
@@ -139,7 +139,7 @@ pub enum DtInit {
     Constant,
 }
 
-/// How the continuous system becomes a recurrence; in files by its name.
+/// The discretisation; in files by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rule(pub Discretisation);
 
@@ -172,13 +172,13 @@ pub struct Mamba1 {
     pub(crate) d_conv: usize,
     pub(crate) dt_rank: usize,
     pub(crate) rule: Discretisation,
-    /// To x and the gate z side by side, or to x alone.
+    /// Projection to x and the gate z, packed, or to x alone.
     pub(crate) in_proj: Linear,
     /// Taps `[ed 1 k]` and bias `[ed]`.
     pub(crate) conv1d: (ParamId, Option<ParamId>),
-    /// To Δ before its projection, B and C side by side: those that depend on the input.
+    /// Projection to Δ before its own projection, B and C, packed: those of them that depend on the input.
     pub(crate) x_proj: Option<Linear>,
-    /// From rank r to Δ; none if Δ is a constant.
+    /// Projection from rank r to Δ; none if Δ is constant.
     pub(crate) dt_proj: Option<Linear>,
     /// Added to Δ before the softplus, `[ed]`.
     pub(crate) dt_bias: ParamId,
@@ -190,10 +190,10 @@ pub struct Mamba1 {
     pub(crate) out_proj: Linear,
 }
 
-/// Where B or C comes from.
+/// The source of B or C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Columns of what x_proj returns, from this one on: selective.
+    /// Columns of x_proj's output, starting here: selective.
     Columns(usize),
     /// A parameter `[n]`, the same at every position.
     Constant(ParamId),
@@ -256,7 +256,7 @@ impl Settings {
             r => Some(p.linear("dt_proj", [ed, r], &self.dt_weight(r), Bias::No)?),
         };
         let dt_bias = p.param("dt_proj.bias", &[ed], &self.dt_bias(), Traits::VECTOR)?;
-        // As S4D begins (Gu et al. 2022): B = 1, C normal.
+        // As in S4D's initialisation (Gu et al. 2022): B = 1, C normal.
         let b = match selective.b {
             true => Source::Columns(r),
             false => Source::Constant(p.param("B", &[n], &Init::Constant(1.0), Traits::VECTOR)?),
@@ -370,7 +370,7 @@ impl Layer for Mamba1 {
         let halves = 1 + u64::from(self.gate);
         let constants = [self.b, self.c].iter().filter(|source| matches!(source, Source::Constant(_))).count() as u64;
         let products = d * halves * ed + ed * (r + (2 - constants) * n) + r * ed + ed * d;
-        // A state element: ΔA, exp, ΔB u, and two fused multiply-adds; a channel: softplus, Δu, D u, gate.
+        // Per state element: ΔA, exp, ΔB u, and two fused multiply-adds. Per channel: softplus, Δu, D u, gate.
         let scan = ed * n * 7 + ed * 12;
         let biases = self.in_proj.bias().map_or(0, |_| halves * ed) + self.out_proj.bias().map_or(0, |_| d);
         let conv_bias = self.conv1d.1.map_or(0, |_| ed);
@@ -394,7 +394,7 @@ impl Mamba1 {
     }
 }
 
-/// Δ as the scan has it, softplus(Δ + bias), on the CPU.
+/// Δ inside the scan, softplus(Δ + bias), on the CPU.
 fn step_sizes(delta: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (mut values, bias) = (delta.to_vec()?, bias.to_vec()?);
     for row in values.chunks_mut(bias.len()) {

@@ -1,4 +1,4 @@
-//! The feed-forward layer: a projection to a wider space, an activation, perhaps a gate, a projection back.
+//! The feed-forward layer: a projection to a wider space, an activation, an optional gate, and a projection back.
 //!
 //! y = W₂ f(W₁ x), or with a gate y = W₂ (f(W x) ⊙ V x) (Shazeer 2020, arXiv 2002.05202: SwiGLU with silu, GeGLU with gelu).
 
@@ -17,11 +17,11 @@ use crate::state::LayerState;
 crate::settings! {
     /// A feed-forward layer.
     pub struct Settings {
-        /// Width inside, or "auto": 4 d_model without a gate; 8/3 d_model, rounded up to a multiple of 8, with one.
+        /// Inner width; "auto" is 8/3 d_model with a gate, rounded up to a multiple of 8, and 4 d_model without.
         width: Auto<Size> = Auto::Auto,
-        /// The activation: "silu", "gelu", "gelu-tanh", "relu", "squared-relu".
+        /// Activation: "silu", "gelu", "gelu-tanh", "relu", "squared-relu".
         activation: Activation = Activation::Silu,
-        /// Factor of what the activation reads: with a gate y = W₂ (f(a W x) ⊙ V x) (Falcon-H1).
+        /// Factor a of the activation's input: with a gate, y = W₂ (f(a W x) ⊙ V x) (Falcon-H1).
         activation_scale: f32 = 1.0,
         /// Whether a second projection of the input gates the activation: SwiGLU with silu, GeGLU with gelu.
         gate: bool = true,
@@ -62,7 +62,7 @@ pub struct Mlp {
     activation: Function,
     activation_scale: f32,
     gate: bool,
-    /// `[2 width d]` with a gate, its rows those of W and then of V; else `[width d]`.
+    /// `[2 width d]` with a gate, the rows of W before those of V; else `[width d]`.
     up: Linear,
     /// `[d width]`.
     down: Linear,

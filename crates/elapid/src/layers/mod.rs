@@ -1,4 +1,4 @@
-//! The registry of layers: a file a family, a line here each.
+//! The registry of layers: one file per family, and a word for each here.
 //!
 //! A layer's file has its `Settings` (documentation, defaults, `check`, `resolved`, `build`, `small` for the tests that every layer
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
@@ -66,7 +66,7 @@ macro_rules! layers {
                 match self { $( Self::$kind(settings) => (settings as &dyn Any).downcast_ref(), )+ }
             }
 
-            /// The settings themselves, to change.
+            /// The settings themselves, mutable.
             pub fn settings_mut<S: Any>(&mut self) -> Option<&mut S> {
                 match self { $( Self::$kind(settings) => (settings as &mut dyn Any).downcast_mut(), )+ }
             }
@@ -95,7 +95,7 @@ macro_rules! layers {
             /// Checks what the types of the settings do not.
             ///
             /// # Errors
-            /// The first setting whose value cannot be.
+            /// The first setting with an impossible value.
             pub fn check(&self, at: &At<'_>) -> Result<(), Problem> {
                 match self { $( Self::$kind(settings) => settings.check(at), )+ }
             }

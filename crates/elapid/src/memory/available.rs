@@ -1,9 +1,9 @@
-//! What the system has left.
+//! How much memory the system has left.
 
 use super::shortage::Available;
 
-/// What this process can still take: the least of what the system has free, swap space included, what its control groups
-/// leave, and its limits (`ulimit`). `None` where the system does not say.
+/// How much memory this process can still allocate: the minimum of the system's free memory including swap, what its control
+/// groups leave, and its limits (`ulimit`). `None` if the system does not report it.
 pub fn available() -> Option<Available> {
     #[cfg(target_os = "linux")]
     {
@@ -34,7 +34,7 @@ mod linux {
         [of_system, of_group, of_address_space()].into_iter().flatten().min_by_key(|available| available.bytes)
     }
 
-    /// Bytes that the system can give without swapping, and free swap space.
+    /// Bytes available without swapping, and free swap space.
     fn of_system(meminfo: &str) -> (Option<u64>, u64) {
         let field = |name: &str| {
             let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -51,7 +51,7 @@ mod linux {
         Some(Available { bytes: limit.saturating_sub(used), limit: "the limit on address space, ulimit -v" })
     }
 
-    /// The least that a control group of this process, or one around it, leaves.
+    /// The minimum that the control groups of this process and their parents leave.
     fn of_groups(groups: &str, root: &Path, swap: u64) -> Option<u64> {
         let line = |line: &str| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -59,7 +59,7 @@ mod linux {
             let path = path.trim_start_matches('/');
             match controllers {
                 "" => Some((root.join(path), root.to_owned(), true)),
-                // The first version has a tree for each controller.
+                // Version 1 has a tree for each controller.
                 _ if controllers.split(',').any(|name| name == "memory") => {
                     let root = root.join("memory");
                     Some((root.join(path), root, false))
@@ -68,7 +68,7 @@ mod linux {
             }
         };
         let left = |(group, root, unified): (PathBuf, PathBuf, bool)| {
-            // A container sees its own group as the root, under the name that it has outside.
+            // A container sees its own group as the root, but under its outside name.
             let around = group.ancestors().filter(|dir| dir.starts_with(&root)).chain([root.as_path()]);
             around.filter_map(|dir| if unified { of_unified(dir, swap) } else { of_first(dir) }).min()
         };
@@ -93,7 +93,7 @@ mod linux {
         Some(limit.saturating_sub(used))
     }
 
-    /// Bytes of files that the system drops when it needs the memory.
+    /// Bytes of cached files that the system can drop.
     fn file_pages(dir: &Path, names: [&str; 2]) -> u64 {
         let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
         let field = |line: &str| line.split_once(' ').filter(|(name, _)| names.contains(name))?.1.parse::<u64>().ok();

@@ -1,4 +1,4 @@
-//! How much memory there is, and what a piece of work takes of it, known before anything is allocated.
+//! Available memory, and the memory that work needs, computed before anything is allocated.
 
 mod available;
 mod needs;

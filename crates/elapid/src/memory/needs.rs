@@ -1,13 +1,13 @@
-//! What a piece of work takes.
+//! Memory needed by a piece of work.
 
 use super::available::available;
 use super::shortage::{Available, Shortage, size};
 use crate::{Device, Error, Result};
 
-/// What a piece of work takes, part by part.
+/// Memory needed by a piece of work, part by part.
 ///
-/// Parts are computed from shapes and are what is surely needed at the same time, not the most that ever is: what is
-/// refused could not have run.
+/// Parts are computed from shapes. They are a lower bound on what is needed at the same time, so work that is refused could
+/// not have run.
 #[derive(Debug, Clone, Default)]
 pub struct Needs(Vec<Part>);
 
@@ -15,12 +15,12 @@ pub struct Needs(Vec<Part>);
 struct Part {
     what: &'static str,
     bytes: u128,
-    /// Settings that make it smaller.
+    /// Settings that reduce it.
     lower: String,
 }
 
 impl Needs {
-    /// The same with another part of `count` elements of `size` bytes, which gets smaller with the settings `lower`.
+    /// The same with another part of `count` elements of `size` bytes, which the settings `lower` reduce.
     #[must_use]
     pub fn and(mut self, what: &'static str, count: u128, size: u32, lower: &str) -> Self {
         self.0.push(Part { what, bytes: count.saturating_mul(size.into()), lower: lower.to_owned() });
@@ -34,7 +34,7 @@ impl Needs {
         self
     }
 
-    /// All bytes.
+    /// Total bytes.
     pub fn bytes(&self) -> u128 {
         self.0.iter().fold(0, |sum, part| sum.saturating_add(part.bytes))
     }
@@ -42,12 +42,12 @@ impl Needs {
     /// Checks that it fits into what the system has left.
     ///
     /// # Errors
-    /// If it does not: with both sizes, the parts, and the settings that lower the largest one.
+    /// If it does not; the error has both sizes, the parts, and the settings that reduce the largest one.
     pub fn check(&self) -> Result<()> {
         self.check_against(available())
     }
 
-    /// Checks that it fits into the memory of a device: of a GPU, all that it has.
+    /// Checks that it fits into the memory of a device; for a GPU, its total memory.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -69,7 +69,7 @@ impl Needs {
         let mut parts: Vec<&Part> = self.0.iter().filter(|part| part.bytes > 0).collect();
         parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
         let list: Vec<String> = parts.iter().map(|part| format!("{} {}", part.what, size(part.bytes))).collect();
-        // Those of every part that is too large by itself, else those of the largest.
+        // The settings of every part that is too large by itself, else those of the largest part.
         let alone = parts.iter().filter(|part| part.bytes > most).count().max(1);
         let mut lower: Vec<&str> = Vec::new();
         for part in parts.iter().take(alone) {
@@ -101,7 +101,7 @@ mod tests {
             "this takes at least 4.40 TB of memory, and 8.00 GB are available (free memory): activations 4.40 TB, \
              parameters 4.19 MB; lower train.batch or data.length"
         );
-        assert!(needs.check_against(None).is_ok(), "a system that does not say");
+        assert!(needs.check_against(None).is_ok(), "a system that does not report it");
         let both = needs.check_against(Some(Available { bytes: 9, limit: "" })).unwrap_err().to_string();
         assert!(both.ends_with("lower train.batch or data.length, and model.d_model"), "{both}");
         let beyond = Needs::default().and("x", u128::MAX, 4, "it").check_against(None).unwrap_err().to_string();

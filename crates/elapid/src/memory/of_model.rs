@@ -1,17 +1,17 @@
-//! What a model takes.
+//! Memory needed by a model.
 
 use super::needs::Needs;
 use crate::config::ModelConfig;
 use crate::{DType, LanguageModel};
 
 impl Needs {
-    /// What the parameters of a model take in f32.
+    /// Memory of a model's parameters in f32.
     pub fn of_parameters(config: &ModelConfig) -> Self {
         Self::default().and("parameters", parameters(config), 4, SIZES)
     }
 }
 
-/// What sets the number of parameters.
+/// Settings that determine the number of parameters.
 const SIZES: &str = "the model's sizes (vocabulary, width, layers, state)";
 
 fn parameters(config: &ModelConfig) -> u128 {
@@ -19,8 +19,8 @@ fn parameters(config: &ModelConfig) -> u128 {
 }
 
 impl LanguageModel {
-    /// What a pass without gradients takes beside the parameters: `b` rows of `l` positions; `lower` are the settings of
-    /// these two.
+    /// Memory of a pass over `b` rows of `l` positions without gradients, besides the parameters; `lower` names the settings
+    /// of b and l.
     pub fn needs_of_pass(&self, b: usize, l: usize, lower: &str) -> Needs {
         let (b, size) = (b as u128, self.dtype().bytes() as u32);
         let positions = b.saturating_mul(l as u128);
@@ -32,8 +32,8 @@ impl LanguageModel {
         )
     }
 
-    /// What training takes beside the parameters: gradients, the optimiser's moments, and what is kept of `b` rows of `l`
-    /// positions, or of the inputs of blocks alone if these are recomputed. `lower` are the settings of the sizes.
+    /// Memory of training besides the parameters: gradients, the optimiser's moments, and the activations stored for `b`
+    /// rows of `l` positions, or only the inputs of blocks if these are recomputed. `lower` names the settings of the sizes.
     pub fn needs_of_training(&self, b: usize, l: usize, dtype: DType, recompute: bool, lower: &str) -> Needs {
         let positions = (b as u128).saturating_mul(l as u128);
         let config = self.config();

@@ -2,21 +2,21 @@
 
 use std::fmt;
 
-/// Work that does not fit, and what there is.
+/// Work that does not fit, and the available memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
     /// Bytes needed.
     pub needed: u128,
-    /// Bytes that are available, if the system says; else the needed ones are more than can be addressed.
+    /// Available bytes, if the system reports them; else the needed ones exceed the address space.
     pub available: Option<Available>,
-    /// The needed bytes by part, and what to do.
+    /// The needed bytes by part, and the fix.
     pub detail: String,
 }
 
-/// Bytes that this process can still take.
+/// Memory that this process can still allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Available {
-    /// How many.
+    /// In bytes.
     pub bytes: u64,
     /// What sets the limit.
     pub limit: &'static str,

@@ -1,4 +1,4 @@
-//! Models: what stands around a stack of layers. Each is a language model's core with a head of its own.
+//! Models around a stack of layers. Each is the core of a language model with its own head.
 
 mod model;
 mod sequence;

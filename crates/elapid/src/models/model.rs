@@ -1,23 +1,23 @@
-//! What every model is.
+//! The trait of models.
 
 use crate::checkpoint::Checkpoint;
 use crate::{DType, Device, LanguageModel, Result};
 
-/// What training needs of a model, beside its loss.
+/// What training needs of a model besides its loss.
 pub trait Model: Clone + std::fmt::Debug + Send + Sync + 'static {
-    /// Its parameters, configuration, layers and files; a head of its own has its parameters there too.
+    /// Its parameters, configuration, layers and files; the parameters of its own head are there too.
     fn core(&self) -> &LanguageModel;
 
-    /// The same, to change.
+    /// The same, mutable.
     fn core_mut(&mut self) -> &mut LanguageModel;
 
     /// The model of a checkpoint.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or one too many is there; if a value is not finite.
+    /// If a tensor is missing, unexpected, or of another shape; if a value is not finite.
     fn load(checkpoint: &Checkpoint) -> Result<Self>;
 
-    /// The same model on a device, to be trained.
+    /// The same model on a device, for training.
     ///
     /// # Errors
     /// If the device has too little memory.

@@ -1,7 +1,7 @@
-//! A model that answers something about a sequence: which class it is of, or values.
+//! A model for classification of sequences or regression on them.
 //!
-//! h = stack(input), y = h Wᵀ at every position. An answer about a whole sequence is read at its last position, where causal
-//! layers have seen all of it. Positions are tokens, embedded, or vectors of real values, through a linear layer.
+//! h = stack(input), y = h Wᵀ at every position. The output for a whole sequence is that of its last position, where causal
+//! layers have seen all of it. Positions are embedded tokens, or vectors of real values that go through a linear layer.
 
 use std::borrow::Cow;
 
@@ -20,12 +20,12 @@ use crate::{Error, LanguageModel, Result, Tensor};
 const HEAD: &str = "head.weight";
 const INPUT: &str = "input.weight";
 
-/// What goes in and what comes out.
+/// The form of inputs and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Form {
-    /// Values of a position; none: a position is a token.
+    /// Values per position; none: a position is a token.
     pub features: Option<usize>,
-    /// Classes, or values of an answer.
+    /// Number of classes, or of output values.
     pub outputs: usize,
 }
 
@@ -41,7 +41,7 @@ pub enum Sequence<'a> {
 /// A stack of layers between an input and a head.
 #[derive(Debug, Clone)]
 pub struct SequenceModel {
-    /// The stack and all parameters. Its embedding is not trained where positions are values.
+    /// The stack and all parameters. If positions are values, its embedding is not trained.
     core: LanguageModel,
     /// `[d f]`.
     input: Option<ParamId>,
@@ -53,7 +53,7 @@ impl SequenceModel {
     /// A new model, its parameters drawn from `seed`.
     ///
     /// # Errors
-    /// If the configuration has impossible values, or a projection to the vocabulary of its own.
+    /// If the configuration has impossible values, or an untied projection to the vocabulary.
     pub fn new(config: ModelConfig, form: Form, seed: u64) -> Result<Self> {
         config.validate()?;
         Needs::of_parameters(&config).check()?;
@@ -79,7 +79,7 @@ impl SequenceModel {
         Ok(Self { core, input, head })
     }
 
-    /// What goes in and what comes out.
+    /// The form of inputs and outputs.
     pub fn form(&self) -> Form {
         let params = self.core.params();
         Form {
@@ -91,7 +91,7 @@ impl SequenceModel {
     /// The normed output of the last layer `[b l d]`, and the state after the last position.
     ///
     /// # Errors
-    /// If the sequence is not of this model's form, or the state not of this model or this batch.
+    /// If the sequence does not have this model's form, or the state does not fit this model or this batch.
     pub fn hidden<'s>(
         &self,
         cx: &Cx,
@@ -108,7 +108,7 @@ impl SequenceModel {
         let layout = self.core.device().gpu().map_or_else(|| Ok(cx.layout.clone()), |gpu| cx.layout.on(gpu))?;
         let cx = &cx.laid_out(layout);
         if !state.fits(&stack.spec) || state.rows() != cx.layout.b {
-            let reason = format!("it is of another model, or not of {} rows", cx.layout.b);
+            let reason = format!("it belongs to another model, or does not have {} rows", cx.layout.b);
             return Err(Error::State { path: None, reason });
         }
         let (b, l, f) = (cx.layout.b, cx.layout.l, self.core.params().get(input).value.cols());
@@ -120,7 +120,7 @@ impl SequenceModel {
         stack.forward(cx, x, state.into_owned(), Carry::Keep, recompute, &mut |_, _| Ok(()))
     }
 
-    /// Answers at every position `[b l n]`: values, or logits of classes; and the state after the last position.
+    /// Outputs at every position `[b l n]`, values or logits of classes, and the state after the last position.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
@@ -134,10 +134,10 @@ impl SequenceModel {
         Ok((linear(&hidden, &cx.param(self.head), None)?, state))
     }
 
-    /// The loss of the classes `targets` `[b l]` (negative: not asked), and the state after the last position.
+    /// The loss of the classes `targets` `[b l]` (negative ones are ignored), and the state after the last position.
     ///
     /// # Errors
-    /// As [`hidden`](Self::hidden); if a target is no class.
+    /// As [`hidden`](Self::hidden); if a target is not a class.
     pub fn class_loss<'s, 'a>(
         &self,
         cx: &Cx,
@@ -150,7 +150,7 @@ impl SequenceModel {
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets, 0.0)?, state))
     }
 
-    /// The mean squared error of the values `targets` `[b l n]` (NaN: not asked), and the state after the last position.
+    /// The mean squared error of the values `targets` `[b l n]` (NaN is ignored), and the state after the last position.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden); if the model is not on the CPU.

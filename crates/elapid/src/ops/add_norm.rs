@@ -8,7 +8,7 @@ use crate::{DType, Result, Tensor};
 
 /// s = x + r and y = s / rms(s) · w; returns (y, s). Without a residual r, s is x.
 ///
-/// On the tape no operation keeps y: the way back makes it again from s, which is kept, bit for bit.
+/// On the tape no operation stores y: the backward pass recomputes it, bit for bit, from s, which is stored.
 ///
 /// # Errors
 /// If shapes do not fit.
@@ -19,7 +19,7 @@ pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
     }
 }
 
-/// On a GPU x and y are of the activations' format, r and s f32.
+/// On a GPU x and y have the activations' dtype, r and s are f32.
 fn add_norm_cuda(gpu: Gpu, x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Result<(Var, Var)> {
     let mut y = Tensor::uninit(gpu, x.value().dtype(), x.shape())?;
     let mut sum = Tensor::uninit(gpu, DType::F32, x.shape())?;

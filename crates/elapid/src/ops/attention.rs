@@ -1,4 +1,4 @@
-//! Causal attention over a chunk and the past in caches.
+//! Causal attention over a chunk and the cached past.
 
 use std::ops::Range;
 
@@ -80,10 +80,10 @@ pub fn attention(
     Ok(y)
 }
 
-/// All keys of a batch, row after row: what the caches keep, then the chunk.
+/// All keys of a batch, row after row: the cached ones, then those of the chunk.
 struct Keys {
     stretches: Vec<Stretch>,
-    /// For each row: where its past begins among all keys, and how long it is.
+    /// For each row: the offset of its past among all keys, and its length.
     past: Vec<Range<usize>>,
     l: usize,
 }

@@ -8,11 +8,11 @@ use super::place::state_after;
 use crate::autograd::{Var, Want, record};
 use crate::{Layout, Result, Tensor};
 
-/// y = silu(conv(x) + bias), each channel by itself, over the current and the k-1 earlier inputs.
+/// y = silu(conv(x) + bias), per channel, over the current and the k-1 earlier inputs.
 ///
 /// x `[b l d]`, weight `[d 1 k]` (its last tap multiplies the current input), `window` `[b k-1 d]`: the inputs before the
-/// first position. Returns y and the window after the last position; a GPU may move `window` on where it lies if `in_place`
-/// says so, at a length of 1 and without gradients.
+/// first position. Returns y and the window after the last position. With `in_place`, a GPU may update `window` in place, at
+/// a length of 1 and without gradients.
 ///
 /// # Errors
 /// If shapes do not fit.

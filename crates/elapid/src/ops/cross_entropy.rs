@@ -9,13 +9,13 @@ use elapid_kernels::cuda::{self, Buffer, Gpu};
 use crate::autograd::{Var, record};
 use crate::{DType, Error, Result, Tensor};
 
-/// What a batch of predictions came to.
+/// The loss of a batch of predictions.
 #[derive(Debug, Clone)]
 pub struct Loss {
-    /// Mean negative log-likelihood over the targets that count, in nats; a scalar to differentiate. Of smoothed targets each
-    /// is a mean itself, over what is asked for ([`Targets::smoothed`]).
+    /// Mean negative log-likelihood over the targets that are not ignored, in nats; a scalar to differentiate. With label
+    /// smoothing, the loss of each target is the cross-entropy with its smoothed distribution ([`Targets::smoothed`]).
     pub mean: Var,
-    /// Negative log-likelihood of every target in nats, 0 where it does not count; shaped as the positions.
+    /// Negative log-likelihood of every target in nats, 0 where it is ignored; in the shape of the positions.
     pub nll: Tensor,
 }
 
@@ -29,7 +29,7 @@ impl Loss {
     }
 }
 
-/// What is to be predicted: negative targets do not count.
+/// The targets; negative ones are ignored.
 #[derive(Debug, Clone)]
 pub struct Targets<'a> {
     ids: TargetIds<'a>,
@@ -44,13 +44,13 @@ enum TargetIds<'a> {
 }
 
 impl Targets<'_> {
-    /// i32 in a GPU's memory; who put them there has checked them.
+    /// i32 in a GPU's memory, checked by the caller.
     pub fn on_device(ids: Arc<Buffer>) -> Self {
         Self { ids: TargetIds::Device(ids), smoothing: 0.0 }
     }
 
-    /// Label smoothing (Szegedy et al. 2016, section 7): all tokens of the vocabulary share `part` of each target alike; 0
-    /// to below 1. Losses are then means over what the smoothed target asks for.
+    /// Label smoothing (Szegedy et al. 2016, section 7): the share `part` of each target, from 0 to below 1, is spread over
+    /// all tokens of the vocabulary. Losses are then cross-entropies with the smoothed targets.
     #[must_use]
     pub fn smoothed(self, part: f32) -> Self {
         Self { smoothing: part, ..self }
@@ -75,10 +75,10 @@ impl<'a> From<&'a Vec<i32>> for Targets<'a> {
     }
 }
 
-/// -log softmax(h Wᵀ) at the target, h `[.. d]`, W `[v d]`; negative targets do not count.
+/// -log softmax(h Wᵀ) at the target, h `[.. d]`, W `[v d]`; negative targets are ignored.
 ///
-/// Logits z become c tanh(z / c) with the `softcap` c, unless that is 0. The logits of a block of rows exist at a time, never all. Under a tape the gradients are computed in the same pass,
-/// while the block's logits are there.
+/// Logits z become c tanh(z / c) with the `softcap` c, unless that is 0. Only the logits of one block of rows are in memory
+/// at a time. Under a tape the gradients are computed in the same pass, from the block's logits.
 ///
 /// # Errors
 /// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range; if logits are capped on a
@@ -118,7 +118,7 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>,
     Ok(Loss { mean, nll: loss.nll })
 }
 
-/// The loss, and with a tape the gradients of its mean by h and W.
+/// The loss, and with a tape the gradients of its mean with respect to h and W.
 type Computed = (Loss, Option<(Tensor, Tensor)>);
 
 fn on_cpu(h: &Var, weight: &Var, targets: &[i32], (smoothing, softcap): (f32, f32)) -> Result<Computed> {

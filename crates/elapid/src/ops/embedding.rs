@@ -8,12 +8,12 @@ use elapid_kernels::embedding as kernel;
 use crate::autograd::{Var, Want, record};
 use crate::{Error, Result, Tensor};
 
-/// Token ids: on the processor, or already on a GPU.
+/// Token ids, on the CPU or already on a GPU.
 #[derive(Debug, Clone)]
 pub enum Ids<'a> {
-    /// Numbers of the host.
+    /// On the host.
     Host(&'a [u32]),
-    /// u32 in a GPU's memory; who put them there has checked them.
+    /// u32 in a GPU's memory, checked by the caller.
     Device(Arc<Buffer>),
 }
 
@@ -52,7 +52,7 @@ impl Ids<'_> {
     fn host(&self) -> Result<&[u32]> {
         match self {
             Self::Host(ids) => Ok(ids),
-            Self::Device(_) => Err(Error::Argument("ids on a GPU for an embedding on the processor".into())),
+            Self::Device(_) => Err(Error::Argument("ids on a GPU for an embedding on the CPU".into())),
         }
     }
 

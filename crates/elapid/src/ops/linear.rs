@@ -7,8 +7,8 @@ use crate::{Result, Tensor};
 
 /// y = x Wᵀ + b, with x `[.. k]`, W `[n k]`, b `[n]`, y `[.. n]`.
 ///
-/// On the tape the product is the fastest one. Without it every element is summed, on the processor, in an order that
-/// depends on k alone, so that a sequence gives the same bits whole, in chunks, and one token at a time.
+/// Under a tape this uses the fastest product. Without one, on the CPU, every element is summed in an order that depends on
+/// k alone, so a sequence gives the same bits whole, in chunks, and one token at a time.
 ///
 /// # Errors
 /// If shapes do not fit.
@@ -54,8 +54,8 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
     Ok(y)
 }
 
-/// [`linear`], whose y no operation keeps: the way back computes it again, bit for bit. For a product of a few columns
-/// that is cheap next to the memory of what it makes.
+/// [`linear`], whose y no operation stores: the backward pass recomputes it, bit for bit. For a product with a small inner
+/// dimension that is cheap compared with storing its output.
 ///
 /// # Errors
 /// If shapes do not fit.

@@ -1,5 +1,5 @@
-//! Differentiable operations: each a kernel's forward, and on the tape its backward. One file is one operation, and here
-//! alone devices are told apart: an operation runs where its first argument is.
+//! Differentiable operations: each calls a kernel's forward and records its backward on the tape. One file is one operation.
+//! Operations are dispatched to devices here: an operation runs on the device of its first argument.
 
 mod add_norm;
 mod attention;

@@ -5,7 +5,7 @@ use elapid_kernels::neg_exp as kernel;
 use crate::autograd::{Var, Want, record};
 use crate::{DType, Result, Tensor};
 
-/// -exp(x), element by element: how A stays negative (Mamba, section 3.6).
+/// -exp(x), elementwise, which keeps A negative (Mamba, section 3.6).
 ///
 /// # Errors
 /// If a device has too little memory.

@@ -1,4 +1,4 @@
-//! The norms that a model can choose from, with the residual sum before them.
+//! The norms of a model, fused with the residual sum before them.
 
 use elapid_kernels::{RowsMut, layer_norm as kernel};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ impl NormKind {
 /// A norm and its parameters, each `[d]`; an absent weight is 1, an absent bias 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a> {
-    /// Which.
+    /// Its kind.
     pub kind: NormKind,
     /// Its weight.
     pub weight: Option<&'a Var>,

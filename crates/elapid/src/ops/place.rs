@@ -1,12 +1,12 @@
-//! Where operations run and write.
+//! Where operations run, and where they write.
 
 use elapid_kernels::cuda::Gpu;
 
 use crate::autograd::Var;
 use crate::{DType, Device, Error, Result, Tensor};
 
-/// On a GPU, where the state after `l` positions goes: to the memory of the one `before`, if that is wished and nobody needs
-/// it any more, else to memory of its own.
+/// On a GPU, the buffer for the state after `l` positions: reuses the buffer of `before` if allowed and not recorded;
+/// otherwise allocates.
 pub(super) fn state_after(gpu: Gpu, before: &Var, l: usize, in_place: bool, recorded: bool) -> Result<Tensor> {
     match in_place && l == 1 && !recorded {
         true => Ok(before.value().clone()),
@@ -14,7 +14,7 @@ pub(super) fn state_after(gpu: Gpu, before: &Var, l: usize, in_place: bool, reco
     }
 }
 
-/// Refuses an operation that a GPU does not have yet.
+/// Refuses an operation that has no GPU kernel yet.
 pub(super) fn on_cpu(op: &'static str, x: &Var) -> Result<()> {
     match x.value().device() {
         Device::Cpu => Ok(()),

@@ -6,8 +6,8 @@ use elapid_kernels::linear as kernel;
 use crate::autograd::{Var, Want, record};
 use crate::{Result, Tensor};
 
-/// y = x at every position, x `[n]`, y `[.. n]` in the format and on the device of `like` `[.. d]`: a parameter where
-/// functions of the input could be. dx is the sum over positions, in an order that depends on their number alone.
+/// y = x at every position, x `[n]`, y `[.. n]` in the dtype and on the device of `like` `[.. d]`: a parameter in place of a
+/// function of the input. dx is the sum over positions, in an order that depends only on their number.
 ///
 /// # Errors
 /// If a device has too little memory.

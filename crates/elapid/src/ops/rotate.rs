@@ -10,12 +10,12 @@ use super::place::on_cpu;
 use crate::autograd::{Var, Want, record};
 use crate::{Layout, Result, Tensor};
 
-/// How rotary positions turn the columns of a head.
+/// How rotary positions rotate the columns of a head.
 #[derive(Debug, Clone)]
 pub struct Rotary {
-    /// Columns of a head.
+    /// Columns per head.
     pub dim: usize,
-    /// Radians a position of each pair; the first `2 frequencies.len()` columns of a head are rotated.
+    /// Radians per position for each pair; the first `2 frequencies.len()` columns of a head are rotated.
     pub frequencies: Arc<[f64]>,
     /// Which columns make a pair.
     pub pairs: Pairs,
@@ -31,7 +31,7 @@ impl Rotary {
     }
 }
 
-/// x `[b l heads·dim]` with every head turned by the position in its document.
+/// x `[b l heads·dim]` with every head rotated by the position in its document.
 ///
 /// # Errors
 /// If shapes do not fit, or x is not on the CPU.

@@ -8,7 +8,7 @@ use super::place::state_after;
 use crate::autograd::{Saved, Var, Want, record};
 use crate::{Layout, Result, Tensor};
 
-/// What a selective scan reads; shapes as in Mamba, algorithm 2.
+/// The inputs of a selective scan; shapes as in Mamba, algorithm 2.
 #[derive(Debug, Clone)]
 pub struct ScanArgs {
     /// The input, `[b l d]`.
@@ -23,15 +23,15 @@ pub struct ScanArgs {
     pub b: Var,
     /// C, `[b l n]`.
     pub c: Var,
-    /// D, `[d]`: what passes by the state.
+    /// D, `[d]`: the skip connection around the state.
     pub skip: Option<Var>,
     /// The gate, `[b l d]`: y is multiplied by silu(z).
     pub z: Option<Var>,
     /// The state before the first position, `[b d n]`.
     pub initial: Var,
-    /// From continuous to discrete.
+    /// The discretisation.
     pub rule: Discretisation,
-    /// Whether a GPU may move `initial` on where it lies, at a length of 1 and without gradients.
+    /// Whether a GPU may update `initial` in place, at a length of 1 and without gradients.
     pub in_place: bool,
 }
 
@@ -87,7 +87,7 @@ impl ScanArgs {
     }
 }
 
-/// What the backward reads; the two that may be computed again apart from the others.
+/// The inputs of the backward; the two that may be recomputed are separate.
 struct SavedArgs {
     u: Saved,
     delta: Saved,

@@ -4,10 +4,10 @@ use super::place::on_cpu;
 use crate::autograd::{Var, record};
 use crate::{Error, Result, Tensor};
 
-/// Mean of (y - t)² over the targets t that are asked for: NaN is not. y and `targets` have as many elements.
+/// Mean of (y - t)² over the targets t; NaN targets are ignored. y and `targets` have the same number of elements.
 ///
 /// # Errors
-/// If they have not, or y is not on the CPU.
+/// If they differ in length, or y is not on the CPU.
 pub fn squared_error(y: &Var, targets: &[f32]) -> Result<Var> {
     on_cpu("squared_error", y)?;
     if y.value().len() != targets.len() {
@@ -15,7 +15,7 @@ pub fn squared_error(y: &Var, targets: &[f32]) -> Result<Var> {
     }
     let values = y.value().contiguous();
     let asked = targets.iter().filter(|target| !target.is_nan()).count().max(1);
-    // y - t, 0 where nothing is asked.
+    // y - t, 0 where the target is ignored.
     let difference = |(y, t): (&f32, &f32)| if t.is_nan() { 0.0 } else { y - t };
     let mut dy: Vec<f32> = values.as_slice().iter().zip(targets).map(difference).collect();
     let mean = dy.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / asked as f64;

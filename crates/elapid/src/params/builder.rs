@@ -1,4 +1,4 @@
-//! Makes a model's parameters, one after another: from a seed, from a checkpoint, or only counted.
+//! Makes a model's parameters one after another: from a seed, from a checkpoint, or only counting them.
 
 use super::{Init, Param, ParamId, Params, Traits};
 use crate::linear::Linear;
@@ -18,13 +18,13 @@ pub struct Wanted<'a> {
 /// Where parameters come from: drawn from a seed, or read from a checkpoint.
 pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
 
-/// Makes parameters under names of a prefix that [`scope`](Self::scope) extends.
+/// Makes parameters under a name prefix, which [`scope`](Self::scope) extends.
 pub struct ParamBuilder<'a> {
     params: &'a mut Params,
-    /// None: parameters have shapes and no memory.
+    /// None: parameters have only shapes and no memory.
     source: Option<&'a mut Source<'a>>,
     prefix: String,
-    /// Whether names that are there already are used again.
+    /// Whether existing names are reused.
     shared: bool,
     count: u64,
 }
@@ -51,8 +51,7 @@ impl<'a> ParamBuilder<'a> {
         Self { params, source: Some(source), prefix: String::new(), shared: false, count: 0 }
     }
 
-    /// A builder that checks sizes and counts elements, and takes no memory for them: the values of its parameters
-    /// cannot be read.
+    /// A builder that only checks sizes and counts elements, without memory: the values of its parameters cannot be read.
     pub fn counting(params: &'a mut Params) -> Self {
         Self { params, source: None, prefix: String::new(), shared: false, count: 0 }
     }
@@ -92,11 +91,11 @@ impl<'a> ParamBuilder<'a> {
         }
     }
 
-    /// Runs `make` with the prefix `shared.NAME` instead: parameters that are made there once and used wherever `make` asks
-    /// for them again.
+    /// Runs `make` with the prefix `shared.NAME` instead. Parameters are made there once, and reused whenever they are
+    /// requested again.
     ///
     /// # Errors
-    /// Those of `make`; if a parameter is asked for in another shape.
+    /// Those of `make`; if a parameter is requested with another shape.
     pub fn shared_scope<T>(&mut self, name: &str, make: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let outer = std::mem::replace(&mut self.prefix, format!("shared.{name}."));
         let shared = std::mem::replace(&mut self.shared, true);
@@ -105,7 +104,7 @@ impl<'a> ParamBuilder<'a> {
         made
     }
 
-    /// A linear layer `[n k]`: `name.weight` and perhaps `name.bias`.
+    /// A linear layer `[n k]`: `name.weight` and optionally `name.bias`.
     ///
     /// # Errors
     /// As [`param`](Self::param).

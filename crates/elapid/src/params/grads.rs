@@ -13,7 +13,7 @@ use crate::{DType, Result, Tensor};
 #[derive(Debug, Default)]
 pub struct ParamGrads {
     sums: BTreeMap<ParamId, Tensor>,
-    /// On a GPU, the memory of all of them, laid out as [`Flat`].
+    /// On a GPU, the array of all of them, laid out as [`Flat`].
     flat: Option<Arc<Buffer>>,
 }
 
@@ -45,12 +45,12 @@ impl ParamGrads {
         self.sums.iter().map(|(&id, sum)| (id, sum))
     }
 
-    /// All gradients, by id, to change.
+    /// All gradients, by id, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Tensor)> {
         self.sums.iter_mut().map(|(&id, sum)| (id, sum))
     }
 
-    /// The memory of all of them on a GPU.
+    /// The array of all of them on a GPU.
     pub fn flat(&self) -> Option<&Arc<Buffer>> {
         self.flat.as_ref()
     }
@@ -73,7 +73,7 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// The same memory under another name, if it is a GPU's; else nothing yet.
+    /// Another handle to the same memory, if it is on a GPU; else empty gradients.
     pub(crate) fn alias(&self) -> Self {
         match &self.flat {
             Some(flat) => Self { sums: self.sums.clone(), flat: Some(flat.clone()) },
@@ -95,7 +95,7 @@ impl ParamGrads {
 
     pub(crate) fn merge(&mut self, other: ParamGrads) -> Result<()> {
         if self.flat.is_some() {
-            // Both names stand for the same memory: it was added there.
+            // Both handles share the same memory, so it was already added.
             return Ok(());
         }
         for (id, more) in other.sums {

@@ -17,7 +17,8 @@ pub enum Init {
     Uniform(f32),
     /// Normal with mean 0 and this standard deviation.
     Normal(f32),
-    /// What a function of the random numbers and the shape appends: initialisations of one family live in its file.
+    /// The elements that a function of the random generator and the shape appends, for initialisations in the file of a
+    /// family.
     Drawn(Arc<Drawing>),
 }
 
@@ -41,8 +42,8 @@ impl Init {
         Self::Uniform(1.0 / (inputs as f32).sqrt())
     }
 
-    /// An initialisation by a function of the random numbers and an element's row and column: a parameter `[rows ..]` has
-    /// its further sizes in one.
+    /// An initialisation by a function of the random generator and an element's row and column; the sizes after the first of
+    /// a parameter `[rows ..]` are merged into columns.
     pub fn drawn(draw: impl Fn(&mut Draw, usize, usize) -> f32 + Send + Sync + 'static) -> Self {
         Self::Drawn(Arc::new(move |random, shape, values| {
             let (rows, cols) = (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product());
@@ -52,8 +53,8 @@ impl Init {
         }))
     }
 
-    /// The elements of a parameter. They depend on the seed and the name alone, so that a model's other parameters do
-    /// not change when one is added.
+    /// The elements of a parameter. They depend only on the seed and the name, so adding a parameter does not change the
+    /// others.
     ///
     /// # Errors
     /// If there is too little memory.
@@ -74,7 +75,7 @@ impl Init {
     }
 }
 
-/// Random numbers of one parameter.
+/// The random generator of one parameter.
 pub struct Draw(ChaCha8Rng);
 
 impl Draw {
@@ -88,7 +89,7 @@ impl Draw {
         self.uniform() * 2.0 - 1.0
     }
 
-    /// Of the standard normal distribution.
+    /// From the standard normal distribution.
     pub fn normal(&mut self) -> f32 {
         normal(&mut self.0)
     }

@@ -1,4 +1,4 @@
-//! Parameters: the values that training changes, separate from the structure that uses them.
+//! Parameters: the trained values, separate from the structure that uses them.
 
 mod builder;
 mod grads;

@@ -1,8 +1,8 @@
-//! A parameter, and what an optimiser and a dtype make of it.
+//! A parameter, and how it is trained and stored.
 
 use crate::Tensor;
 
-/// Names a parameter of a [`Params`](super::Params).
+/// The id of a parameter of a [`Params`](super::Params).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParamId(pub(super) usize);
 
@@ -11,24 +11,24 @@ pub struct ParamId(pub(super) usize);
 pub struct Param {
     /// Its name in a checkpoint.
     pub name: String,
-    /// Its values; on a GPU the f32 ones that training changes.
+    /// Its values; on a GPU the f32 values that training changes.
     pub value: Tensor,
     /// How it is read, stored and trained.
     pub traits: Traits,
-    /// What operations read where it is not `value`: a copy in the dtype of activations.
+    /// What operations read if it is not `value`: a copy in the dtype of activations.
     pub(super) compute: Option<Tensor>,
 }
 
-/// What operations do with a parameter: decides its dtype in memory and in a file.
+/// How operations use a parameter, which decides its dtype in memory and in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A weight of matrix products: read in the dtype of activations.
     Matrix,
-    /// A table of rows that are looked up (or, tied, multiplied by): as a matrix.
+    /// A table of rows that are looked up (or multiplied by, if tied): treated as a matrix.
     Table,
-    /// Norms, biases, convolution taps: read in f32, saved in the dtype asked for.
+    /// Norms, biases, convolution taps: read in f32, saved in the requested dtype.
     Vector,
-    /// What a recurrence is sensitive to (`A_log`, `D`): f32 in memory and in every file.
+    /// Parameters that a recurrence is sensitive to (`A_log`, `D`): f32 in memory and in every file.
     Precise,
     /// Saved with the model, never trained.
     Buffer,
@@ -37,13 +37,13 @@ pub enum Role {
 /// How a parameter is read, stored and trained.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Traits {
-    /// What operations do with it.
+    /// How operations use it.
     pub role: Role,
     /// Whether weight decay applies to it.
     pub decay: bool,
     /// Factor of the learning rate.
     pub lr: f32,
-    /// Whether it is trained: a parameter that is not has no gradient and no optimiser state.
+    /// Whether it is trained; otherwise it has no gradient and no optimiser state.
     pub trainable: bool,
 }
 

@@ -7,7 +7,7 @@ use elapid_kernels::cuda::{Buffer, Gpu};
 use super::param::{Param, ParamId};
 use crate::{DType, Device, Result, Tensor};
 
-/// The parameters of a model, in the order they were made.
+/// The parameters of a model, in order of creation.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     entries: Vec<Param>,
@@ -15,10 +15,10 @@ pub struct Params {
     dtype: DType,
 }
 
-/// Parameters on a GPU that are trained: one after another in one array, so that one launch updates all.
+/// Parameters in training on a GPU, in one array, so that one launch updates all.
 #[derive(Debug, Clone)]
 pub struct Flat {
-    /// The f32 numbers, each parameter padded to a multiple of [`Flat::CHUNK`].
+    /// The f32 values, each parameter padded to a multiple of [`Flat::CHUNK`].
     pub values: Arc<Buffer>,
     /// The same in bf16, if operations read that.
     pub copy: Option<Arc<Buffer>>,
@@ -46,12 +46,12 @@ impl Params {
         self.entries.iter().enumerate().map(|(i, param)| (ParamId(i), param))
     }
 
-    /// All parameters with their ids, to change.
+    /// All parameters with their ids, mutable.
     pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (ParamId, &mut Param)> {
         self.entries.iter_mut().enumerate().map(|(i, param)| (ParamId(i), param))
     }
 
-    /// Number of numbers.
+    /// Number of values.
     pub fn count(&self) -> usize {
         self.entries.iter().map(|param| param.value.len()).sum()
     }
@@ -66,17 +66,17 @@ impl Params {
         &self.entries[id.0]
     }
 
-    /// The parameter of an id, to change.
+    /// The parameter of an id, mutable.
     pub fn get_mut(&mut self, id: ParamId) -> &mut Param {
         &mut self.entries[id.0]
     }
 
-    /// Where they are.
+    /// Their device.
     pub fn device(&self) -> Device {
         self.entries.first().map_or(Device::Cpu, |param| param.value.device())
     }
 
-    /// The format of activations that they are read for.
+    /// The dtype of activations that they are used with.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -86,8 +86,8 @@ impl Params {
         self.flat.as_ref()
     }
 
-    /// The same parameters on a device, for activations of a format. With `trained`, a GPU keeps f32 numbers to
-    /// change beside the copies that operations read; without, those copies alone.
+    /// The same parameters on a device, for activations of a dtype. With `trained`, a GPU keeps f32 values to train besides
+    /// the copies that operations read; without, only those copies.
     ///
     /// # Errors
     /// If the device has too little memory.

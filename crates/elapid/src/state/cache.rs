@@ -1,4 +1,4 @@
-//! Memory that grows: what attention remembers of each row, in pages that are shared until written.
+//! The cache of attention, which grows with each row, in copy-on-write pages.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use crate::Layout;
 use crate::autograd::Var;
 use crate::{Error, Result};
 
-/// Positions of a page. Page k of a document holds its positions 64 k to 64 k + 63.
+/// Positions per page. Page k of a document holds its positions 64 k to 64 k + 63.
 pub const PAGE: usize = 64;
 
 /// The shape of a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// Elements of a position.
+    /// Elements per position.
     pub cols: usize,
-    /// Groups of columns that lie together inside a page, `[groups][64][cols / groups]`: heads of keys.
+    /// Groups of columns that are contiguous inside a page, `[groups][64][cols / groups]`: heads of keys.
     pub groups: usize,
-    /// Positions that are kept, counted from the last one; 0 keeps all.
+    /// Number of most recent positions to keep; 0 keeps all.
     pub window: usize,
-    /// First positions of a document that are kept whatever the window.
+    /// Number of first positions of a document to keep regardless of the window.
     pub sinks: usize,
 }
 
@@ -32,8 +32,8 @@ impl CacheSpec {
 
 /// The past of each row of a batch.
 ///
-/// Positions count from the last reset, so that a packed document has the pages of the document alone. Cloning and
-/// selecting rows copies pointers; writing copies a page that is shared, never the past.
+/// Positions count from the last reset, so a packed document has the same pages as the document alone. Cloning and selecting
+/// rows copies pointers; writing copies a shared page, never the whole past.
 #[derive(Debug, Clone)]
 pub struct Cache {
     spec: CacheSpec,
@@ -42,15 +42,15 @@ pub struct Cache {
     recorded: Vec<Span>,
 }
 
-/// The settled past of one row.
+/// The past of one row that is in pages.
 #[derive(Debug, Clone, Default)]
 struct Pages {
-    /// Pages of the first positions that are kept for ever.
+    /// Pages of the first positions, which are always kept.
     sinks: Vec<Arc<Page>>,
     /// The number of the first page of `pages`.
     first: usize,
     pages: VecDeque<Arc<Page>>,
-    /// Positions since the last reset that were settled.
+    /// Positions since the last reset that are in pages.
     len: usize,
 }
 
@@ -76,7 +76,7 @@ struct SpanRow {
     len: usize,
 }
 
-/// Where keys of a row come from, in the order of their positions.
+/// The sources of a row's keys, in the order of their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept {
     /// Positions of the document so far.
@@ -99,11 +99,11 @@ impl Kept {
     }
 }
 
-/// A chunk of earlier keys that is on the tape, and where its rows are among those a cache reads.
+/// A chunk of earlier keys on the tape, and where its rows are among the readable ones of a cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) var: Var,
-    /// For each row: the first of the readable positions, the first of the chunk's, how many.
+    /// For each row: the first readable position, the first position of the chunk, and the number of positions.
     pub(crate) rows: Vec<(usize, usize, usize)>,
 }
 
@@ -140,19 +140,19 @@ impl Cache {
         4 * (pages * PAGE * self.spec.cols + recorded)
     }
 
-    /// Addresses of its pages: which are shared and which are copies.
+    /// Addresses of its pages, to tell shared pages from copies.
     pub fn page_addresses(&self) -> Vec<usize> {
         let pages = |row: &Pages| row.sinks.iter().chain(&row.pages).map(|page| page.0.as_ptr() as usize).collect();
         self.rows.iter().flat_map::<Vec<usize>, _>(pages).collect()
     }
 
-    /// Appends the chunk `[b l cols]`: its real positions since the last reset of each row.
+    /// Appends the real positions since each row's last reset of the chunk `[b l cols]`.
     ///
-    /// The variable itself is kept until `settle`, whether it is recorded or not, so that a layer does the
-    /// same in both passes of a recomputed segment.
+    /// The variable itself is kept until `settle`, recorded or not, so that a layer does the same in both passes of a
+    /// recomputed segment.
     ///
     /// # Errors
-    /// If its shape is not that of the layout and the cache.
+    /// If its shape does not match the layout and the cache.
     pub fn push(&mut self, chunk: &Var, layout: &Layout) -> Result<()> {
         let (b, l, cols) = (layout.b, layout.l, self.spec.cols);
         if chunk.shape() != [b, l, cols] || self.rows() != b {
@@ -211,7 +211,7 @@ impl Cache {
         Self { spec: spec.clone(), rows, recorded: Vec::new() }
     }
 
-    /// Variables not yet in pages, for a recomputed segment to take and to return.
+    /// Variables not yet in pages: inputs and outputs of a recomputed segment.
     pub(crate) fn vars(&self) -> impl Iterator<Item = &Var> {
         self.recorded.iter().map(|span| &span.var)
     }
@@ -268,8 +268,8 @@ impl Cache {
         self.recorded.iter().map(source).collect()
     }
 
-    /// Settled positions of each row, (positions since the last reset, first kept page), with their elements: what a file
-    /// holds. The cache has to be detached.
+    /// The contents of a file: for each row (positions since the last reset, first kept page), and the elements. The cache
+    /// must be detached.
     pub(crate) fn export(&self) -> (Vec<[u64; 2]>, Vec<f32>) {
         let mut values = Vec::new();
         let mut rows = Vec::with_capacity(self.rows());

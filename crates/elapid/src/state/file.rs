@@ -1,9 +1,9 @@
 //! States in files: safetensors with a version and the fingerprint of the model.
 //!
 //! Version 2: `layers.N.mixer.NAME` (or `ffn`) are the tensors, f32 `[b ..]`. A cache is f32 `[positions cols]`, the kept
-//! positions of all rows one after another; the note `cache.` with its name has two numbers for each row: positions since the
-//! last reset, and the first kept page. The notes `positions` and `document` have a number for each row. Version 1 has one
-//! `position` for all rows, and tensors `layers.N.NAME` of mixers alone; it is still read.
+//! positions of all rows one after another; the note `cache.` with its name has two numbers for each row: positions since
+//! the last reset, and the first kept page. The notes `positions` and `document` have one number for each row. Version 1 has
+//! one `position` for all rows, and tensors `layers.N.NAME` only of mixers; it is still read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -22,7 +22,7 @@ impl State {
     /// give equal bytes.
     ///
     /// # Errors
-    /// If the file cannot be written; an older file of that name is then still whole.
+    /// If the file cannot be written; an older file of that name is then unchanged.
     pub fn save(&self, path: &Path, fingerprint: &str, notes: &[(&str, String)]) -> Result<()> {
         let mut metadata: BTreeMap<String, String> = BTreeMap::from([
             ("format".into(), "elapid-state".into()),
@@ -53,7 +53,7 @@ impl State {
     /// Reads what [`save`](Self::save) wrote; returns the caller's notes with it.
     ///
     /// # Errors
-    /// If the file is not a state, is damaged, or was made by another model than the one of `fingerprint`.
+    /// If the file is not a state, is damaged, or was made by a model with another `fingerprint`.
     pub(crate) fn load(path: &Path, spec: &Spec, fingerprint: &str) -> Result<(Self, HashMap<String, String>)> {
         let file = File::open(path)?;
         file.check(fingerprint)?;
@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-/// Numbers of a note, with spaces between them.
+/// Numbers as a note, separated by spaces.
 fn list(numbers: impl Iterator<Item = u64>) -> String {
     numbers.map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
 }
@@ -131,7 +131,7 @@ impl<'a> File<'a> {
         }
     }
 
-    /// The memory of a layer; `rows` is how many rows the memories before it have.
+    /// An entry of a layer's state; `rows` is the number of rows of earlier entries.
     fn slot(&self, place: &str, spec: &StateSpec, rows: &mut Option<usize>) -> Result<Slot> {
         let place = if self.is_first_version() { place.strip_suffix(".mixer").unwrap_or(place) } else { place };
         let name = format!("{place}.{}", spec.name);
@@ -178,7 +178,7 @@ impl<'a> File<'a> {
     }
 
     fn rows(&self, rows: Option<usize>) -> Result<Vec<Row>> {
-        // A model whose layers remember nothing has rows all the same.
+        // A model whose layers have no state still has rows.
         let b = rows.map_or_else(|| self.list("positions").map(|list| list.len()), Ok)?;
         if self.is_first_version() {
             let all = self.field("position").parse();

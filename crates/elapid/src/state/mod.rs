@@ -1,6 +1,6 @@
-//! What sequences have become: the state is a value.
+//! The state of sequences, as a value.
 //!
-//! It can be zero, cloned, cut into rows and stacked again, saved and loaded, and differentiated through.
+//! It can be zero, cloned, split into rows and stacked again, saved and loaded, and differentiated through.
 
 mod cache;
 mod file;
@@ -16,10 +16,10 @@ use crate::Layout;
 use crate::autograd::Var;
 use crate::{DType, Device, Error, Result, Tensor};
 
-/// One memory of a layer, of a single sequence.
+/// One entry of a layer's state, for a single sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StateSpec {
-    /// Short name: `conv`, `ssm`, `k`. Wrappers put the names of their layers before it.
+    /// Short name: `conv`, `ssm`, `k`. Wrappers prefix it with the names of their layers.
     pub name: String,
     /// What it holds.
     pub kind: StateKind,
@@ -29,21 +29,21 @@ pub struct StateSpec {
     pub initial: f32,
 }
 
-/// What a memory holds.
+/// The kind of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateKind {
     /// A tensor of this shape, without the batch.
     Fixed(Vec<usize>),
-    /// A row for each position read, all of them or the last ones.
+    /// A row for each position read, for all or the last positions.
     Cache(CacheSpec),
 }
 
-/// The dtype of a memory.
+/// The dtype of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateDtype {
-    /// f32, whatever the activations are: recurrent states.
+    /// f32, whatever the dtype of the activations: recurrent states.
     F32,
-    /// That of the activations: inputs of earlier positions, keys and values.
+    /// The dtype of the activations: inputs of earlier positions, keys and values.
     Activations,
 }
 
@@ -58,13 +58,13 @@ impl StateSpec {
         Self { name: name.into(), kind: StateKind::Cache(spec), dtype: StateDtype::Activations, initial: 0.0 }
     }
 
-    /// The same with another value before the first position.
+    /// The same with another initial value.
     #[must_use]
     pub fn starting_at(self, initial: f32) -> Self {
         Self { initial, ..self }
     }
 
-    /// Elements that a sequence of `positions` positions keeps.
+    /// Number of elements kept for a sequence of `positions` positions.
     pub fn elements(&self, positions: u64) -> u64 {
         match &self.kind {
             StateKind::Fixed(shape) => shape.iter().product::<usize>() as u64,
@@ -74,58 +74,58 @@ impl StateSpec {
     }
 }
 
-/// One memory of a batch of sequences.
+/// One entry of the state of a batch of sequences.
 #[derive(Debug, Clone)]
 pub enum Slot {
     /// A tensor, the first dimension the batch.
     Fixed(Var),
-    /// A cache of as many rows.
+    /// A cache with that many rows.
     Cache(Cache),
 }
 
-/// The state of one layer: its memories in the order of its specs.
+/// The state of one layer: its entries in the order of its specs.
 #[derive(Debug, Clone, Default)]
 pub struct LayerState(Vec<Slot>);
 
 impl LayerState {
-    /// The state of these memories.
+    /// The state with these entries.
     pub fn new(slots: Vec<Slot>) -> Self {
         Self(slots)
     }
 
-    /// A state of tensors alone.
+    /// A state of tensors only.
     pub fn of(tensors: impl IntoIterator<Item = Var>) -> Self {
         Self(tensors.into_iter().map(Slot::Fixed).collect())
     }
 
-    /// Its memories.
+    /// Its entries.
     pub fn slots(&self) -> &[Slot] {
         &self.0
     }
 
-    /// Its memories, moved out.
+    /// Moves out its entries.
     pub fn into_slots(self) -> Vec<Slot> {
         self.0
     }
 
-    /// The tensors of a state that has as many and nothing else.
+    /// The tensors of a state that consists of exactly this many.
     ///
     /// # Errors
-    /// If it has other memories.
+    /// If it has other entries.
     pub fn into_fixed<const N: usize>(self) -> Result<[Var; N]> {
         let tensors: Option<Vec<Var>> = self.0.into_iter().map(Slot::into_fixed).collect();
         let tensors = tensors.and_then(|tensors| tensors.try_into().ok());
-        tensors.ok_or_else(|| state_error(format!("a layer of {N} tensors was given the state of another")))
+        tensors.ok_or_else(|| state_error(format!("a layer with {N} state tensors got the state of another layer")))
     }
 
-    /// The caches of a state that has as many and nothing else.
+    /// The caches of a state that consists of exactly this many.
     ///
     /// # Errors
-    /// If it has other memories.
+    /// If it has other entries.
     pub fn into_caches<const N: usize>(self) -> Result<[Cache; N]> {
         let caches: Option<Vec<Cache>> = self.0.into_iter().map(Slot::into_cache).collect();
         let caches = caches.and_then(|caches| caches.try_into().ok());
-        caches.ok_or_else(|| state_error(format!("a layer of {N} caches was given the state of another")))
+        caches.ok_or_else(|| state_error(format!("a layer with {N} caches got the state of another layer")))
     }
 
     /// Tensor `i`.
@@ -135,16 +135,16 @@ impl LayerState {
     pub fn fixed(&self, i: usize) -> Result<&Var> {
         match self.0.get(i) {
             Some(Slot::Fixed(var)) => Ok(var),
-            _ => Err(state_error(format!("memory {i} of a layer is no tensor"))),
+            _ => Err(state_error(format!("state entry {i} of a layer is not a tensor"))),
         }
     }
 
-    /// Cuts off the memories from `at` on: how wrappers deal out a state.
+    /// Splits off the entries from `at` on, for wrappers to distribute a state.
     pub fn split_off(&mut self, at: usize) -> Self {
         Self(self.0.split_off(at.min(self.0.len())))
     }
 
-    /// Puts the memories of another state after these.
+    /// Appends the entries of another state.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -159,7 +159,7 @@ impl LayerState {
         Ok(Self(specs.iter().map(slot).collect::<Result<_>>()?))
     }
 
-    /// Moves what is constant into the pages of caches.
+    /// Moves constants into the pages of caches.
     pub(crate) fn settle(&mut self) {
         for slot in &mut self.0 {
             if let Slot::Cache(cache) = slot {
@@ -168,7 +168,7 @@ impl LayerState {
         }
     }
 
-    /// Every variable: what a recomputed segment takes and returns.
+    /// All variables: inputs and outputs of a recomputed segment.
     pub(crate) fn vars(&self) -> Vec<Var> {
         let vars = |slot: &Slot| match slot {
             Slot::Fixed(var) => vec![var.clone()],
@@ -205,7 +205,7 @@ impl Slot {
     }
 }
 
-/// Initial tensors: layers share those of a shape, as nothing writes to a state in place that is not its own.
+/// Initial tensors. Layers share those of equal shape, since a shared state is never written in place.
 #[derive(Default)]
 struct Shared(HashMap<(Vec<usize>, u32), Var>);
 
@@ -223,7 +223,7 @@ impl Shared {
     }
 }
 
-/// The memories of every layer of a model, with the place of each: `layers.3.mixer`.
+/// The state entries of every layer of a model, with each layer's place: `layers.3.mixer`.
 pub(crate) type Spec = Arc<[(String, Vec<StateSpec>)]>;
 
 /// The state of a batch of sequences.
@@ -246,7 +246,7 @@ impl From<State> for Cow<'_, State> {
     }
 }
 
-/// How far a row is.
+/// The progress of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Row {
     /// Positions read, over all documents.
@@ -263,7 +263,7 @@ impl State {
         Ok(Self { layers, spec: spec.clone(), rows: vec![Row::default(); b] })
     }
 
-    /// The state after a pass: `layers` are what it made of this one's.
+    /// The state after a pass, with the new states of the layers.
     pub(crate) fn after(&self, layers: Vec<LayerState>, layout: &Layout) -> Self {
         let advance = |(r, row): (usize, &Row)| {
             let len = layout.len(r) as u64;
@@ -284,7 +284,7 @@ impl State {
         self.rows.iter_mut().for_each(|row| (row.read, row.document) = (row.read + 1, row.document + 1));
     }
 
-    /// The same values in memory that nothing else shares.
+    /// The same values in unshared memory.
     ///
     /// # Errors
     /// If the device has too little memory.
@@ -295,11 +295,11 @@ impl State {
     /// Writes the values of another state into the memory of this one, on a GPU.
     ///
     /// # Errors
-    /// If it has another number of rows, is of another model, or is not on the same device.
+    /// If it has another number of rows, belongs to another model, or is not on the same device.
     pub fn write(&mut self, from: &State) -> Result<()> {
         if !from.fits(&self.spec) || from.rows() != self.rows() {
             return Err(state_error(format!(
-                "{} rows of this model wanted, got {} of it or another",
+                "wanted {} rows of this model, got {} of this or another model",
                 self.rows(),
                 from.rows()
             )));
@@ -315,10 +315,13 @@ impl State {
     /// If it is not one row of the same model, or the device fails.
     pub(crate) fn write_row(&mut self, row: usize, from: &State) -> Result<()> {
         if !from.fits(&self.spec) || from.rows() != 1 {
-            return Err(state_error(format!("one row of this model wanted, got {} of it or another", from.rows())));
+            return Err(state_error(format!(
+                "wanted one row of this model, got {} of this or another model",
+                from.rows()
+            )));
         }
         for (from, to) in from.fixed().zip(self.fixed()) {
-            let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };
+            let Some(gpu) = to.gpu() else { return Err(state_error("in-place writes work on a GPU only".into())) };
             let (from, mut to) = (from.to(to.device(), to.dtype())?, to.narrow(row, 1));
             gpu.copy(from.mat(), to.mat_mut())?;
         }
@@ -328,9 +331,9 @@ impl State {
 
     pub(crate) fn write_values(&self, from: &State) -> Result<()> {
         for (from, to) in from.fixed().zip(self.fixed()) {
-            let Some(gpu) = to.gpu() else { return Err(state_error("written in place on a GPU only".into())) };
+            let Some(gpu) = to.gpu() else { return Err(state_error("in-place writes work on a GPU only".into())) };
             let from = from.to(to.device(), to.dtype())?;
-            // What was updated in place is there already.
+            // Entries updated in place are there already.
             if from.mat().address() != to.mat().address() {
                 gpu.copy(from.mat(), to.clone().mat_mut())?;
             }
@@ -341,11 +344,11 @@ impl State {
     /// The same state on a device.
     ///
     /// # Errors
-    /// If the device has too little memory, or the state has caches, which are on the CPU so far.
+    /// If the device has too little memory, or the state has caches, which only exist on the CPU so far.
     pub fn to(&self, device: Device) -> Result<Self> {
         let caches = self.spec.iter().flat_map(|(_, specs)| specs).any(|spec| matches!(spec.kind, StateKind::Cache(_)));
         if let (Device::Cuda(_), true) = (device, caches) {
-            return Err(state_error(format!("caches of attention are not on {device} yet; use --device cpu")));
+            return Err(state_error(format!("attention caches do not work on {device} yet; use --device cpu")));
         }
         self.map(&|x| Ok(x.value().to(device, DType::F32)?.into()), &Cache::detach)
     }
@@ -369,7 +372,7 @@ impl State {
         self.rows.iter().map(|row| row.read).max().unwrap_or(0)
     }
 
-    /// Positions of each row since its last reset: where its document goes on.
+    /// Positions of each row since its last reset, where its document continues.
     pub(crate) fn starts(&self) -> Vec<u64> {
         self.rows.iter().map(|row| row.document).collect()
     }
@@ -379,7 +382,7 @@ impl State {
         &self.layers[i]
     }
 
-    /// The layers' places with the names of their memories: `("layers.0.mixer", ["conv", "ssm"])`.
+    /// The layers' places with the names of their entries: `("layers.0.mixer", ["conv", "ssm"])`.
     pub fn names(&self) -> Vec<(&str, Vec<&str>)> {
         self.spec
             .iter()
@@ -387,7 +390,7 @@ impl State {
             .collect()
     }
 
-    /// Bytes it takes.
+    /// Its size in bytes.
     pub fn bytes(&self) -> usize {
         let bytes = |slot: &Slot| match slot {
             Slot::Fixed(x) => 4 * x.value().len(),
@@ -408,13 +411,13 @@ impl State {
         Self { layers: self.layers.iter().map(detached).collect(), ..self.clone() }
     }
 
-    /// The sequences `rows`, in that order, as constants; one may be named several times.
+    /// The sequences `rows`, in that order, as constants; a row may occur several times.
     ///
     /// # Errors
     /// If there is no such row.
     pub fn select(&self, rows: &[usize]) -> Result<Self> {
         if let Some(row) = rows.iter().find(|&&row| row >= self.rows()) {
-            return Err(state_error(format!("row {row} was asked for, it has {}", self.rows())));
+            return Err(state_error(format!("row {row} was requested, but it has {} rows", self.rows())));
         }
         let mut selected = self.map(&|x| Ok(x.value().select(rows)?.into()), &|cache| cache.select(rows))?;
         selected.rows = rows.iter().map(|&row| self.rows[row]).collect();
@@ -424,7 +427,7 @@ impl State {
     /// The sequences of several states in one batch, as constants.
     ///
     /// # Errors
-    /// If there are none, or they are of different models.
+    /// If there are none, or they belong to different models.
     pub fn stack(states: &[State]) -> Result<Self> {
         let first = states.first().ok_or_else(|| state_error("nothing to stack".into()))?;
         if states.iter().any(|state| state.spec != first.spec) {

@@ -1,4 +1,4 @@
-//! The tokenizer of bytes, and its form as a `tokenizer.json`.
+//! The byte tokenizer, and its form as a `tokenizer.json`.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -26,8 +26,8 @@ pub(super) fn special_id(name: &str) -> Option<u32> {
     (BOS..).zip(SPECIAL).find(|(_, special)| *special == name).map(|(id, _)| id)
 }
 
-/// The character that byte-level tokenizers write a byte as, GPT-2's table: printable Latin-1 is itself, the 68 others
-/// are U+0100 and on.
+/// The characters that byte-level tokenizers use for bytes, GPT-2's table: printable Latin-1 is itself, the 68 others are
+/// U+0100 and up.
 pub(super) static CHARS: LazyLock<[char; 256]> = LazyLock::new(|| {
     let mut next = 0x100;
     std::array::from_fn(|byte| match byte as u32 {
@@ -45,7 +45,7 @@ pub(super) fn of_char(c: char) -> Option<u8> {
     OF_CHAR.get(&c).copied()
 }
 
-/// A byte-level BPE without merges: Hugging Face's `tokenizers` gives the same ids, but for special tokens written out
+/// A byte-level BPE without merges. Hugging Face's `tokenizers` returns the same ids, except for special tokens spelled out
 /// in the text, which elapid keeps as bytes.
 pub(super) fn definition(template: &Template) -> Value {
     let vocab: Map<String, Value> = CHARS.iter().enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
@@ -79,7 +79,7 @@ pub(super) fn definition(template: &Template) -> Value {
     })
 }
 
-/// Whether a definition has the byte tokenizer's ids, also after another program has rewritten the file.
+/// Whether a definition has the byte tokenizer's ids, even after another program has rewritten the file.
 pub(super) fn is_definition(json: &Value) -> bool {
     let own = definition(&Template::default());
     let same = |pointer: &str| json.pointer(pointer) == own.pointer(pointer);

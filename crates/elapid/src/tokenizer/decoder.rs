@@ -1,8 +1,8 @@
 //! The decoder of a `tokenizer.json`, token by token.
 //!
-//! A decoder is a chain of stages, each from a list of tokens to a list of tokens; the text is the last list joined. Here
-//! a stage takes one token at a time and emits what later ones cannot change, so that text can be streamed, and the
-//! pieces are the text of the whole by construction:
+//! A decoder is a chain of stages, each from a list of tokens to a list of tokens; the text is the last list joined. Here a
+//! stage takes one token at a time and emits what later tokens cannot change, so text can be streamed, and the joined pieces
+//! equal the whole text by construction:
 //!
 //! ```text
 //! Replace, Strip      a token by itself
@@ -14,8 +14,8 @@
 //! no decoder          tokens with spaces between
 //! ```
 //!
-//! After `Fuse` or `ByteLevel`, a stage that looks at the whole token (a regular expression, `WordPiece` with cleanup) emits
-//! it at the end. The `tokenizers` crate does the work of a stage on a token wherever it can do it on one alone.
+//! After `Fuse` or `ByteLevel`, a stage that needs the whole token (a regular expression, `WordPiece` with cleanup) emits it
+//! at the end. Where a stage works on single tokens, the `tokenizers` crate does the work.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ use tokenizers::{Decoder, decoders};
 use super::byte;
 use crate::text::Utf8Stream;
 
-/// A decoder with what it remembers of the tokens so far.
+/// A decoder with its memory of the tokens so far.
 #[derive(Clone)]
 pub(super) struct Chain {
     tokens: Vec<TokenStage>,
@@ -64,7 +64,7 @@ enum TokenStage {
     },
 }
 
-/// After that: the one token arrives in pieces.
+/// After tokens are joined: the single token arrives in pieces.
 #[derive(Clone)]
 enum TextStage {
     Fuse,
@@ -123,7 +123,7 @@ impl Chain {
         }
     }
 
-    /// Takes a token and appends the text that is sure by now.
+    /// Adds a token and appends the text that is certain by now.
     pub(super) fn push(&mut self, token: String, out: &mut String) -> Result<()> {
         let mut tokens = vec![token];
         for stage in &mut self.tokens {
@@ -165,12 +165,12 @@ impl Chain {
     }
 }
 
-/// What a decoder makes of these tokens.
+/// The text that a decoder makes of these tokens.
 fn chain(decoder: &DecoderWrapper, tokens: Vec<String>) -> Result<Vec<String>> {
     decoder.decode_chain(tokens).map_err(|error| error.to_string())
 }
 
-/// Pattern and content of a `Replace` that has no regular expression.
+/// Pattern and content of a `Replace` without a regular expression.
 fn literal(decoder: &DecoderWrapper) -> Option<(String, String)> {
     let DecoderWrapper::Replace(replace) = decoder else { return None };
     let json = serde_json::to_value(replace).ok()?;
@@ -258,7 +258,7 @@ fn byte_of(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// A run of byte tokens is their text, or a replacement character for each.
+/// A run of byte tokens becomes their text, or a replacement character for each.
 fn flush(run: &mut Vec<u8>, out: &mut Vec<String>) {
     if run.is_empty() {
         return;
@@ -287,19 +287,19 @@ impl TextStage {
         Self::Strip { content: strip.content, start: strip.start, stop: strip.stop, held: 0 }
     }
 
-    /// Takes a whole token: the first of these stages gets all tokens, one after another.
+    /// Adds a whole token; the first of these stages receives all tokens, one after another.
     fn join(&mut self, token: &str) -> String {
         match self {
             Self::Bytes(utf8) => match token.chars().map(byte::of_char).collect::<Option<Vec<u8>>>() {
                 Some(bytes) => utf8.push(&bytes),
-                // Added tokens may be written in characters that stand for no byte.
+                // Added tokens may contain characters that stand for no byte.
                 None => utf8.push(token.as_bytes()),
             },
             _ => token.to_owned(),
         }
     }
 
-    /// Takes a piece of the one token there is.
+    /// Adds a piece of the single token.
     fn push(&mut self, piece: String) -> String {
         match self {
             Self::Fuse | Self::Bytes(_) => piece,
@@ -331,7 +331,7 @@ impl TextStage {
                         None => *start = 0,
                     }
                 }
-                // Up to `stop` of them at the end are dropped if nothing follows.
+                // Up to `stop` of them are dropped at the end if nothing follows.
                 let text = rest.trim_end_matches(*content);
                 let after = rest[text.len()..].chars().count();
                 let before = if text.is_empty() { std::mem::take(held) } else { std::mem::replace(held, 0) };

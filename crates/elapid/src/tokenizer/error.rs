@@ -1,4 +1,4 @@
-//! What goes wrong with a tokenizer.
+//! Errors of tokenizers.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::files::FileError;
 /// The file's name in a model directory.
 pub(super) const FILE: &str = "tokenizer.json";
 
-/// What may go wrong with a tokenizer.
+/// Errors of tokenizers.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// There is no such file.
@@ -37,25 +37,25 @@ pub enum TokenizerError {
         offset: usize,
     },
     /// The tokenizer's decoder refused the tokens.
-    #[error("the tokenizer cannot make text of the tokens: {what}")]
+    #[error("the tokenizer cannot decode the tokens: {what}")]
     Decode {
-        /// What it said.
+        /// Its error.
         what: String,
     },
-    /// Text of which no part has the tokens that it has in the whole, and too much of it.
+    /// Text that cannot be tokenised in parts, and is too long to tokenise as a whole.
     #[error(
         "this tokenizer gives a part of the text other tokens than the whole, and over {} MiB of it cannot be read at once; \
          divide it into several files, or into the lines of a .jsonl",
         limit >> 20
     )]
     TooLong {
-        /// Bytes that can be read at once.
+        /// Maximum bytes that can be read at once.
         limit: usize,
     },
     /// The tokenizer refused the text.
     #[error("the tokenizer refused the text: {what}")]
     Encode {
-        /// What it said.
+        /// Its error.
         what: String,
     },
 }

@@ -27,7 +27,8 @@ impl fmt::Debug for Hf {
 impl Hf {
     /// From the parsed `tokenizer.json`.
     pub(super) fn new(mut json: Value) -> Result<Self, String> {
-        // They are for training a tokenizer, or for batches of equal length: a text always has all its tokens, the same.
+        // They are for training a tokenizer, or for batches of equal length. Here a text always has all its tokens, and the
+        // same ones.
         for pointer in ["/model/dropout", "/truncation", "/padding"] {
             json.pointer_mut(pointer).map(Value::take);
         }
@@ -63,7 +64,8 @@ impl Hf {
         self.decoder.clone()
     }
 
-    /// A token as the decoder takes it; none if no token has the id, or if it is special and such are left out.
+    /// A token in the form that the decoder takes; none if no token has the id, or if it is special and special tokens are
+    /// left out.
     pub(super) fn token(&self, id: u32, special: bool) -> Option<String> {
         let added = self.inner.get_added_vocabulary();
         let token = added.simple_id_to_token(id).or_else(|| {
@@ -85,7 +87,7 @@ impl Hf {
         &self.definition
     }
 
-    /// Makes `tokenizer.json` say what stands around a text.
+    /// Writes the tokens around a text into `tokenizer.json`.
     pub(super) fn set_template(&mut self, template: &Template) -> Result<(), String> {
         let mut json: Value = serde_json::from_str(&self.definition).map_err(|e| e.to_string())?;
         json["post_processor"] = template.post_processor(&json["post_processor"], |id| self.name(id));

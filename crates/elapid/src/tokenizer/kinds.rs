@@ -1,4 +1,4 @@
-//! What a tokenizer is made of.
+//! The kinds of tokenizers.
 
 use super::hf::Hf;
 use super::special::{Roles, Template};
@@ -8,20 +8,20 @@ use super::special::{Roles, Template};
 pub struct Tokenizer {
     pub(super) kind: Kind,
     pub(super) roles: Roles,
-    /// What stands around a text; the definition says the same.
+    /// The tokens around a text, as in the definition.
     pub(super) template: Template,
     pub(super) end_ids: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    /// One id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a special id.
+    /// One id per byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a special id.
     Byte,
     /// A tokenizer in Hugging Face's format.
     Hf(Box<Hf>),
 }
 
-/// Whether special tokens are part of a text, by their names. No special token of the files has text otherwise.
+/// Whether the names of special tokens are part of a text; otherwise special tokens have no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SpecialTokens {
     /// They are left out.

@@ -3,18 +3,17 @@
 //! Ids of a [`Tokenizer`] are below [`Tokenizer::vocab_size`]; a model may pad its vocabulary beyond that. Text comes from
 //! the tokenizer's own decoder, whole ([`Tokenizer::decode`]) or while tokens arrive ([`Tokenizer::stream`]).
 //!
-//! One rule says what stands around a text, for prompts, training and evaluation alike:
+//! One rule decides which tokens surround a text, for prompts, training and evaluation alike:
 //!
-//! - **before**: what the `post_processor` of `tokenizer.json` puts there. `add_bos_token` of `tokenizer_config.json`, where
-//!   present, overrules it: true is the beginning token and nothing else, false is nothing
-//!   ([`Tokenizer::document_prefix`]);
+//! - **before**: the tokens of the `post_processor` of `tokenizer.json`. `add_bos_token` of `tokenizer_config.json`, if
+//!   present, overrides it: true is only the beginning token, false is nothing ([`Tokenizer::document_prefix`]);
 //! - **after** a document, never after a prompt: the same with `add_eos_token` ([`Tokenizer::document_suffix`]);
 //! - **end of a text**: any of the `eos_token_id` of `generation_config.json`, else of `config.json`, and the tokenizer's
 //!   own end token ([`Tokenizer::end_ids`]).
 //!
-//! `transformers` 5 reads the same post-processor and end ids, but drops `add_bos_token` and `add_eos_token` of a directory
-//! with a `tokenizer.json` (5.24; as arguments of `from_pretrained` they take effect, and in version 4 some models follow
-//! the file). [`Tokenizer::save`] therefore writes the post-processor that was in force.
+//! `transformers` 5 reads the same post-processor and end ids, but ignores `add_bos_token` and `add_eos_token` of a
+//! directory with a `tokenizer.json` (5.24; as arguments of `from_pretrained` they take effect, and in version 4 some models
+//! follow the file). [`Tokenizer::save`] therefore writes the post-processor that was used.
 
 mod byte;
 mod check;
@@ -49,23 +48,23 @@ use kinds::Kind;
 pub use kinds::{SpecialTokens, Tokenizer};
 
 impl Tokenizer {
-    /// The tokenizer of bytes: one id a byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a
-    /// special id, and nothing stands around a text.
+    /// The byte tokenizer: one id per byte, then 256 = `<bos>`, 257 = `<eos>`, 258 = `<pad>`. Text never becomes a special
+    /// id, and there are no tokens around a text.
     pub fn byte() -> Self {
         Self { kind: Kind::Byte, roles: byte::ROLES, template: Template::default(), end_ids: vec![byte::EOS] }
     }
 
     /// Reads the tokenizer of a model directory, or a `tokenizer.json` itself.
     ///
-    /// Special ids come from the files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `config.json`),
-    /// else from the usual names among the tokens; what stands around a text as [the rule](self) has it. `dropout` is off,
-    /// and texts are not truncated or padded, whatever the file says.
+    /// Special ids come from the files beside it (`tokenizer_config.json`, `special_tokens_map.json`, `config.json`), else
+    /// from the usual names among the tokens. The tokens around a text follow [the rule](self). `dropout` is off, and texts
+    /// are not truncated or padded, whatever the file says.
     ///
-    /// What is known to break the `tokenizers` crate is refused, with the field and the fix. That is not all that might:
+    /// Files known to break the `tokenizers` crate are refused with the field and the fix. This does not cover everything:
     /// for files of unknown origin see [`trial`].
     ///
     /// # Errors
-    /// If the file is missing or unreadable or is not a tokenizer, or if one beside it is not JSON or says what cannot be.
+    /// If the file is missing, unreadable or not a tokenizer, or if a file beside it is not JSON or has impossible values.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
@@ -123,7 +122,7 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a text, without special tokens around it, and how many of its bytes each stands for.
+    /// The ids of a text, without special tokens around it, and the number of its bytes that each stands for.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -131,7 +130,7 @@ impl Tokenizer {
         pieces::encode(self, text.as_ref())
     }
 
-    /// What encodes a text that comes in parts.
+    /// An encoder for a text that arrives in parts.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder::new(self)
     }
@@ -153,12 +152,12 @@ impl Tokenizer {
         Ok([self.document_prefix(), &self.encode(text)?, self.document_suffix()].concat())
     }
 
-    /// The ids that stand before a prompt and before each document; often none or one.
+    /// The ids before a prompt and before each document; often none or one.
     pub fn document_prefix(&self) -> &[u32] {
         &self.template.prefix
     }
 
-    /// The ids that stand after each document; often none.
+    /// The ids after each document; often none.
     pub fn document_suffix(&self) -> &[u32] {
         &self.template.suffix
     }
@@ -208,7 +207,7 @@ impl Tokenizer {
         Ok(text)
     }
 
-    /// The text of some ids as bytes, special tokens left out: of the byte tokenizer all bytes as they are, also where
+    /// The text of some ids as bytes, without special tokens. For the byte tokenizer these are all bytes unchanged, even if
     /// they are not UTF-8.
     ///
     /// # Errors
@@ -225,7 +224,7 @@ impl Tokenizer {
         TextStream::new(self, special)
     }
 
-    /// Whether this is the tokenizer of bytes, which takes and gives any bytes.
+    /// Whether this is the byte tokenizer, which accepts and returns any bytes.
     pub fn is_byte(&self) -> bool {
         matches!(self.kind, Kind::Byte)
     }
@@ -238,23 +237,23 @@ impl Tokenizer {
         }
     }
 
-    /// The id that begins a text, if the tokenizer has one. Whether it stands before texts is
+    /// The id that begins a text, if the tokenizer has one. Whether it is put before texts is
     /// [`document_prefix`](Self::document_prefix).
     pub fn bos(&self) -> Option<u32> {
         self.roles.bos
     }
 
-    /// The id that ends a text, if the tokenizer has one; [`end_ids`](Self::end_ids) has all that do.
+    /// The id that ends a text, if the tokenizer has one; [`end_ids`](Self::end_ids) has all such ids.
     pub fn eos(&self) -> Option<u32> {
         self.roles.eos
     }
 
-    /// The id that fills up rows, if the tokenizer has one.
+    /// The id that pads rows, if the tokenizer has one.
     pub fn pad(&self) -> Option<u32> {
         self.roles.pad
     }
 
-    /// Whether the id is a special token: one to leave out of text for people.
+    /// Whether the id is a special token, which is left out of text for users.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.kind {
             Kind::Byte => byte::special_name(id).is_some(),
@@ -270,7 +269,7 @@ impl Tokenizer {
         }
     }
 
-    /// `tokenizer.json` as text, with the post-processor in force and without dropout, truncation and padding.
+    /// `tokenizer.json` as text, with the post-processor that is used, and without dropout, truncation and padding.
     pub fn definition(&self) -> Cow<'_, str> {
         match &self.kind {
             Kind::Byte => Cow::Owned(byte::definition(&self.template).to_string()),
@@ -278,7 +277,7 @@ impl Tokenizer {
         }
     }
 
-    /// BLAKE3 of the definition, white space apart. Documents have the same ids by two tokenizers with one fingerprint.
+    /// BLAKE3 of the definition, ignoring white space. Two tokenizers with the same fingerprint give documents the same ids.
     pub fn fingerprint(&self) -> [u8; 32] {
         *blake3::hash(self.definition().as_bytes()).as_bytes()
     }
@@ -298,7 +297,7 @@ impl Tokenizer {
                 config.insert(key.into(), name.into());
             }
         }
-        // The post-processor says it already; other programs look here.
+        // Redundant with the post-processor, for other programs that look here.
         let sides = [
             ("add_bos_token", self.bos(), &self.template.prefix),
             ("add_eos_token", self.eos(), &self.template.suffix),

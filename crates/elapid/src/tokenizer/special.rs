@@ -1,4 +1,4 @@
-//! Special tokens by what the files say: which ids have a role, what stands before and after a text, what ends one.
+//! Special tokens from the files: ids with a role, the tokens before and after a text, and the ids that end one.
 
 use std::io;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub(super) struct Template {
     pub(super) suffix: Vec<u32>,
 }
 
-/// The files beside a `tokenizer.json`; null where there is none.
+/// The files beside a `tokenizer.json`; null for a missing one.
 pub(super) struct Beside {
     tokenizer_config: Value,
     special_tokens_map: Value,
@@ -49,8 +49,9 @@ impl Beside {
         })
     }
 
-    /// Ids by role: as `tokenizer_config.json` or `special_tokens_map.json` names them, else as `config.json` numbers
-    /// them, else by the names that published models use. The end is numbered by `end_ids`, if the files say any or none.
+    /// Ids by role: by name from `tokenizer_config.json` or `special_tokens_map.json`, else by number from `config.json`,
+    /// else by the names that published models use. The number of the end token is from `end_ids`, if the files state any or
+    /// none.
     pub(super) fn roles(
         &self,
         end_ids: Option<&[u32]>,
@@ -82,7 +83,7 @@ impl Beside {
         }
     }
 
-    /// What the post-processor of `tokenizer.json` says, overruled by `add_bos_token` and `add_eos_token` of
+    /// The tokens of the post-processor of `tokenizer.json`, overridden by `add_bos_token` and `add_eos_token` of
     /// `tokenizer_config.json`: a side with a flag is that token or nothing.
     pub(super) fn template(&self, mut from_file: Template, roles: Roles) -> Result<Template, String> {
         for (key, id, side) in
@@ -122,12 +123,12 @@ impl Beside {
     }
 }
 
-/// The ids that end a text by a model's directory: `eos_token_id` of `generation_config.json`, else that of
-/// `config.json`, a number or a list; `None` if neither file says. [`Tokenizer::end_ids`](super::Tokenizer::end_ids)
-/// has them too.
+/// The ids that end a text, from a model's directory: `eos_token_id` of `generation_config.json`, else that of
+/// `config.json`, a number or a list; `None` if neither file has it. [`Tokenizer::end_ids`](super::Tokenizer::end_ids)
+/// includes them.
 ///
 /// # Errors
-/// If a file is there and cannot be read, is not JSON, or says something else than ids; the error names it.
+/// If an existing file cannot be read, is not JSON, or has something other than ids; the error names it.
 pub fn stated_end_ids(dir: &Path) -> Result<Option<Vec<u32>>> {
     let (config, generation_config) = (object(dir, MODEL_CONFIG)?, object(dir, GENERATION_CONFIG)?);
     let (tokenizer_config, special_tokens_map) = (Value::Null, Value::Null);
@@ -197,7 +198,7 @@ impl Template {
         }
     }
 
-    /// A `post_processor` that says this; what the original one does to offsets stays.
+    /// A `post_processor` with these tokens; the original's handling of offsets stays.
     pub(super) fn post_processor(&self, original: &Value, name_of: impl Fn(u32) -> Option<String>) -> Value {
         let mut parts = Vec::new();
         offsets(original, &mut parts);

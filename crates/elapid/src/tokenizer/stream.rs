@@ -1,4 +1,4 @@
-//! Text while its tokens arrive.
+//! Streaming the text of tokens.
 
 use super::decoder::Chain;
 use super::{Kind, Result, SpecialTokens, Tokenizer, TokenizerError, byte};
@@ -25,7 +25,7 @@ pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
     special: SpecialTokens,
     decoder: Decoder,
-    /// Text of the tokens that the stream begins after, as far as it was not sure when they ended.
+    /// The part of the earlier tokens' text that was not certain when they ended.
     known: String,
 }
 
@@ -44,8 +44,7 @@ impl<'t> TextStream<'t> {
         Self { tokenizer, special, decoder, known: String::new() }
     }
 
-    /// Begins after these tokens: what is pushed is the continuation of their text, with the space that a continuation
-    /// begins with where it does.
+    /// Starts after these tokens: pushed tokens continue their text, including a leading space if the continuation has one.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -57,8 +56,8 @@ impl<'t> TextStream<'t> {
         Ok(self)
     }
 
-    /// Takes a token and returns the text that later tokens cannot change any more. An id without a token, such as one
-    /// that pads the vocabulary, has no text.
+    /// Adds a token and returns the text that later tokens can no longer change. An id without a token, such as one that
+    /// pads the vocabulary, has no text.
     ///
     /// # Errors
     /// If the tokenizer's decoder fails.
@@ -80,7 +79,7 @@ impl<'t> TextStream<'t> {
         Ok(self.new_part(text))
     }
 
-    /// Ends the text: returns what was held back. A character that never became whole is U+FFFD.
+    /// Ends the text and returns what was held back. An incomplete character becomes U+FFFD.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -93,7 +92,7 @@ impl<'t> TextStream<'t> {
         Ok(self.new_part(text))
     }
 
-    /// A text without what the tokens before it had already.
+    /// A text without the part that earlier tokens already had.
     fn new_part(&mut self, mut text: String) -> String {
         if self.known.is_empty() {
             return text;

@@ -67,7 +67,7 @@ fn bytes_are_the_same_in_hugging_face() {
     for (id, name) in [(256, "<bos>"), (257, "<eos>"), (258, "<pad>")] {
         assert_eq!(hf.token_to_id(name), Some(id));
     }
-    // What the other library writes is recognised too.
+    // Files that the other library writes are recognised too.
     let dir = tempdir().unwrap();
     hf.save(dir.path().join("tokenizer.json"), true).unwrap();
     assert!(Tokenizer::open(dir.path()).unwrap().is_byte());
@@ -188,7 +188,7 @@ fn the_config_overrules_the_post_processor() {
     let error = open(&bert, json!({"add_bos_token": "yes"})).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json") && error.contains("add_bos_token"), "{error}");
 
-    // What is saved says so itself, without the flag and for other programs.
+    // The saved file has it in itself, without the flag, also for other programs.
     let tokenizer = open(&bert, named(json!({"add_bos_token": true, "add_eos_token": false}))).unwrap();
     let library = tokenizers::Tokenizer::from_bytes(tokenizer.definition().as_bytes()).unwrap();
     assert_eq!(tokenizer.encode_document("end").unwrap(), library.encode("end", true).unwrap().get_ids());
@@ -388,7 +388,7 @@ fn streamed(stream: TextStream<'_>, ids: &[u32]) -> String {
     text
 }
 
-/// What a text has beyond another that it begins like.
+/// The rest of a text after a prefix.
 fn beyond<'a>(text: &'a str, known: &str) -> &'a str {
     let same: usize = text.chars().zip(known.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
     &text[same..]
@@ -443,7 +443,7 @@ fn text_comes_as_soon_as_it_is_sure() {
     assert_eq!(pieces("strip-both", &["_", "a", "_", "_", "_b", "_"]), ["", "a", "", "", "   b", "", ""]);
 }
 
-/// What the crate's own decoder makes of the ids, unless it panics, as it does for some empty tokens.
+/// The text from the crate's own decoder, unless it panics, as it does for some empty tokens.
 fn by_the_crate(tokenizer: &tokenizers::Tokenizer, ids: &[u32], special: SpecialTokens) -> Option<String> {
     let decode = || tokenizer.decode(ids, special == SpecialTokens::Skip).unwrap();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).ok()

@@ -1,8 +1,8 @@
-//! A trial of a tokenizer: load it, encode odd texts, decode every kind of token.
+//! A trial of a tokenizer: load it, encode unusual texts, decode every kind of token.
 //!
-//! [`Tokenizer::open`] refuses what is known to break. What is not known may still panic, abort or never end, and an
-//! abort takes the process with it. [`run`] is for a process that may be lost: the command line calls it in a child with
-//! limits on memory and CPU time before it opens a file that it has not seen.
+//! [`Tokenizer::open`] refuses what is known to break. Other files may still panic, abort or never end, and an abort ends
+//! the process. [`run`] is for a process that may be lost: the command line calls it in a child with limits on memory and
+//! CPU time before it opens an unknown file.
 
 use std::fs;
 use std::path::Path;
@@ -12,20 +12,20 @@ use serde_json::Value;
 use super::{Result, SpecialTokens, Tokenizer, byte, check};
 use crate::json;
 
-/// Texts of the file that are tried, at most.
+/// Maximum number of the file's texts to try.
 const OWN_TEXTS: usize = 400;
-/// Bytes of each of them, at most.
+/// Maximum bytes of each of them.
 const OWN_TEXT: usize = 1000;
-/// Tokens that are decoded one after another, at most, and each as a text of its own.
+/// Maximum tokens to decode, one after another, and each as a separate text.
 const TOKENS: usize = 4096;
 const ALONE: usize = 64;
 
-/// Changes whenever a trial could end otherwise: with the checks and the texts.
+/// Changes whenever a trial could have another result: with the checks and the texts.
 pub const VERSION: u32 = check::VERSION << 8 | 1;
 
-/// Whether a file's bytes can break anything: not where they are no JSON, or elapid's own byte tokenizer.
+/// Whether a file's bytes can break anything: not if they are not JSON, or elapid's own byte tokenizer.
 pub fn is_needed(tokenizer_json: &[u8]) -> bool {
-    /// Longer than the byte tokenizer, however it is written.
+    /// Longer than the byte tokenizer in any formatting.
     const OWN: usize = 64 << 10;
     if tokenizer_json.len() > OWN {
         return true;
@@ -33,7 +33,7 @@ pub fn is_needed(tokenizer_json: &[u8]) -> bool {
     parse(tokenizer_json).is_some_and(|json| !byte::is_definition(&json))
 }
 
-/// Opens a tokenizer and uses it on odd texts. Texts that it refuses with an error are fine.
+/// Opens a tokenizer and uses it on unusual texts. It may refuse texts with an error.
 ///
 /// # Errors
 /// As [`Tokenizer::open`]. For a hostile file this may also panic, end the process, or not return.
@@ -63,7 +63,7 @@ fn parse(bytes: &[u8]) -> Option<Value> {
     serde_json::from_slice(json::without_mark(bytes)).ok()
 }
 
-/// Texts of all scripts, of one character many times, and of what the file itself looks for.
+/// Texts of all scripts, one character repeated many times, and strings that the file itself looks for.
 // Long: a list of texts, one a line.
 fn texts(json: &Value) -> Vec<String> {
     let mut texts: Vec<String> = [

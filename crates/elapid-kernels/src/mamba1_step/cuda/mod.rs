@@ -1,5 +1,5 @@
-//! On a GPU: a kernel whose blocks are all resident and wait for each other between stages. One for some rows
-//! (`mamba1_step.cu`), and one for one row, whose blocks wait half as often (`one_row.cu`).
+//! On a GPU: kernels whose blocks are all resident and synchronise between stages. One is for several rows
+//! (`mamba1_step.cu`), and one for a single row, which synchronises half as often (`one_row.cu`).
 
 mod model;
 mod one_row;
@@ -17,9 +17,9 @@ pub use model::{Dims, Layer, Model};
 
 const THREADS: u32 = 32 * (WARPS as u32 + 2);
 
-/// The step of a model, ready to be launched again and again.
+/// The step of a model, to be launched repeatedly.
 ///
-/// It works on the memory that it was made with: the model's, the states' and the tokens'.
+/// It works on the memory of the model, the states and the tokens that it was made with.
 #[derive(Debug)]
 pub struct Step {
     gpu: Gpu,
@@ -34,8 +34,8 @@ enum Form {
     OneRow(OneRow),
 }
 
-/// Whether a model of these sizes can be stepped so: up to 32 rows that fit into shared memory, sizes that tensor cores
-/// take without a rest.
+/// Whether a model of these sizes is supported: up to 32 rows that fit into shared memory, in sizes that tensor cores divide
+/// evenly.
 pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let Dims { b, d, ed, n, r, k, v } = dims;
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
@@ -45,10 +45,10 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
 }
 
 impl Step {
-    /// Prepares the step; `ids` `[b]` u32 holds the tokens that are read, then those that were chosen.
+    /// Prepares the step; `ids` `[b]` u32 holds the tokens to read, and then the chosen ones.
     ///
     /// # Errors
-    /// If sizes do not suit (see [`suits`]), shapes or formats differ, or there is too little memory.
+    /// If sizes are not supported (see [`suits`]), shapes or dtypes differ, or there is too little memory.
     pub fn new(gpu: Gpu, dims: Dims, model: &Model<'_>, ids: &Arc<Buffer>) -> Result<Self> {
         let Dims { b, d, v, .. } = dims;
         CHECK.that(
@@ -72,8 +72,8 @@ impl Step {
         Ok(Self { gpu, form, logits, _ids: ids.clone() })
     }
 
-    /// Reads a token of every row, moves the states on and chooses the likeliest next tokens; does not wait. A row whose
-    /// logits are no numbers gets the largest u32.
+    /// Reads a token of every row, updates the states and chooses the most likely next tokens; does not wait. A row whose
+    /// logits are NaN gets the largest u32.
     ///
     /// # Errors
     /// If the driver refuses.

@@ -1,4 +1,4 @@
-//! Sizes, and what a kernel reads of a model: addresses of weights and states.
+//! Sizes, and the kernel arguments of a model: addresses of weights and states.
 
 use crate::DType;
 use crate::cuda::{Gpu, Mat, Pod, Result};
@@ -6,13 +6,13 @@ use crate::error::Check;
 
 pub(super) const CHECK: Check = Check("mamba1_step");
 
-/// Warps that compute; two more fetch weights, and ask for what is small.
+/// Computing warps; two more copy weights and prefetch small parameters.
 pub(super) const WARPS: usize = 16;
 
 /// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
 pub(super) const SHARED: usize = 163 << 10;
 
-/// Of that, what says which pieces of weights have come, and where they are.
+/// Part of it for tracking which pieces of weights have arrived, and where they are.
 pub(super) const BARRIERS: usize = 32 * (8 + 8 + 4 + 4);
 
 /// And a layer's addresses.
@@ -27,7 +27,7 @@ pub struct Dims {
     pub d: usize,
     /// Channels of a mixer.
     pub ed: usize,
-    /// State numbers a channel.
+    /// State elements per channel.
     pub n: usize,
     /// Rank of Δ.
     pub r: usize,
@@ -37,7 +37,7 @@ pub struct Dims {
     pub v: usize,
 }
 
-/// Shared memory of a block, in bytes: as much as the device has, so that weights come far ahead.
+/// Shared memory of a block in bytes: as much as the device has, so that weights are copied far ahead.
 pub(super) fn room(gpu: &Gpu) -> usize {
     if gpu.capability() >= (9, 0) { SHARED + (64 << 10) } else { SHARED }
 }
@@ -65,9 +65,9 @@ pub struct Layer<'a> {
     pub skip: Mat<'a>,
     /// `[d, ed]`
     pub out_proj: Mat<'a>,
-    /// The last inputs of the convolution, `[b, k - 1, ed]`; moved on.
+    /// The last inputs of the convolution, `[b, k - 1, ed]`; updated.
     pub conv_state: Mat<'a>,
-    /// `[b, ed, n]`; moved on.
+    /// `[b, ed, n]`; updated.
     pub ssm_state: Mat<'a>,
 }
 

@@ -1,21 +1,21 @@
-//! One row: channels stay with their block (`one_row.cu`).
+//! A single row: channels stay with their block (`one_row.cu`).
 
 use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
 
 static SOURCE: Source =
     Source { name: "mamba1_one_row", text: concat!(include_str!("../resident.cuh"), include_str!("../one_row.cu")) };
-/// The largest piece of weights, in bytes: three of these at least are on their way.
+/// The largest piece of weights in bytes; at least three of them are in flight.
 const WHOLE: usize = 40 << 10;
-/// Most of `CHUNKS` of the source: as many as registers hold.
+/// Maximum of `CHUNKS` of the source: as many as registers hold.
 const CHUNKS: usize = 10;
-/// How often sums are kept: of the residual stream, and of what x_proj makes.
+/// Number of copies of sums: of the residual stream, and of x_proj's output.
 const COPIES: usize = 4;
 const COPIES_DBC: usize = 4;
-/// Layers times blocks whose sums no integer of the source overflows.
+/// Maximum layers times blocks for which the integer sums of the source do not overflow.
 const SUMS: usize = 16_384;
 
-/// A step, with what its blocks give each other.
+/// A step, with the buffers that its blocks exchange.
 #[derive(Debug)]
 pub(super) struct OneRow {
     args: Args,
@@ -52,7 +52,7 @@ fn chunks(d: usize) -> usize {
     d.div_ceil(256)
 }
 
-/// Shared memory but for the ring, in bytes: as `Block` of the source.
+/// Shared memory without the ring in bytes: `Block` of the source.
 fn shared(Dims { d, ed, n, r, .. }: Dims, blocks: usize) -> usize {
     let threads = 32 * WARPS;
     let numbers = (4 * threads).max(d) + 2 * d + WARPS + r + 2 * n + 7 * ed.div_ceil(blocks);

@@ -1,4 +1,4 @@
-//! Some rows: a matrix product on tensor cores a stage (`mamba1_step.cu`).
+//! Several rows: one matrix product on tensor cores per stage (`mamba1_step.cu`).
 
 use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Source, Unit};
@@ -7,12 +7,12 @@ static SOURCE: Source =
     Source { name: "mamba1_step", text: concat!(include_str!("../resident.cuh"), include_str!("../mamba1_step.cu")) };
 /// Outputs that tensor cores make at a time.
 const GROUP: usize = 16;
-/// Of shared memory, what says which outputs are the block's.
+/// Shared memory for the list of the block's outputs.
 const PARTS: usize = 6 * 8;
-/// The largest piece of weights, in bytes: three of these at least are on their way.
+/// The largest piece of weights in bytes; at least three of them are in flight.
 const PIECE: usize = GROUP * (2 * 512 + 64);
 
-/// A step, with what its blocks give each other.
+/// A step, with the buffers that its blocks exchange.
 #[derive(Debug)]
 pub(super) struct Rows {
     args: Args,
@@ -53,7 +53,7 @@ fn rows(b: usize) -> usize {
     b.next_power_of_two().max(8)
 }
 
-/// Shared memory but for the ring, in bytes: as `Block` of the source.
+/// Shared memory without the ring in bytes: `Block` of the source.
 fn shared(dims: Dims, blocks: usize) -> usize {
     let Dims { b, d, ed, n, r, .. } = dims;
     let rows = rows(b);

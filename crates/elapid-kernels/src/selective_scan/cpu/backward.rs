@@ -31,7 +31,7 @@ pub(in super::super) fn backward(
     }
 }
 
-// Long: divides a dozen outputs among threads; each part is taken off in the same order.
+// Long: splits a dozen outputs among threads, each in the same order.
 fn backward_by<R: Rule>(
     isa: Isa,
     dims: Dims,
@@ -45,10 +45,10 @@ fn backward_by<R: Rule>(
     let tiles = tiles(&args.segments, b, l);
     let most = tiles.iter().map(Vec::len).max().unwrap_or(0);
     let lanes = isa.lanes();
-    // Sums over channels go by groups, so that a group's width is a matter of `d` alone.
+    // Sums over channels go by groups, so the width of a group depends only on `d`.
     let group = if d >= 8 * GROUP { 2 * GROUP } else { GROUP };
     let groups = d.div_ceil(group);
-    // Sums over channels, one part a group; sums over time, one part a row of the batch.
+    // Sums over channels, one part per group; sums over time, one part per row of the batch.
     let mut dbc = vec![0.0; b * groups * l * 2 * n]; // [b group l (db dc) n]
     let mut da = vec![0.0; b * d * n];
     let mut channel = vec![0.0; b * d * 2]; // [b group (ddelta_bias dskip) d]
@@ -136,7 +136,7 @@ struct Backward<'a, R> {
     unit: Unit<'a>,
     /// `[vector tile n lanes]`
     saved: &'a [f32],
-    /// Tiles there is room for in `saved`.
+    /// Number of tiles in `saved`.
     most: usize,
     /// `[l d]`
     dy: Rows<'a>,
@@ -159,7 +159,7 @@ struct Backward<'a, R> {
     rule: PhantomData<R>,
 }
 
-/// What one vector of channels keeps of a tile, each `[t]`.
+/// Values that one vector of channels stores for a tile, each `[t]`.
 struct Lanes<'a, V> {
     delta: &'a [V],
     /// Δu.
@@ -174,7 +174,7 @@ struct Lanes<'a, V> {
     s: &'a mut [V],
 }
 
-/// What a block of states keeps of a tile.
+/// Values that a block of states stores for a tile.
 struct Block<'a, S: Simd, R: Rule> {
     /// `[t n]`
     coef: &'a mut [R::Coef<S>],
@@ -304,7 +304,7 @@ impl<R: Rule> WithSimd for Backward<'_, R> {
 }
 
 impl<R: Rule> Backward<'_, R> {
-    /// What comes after the states: the gradients of u, Δ and z, and the sums over time for the bias and D.
+    /// The work after the states: the gradients of u, Δ and z, and the sums over time for the bias and D.
     #[inline(always)]
     fn close<S: Simd>(
         &mut self,
@@ -333,7 +333,7 @@ impl<R: Rule> Backward<'_, R> {
 }
 
 impl<S: Simd, R: Rule> Block<'_, S, R> {
-    /// The recurrence of N states over a tile again, keeping coefficients and states.
+    /// Recomputes the recurrence of N states over a tile, storing coefficients and states.
     #[inline(always)]
     fn forward<const N: usize>(
         &mut self,
@@ -365,8 +365,8 @@ impl<S: Simd, R: Rule> Block<'_, S, R> {
         }
     }
 
-    /// The reverse recurrence dh_t = C_t g_t + Ā_{t+1} dh_{t+1} of N states over a tile. On entry `dh` is what arrives
-    /// at the state after the tile, on exit what arrives at the state before it.
+    /// The reverse recurrence dh_t = C_t g_t + Ā_{t+1} dh_{t+1} of N states over a tile. On entry `dh` is the gradient of
+    /// the state after the tile, on exit that of the state before it.
     #[inline(always)]
     fn backward<const N: usize>(
         &mut self,

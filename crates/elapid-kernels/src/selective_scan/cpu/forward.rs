@@ -46,7 +46,7 @@ fn forward_by<R: Rule>(
         &mut saved.states[..]
     });
     let mut initial = args.initial;
-    // The wider a group, the fewer pages of memory a tile touches; results do not depend on it.
+    // A wider group means that a tile touches fewer memory pages; results do not depend on it.
     let group = (b * d).div_ceil(4 * rayon::current_num_threads()).next_multiple_of(GROUP).clamp(GROUP, 4 * GROUP);
     let mut units = Vec::with_capacity(b * d.div_ceil(group));
     for (b, tiles) in tiles.iter().enumerate() {
@@ -88,7 +88,7 @@ struct Forward<'a, R> {
     last: &'a mut [f32],
     /// `[vector tile n lanes]`
     saved: Option<&'a mut [f32]>,
-    /// Tiles there is room for in `saved`.
+    /// Number of tiles in `saved`.
     most: usize,
     rule: PhantomData<R>,
 }
@@ -252,8 +252,8 @@ fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y:
     }
 }
 
-/// One position. A state is `[d n]`, so here lanes are neighbouring states of a channel: the same operations on each
-/// number as in [`block_forward`], and Σ C h in the same order, without a transposition.
+/// One position. A state is `[d n]`, so here lanes are neighbouring states of a channel, which avoids a transposition. The
+/// operations on each value are the same as in [`block_forward`], and Σ C h is in the same order.
 struct Step<'a, R> {
     dims: Dims,
     args: &'a Args<'a>,

@@ -12,13 +12,13 @@
 //! ```
 //!
 //! Departures from naive, with reasons:
-//! - Lanes are channels and time is sequential: no sum over time is cut, so neither chunks nor threads change a bit, and
-//!   the exponential, which dominates, is the same number of instructions as with any other order.
-//! - Tiles, so that what a position shares among its states (Δ, Δu, the sum over states) is loaded once for four states
-//!   and stays in cache; a tile ends at a reset, so that the inner loops know nothing of resets.
-//! - Backward starts each tile from the state forward saved, and keeps the tile's decays and states in cache. dB and dC
-//!   are sums over channels: they gather as vectors over a group of channels, are summed over lanes once a tile, and over
-//!   groups in order at the end.
+//! - Lanes are channels and time is sequential: no sum over time is split, so neither chunks nor threads change a bit, and
+//!   the number of exponentials, which dominate, is the same as in any other order.
+//! - Tiles: values that the states of a position share (Δ, Δu, the sum over states) are loaded once for four states and stay
+//!   in cache. A tile ends at a reset, so the inner loops need not handle resets.
+//! - The backward starts each tile from the state that the forward saved, and keeps the tile's decays and states in cache.
+//!   dB and dC are sums over channels: they are accumulated as vectors over a group of channels, summed over lanes once per
+//!   tile, and over groups in order at the end.
 
 mod backward;
 mod forward;

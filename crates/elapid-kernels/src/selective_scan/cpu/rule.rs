@@ -1,17 +1,17 @@
-//! The discretisations as vector code. With x = ΔA: Ā = α(x) and B̄ = Δ κ(x) B, so that
-//! h_t = α h_{t-1} + κ v with v = Δ u B. A rule is a type, so that the simplest pays nothing for the others.
+//! The discretisations as vector code. With x = ΔA: Ā = α(x) and B̄ = Δ κ(x) B, so that h_t = α h_{t-1} + κ v with v = Δ u
+//! B. A rule is a type, so the simplest one has no overhead from the others.
 
 use pulp::Simd;
 
 use crate::math;
 
 pub(super) trait Rule: Send + Sync + 'static {
-    /// What A is multiplied by before the loop over time.
+    /// Factor of A before the loop over time.
     const SCALE: f32;
     /// Its inverse.
     const UNSCALE: f32;
 
-    /// What the backward needs of α and κ at one x.
+    /// The values of α and κ that the backward needs at one x.
     type Coef<S: Simd>: Copy + Send;
 
     /// From x · `SCALE`.
@@ -27,7 +27,7 @@ pub(super) trait Rule: Send + Sync + 'static {
     fn dx<S: Simd>(simd: S, coef: Self::Coef<S>, dh: S::f32s, carry: S::f32s, before: S::f32s, v: S::f32s) -> S::f32s;
 }
 
-/// α = e^x, κ = 1. A comes multiplied by log2 e, which spares a product for each exponential.
+/// α = e^x, κ = 1. A is premultiplied by log2 e, which saves a product per exponential.
 pub(super) struct ExpEuler;
 
 impl Rule for ExpEuler {

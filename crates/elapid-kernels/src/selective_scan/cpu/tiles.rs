@@ -1,4 +1,4 @@
-//! What forward and backward share: tiles of positions, groups of channels, vectors of states.
+//! Shared by forward and backward: tiles of positions, groups of channels, vectors of states.
 
 use pulp::Simd;
 use pulp::bytemuck::{self, Pod, Zeroable};
@@ -9,17 +9,17 @@ use crate::{Rows, Segments, math};
 /// Positions in a tile.
 pub(super) const TILE: usize = 32;
 
-/// Least channels in a group, the unit of parallelism: a multiple of every vector's lanes.
+/// Minimum channels per group, the unit of parallelism: a multiple of every vector's lanes.
 pub(super) const GROUP: usize = 128;
 
-/// Vectors from one vector of channels to the next in buffers `[vector t]`: one more than a tile, so that they do not all
-/// compete for the same few places in the first-level cache.
+/// Stride in vectors between vectors of channels in buffers `[vector t]`: one more than a tile, so that they do not all map
+/// to the same few sets of the L1 cache.
 pub(super) const STRIDE: usize = TILE + 1;
 
-/// States in a block: how many of one channel vector are in registers.
+/// States per block: how many of one channel vector are in registers.
 pub(super) const BLOCK: usize = 4;
 
-/// Steps of the recurrence, `b l d n`, below which no other thread is woken.
+/// Minimum steps of the recurrence, `b l d n`, for waking another thread.
 pub(super) const SMALL: usize = 1 << 16;
 
 /// Neighbouring positions of one row of the batch.
@@ -27,7 +27,7 @@ pub(super) const SMALL: usize = 1 << 16;
 pub(super) struct Tile {
     pub(super) from: usize,
     pub(super) len: usize,
-    /// Whether the state starts anew before it.
+    /// Whether the state is reset before it.
     pub(super) reset: bool,
 }
 
@@ -47,7 +47,7 @@ pub(super) fn tiles(segments: &Segments<'_>, b: usize, l: usize) -> Vec<Vec<Tile
     (0..b).map(row).collect()
 }
 
-/// What a group of channels of one row of the batch reads.
+/// The inputs of a group of channels of one row of the batch.
 #[derive(Clone, Copy)]
 pub(super) struct Unit<'a> {
     /// Channels.
@@ -92,8 +92,7 @@ impl<'a> Unit<'a> {
         self.d.div_ceil(S::F32_LANES)
     }
 
-    /// What comes before the states at position `t`: each vector's number, Δ, dΔ / d delta if it is a matter of `SLOPE`,
-    /// and Δu.
+    /// The values before the states at position `t`: for each vector its index, Δ, dΔ / d delta if `SLOPE`, and Δu.
     #[inline(always)]
     pub(super) fn open<S: Simd, const SLOPE: bool>(
         &self,
@@ -116,7 +115,7 @@ impl<'a> Unit<'a> {
         }
     }
 
-    /// Prefetches what position `t` reads.
+    /// Prefetches the inputs of position `t`.
     #[inline(always)]
     pub(super) fn prefetch(&self, t: usize) {
         prefetch(self.delta.row(t));
@@ -181,9 +180,9 @@ pub(super) fn store<S: Simd>(simd: S, row: &mut [f32], from: usize, x: S::f32s) 
     }
 }
 
-/// Asks for a row to be brought to the second-level cache.
+/// Prefetches a row into the L2 cache.
 ///
-/// A group of channels walks over short pieces of rows that are far apart: no hardware prefetcher follows.
+/// A group of channels reads short pieces of distant rows, which no hardware prefetcher follows.
 #[inline(always)]
 pub(super) fn prefetch(row: &[f32]) {
     #[cfg(target_arch = "x86_64")]
@@ -196,8 +195,8 @@ pub(super) fn prefetch(row: &[f32]) {
     let _ = row;
 }
 
-/// Part `i` of `of` of a tile's positions: what to prefetch after one block of states, so that the whole next tile is
-/// there in time and never too much is asked for at once.
+/// Part `i` of `of` of a tile's positions: what to prefetch after one block of states, so that the next tile is there in
+/// time and never too many prefetches are in flight.
 #[inline(always)]
 pub(super) fn share(tile: Tile, i: usize, of: usize) -> std::ops::Range<usize> {
     tile.from + i * tile.len / of..tile.from + (i + 1) * tile.len / of

@@ -10,10 +10,10 @@ use ignore::WalkBuilder;
 use super::{Found, Part, kind, what_is};
 use crate::{Error, Result};
 
-/// Endings of files that are read, perhaps with that of a compression after it.
+/// Extensions of files that are read, possibly followed by that of a compression.
 const ENDINGS: [&str; 3] = ["txt", "md", "jsonl"];
 
-/// Directories that were entered, by what they are, and the paths that lead to one once more.
+/// Directories that were entered, by identity, and further paths to the same ones.
 #[derive(Default)]
 struct Entered {
     places: HashSet<PathBuf>,
@@ -68,7 +68,7 @@ impl Found {
         }
         let mut leave_out = |why: &str| self.left_out.push((path.to_owned(), why.to_owned()));
         if !data.is_file() {
-            // Not opened: a pipe would wait for its writer.
+            // Not opened: opening a pipe would block until it has a writer.
             leave_out(what_is(data.file_type()));
             return Ok(());
         }
@@ -84,7 +84,7 @@ impl Found {
         Ok(())
     }
 
-    /// Links that lead nowhere, or back, are left out; anything else that cannot be read is an error.
+    /// Dangling and cyclic links are left out; anything else that cannot be read is an error.
     fn unread(&mut self, dir: &Path, error: ignore::Error) -> Result<()> {
         let mut path = dir.to_owned();
         let mut inner = &error;
@@ -110,7 +110,7 @@ impl Found {
 
 const TWICE: &str = "a link to what is read";
 
-/// Whether a file of a directory is read, by its name.
+/// Whether a file in a directory is read, by its name.
 fn is_text(path: &Path) -> bool {
     let name = kind::without_packing(path);
     let end = Path::new(&name).extension();

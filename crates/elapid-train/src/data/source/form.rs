@@ -1,11 +1,11 @@
-//! How a file holds text.
+//! How a file encodes text.
 
 /// How text is written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::data) struct Form {
     pub(super) packing: Packing,
     pub(super) coding: Coding,
-    /// A JSON object a line.
+    /// One JSON object per line.
     pub(in crate::data) lines: bool,
 }
 
@@ -18,7 +18,7 @@ pub(super) enum Packing {
     Zstd,
 }
 
-/// How characters are bytes.
+/// The character encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Coding {
     /// As they are.

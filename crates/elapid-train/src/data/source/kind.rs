@@ -8,14 +8,14 @@ use super::form::{Coding, Form, Packing};
 use super::part::Part;
 use crate::{Error, Result};
 
-/// First bytes that are looked at.
+/// Number of leading bytes that are examined.
 const HEAD: u64 = 16 << 10;
 
 impl Packing {
     fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or one to be skipped.
+            // A frame, or a skippable frame.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
@@ -23,7 +23,7 @@ impl Packing {
 }
 
 impl Part {
-    /// The part, read as what its first bytes say it is; or what it is instead of text.
+    /// The part, with the encoding that its first bytes show; or a name of what it is instead of text.
     pub(super) fn looked_at(mut self) -> Result<Result<Self, String>> {
         let lines = without_packing(&self.path);
         self.form.lines = Path::new(&lines).extension().is_some_and(|end| end.eq_ignore_ascii_case("jsonl"));
@@ -56,13 +56,13 @@ impl Part {
     }
 }
 
-/// The name of a file without the ending of a compression.
+/// The name of a file without the extension of a compression.
 pub(super) fn without_packing(path: &Path) -> PathBuf {
     let is = |end: &OsStr| ["gz", "zst"].iter().any(|packing| end.eq_ignore_ascii_case(packing));
     if path.extension().is_some_and(is) { path.with_extension("") } else { path.to_owned() }
 }
 
-/// How text is coded that begins like this; or what it is instead of text.
+/// The encoding of text that begins like this; or a name of what it is instead of text.
 fn look(head: &[u8]) -> Result<Coding, String> {
     let convert = |from: &str| format!("UTF-32; convert it: iconv -f {from} -t UTF-8");
     match head {
@@ -76,7 +76,7 @@ fn look(head: &[u8]) -> Result<Coding, String> {
     plain(head).map(|()| Coding::Plain)
 }
 
-/// Formats that `infer` does not know, or only by a beginning that a text may have too.
+/// Formats that `infer` does not know, or only by leading bytes that text may have too.
 const SIGNATURES: [(&[u8], &str); 10] = [
     (b"%PDF-", "a PDF document"),
     (b"PK\x03\x04", "a zip archive"),
@@ -90,7 +90,7 @@ const SIGNATURES: [(&[u8], &str); 10] = [
     (b"elapidtk", "a token cache of elapid"),
 ];
 
-/// That text begins like this; or what it is.
+/// Checks that text may begin like this; the error names what it is.
 fn plain(head: &[u8]) -> Result<(), String> {
     if let Some((_, what)) = SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Err((*what).into());

@@ -1,4 +1,4 @@
-//! Where text comes from: which files there are, what each of them is, and how it is read.
+//! Sources of text: finding files, recognising them, and reading them.
 
 mod folder;
 mod form;
@@ -25,12 +25,12 @@ pub static TINY_SHAKESPEARE: &[u8] = include_bytes!("../../../assets/tinyshakesp
 pub enum Source {
     /// The text inside the binary.
     TinyShakespeare,
-    /// A file with any name, a pipe, or a directory, of which `*.txt`, `*.md` and `*.jsonl` are read, and these with
-    /// `.gz` or `.zst` after it, in the order of their paths, at any depth. A file is one document, one of the name
-    /// `*.jsonl` a document a line.
+    /// A file with any name, a pipe, or a directory. Of a directory, `*.txt`, `*.md`, `*.jsonl`, and these with `.gz` or
+    /// `.zst` appended are read, in the order of their paths, at any depth. A file is one document; in a `*.jsonl` each line
+    /// is one.
     ///
-    /// gzip and zstd are decompressed, UTF-16 with a byte order mark is decoded, that of UTF-8 left out. In a directory,
-    /// hidden files and directories are skipped, and links are followed, to nothing twice.
+    /// gzip and zstd are decompressed, UTF-16 with a byte order mark is decoded, and the byte order mark of UTF-8 is
+    /// dropped. In a directory, hidden files and directories are skipped, and links are followed, but nothing is read twice.
     Path(PathBuf),
 }
 
@@ -53,7 +53,7 @@ impl Part {
         Self { path: name.into(), len: bytes.len() as u64, text: Text::Embedded(bytes), form: Form::default() }
     }
 
-    /// A file, a pipe, or an error that says what it is instead.
+    /// A file or a pipe; otherwise an error that names what it is.
     fn named(path: &Path, data: &Metadata) -> Result<Self> {
         let not_text = |what: String| Error::NotText { path: path.to_owned(), what };
         let part = if data.is_file() {
@@ -73,7 +73,7 @@ impl Part {
         Self { path: path.to_owned(), len: data.len(), text, form: Form::default() }
     }
 
-    /// What identifies the text, for links and other paths to it.
+    /// The identity of the file, to recognise links and other paths to it.
     fn place(&self) -> PathBuf {
         match self.text {
             Text::File { .. } => fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone()),
@@ -89,7 +89,7 @@ fn is_pipe(kind: FileType) -> bool {
     return false;
 }
 
-/// What is neither a file nor a directory.
+/// Something that is neither a file nor a directory.
 fn what_is(kind: FileType) -> &'static str {
     #[cfg(unix)]
     {
@@ -108,15 +108,15 @@ fn what_is(kind: FileType) -> &'static str {
     "no regular file"
 }
 
-/// The text of some sources, in order, and what was seen on the way.
+/// The text of some sources, in order, and what was found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) parts: Vec<Part>,
     /// Whether a directory was searched.
     searched: bool,
-    /// What a directory has and is not read, with the reason.
+    /// Entries of a directory that are not read, with the reason.
     left_out: Vec<(PathBuf, String)>,
-    /// Files with other endings, by ending.
+    /// Files with other extensions, by extension.
     others: BTreeMap<String, usize>,
 }
 
@@ -151,7 +151,7 @@ pub(super) fn find(sources: &[Source]) -> Result<Found> {
 /// Whole text of one file or pipe, as [`Source::Path`] reads it; a `.jsonl` is text like any other here.
 ///
 /// # Errors
-/// If it cannot be read, is a directory, a device or a socket, no text, or longer than a gigabyte.
+/// If it cannot be read, is a directory, a device or a socket, is not text, or is longer than a gigabyte.
 pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     let data = fs::metadata(path).map_err(Error::io("read", path))?;
     if data.is_dir() {
@@ -162,11 +162,11 @@ pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     part.whole(DOCUMENT)
 }
 
-/// Names that are listed before the rest is counted.
+/// Maximum names to list before counting the rest.
 const NAMED: usize = 3;
 
 impl Found {
-    /// Takes out what is held out, and gives its paths. If nothing would be left, all stays.
+    /// Removes held-out text and returns its paths. If nothing would be left, everything stays.
     pub(super) fn without(&mut self, held_out: &Self) -> Overlap {
         let places: HashSet<PathBuf> = held_out.parts.iter().map(Part::place).collect();
         let (out, rest): (Vec<Part>, Vec<Part>) =
@@ -184,7 +184,7 @@ impl Found {
         Overlap::Some(paths)
     }
 
-    /// A line about what was read, if it is more than plain files by name.
+    /// A line about what was read, if that is more than plain files given by name.
     pub(super) fn summary(&self) -> Option<String> {
         let of = |select: &dyn Fn(&Part) -> bool| -> Vec<PathBuf> {
             self.parts.iter().filter(|part| select(part)).map(|part| part.path.clone()).collect()
@@ -221,22 +221,22 @@ impl Found {
             if self.others.len() > NAMED {
                 endings.push("…");
             }
-            all.push(format!("{count} with other endings ({})", endings.join(", ")));
+            all.push(format!("{count} with other extensions ({})", endings.join(", ")));
         }
         all
     }
 }
 
-/// Text that is trained on and held out.
+/// Text that is both in the training and the held-out text.
 pub(super) enum Overlap {
     None,
-    /// It was left out of what is trained on.
+    /// It was left out of the training text.
     Some(Vec<PathBuf>),
-    /// It is all that there is to train on.
+    /// It is the whole training text.
     All(Vec<PathBuf>),
 }
 
-/// Some paths in a line.
+/// Some paths in one line.
 pub(super) fn names(paths: &[PathBuf]) -> String {
     let mut names: Vec<String> = paths.iter().take(NAMED).map(|path| path.display().to_string()).collect();
     if paths.len() > NAMED {

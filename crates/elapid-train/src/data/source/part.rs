@@ -1,4 +1,4 @@
-//! What text is read from.
+//! A file or text to read.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::form::Form;
 pub(in crate::data) struct Part {
     /// Its path, or a name.
     pub(in crate::data) path: PathBuf,
-    /// Its size in bytes, as it is stored.
+    /// Its size in bytes, as stored.
     pub(in crate::data) len: u64,
     pub(in crate::data) text: Text,
     pub(in crate::data) form: Form,

@@ -1,4 +1,4 @@
-//! The documents of a file: decompressed, decoded, divided.
+//! The documents of a file: decompressed, decoded and split.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
@@ -15,23 +15,23 @@ use super::form::{Coding, Packing};
 use super::part::{Part, Text};
 use crate::{Error, Result};
 
-/// The longest document of a file that is compressed, a pipe, or a line, in bytes of text. A plain file has no limit.
+/// Maximum size in bytes of a document in a compressed file, a pipe, or a line. A plain file has no limit.
 pub(in crate::data) const DOCUMENT: u64 = 1 << 30;
 
 /// One document.
 pub(in crate::data) enum Document<'a> {
-    /// To be read to its end.
+    /// A reader, to be read to its end.
     Text(&'a mut dyn Read),
     /// The text of a line, counted from 1.
     Line(u64, String),
 }
 
 impl Part {
-    /// Calls `take` for every document. `count` grows by the bytes that are read from the file; no document has more
-    /// than `limit` bytes, but of a plain file.
+    /// Calls `take` for every document. `count` grows by the bytes read from the file. No document has more than `limit`
+    /// bytes, except a plain file.
     ///
     /// # Errors
-    /// Those of `take`; if the file cannot be read, or a line is not an object with the text in `field`.
+    /// Those of `take`; if the file cannot be read, or a line is not an object with text in `field`.
     pub(in crate::data) fn documents<E: From<Error>>(
         &self,
         field: &str,
@@ -83,7 +83,7 @@ impl Part {
         let inner: Box<dyn Read + Send> = match &self.text {
             Text::Embedded(bytes) => Box::new(*bytes),
             Text::Memory(bytes) => Box::new(Cursor::new(bytes.clone())),
-            // What is added to the file from now on is not read.
+            // Bytes appended to the file from now on are not read.
             Text::File { .. } => Box::new(File::open(&self.path)?.take(self.len)),
         };
         let bytes = BufReader::with_capacity(64 << 10, Counted { inner, count });
@@ -95,7 +95,7 @@ impl Part {
     }
 }
 
-/// All that comes through a pipe.
+/// Everything that comes through a pipe.
 pub(super) fn pipe(path: &Path) -> Result<Arc<[u8]>> {
     let io = |e| Error::io("read", path)(e);
     let mut bytes = Vec::new();
@@ -136,7 +136,7 @@ fn too_long(limit: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("one document of it has over {limit} of text; {fix}"))
 }
 
-/// Counts what is read.
+/// Counts the bytes read.
 struct Counted<R> {
     inner: R,
     count: Option<Arc<AtomicU64>>,
@@ -150,7 +150,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Fails where more is read than may be.
+/// Fails when more than the limit is read.
 struct Bounded {
     inner: Box<dyn Read + Send>,
     left: u64,
@@ -177,7 +177,7 @@ impl<R: BufRead> Zstd<R> {
         Self { source, decoder: FrameDecoder::new(), begun: false }
     }
 
-    /// Begins the next frame; false at the end.
+    /// Starts the next frame; false at the end.
     fn next_frame(&mut self) -> io::Result<bool> {
         while !self.source.fill_buf()?.is_empty() {
             match self.decoder.reset(&mut self.source) {
@@ -232,7 +232,7 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// The text of bytes that are coded so, as UTF-8 without a byte order mark.
+/// A reader of bytes in this encoding as UTF-8 without a byte order mark.
 fn decoded(mut bytes: Box<dyn BufRead + Send>, coding: Coding) -> io::Result<Box<dyn Read + Send>> {
     let mark = match coding {
         Coding::Plain => 0,
@@ -253,7 +253,7 @@ struct Utf16 {
     /// Bytes read.
     at: u64,
     unit: fn([u8; 2]) -> u16,
-    /// What is decoded and not given out.
+    /// Decoded text that was not yet returned.
     text: Cursor<String>,
 }
 

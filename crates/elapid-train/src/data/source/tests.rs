@@ -28,7 +28,7 @@ fn utf16(text: &str, unit: fn(u16) -> [u8; 2]) -> Vec<u8> {
     "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(unit).collect()
 }
 
-/// What is read of a directory: paths relative to it, and their text.
+/// What is read from a directory: paths relative to it, and their text.
 fn texts(dir: &Path) -> Vec<(String, String)> {
     let found = find(&[Source::Path(dir.into())]).unwrap();
     let text = |part: &Part| String::from_utf8(part.whole(DOCUMENT).unwrap()).unwrap();
@@ -51,7 +51,7 @@ fn hidden_files_are_skipped_and_gitignore_is_not_consulted() {
     }
     let names: Vec<String> = texts(dir.path()).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["a.txt", "sub/b.md"]);
-    // By name, a hidden one is read.
+    // A hidden file given by name is read.
     let hidden = find(&[Source::Path(dir.path().join(".git"))]).unwrap();
     assert_eq!(hidden.parts.len(), 1);
 }
@@ -89,7 +89,7 @@ fn links_are_followed_to_nothing_twice() {
 #[test]
 fn many_ways_to_a_directory_are_one() {
     use std::os::unix::fs::symlink;
-    // Two links a level: 2^24 paths to the last directory.
+    // Two links per level: 2^24 paths to the last directory.
     let dir = tempdir().unwrap();
     for level in 0..24 {
         fs::create_dir_all(dir.path().join(format!("store/{level}"))).unwrap();
@@ -280,7 +280,7 @@ fn devices_pipes_and_sockets_are_not_opened() {
     let socket = dir.path().join("socket.txt");
     let _listener = UnixListener::bind(&socket).unwrap();
     assert!(refused(&socket).ends_with("a socket"));
-    // A pipe in a directory would wait for its writer.
+    // Opening a pipe in a directory would block until it has a writer.
     let made = std::process::Command::new("mkfifo").arg(dir.path().join("pipe.txt")).status();
     let has_pipe = made.is_ok_and(|status| status.success());
     std::os::unix::fs::symlink("/dev/zero", dir.path().join("zero.txt")).unwrap();

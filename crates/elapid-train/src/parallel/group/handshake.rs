@@ -1,4 +1,4 @@
-//! The handshake of a connection: both ends prove that they know the run's secret, and agree on what they are.
+//! The handshake of a connection: both ends prove that they know the run's secret, and agree on their ranks.
 //!
 //! | from | bytes | content |
 //! |---|---|---|
@@ -6,10 +6,10 @@
 //! | other rank | 84 | `elapid>0`, version, number of ranks, its rank, nonce of 32 random bytes, tag |
 //! | rank 0 | 37 | verdict, number of ranks, tag; nothing, if the other is no rank of this version |
 //!
-//! A tag is the HMAC-SHA256, by the secret, of who sends it, version, number of ranks, rank and both nonces; that of the
-//! verdict also of what stands before it. Nonces are new for every connection, so that a recorded handshake proves nothing.
-//! All messages have a fixed length, and must have come [`Timeouts::handshake`](super::Timeouts) after the connection was
-//! made. Each direction of the connection then has a key of its own, derived in the same way ([`super::wire`]).
+//! A tag is the HMAC-SHA256, keyed by the secret, of sender, version, number of ranks, rank and both nonces; the verdict's
+//! tag also covers the verdict itself. Nonces are new for every connection, so a recorded handshake proves nothing. All
+//! messages have a fixed length, and must arrive within [`Timeouts::handshake`](super::Timeouts) after connecting. Each
+//! direction of the connection then has its own key, derived in the same way ([`super::wire`]).
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ use hmac::Mac;
 use super::wire::{Key, Reader, Writer};
 use crate::parallel::{Secret, World, secret};
 
-/// Magic bytes. They differ: a process can be connected with itself.
+/// Magic bytes. They differ, because a process can be connected to itself.
 const ROOT: [u8; 8] = *b"elapid<0";
 const PEER: [u8; 8] = *b"elapid>0";
 pub(super) const VERSION: u32 = 2;
@@ -31,7 +31,7 @@ pub(super) const GREETING: usize = 8 + 4 + NONCE;
 pub(super) const ANSWER: usize = 8 + 4 + 4 + 4 + NONCE + TAG;
 const VERDICT: usize = 1 + 4 + TAG;
 
-/// What a keyed hash is for.
+/// The purpose of a keyed hash.
 #[derive(Clone, Copy)]
 enum Purpose {
     PeerProof,
@@ -82,7 +82,7 @@ impl Link {
         Ok(Self { writer: Writer::new(stream, send), reader })
     }
 
-    /// Whether the other end has not closed it, as far as is known here.
+    /// Whether the connection is still open, as far as is known here.
     pub(super) fn is_open(&self) -> bool {
         let stream = self.writer.get_ref();
         let seen = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
@@ -92,12 +92,12 @@ impl Link {
     }
 }
 
-/// A process that knows the secret, and is no rank of this run.
+/// A process that knows the secret but is not a rank of this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InvalidPeer {
-    /// It was started as one of another number of ranks.
+    /// It was started with another number of ranks.
     Size { rank: u32, theirs: u32, ours: u32 },
-    /// Its rank is not one of the others'.
+    /// Its rank is out of range.
     Rank { rank: u32, size: u32 },
     /// Another process has this rank.
     Taken { rank: u32 },
@@ -120,7 +120,7 @@ impl std::fmt::Display for InvalidPeer {
     }
 }
 
-/// What rank 0 answers.
+/// The answer of rank 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Welcome = 0,
@@ -134,18 +134,18 @@ impl Verdict {
     const ALL: [Self; 5] = [Self::Welcome, Self::OtherSecret, Self::OtherSize, Self::NoSuchRank, Self::TakenRank];
 }
 
-/// How far the handshake with a candidate has come.
+/// The progress of a handshake with a candidate.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Handshake {
-    /// Its answer has not come yet.
+    /// Its answer has not arrived yet.
     Pending,
-    /// It is no rank of this version, or took too long.
+    /// It is not a rank of this version, or took too long.
     Stranger,
     /// It does not know the secret.
     OtherSecret,
-    /// It knows the secret, and is no rank of this run.
+    /// It knows the secret but is not a rank of this run.
     Invalid(InvalidPeer),
-    /// It knows the secret, and is this rank.
+    /// It knows the secret and is this rank.
     Peer(usize),
 }
 
@@ -159,7 +159,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Sends the greeting; the answer must have come by `until`.
+    /// Sends the greeting; the answer must arrive by `until`.
     pub(super) fn greet(mut stream: TcpStream, until: Instant) -> io::Result<Self> {
         let root_nonce = nonce()?;
         stream.set_nonblocking(true)?;
@@ -167,7 +167,7 @@ impl Candidate {
         Ok(Self { stream, until, root_nonce, answer: [0; ANSWER], read: 0 })
     }
 
-    /// Reads what has come, and judges it when it is whole.
+    /// Reads what has arrived, and checks it once it is complete.
     pub(super) fn advance(&mut self, world: &World, secret: Option<&Secret>) -> Handshake {
         while self.read < ANSWER {
             match self.stream.read(&mut self.answer[self.read..]) {
@@ -205,7 +205,7 @@ impl Candidate {
         }
     }
 
-    /// What the answer says.
+    /// The verdict on the answer.
     fn terms(&self) -> Terms {
         let mut peer_nonce = [0; NONCE];
         peer_nonce.copy_from_slice(&self.answer[20..20 + NONCE]);
@@ -229,11 +229,11 @@ impl Candidate {
             InvalidPeer::Taken { .. } => Verdict::TakenRank,
         };
         let proof = self.terms().hash(secret, Purpose::RootProof);
-        // It finds the connection closed otherwise.
+        // If this fails, it finds the connection closed.
         self.send(verdict, number_of(world.size), Some(proof)).ok();
     }
 
-    /// Tells a process that does not know the secret so. It gets no tag: it could try guesses against it.
+    /// Tells a process that it does not know the secret. The message has no tag, against which it could test guesses.
     pub(super) fn refuse_secret(mut self) {
         self.send(Verdict::OtherSecret, 0, None).ok();
     }

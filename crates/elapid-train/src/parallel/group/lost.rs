@@ -1,6 +1,6 @@
-//! A rank that is gone.
+//! A lost rank.
 
-/// A rank that is gone, so that all must end.
+/// A lost rank, because of which all ranks end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rank {rank} of {size} was lost: {reason}; all ranks end. {kept}")]
 pub struct LostRank {
@@ -8,8 +8,8 @@ pub struct LostRank {
     pub rank: usize,
     /// Number of ranks.
     pub size: usize,
-    /// What became of it.
+    /// How it was lost.
     pub reason: String,
-    /// What is left to go on from.
+    /// The checkpoint to resume from, if any.
     pub kept: String,
 }

@@ -1,7 +1,8 @@
-//! Which ranks are there: heartbeats, and what happens when one is lost.
+//! Membership: heartbeats, and what happens when a rank is lost.
 //!
-//! A thread for each connection reads its frames, another sends heartbeats. A rank is lost when its connection ends or
-//! breaks, nothing comes for [`Timeouts::silence`](super::Timeouts), or it reports an error; rank 0 then tells the others.
+//! One thread per connection reads its frames, and another thread sends heartbeats. A rank is lost when its connection ends
+//! or breaks, when nothing arrives for [`Timeouts::silence`](super::Timeouts), or when it reports an error; rank 0 then
+//! tells the others.
 
 use std::io::{self, BufReader};
 use std::net::TcpStream;
@@ -18,7 +19,7 @@ use super::wire::{Frame, Kind, Reader, Writer};
 use crate::parallel::World;
 use crate::{Result, resume};
 
-/// Most bytes of a message before [`Membership::allow`]: settings, an id.
+/// Maximum bytes of a message before [`Membership::allow`]: settings, an id.
 const SMALL: u64 = 1 << 20;
 
 type Hook = Box<dyn FnOnce(&LostRank) + Send>;
@@ -28,17 +29,17 @@ type Watch = Box<dyn Fn() -> Option<String> + Send>;
 pub(super) struct Peer {
     pub(super) rank: usize,
     pub(super) out: Mutex<Writer<TcpStream>>,
-    /// It has ended because all is done.
+    /// It has finished.
     pub(super) done: AtomicBool,
 }
 
-/// What the threads of a group share.
+/// State shared by the threads of a group.
 pub(super) struct Membership {
     pub(super) world: World,
     pub(super) timeouts: Timeouts,
-    /// At rank 0 all others by rank; elsewhere rank 0.
+    /// On rank 0 all others by rank; elsewhere rank 0.
     pub(super) peers: Vec<Peer>,
-    /// A loss is being reported; the first one counts.
+    /// A lost rank is being reported; the first one counts.
     losing: AtomicBool,
     lost: Mutex<Option<LostRank>>,
     loss_known: Condvar,
@@ -46,11 +47,11 @@ pub(super) struct Membership {
     watches: Mutex<Vec<Watch>>,
     /// The run's directory.
     pub(super) dir: Mutex<Option<PathBuf>>,
-    /// Connections may end.
+    /// Whether connections may end.
     pub(super) finished: AtomicBool,
-    /// At rank 0: another rank was asked to stop.
+    /// On rank 0: whether another rank was asked to stop.
     pub(super) stop: AtomicBool,
-    /// Most bytes of a message.
+    /// Maximum bytes of a message.
     message: AtomicU64,
 }
 
@@ -76,12 +77,12 @@ impl Membership {
         }
     }
 
-    /// Messages may have this many bytes from here on, if that is more than before.
+    /// Raises the maximum size of messages to this many bytes.
     pub(super) fn allow(&self, bytes: u64) {
         self.message.fetch_max(bytes, Ordering::AcqRel);
     }
 
-    /// Most bytes of a message.
+    /// Maximum bytes of a message.
     pub(super) fn limit(&self) -> u64 {
         self.message.load(Ordering::Acquire)
     }
@@ -90,7 +91,7 @@ impl Membership {
         lock(&self.lost).clone().map_or(Ok(()), |lost| Err(lost.into()))
     }
 
-    /// [`check`](Self::check), after waiting for a loss that is just being found.
+    /// [`check`](Self::check), after waiting for a loss that is just being detected.
     pub(super) fn check_soon(&self, wait: Duration) -> Result<()> {
         let found = self.loss_known.wait_timeout_while(lock(&self.lost), wait, |lost| lost.is_none());
         drop(found);
@@ -106,7 +107,7 @@ impl Membership {
         lock(&self.watches).push(watch);
     }
 
-    /// Reads the frames of a peer until it ends; messages go to `inbox`.
+    /// Reads the frames of a peer until the connection ends; messages go to `inbox`.
     pub(super) fn listen(
         self: &Arc<Self>,
         peer: usize,
@@ -156,7 +157,7 @@ impl Membership {
         let mut said_before = false;
         while ended.recv_timeout(self.timeouts.heartbeat) == Err(RecvTimeoutError::Timeout) {
             for peer in self.peers.iter().filter(|peer| !peer.done.load(Ordering::Acquire)) {
-                // Whoever holds the connection is writing: that is a sign of life.
+                // Another thread is writing to the connection, which is a sign of life too.
                 let Ok(mut out) = peer.out.try_lock() else { continue };
                 let sent = out.write(Kind::Beat, 0, &[]);
                 drop(out);
@@ -172,7 +173,7 @@ impl Membership {
         }
     }
 
-    /// What the thread that reads from a peer finds out when writing to it fails, or else what the system said.
+    /// When writing to a peer fails: the cause that its reading thread finds, or else the system's error.
     pub(super) fn write_failed(self: &Arc<Self>, rank: usize, error: &io::Error) -> Result<()> {
         if self.finished.load(Ordering::Acquire) {
             return Ok(());
@@ -182,7 +183,7 @@ impl Membership {
         self.check_soon(self.timeouts.cause)
     }
 
-    /// A rank is lost: tells the others, then this process.
+    /// Reports a lost rank to the others, then to this process.
     pub(super) fn mark_lost(self: &Arc<Self>, rank: usize, reason: String) {
         if self.finished.load(Ordering::Acquire) || self.losing.swap(true, Ordering::AcqRel) {
             return;
@@ -200,7 +201,7 @@ impl Membership {
             });
         }
         drop(told);
-        // This process may end as soon as it knows; a peer that does not listen is not waited for.
+        // This process may end as soon as it knows, so it does not wait for a peer that does not read.
         let until = Instant::now() + Duration::from_secs(1);
         while all_told.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
         *lock(&self.lost) = Some(lost);
@@ -219,7 +220,7 @@ impl Membership {
             _ => (Kind::Failed, reason.to_owned()),
         };
         for peer in &self.peers {
-            // Who does not get it finds the connection closed.
+            // A peer that does not receive it finds the connection closed.
             lock(&peer.out).write_reason(kind, 0, &text).ok();
         }
     }

@@ -1,4 +1,4 @@
-//! Ranks that know of each other: they meet at rank 0 over TCP, keep these connections, and end together.
+//! The group of ranks: they connect to rank 0 over TCP, keep these connections, and end together.
 //!
 //! | phase | what is sent | most bytes | file |
 //! |---|---|---|---|
@@ -11,9 +11,9 @@
 //! | the end | `Failed` to rank 0, `Lost` from rank 0: a rank ended with an error, or is lost | 4096 | [`membership`] |
 //! | | `Bye` to rank 0: all is done | 0 | this one |
 //!
-//! Collective operations go through rank 0, in the same order everywhere; each has a number, so that ranks that lose step
-//! are found. The secret keeps others out, and the codes keep frames from being changed, repeated or left out on the way;
-//! nothing is encrypted.
+//! Collective operations go through rank 0, in the same order everywhere. Each has a number, so ranks that get out of step
+//! are detected. The secret keeps others out, and the codes detect frames that were changed, repeated or dropped in transit.
+//! Nothing is encrypted.
 
 mod handshake;
 mod lost;
@@ -39,10 +39,10 @@ use crate::{Error, Result};
 pub use self::lost::LostRank;
 pub use self::timeouts::Timeouts;
 
-/// Messages of a peer that were read and not asked for yet; then its connection waits.
+/// Maximum messages of a peer in the queue; reading from its connection pauses beyond that.
 const INBOX: usize = 256;
 
-/// This rank among the others.
+/// This rank's place in the group.
 pub struct Group {
     members: Arc<Membership>,
     order: Mutex<Order>,
@@ -53,19 +53,19 @@ pub struct Group {
 
 /// Collective operations are done in order.
 struct Order {
-    /// Exchanges so far.
+    /// Number of collective operations so far.
     number: u32,
     /// Messages of each peer.
     inboxes: Vec<Receiver<Frame>>,
 }
 
 impl Group {
-    /// Meets the other ranks; returns when all have come. Whoever knows `secret` may be one; without a secret, every
-    /// process of this host may, and no other. `note` is called once with who is waited for, if that takes long.
+    /// Connects the ranks; returns when all are there. A process that knows `secret` may join; without a secret, only
+    /// processes of this host may. If it takes long, `note` is called once with the missing ranks.
     ///
     /// # Errors
-    /// If there is no secret and ranks meet where other hosts can reach them, not all come in time, two have the same rank,
-    /// or ranks of another number, version or secret come.
+    /// If there is no secret and other hosts can reach the address; if not all ranks arrive in time, two have the same rank,
+    /// or ranks with another size, version or secret arrive.
     pub fn join(
         world: &World,
         secret: Option<&Secret>,
@@ -100,7 +100,7 @@ impl Group {
         Ok(Arc::new(group))
     }
 
-    /// This rank and where it is.
+    /// This rank.
     pub fn world(&self) -> &World {
         &self.members.world
     }
@@ -115,18 +115,18 @@ impl Group {
         self.members.world.rank == 0
     }
 
-    /// Says where checkpoints are, for the error of a lost rank.
+    /// Sets the run's directory, so that the error of a lost rank can name a checkpoint.
     pub fn keeps_in(&self, dir: PathBuf) {
         *lock(&self.members.dir) = Some(dir);
     }
 
-    /// Calls `hook` in a thread of its own when a rank is lost: this rank may be waiting for what never comes.
+    /// Calls `hook` on a separate thread when a rank is lost: this rank may be waiting for something that never arrives.
     pub fn on_loss(&self, hook: impl FnOnce(&LostRank) + Send + 'static) {
         self.members.add_hook(Box::new(hook));
     }
 
-    /// Asks `watch` with every heartbeat what went wrong here. What it says twice makes this rank a lost one: another
-    /// rank's end has then had time to be the reason.
+    /// Calls `watch` with every heartbeat to ask for errors of this rank. An error reported twice makes this rank a lost
+    /// one; by then, the loss of another rank would have been noticed as its cause.
     pub fn watch(&self, watch: impl Fn() -> Option<String> + Send + 'static) {
         self.members.add_watch(Box::new(watch));
     }
@@ -139,21 +139,21 @@ impl Group {
         self.members.check()
     }
 
-    /// The lost rank that caused `error`, if one is found soon; else `error`.
+    /// The lost rank that caused `error`, if one is detected soon; else `error`.
     pub fn cause_of(&self, error: Error) -> Error {
         self.members.check_soon(self.members.timeouts.cause).err().unwrap_or(error)
     }
 
-    /// Messages may hold up to `values` of `f32` from here on. Every rank must say so before any sends that many, that is,
-    /// before a [`barrier`](Self::barrier).
+    /// Allows messages of up to `values` values of `f32`. Every rank must call this before any rank sends that many, that
+    /// is, before a [`barrier`](Self::barrier).
     pub fn allow_values(&self, values: usize) {
         self.members.allow(4 * values as u64);
     }
 
-    /// The bytes of rank 0, at every rank.
+    /// Returns the bytes of rank 0, on every rank.
     ///
     /// # Errors
-    /// If a rank is lost, or there are more bytes than a message may have.
+    /// If a rank is lost, or there are more bytes than allowed in a message.
     pub fn broadcast(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         self.broadcast_in(&mut lock(&self.order), bytes)
     }
@@ -169,10 +169,10 @@ impl Group {
         Ok(bytes.to_vec())
     }
 
-    /// The bytes of every rank, in order, at rank 0; nothing elsewhere.
+    /// Returns the bytes of every rank in order on rank 0; nothing elsewhere.
     ///
     /// # Errors
-    /// If a rank is lost, or there are more bytes than a message may have.
+    /// If a rank is lost, or there are more bytes than allowed in a message.
     pub fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.gather_in(&mut lock(&self.order), bytes)
     }
@@ -197,7 +197,7 @@ impl Group {
         self.broadcast_in(order, &[]).map(drop)
     }
 
-    /// What rank 0 says.
+    /// Returns the value of rank 0.
     ///
     /// # Errors
     /// If a rank is lost.
@@ -205,7 +205,7 @@ impl Group {
         Ok(self.broadcast(&[u8::from(yes)])? == [1])
     }
 
-    /// Whether all ranks stop here: if rank 0, or some time before another rank, was asked to.
+    /// Whether all ranks stop here, because rank 0, or earlier another rank, was asked to stop.
     ///
     /// # Errors
     /// If a rank is lost.
@@ -217,7 +217,7 @@ impl Group {
         self.agree(asked || self.members.stop.load(Ordering::Relaxed))
     }
 
-    /// values ← those of rank 0.
+    /// Replaces `values` by those of rank 0.
     ///
     /// # Errors
     /// If a rank is lost, or rank 0 has another number of them.
@@ -229,7 +229,7 @@ impl Group {
         Ok(())
     }
 
-    /// values ← their sum over all ranks, in the order of ranks: the same bits everywhere.
+    /// Replaces `values` by their sum over all ranks, in the order of ranks: the same bits everywhere.
     ///
     /// # Errors
     /// If a rank is lost, or has another number of them.
@@ -263,7 +263,7 @@ impl Group {
         let finished = &self.members.finished;
         self.gather_in(order, &[])?;
         if self.is_first() {
-            // From here on who ends has ended well.
+            // From here on a rank that ends has finished.
             finished.store(true, Ordering::Release);
         }
         self.broadcast_in(order, &[])?;
@@ -271,7 +271,7 @@ impl Group {
         for peer in self.members.peers.iter().filter(|_| !self.is_first()) {
             lock(&peer.out).write(Kind::Bye, 0, &[]).ok();
         }
-        // Rank 0 stays until all have said goodbye.
+        // Rank 0 stays until all have sent `Bye`.
         let since = Instant::now();
         let all_done = || self.members.peers.iter().all(|peer| peer.done.load(Ordering::Acquire));
         while self.is_first() && !all_done() && since.elapsed() < Duration::from_secs(10) {
@@ -324,7 +324,7 @@ impl Drop for Group {
         self.report_failure("it ended before the others");
         self.beats = None;
         for peer in &self.members.peers {
-            // Wakes the thread that reads; what was written is still sent.
+            // Wakes the reading thread; data already written is still sent.
             lock(&peer.out).get_ref().shutdown(Shutdown::Both).ok();
         }
     }

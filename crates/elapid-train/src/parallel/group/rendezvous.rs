@@ -1,9 +1,9 @@
-//! How ranks meet: rank 0 listens, the others connect to it.
+//! Connecting the ranks: rank 0 listens, the others connect to it.
 //!
-//! Whoever reaches the port is a [`Candidate`] until the handshake shows what it is. There are at most [`MOST_PENDING`] of
-//! them, in one thread; each costs a connection and some hundred bytes, and the oldest makes place for a new one. One that
-//! is no rank is closed and counted, and the meeting goes on. When all ranks are there nobody listens any more: there is no
-//! joining later.
+//! A connection to the port is a [`Candidate`] until the handshake shows what it is. One thread handles at most
+//! [`MOST_PENDING`] of them; each costs a connection and some hundred bytes, and a new one replaces the oldest. A candidate
+//! that is not a rank is closed and counted, and accepting continues. When all ranks are there, rank 0 stops listening:
+//! nobody can join later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -17,9 +17,9 @@ use super::wire::Kind;
 use crate::parallel::{Secret, World, secret};
 use crate::{Error, Result};
 
-/// Most connections whose handshake is not done.
+/// Maximum connections whose handshake is not done.
 pub(super) const MOST_PENDING: usize = 128;
-/// Most new connections that are accepted before those that are there are looked at.
+/// Maximum new connections to accept before existing ones are checked.
 const MOST_ACCEPTED: usize = 16;
 
 pub(super) fn meeting(world: &World, reason: String) -> Error {
@@ -31,7 +31,7 @@ fn list(ranks: impl Iterator<Item = usize>) -> String {
     ranks.map(|rank| rank.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Tells `note` once, after a while.
+/// Calls `note` once, after a while.
 struct Notice<'a> {
     note: &'a mut dyn FnMut(&str),
     at: Instant,
@@ -75,12 +75,12 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Listens on this host alone if ranks meet at an address of its own, else on every address, which takes a secret: the name
-/// of a host may stand for one of its addresses only, or on itself for 127.0.1.1.
+/// Listens on loopback if all ranks are on this host; else on every address, which needs a secret. It does not listen on the
+/// named address alone, because a host's name may resolve to only one of its addresses, or on the host itself to 127.0.1.1.
 fn bind(world: &World, secret: Option<&Secret>) -> io::Result<TcpListener> {
     match (loopback(world), secret) {
         (Some(addresses), _) => return TcpListener::bind(addresses.as_slice()),
-        // The name was looked up again, and stands for something else now.
+        // The name was looked up again, and resolves to something else now.
         (None, None) => return Err(io::Error::new(io::ErrorKind::PermissionDenied, "there is no secret")),
         (None, Some(_)) => {}
     }
@@ -90,25 +90,25 @@ fn bind(world: &World, secret: Option<&Secret>) -> io::Result<TcpListener> {
     }
 }
 
-/// The meeting at rank 0.
+/// Accepting ranks on rank 0.
 struct Meeting<'a> {
     world: &'a World,
     secret: Option<&'a Secret>,
     timeouts: Timeouts,
     pending: VecDeque<Candidate>,
     found: BTreeMap<usize, Link>,
-    /// Connections that were from no rank of this version.
+    /// Number of connections that were not from a rank of this version.
     strangers: u64,
-    /// Processes that did not know the secret.
+    /// Number of processes that did not know the secret.
     other_secrets: u64,
-    /// Processes that were no ranks of this run, where everybody knows the secret.
+    /// Number of processes that were not ranks of this run, where there is no secret.
     invalid: Option<InvalidPeer>,
 }
 
-/// Rank 0: the connections to all others, by rank.
+/// On rank 0: the connections to all others, by rank.
 ///
 /// # Errors
-/// If it cannot listen, not all come in time, or a process with the secret is no rank of this run.
+/// If it cannot listen, not all ranks arrive in time, or a process with the secret is not a rank of this run.
 pub(super) fn accept_peers(
     world: &World,
     secret: Option<&Secret>,
@@ -137,7 +137,7 @@ pub(super) fn accept_peers(
         if let Err(invalid) = at_root.advance() {
             break invalid.to_string();
         }
-        // One that has gone meanwhile may come again.
+        // A rank that disconnected meanwhile may connect again.
         at_root.found.retain(|_, link| link.is_open());
         if at_root.found.len() + 1 == world.size {
             return Ok(at_root.found.into_values().collect());
@@ -163,10 +163,10 @@ pub(super) fn accept_peers(
 }
 
 impl Meeting<'_> {
-    /// Takes new connections.
+    /// Accepts new connections.
     fn accept(&mut self, listener: &TcpListener) {
         for _ in 0..MOST_ACCEPTED {
-            // Without a free file descriptor none can be accepted, until strangers have had their time.
+            // Without a free file descriptor none can be accepted until the handshakes of strangers time out.
             let Ok((stream, _)) = listener.accept() else { return };
             if self.pending.len() >= MOST_PENDING {
                 self.pending.pop_front();
@@ -179,7 +179,7 @@ impl Meeting<'_> {
         }
     }
 
-    /// Goes on with every handshake.
+    /// Advances every handshake.
     fn advance(&mut self) -> Result<(), InvalidPeer> {
         for _ in 0..self.pending.len() {
             let Some(mut candidate) = self.pending.pop_front() else { break };
@@ -207,7 +207,7 @@ impl Meeting<'_> {
                 Handshake::Invalid(invalid) => invalid,
             };
             candidate.refuse(invalid, self.world, self.secret);
-            // Without a secret, whoever is on this host may have said so.
+            // Without a secret, any process of this host may have sent this.
             if self.secret.is_some() {
                 return Err(invalid);
             }
@@ -216,7 +216,7 @@ impl Meeting<'_> {
         Ok(())
     }
 
-    /// Heartbeats to the ranks that wait for the others. One that has gone may come again.
+    /// Sends heartbeats to the ranks that wait for the others. A rank that disconnected may connect again.
     fn beat(&mut self) {
         self.found.retain(|_, link| link.writer.write(Kind::Beat, 0, &[]).is_ok());
     }
@@ -225,7 +225,7 @@ impl Meeting<'_> {
         list((1..self.world.size).filter(|rank| !self.found.contains_key(rank)))
     }
 
-    /// Who came and was refused: `; connections from no rank of this version: 2`.
+    /// Which connections were refused: `; connections from no rank of this version: 2`.
     fn refused(&self) -> String {
         let count = |count: u64, what: &str| if count > 0 { format!("; {what}: {count}") } else { String::new() };
         format!(
@@ -242,7 +242,7 @@ impl Meeting<'_> {
     }
 }
 
-/// Another rank: the connection to rank 0.
+/// On another rank: the connection to rank 0.
 ///
 /// # Errors
 /// If rank 0 is not there in time, or refuses this rank.
@@ -282,7 +282,7 @@ fn connect(world: &World, until: Instant) -> io::Result<TcpStream> {
     for address in (world.address.as_str(), world.port).to_socket_addrs()? {
         let left = until.saturating_duration_since(Instant::now());
         match TcpStream::connect_timeout(&address, left.clamp(Duration::from_millis(100), Duration::from_secs(5))) {
-            // Without a listener, a port that the system gives out can be connected with itself.
+            // Without a listener, a connection to an ephemeral port can connect to itself.
             Ok(stream) if stream.local_addr()? == stream.peer_addr()? => last = io::ErrorKind::ConnectionRefused.into(),
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,

@@ -1,4 +1,4 @@
-//! Whoever reaches the port, over real sockets.
+//! Strangers that reach the port, over real sockets.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use super::handshake::{ANSWER, GREETING, VERSION};
 use super::tests::{TIMEOUTS, free_port, secret, world};
 use super::*;
 
-/// Two ranks meet while `strangers` does its worst at rank 0's port before and while the second one comes.
+/// Two ranks connect while `strangers` attacks rank 0's port before and while the second one arrives.
 fn meet_despite(timeouts: Timeouts, strangers: impl FnOnce(u16)) {
     let port = free_port();
     thread::scope(|scope| {
@@ -33,7 +33,7 @@ fn connect(port: u16) -> (TcpStream, [u8; GREETING]) {
     }
 }
 
-/// What comes until rank 0 closes the connection.
+/// What arrives until rank 0 closes the connection.
 fn rest(mut stream: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset is an end too.
@@ -41,7 +41,7 @@ fn rest(mut stream: TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// A whole answer with a tag that no secret makes.
+/// A complete answer with a wrong tag.
 fn forged(version: u32, size: u32, rank: u32) -> Vec<u8> {
     let numbers = [version, size, rank].map(u32::to_le_bytes).concat();
     let mut answer = [&b"elapid>0"[..], &numbers].concat();
@@ -59,7 +59,7 @@ fn garbage_is_ignored() {
             stream.write_all(bytes).unwrap();
             assert!(rest(stream).is_empty());
         }
-        // As the first version of the protocol: 20 bytes that everybody knows.
+        // As in the first version of the protocol: 20 bytes that everybody knows.
         let (mut stream, _) = connect(port);
         stream.write_all(&forged(1, 2, 1)[..20]).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -72,7 +72,7 @@ fn garbage_is_ignored() {
 
 #[test]
 fn one_that_says_nothing_or_little_waits_in_vain() {
-    // Connections that are left open keep nobody out, ..
+    // Connections that stay open keep nobody out, ..
     let mut silent = Vec::new();
     meet_despite(TIMEOUTS, |port| {
         for sent in [0, 1, 8, ANSWER - 1] {
@@ -81,7 +81,7 @@ fn one_that_says_nothing_or_little_waits_in_vain() {
             silent.push(stream);
         }
     });
-    // .. are closed with the meeting, ..
+    // .. are closed when all ranks are there, ..
     silent.into_iter().for_each(|stream| assert!(rest(stream).is_empty()));
     // .. and end when their time is over, though a byte comes now and then.
     // Long enough for the ranks themselves on a busy machine.
@@ -104,9 +104,9 @@ fn many_connections_are_no_more_than_some() {
     let before = threads();
     meet_despite(TIMEOUTS, |port| {
         let open: Vec<_> = (0..many).map(|_| connect(port).0).collect();
-        // Other tests have threads, too: far fewer than these are connections.
+        // Other tests have threads too, but far fewer than there are connections here.
         assert!(threads() < before + many / 2, "a thread for each");
-        // The oldest were closed, though none has had its time; the newest are waited for.
+        // The oldest were closed before their time was over; the newest are still pending.
         for mut stream in &open[..many - rendezvous::MOST_PENDING] {
             assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
         }
@@ -125,14 +125,14 @@ fn another_secret_is_refused_and_the_meeting_goes_on() {
             let error = joined.err().unwrap().to_string();
             assert!(error.contains("another secret") && error.contains("ELAPID_SECRET_FILE"), "{error}");
         }
-        // It learns nothing that guesses could be tried against.
+        // It learns nothing against which it could test guesses.
         let (mut stream, _) = connect(port);
         stream.write_all(&forged(VERSION, 2, 1)).unwrap();
         assert_eq!(rest(stream)[5..], [0; 32]);
     });
 }
 
-/// Passes bytes on between a rank and rank 0, and gives what the rank sent.
+/// Forwards bytes between a rank and rank 0, and returns what the rank sent.
 fn relay(port: u16, bytes: usize) -> (u16, thread::JoinHandle<Vec<u8>>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap().port();
@@ -150,7 +150,7 @@ fn relay(port: u16, bytes: usize) -> (u16, thread::JoinHandle<Vec<u8>>) {
 #[test]
 fn a_recorded_handshake_proves_nothing() {
     meet_despite(TIMEOUTS, |port| {
-        // What rank 1 answers to a greeting of rank 0, before its connection is lost ..
+        // The answer of rank 1 to a greeting of rank 0, before its connection is lost ..
         let (at, recorded) = relay(port, ANSWER);
         let short = Timeouts { meeting: Duration::ZERO, ..TIMEOUTS };
         Group::join(&world(1, 2, at), Some(&secret()), short, &mut |_| ()).err().unwrap();
@@ -167,7 +167,7 @@ fn a_recorded_handshake_proves_nothing() {
 fn an_answer_is_bound_to_rank_size_and_version() {
     for at in [8, 12, 16, 20, ANSWER - 1] {
         meet_despite(TIMEOUTS, |port| {
-            // One between the two changes a byte of the answer to this very greeting.
+            // A man in the middle changes a byte of the answer to this greeting.
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let between = listener.local_addr().unwrap().port();
             thread::scope(|scope| {
@@ -192,7 +192,7 @@ fn an_answer_is_bound_to_rank_size_and_version() {
 
 #[test]
 fn rank_0_proves_that_it_knows_the_secret() {
-    // One that listens at its place, and welcomes everybody.
+    // An impostor that listens in place of rank 0, and accepts everybody.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::scope(|scope| {
@@ -211,7 +211,7 @@ fn rank_0_proves_that_it_knows_the_secret() {
 
 #[test]
 fn a_rank_that_comes_twice_is_refused() {
-    // Without a secret anybody of this host may say so: the meeting goes on.
+    // Without a secret any process of this host may send this: accepting continues.
     let port = free_port();
     thread::scope(|scope| {
         let join = move |rank| {
@@ -223,7 +223,7 @@ fn a_rank_that_comes_twice_is_refused() {
         let first = connect().unwrap();
         let error = connect().err().unwrap().to_string();
         assert!(error.contains("two processes were started as rank 1"), "{error}");
-        // One that has gone may come again.
+        // A rank that disconnected may connect again.
         drop(first);
         scope.spawn(move || join(1));
         join(2);

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 
 use super::*;
 
-/// Longer than a busy machine takes; only what is expected to end so waits for it.
+/// Longer than a busy machine takes; only tests of a timeout wait for it.
 const LONG: Duration = Duration::from_secs(300);
 
 pub(super) const TIMEOUTS: Timeouts = Timeouts {
@@ -31,14 +31,14 @@ fn join(rank: usize, size: usize, port: u16) -> Result<Arc<Group>> {
     Group::join(&world(rank, size, port), Some(&secret()), TIMEOUTS, &mut |_| ())
 }
 
-/// Every rank in a thread of its own.
+/// Every rank on its own thread.
 fn ranks<R: Send>(size: usize, f: impl Fn(usize, Arc<Group>) -> R + Sync) -> Vec<R> {
     let (port, met) = (free_port(), Barrier::new(size));
     let (f, met) = (&f, &met);
     thread::scope(|scope| {
         let rank = |rank| {
             let group = join(rank, size, port).unwrap();
-            // A rank that is lost before is an error of the meeting.
+            // A rank that is lost before is an error of connecting.
             met.wait();
             f(rank, group)
         };
@@ -89,10 +89,10 @@ fn messages_have_the_size_that_is_expected() {
     let errors = ranks(2, |rank, group| {
         let other = group.sum(&mut [0.0; 4][..3 + rank]).err().map(|error| error.to_string());
         if rank == 0 {
-            // More than a rank was told to expect is not sent ..
+            // More than was allowed is not sent ..
             let error = group.broadcast_values(&mut large.clone()).unwrap_err().to_string();
             assert!(error.contains("2097152 bytes") && error.contains("1048576"), "{error}");
-            // .. and, where it is, not read: the other end closes before all of it has come.
+            // .. and, if it is sent, not read: the other end closes before all of it has arrived.
             lock(&group.members.peers[0].out).write(Kind::Message, 3, &to_bytes(&large)).ok();
         }
         let lost = loss((0..).try_for_each(|_| group.barrier()));
@@ -128,7 +128,7 @@ fn all_ranks_hear_which_one_was_lost() {
             group.keeps_in(dir.path().to_owned());
             group.barrier().unwrap();
             if rank == lost {
-                // As a killed process: no word, the connections end.
+                // Like a killed process: no message, the connections end.
                 group.members.finished.store(true, Ordering::Release);
                 return None;
             }
@@ -200,7 +200,7 @@ fn silence_is_a_loss() {
     let met = Barrier::new(2);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // A rank that meets the other and then hangs.
+            // A rank that connects and then hangs.
             let link = rendezvous::connect_to_root(&world(1, 2, port), None, timeouts, &mut |_| ()).unwrap();
             met.wait();
             drop(link);
@@ -223,7 +223,7 @@ fn heartbeats_come_while_nothing_else_does() {
                 assert_eq!(link.reader.read(|| 0).unwrap().unwrap().kind, Kind::Beat);
             }
         };
-        // Rank 2 may come much later than rank 1, ..
+        // Rank 2 may arrive much later than rank 1, ..
         let mut one = connect(1);
         beats(&mut one);
         let mut two = connect(2);

@@ -5,15 +5,15 @@ use std::time::Duration;
 /// How long ranks wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For all ranks to come.
+    /// Until all ranks are connected.
     pub meeting: Duration,
     /// For the handshake of a connection.
     pub handshake: Duration,
     /// Between two heartbeats.
     pub heartbeat: Duration,
-    /// For anything from a rank, before it is lost.
+    /// Without any message from a rank before it counts as lost.
     pub silence: Duration,
-    /// For the cause of an error that a lost rank may have caused.
+    /// For detecting a lost rank as the cause of an error.
     pub cause: Duration,
 }
 

@@ -8,8 +8,8 @@
 //! | length | payload |
 //! | 32 | HMAC-SHA256 of how many frames went before on this connection, the header and the payload |
 //!
-//! Integers are little-endian. Each direction of a connection has a key of its own, which the handshake derives. The length
-//! is checked against what may come before anything is allocated, the code before anything is used.
+//! Integers are little-endian. Each direction of a connection has its own key, derived in the handshake. The length is
+//! checked against its limit before anything is allocated, and the code before anything is used.
 
 use std::io::{self, Read, Write};
 
@@ -19,7 +19,7 @@ use sha2::Sha256;
 /// The keyed hash of one direction.
 pub(super) type Key = Hmac<Sha256>;
 
-/// What a frame is for.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A heartbeat.
@@ -30,16 +30,16 @@ pub(super) enum Kind {
     Stop = 2,
     /// The sender ends with an error, the payload.
     Failed = 3,
-    /// From rank 0: the rank of the number is lost, the payload says why.
+    /// From rank 0: the rank in the number is lost; the payload is the reason.
     Lost = 4,
-    /// The sender ends because all is done.
+    /// The sender has finished.
     Bye = 5,
 }
 
 impl Kind {
     const ALL: [Self; 6] = [Self::Beat, Self::Message, Self::Stop, Self::Failed, Self::Lost, Self::Bye];
 
-    /// Most bytes of a payload; `message` of a message.
+    /// Maximum bytes of a payload; `message` is the maximum of a message.
     fn limit(self, message: u64) -> u64 {
         match self {
             Self::Beat | Self::Stop | Self::Bye => 0,
@@ -58,9 +58,9 @@ pub(super) struct Frame {
 
 const HEADER: usize = 13;
 const TAG: usize = 32;
-/// Most bytes of a reason.
+/// Maximum bytes of a reason.
 const REASON: usize = 4096;
-/// Most bytes that are copied to be sent in one packet, and that are allocated before they have come.
+/// Maximum bytes to copy so that they are sent in one packet, and to allocate before they have arrived.
 const PACKET: u64 = 1 << 16;
 
 /// Writes frames.
@@ -94,7 +94,7 @@ impl<W: Write> Writer<W> {
         self.to.write_all(&tag)
     }
 
-    /// A frame with a reason, cut to what a frame may hold.
+    /// A frame with a reason, truncated to the maximum.
     pub(super) fn write_reason(&mut self, kind: Kind, number: u32, reason: &str) -> io::Result<()> {
         let cut = (0..=reason.len().min(REASON)).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or(0);
         self.write(kind, number, &reason.as_bytes()[..cut])
@@ -113,8 +113,8 @@ impl<R: Read> Reader<R> {
         Self { from, key, read: 0 }
     }
 
-    /// The next frame; `None` at the end of the stream. `limit` is asked for the most bytes of a message once its header is
-    /// there.
+    /// The next frame; `None` at the end of the stream. `limit` returns the maximum bytes of a message, and is called once
+    /// the header is read.
     ///
     /// # Errors
     /// If the stream breaks, or the frame is unknown, too long or not from the other end of the handshake.
@@ -224,7 +224,7 @@ mod tests {
         let header = |kind: Kind, len: u64| [&[kind as u8, 0, 0, 0, 0][..], &len.to_le_bytes()].concat();
         for (kind, most) in [(Kind::Message, LIMIT), (Kind::Failed, 4096), (Kind::Lost, 4096), (Kind::Beat, 0)] {
             for len in [most + 1, u64::MAX] {
-                // Reading on would be an unexpected end instead.
+                // Otherwise reading on would report an unexpected end.
                 let error = first(&header(kind, len)).unwrap_err();
                 assert!(error.to_string().contains(&format!("at most {most}")), "{kind:?} {len}: {error}");
             }
@@ -241,7 +241,7 @@ mod tests {
             (0..2).find_map(|_| reader.read(|| LIMIT).err()).is_some_and(|error| error.to_string().contains("changed"))
         };
         assert!(!refused(&line));
-        // A bit of the number, of the payload or of the code.
+        // Flips a bit of the number, the payload or the code.
         for at in (1..5).chain(HEADER..len) {
             let mut changed = line.clone();
             changed[at] ^= 1;

@@ -22,13 +22,13 @@ pub(in crate::trainer) struct OnCpu {
 }
 
 impl OnCpu {
-    /// Going on from the state of streams, if there are any.
+    /// Continues from the state of streams, if there are any.
     pub(in crate::trainer) fn new<M: Model>(learner: &Learner<M>, carried: Option<State>) -> Self {
         let (arrays, carries) = (learner.objective.arrays(), learner.objective.carries());
         Self { arrays, carries, carried, done: VecDeque::new() }
     }
 
-    /// Forward and backward over a batch whose loss counts `share`; the loss.
+    /// Forward and backward over a batch whose loss has weight `share`; returns the loss.
     fn run<M: Model>(&mut self, learner: &mut Learner<M>, step: u64, batch: &Batch, share: f32) -> Result<f64> {
         let state = match self.carried.take().filter(|_| self.carries) {
             Some(state) => state,
@@ -92,7 +92,7 @@ impl<M: Model> Stepper<M> for OnCpu {
     }
 }
 
-/// Gradients and loss ← their sums over ranks, on CPUs.
+/// Replaces gradients and loss by their sums over ranks, on CPUs.
 fn sum_over(ranks: &Group, grads: &mut ParamGrads, loss: f64) -> Result<f64> {
     let mut numbers: Vec<f32> = grads.iter().flat_map(|(_, sum)| sum.as_slice()).copied().collect();
     numbers.push(loss as f32);

@@ -16,14 +16,14 @@ pub(in crate::trainer) struct OnCuda<M: Model> {
     submitted: VecDeque<Submitted>,
 }
 
-/// A step that the device may still be at.
+/// A step that the device may still be working on.
 struct Submitted {
     step: u64,
     pending: Pending,
     /// Positions of the batches of all ranks, and the number of these batches.
     tokens: u64,
     parts: u64,
-    /// Kept to say where a loss was not finite.
+    /// Kept to report where a loss was not finite.
     last: Option<Batch>,
 }
 
@@ -45,7 +45,7 @@ impl<M: Model> Stepper<M> for OnCuda<M> {
         batches: &mut dyn Iterator<Item = Result<Batch>>,
         lr: f32,
     ) -> Result<()> {
-        // Batches of all ranks make one step.
+        // One step has the batches of all ranks.
         let parts = learner.parts * learner.size();
         let (mut tokens, mut last) = (0, None);
         self.step.begin(&mut learner.grads)?;
@@ -57,7 +57,10 @@ impl<M: Model> Stepper<M> for OnCuda<M> {
         }
         self.step.reduce(&learner.grads)?;
         learner.optimiser.enqueue(learner.model.core().params(), &learner.grads, lr)?;
-        let norm = learner.optimiser.norm().ok_or_else(|| elapid::Error::Argument("an optimiser of no GPU".into()))?;
+        let norm = learner
+            .optimiser
+            .norm()
+            .ok_or_else(|| elapid::Error::Argument("an optimiser that is not on a GPU".into()))?;
         let pending = self.step.end(norm)?;
         learner.model.core_mut().changed();
         let tokens = tokens * learner.size();
@@ -69,7 +72,7 @@ impl<M: Model> Stepper<M> for OnCuda<M> {
         let nothing = || Error::from(elapid::Error::Argument("results of a step that was not submitted".into()));
         let Submitted { step, pending, tokens, parts, last } = self.submitted.pop_front().ok_or_else(nothing)?;
         let (loss, norm, finite) = self.step.results(&pending)?;
-        // What a lost rank leaves is no result.
+        // Results are invalid after a rank was lost.
         learner.ranks.as_ref().map_or(Ok(()), |ranks| ranks.check())?;
         let loss = f64::from(loss) / parts as f64;
         if loss.is_finite() && finite {

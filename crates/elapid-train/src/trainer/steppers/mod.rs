@@ -1,4 +1,4 @@
-//! One step of training, wherever it runs: the loop does not know whether a CPU or a GPU takes it.
+//! One step of training on any device: the loop does not know whether it runs on a CPU or a GPU.
 
 mod cpu;
 mod cuda;

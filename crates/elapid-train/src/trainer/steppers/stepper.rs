@@ -1,4 +1,4 @@
-//! What takes steps, and what they change.
+//! The trait of steppers, and the state that steps change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::optim::AdamW;
 use crate::parallel::Group;
 use crate::{Error, Result, resume};
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::trainer) struct Step {
     /// The mean loss.
@@ -23,7 +23,7 @@ pub(in crate::trainer) struct Step {
     pub(in crate::trainer) tokens: u64,
 }
 
-/// What a step reads and changes.
+/// The state that a step reads and changes.
 pub(in crate::trainer) struct Learner<M> {
     pub(in crate::trainer) objective: Arc<ObjectiveOf<M>>,
     pub(in crate::trainer) model: M,
@@ -31,7 +31,7 @@ pub(in crate::trainer) struct Learner<M> {
     pub(in crate::trainer) grads: ParamGrads,
     /// The ranks that train together, if there are several.
     pub(in crate::trainer) ranks: Option<Arc<Group>>,
-    /// Batches of a rank that make one step.
+    /// Batches per step on each rank.
     pub(in crate::trainer) parts: u64,
     /// Whether activations inside layers are recomputed in the backward pass.
     pub(in crate::trainer) recompute: bool,
@@ -44,7 +44,7 @@ pub(in crate::trainer) trait Stepper<M: Model> {
     /// Steps that may be submitted before the results of the first of them are taken.
     fn ahead(&self) -> usize;
 
-    /// Takes step `step`, or submits it to a device; its batches come from `batches`.
+    /// Runs step `step`, or submits it to a device, with batches from `batches`.
     fn submit(
         &mut self,
         learner: &mut Learner<M>,
@@ -53,10 +53,10 @@ pub(in crate::trainer) trait Stepper<M: Model> {
         lr: f32,
     ) -> Result<()>;
 
-    /// The results of the first step that was submitted and whose results were not taken; waits for them.
+    /// The results of the oldest submitted step whose results were not taken; waits for them.
     fn results(&mut self, learner: &Learner<M>) -> Result<Step>;
 
-    /// The state after the last batch, if it goes on from batch to batch.
+    /// The state after the last batch, if it is carried from batch to batch.
     fn state(&self) -> Option<&State>;
 }
 
@@ -66,11 +66,11 @@ impl<M: Model> Learner<M> {
         self.ranks.as_ref().map_or(1, |ranks| ranks.size() as u64)
     }
 
-    /// The error of a loss that is not finite; `found` is where a value first was not.
+    /// The error for a loss that is not finite; `found` is the first place with such a value.
     pub(super) fn not_finite(&self, step: u64, loss: f64, found: Option<String>) -> Error {
         let elsewhere = self.ranks.as_ref().map_or("", |_| ", or in the batch of another rank");
         let place = found.unwrap_or_else(|| format!("the output projection{elsewhere}"));
-        self.diverged(step, format!("the loss is {loss}; the first number not finite is in {place}"))
+        self.diverged(step, format!("the loss is {loss}; the first value that is not finite is in {place}"))
     }
 
     pub(super) fn diverged(&self, step: u64, what: String) -> Error {

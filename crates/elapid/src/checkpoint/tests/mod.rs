@@ -49,7 +49,7 @@ fn write(dir: &Path, config: &ModelConfig, tensors: &Tensors, dtype: SaveDtype, 
     save(dir, config, named(tensors), &SaveOptions { dtype, max_shard_bytes, ..SaveOptions::default() })
 }
 
-/// The files of a directory, but for those that stand beside a model.
+/// The files of a directory, except those beside a model.
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| name != card::CARD && name != card::GENERATION_CONFIG);
@@ -57,7 +57,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// A safetensors file with this header and so many zero bytes after it.
+/// A safetensors file with this header and this many zero bytes after it.
 fn file(header: &str, data: usize) -> &'static [u8] {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -160,7 +160,7 @@ fn names_of_other_writers() {
             }
         }
     }
-    // One that has it not: nothing is taken off, and the error shows both.
+    // If one name lacks the prefix, nothing is removed, and the error shows both.
     let mut mixed = tensors.clone();
     mixed[1..].iter_mut().for_each(|(name, ..)| *name = format!("module.{name}"));
     write(dir.path(), &checkpoint.config, &mixed, SaveDtype::F32, u64::MAX).unwrap();
@@ -268,7 +268,7 @@ fn values_that_are_not_finite_are_refused_by_name() {
     }
 }
 
-/// A file that is something else is named for what it is, under whichever name it comes.
+/// A file of another kind is recognised, whatever its name.
 #[test]
 fn other_files_are_recognised() {
     let checkpoint = golden(0);
@@ -441,11 +441,11 @@ fn hostile_headers() {
         })
         .collect();
     open(file(&format!("{{{}}}", many.join(", ")), 0));
-    // A type that is no weight's opens, and is refused when read.
+    // A dtype that no weight has opens, and is refused when read.
     let checkpoint = Checkpoint::from_bytes(TINY, file(&format!("{{{}}}", tensor("I32", "[1]", "0", "4")), 4)).unwrap();
     let refused = checkpoint.tensor("t", &[1]).unwrap_err().to_string();
     assert!(refused.contains("got I32"), "{refused}");
-    // Nothing in it, and scalars, are fine.
+    // An empty file and scalars are fine.
     Checkpoint::from_bytes(TINY, file("{}", 0)).unwrap();
     let scalar = Checkpoint::from_bytes(TINY, file(&format!("{{{}}}", tensor("F64", "[]", "0", "8")), 8)).unwrap();
     assert_eq!(scalar.tensor("t", &[]).unwrap(), [0.0]);
@@ -521,7 +521,7 @@ static SHORT: LazyLock<[(ModelConfig, Vec<u8>); 2]> = LazyLock::new(|| {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
-    /// Bytes changed, cut out or put in, mostly in the header: an error or tensors that can be read, never a panic.
+    /// Bytes changed, removed or inserted, mostly in the header: an error or readable tensors, never a panic.
     #[test]
     fn mutations_do_not_panic(
         which in 0..2_usize,

@@ -1,4 +1,4 @@
-//! Writing files so that they are whole or not there.
+//! Writing files completely or not at all.
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -10,21 +10,20 @@ use tempfile::TempPath;
 use super::error::{FileError, kind};
 use crate::fault;
 
-/// Writes a file so that its name means, at every moment and after a crash, either all of the old content or all of
-/// the new: to another name in the same directory, to the disk, then renamed.
+/// Writes a file such that at every moment, and after a crash, its name refers to the complete old or the complete new
+/// content: it is written under another name in the same directory, flushed to disk, then renamed.
 ///
-/// Symbolic links are followed: what they lead to is replaced or made, the link stays. A file that is there passes its
-/// permissions and, where that is allowed, its owner on to the new one. What is no regular file, a device or a pipe, is
-/// written to as it is.
+/// Symbolic links are followed: their target is replaced or created, and the link stays. The new file inherits the
+/// permissions of an existing one and, if allowed, its owner. Devices and pipes are written to directly.
 ///
 /// # Errors
-/// If a directory has the name, or any step fails, `write` among them. The old file is then as it was, and nothing else
-/// is left behind.
+/// If the name is that of a directory, or any step fails, including `write`. The old file is then unchanged, and nothing
+/// else is left behind.
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<(), FileError> {
     Staged::write(path, write)?.commit()
 }
 
-/// Checks, before work whose result goes there, that a file can be written: that it is no directory, and in one.
+/// Checks before long work that its result can be written to a path: that it is not a directory, and that its parent is one.
 ///
 /// # Errors
 /// If it cannot.
@@ -38,19 +37,19 @@ pub fn check_output(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// A file that is on the disk under a temporary name. Dropped, it is removed.
+/// A file on disk under a temporary name, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Staged {
-    /// None where it was written to what is there.
+    /// None if it was written directly to a device or pipe.
     temporary: Option<Temporary>,
     path: PathBuf,
 }
 
-/// A file on the disk whose name follows from what was written. Dropped, it is removed.
+/// A file on disk whose name depends on its contents, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Unnamed(Temporary);
 
-/// A temporary file. It is locked as long as its writer lives: [`remove_temporaries`] spares it.
+/// A temporary file. It is locked while its writer lives, so that [`remove_temporaries`] spares it.
 #[derive(Debug)]
 struct Temporary {
     path: TempPath,
@@ -65,15 +64,15 @@ impl Unnamed {
         Ok(Self(write_beside(&dir.join("-"), None, write).map_err(FileError::io("write", dir))?))
     }
 
-    /// With the name that it will have, in the same directory.
+    /// With its final name, in the same directory.
     pub(crate) fn named(self, path: PathBuf) -> Staged {
         Staged { temporary: Some(self.0), path }
     }
 }
 
-/// What a path leads to, through symbolic links.
+/// The target of a path, through symbolic links.
 enum Target {
-    /// A file that is replaced under this name, which is no link, or one that is made.
+    /// A file to replace or create under this name, which is not a link.
     File { path: PathBuf, old: Option<Metadata> },
     /// A device, a pipe, standard output.
     Sink(File),
@@ -97,7 +96,7 @@ impl Staged {
         Ok(Self { temporary: Some(temporary), path: target })
     }
 
-    /// Gives the file its name and waits until the directory has it.
+    /// Renames the file and flushes the directory.
     pub(crate) fn commit(self) -> Result<(), FileError> {
         let Some(temporary) = self.temporary else { return Ok(()) };
         fault::operation();
@@ -127,7 +126,7 @@ impl Target {
             if data.is_symlink() {
                 let link = fs::read_link(&target).map_err(error)?;
                 let next = directory(&target).join(link);
-                // What `/proc` links to need not have a name: a pipe, a file that was removed.
+                // The target of a link in `/proc` need not have a name: a pipe, or a file that was removed.
                 let nameless = fs::symlink_metadata(&next).is_err() && fs::metadata(&target).is_ok();
                 if nameless {
                     return Ok(Self::Sink(open_sink(&target).map_err(error)?));
@@ -147,13 +146,13 @@ impl Target {
     }
 }
 
-/// Opens a device or a pipe; a pipe waits for its reader.
+/// Opens a device or a pipe; a pipe blocks until it has a reader.
 fn open_sink(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
 }
 
-/// This process's own standard output or error, where a path means that: what else is written there goes before or
-/// after, also where it is a file.
+/// This process's own stdout or stderr, if the path refers to it, so that other output there stays in order, even if it is a
+/// file.
 #[cfg(unix)]
 fn standard_stream(path: &Path) -> Option<io::Result<File>> {
     use std::os::fd::AsFd;
@@ -173,7 +172,7 @@ fn standard_stream(_: &Path) -> Option<io::Result<File>> {
     None
 }
 
-/// Writes a temporary file in the directory of `path` to the disk.
+/// Writes a temporary file in the directory of `path` and flushes it to disk.
 fn write_beside(
     path: &Path,
     old: Option<&Metadata>,
@@ -196,23 +195,23 @@ fn create_beside(path: &Path, old: Option<&Metadata>) -> io::Result<(File, TempP
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     #[cfg(unix)]
     {
-        // As any other new file, what the umask leaves of it; a file that nobody else may read never gets wider.
+        // Like any new file, subject to the umask; a file that nobody else may read is never opened up.
         use std::os::unix::fs::PermissionsExt;
         let mode = old.map_or(0o666, |old| old.permissions().mode() & 0o666 | 0o600);
         builder.permissions(fs::Permissions::from_mode(mode));
     }
     let (file, temporary) = builder.tempfile_in(directory(path))?.into_parts();
-    // Nobody else has it yet. A file system without locks does without.
+    // Nobody else has it yet. On a file system without locks there is none.
     file.try_lock().ok();
     #[cfg(unix)]
     if let Some(old) = old {
         use std::os::unix::fs::MetadataExt;
         let new = file.metadata()?;
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
-            // Root alone may give a file away. What others write is theirs then.
+            // Only root may change the owner. Otherwise the file belongs to the writer.
             std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid())).ok();
         }
-        // After the owner, whose change takes special bits away.
+        // After the owner, as changing that clears special bits.
         file.set_permissions(old.permissions())?;
     }
     #[cfg(not(unix))]
@@ -220,7 +219,7 @@ fn create_beside(path: &Path, old: Option<&Metadata>) -> io::Result<(File, TempP
     Ok((file, temporary))
 }
 
-/// How the temporary files are called.
+/// The prefix of temporary files.
 const TEMPORARY: (&str, &str) = (".elapid-", ".tmp");
 
 /// Whether a name is one of a temporary file.
@@ -228,8 +227,7 @@ pub fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
 }
 
-/// Removes the temporary files that killed writers left in a directory: those that no process holds a lock on and whose
-/// last change is as long ago as `age`.
+/// Removes temporary files that killed writers left in a directory: those that are not locked and are at least `age` old.
 pub fn remove_temporaries(dir: &Path, age: Duration) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if !entry.file_name().to_str().is_some_and(is_temporary) || !entry.file_type().is_ok_and(|of| of.is_file()) {
@@ -237,17 +235,17 @@ pub fn remove_temporaries(dir: &Path, age: Duration) {
         }
         let changed = entry.metadata().and_then(|data| data.modified()).ok().and_then(|at| at.elapsed().ok());
         let free = |file: File| !matches!(file.try_lock(), Err(TryLockError::WouldBlock));
-        // A file that may not be written to is none of this user's.
+        // A file that cannot be opened for writing is not this user's.
         let abandoned = || OpenOptions::new().write(true).open(entry.path()).is_ok_and(free);
         if changed.unwrap_or_default() >= age && abandoned() {
             fault::operation();
-            // It is in nobody's way: failing to remove it is no failure.
+            // It does no harm, so failing to remove it is not an error.
             fs::remove_file(entry.path()).ok();
         }
     }
 }
 
-/// [`remove_temporaries`] in a directory that others may write to: a file system may have no locks.
+/// [`remove_temporaries`] in a directory that others may write to, in case the file system has no locks.
 pub(crate) fn remove_abandoned(dir: &Path) {
     remove_temporaries(dir, Duration::from_secs(3600));
 }
@@ -256,7 +254,7 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Waits until the names in a directory are on the disk.
+/// Flushes the entries of a directory to disk.
 fn sync_directory(dir: &Path) -> Result<(), FileError> {
     #[cfg(unix)]
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(FileError::io("write", dir))?;

@@ -62,7 +62,7 @@ fn remove_abandoned_spares_the_living() {
     }
     remove_abandoned(dir.path());
     assert_eq!(names(dir.path()), [".elapid-new.tmp", "other.tmp"]);
-    // Whoever has the directory alone need not wait. What is being written is spared at any age.
+    // With exclusive access to the directory, no age is needed. Files being written are spared at any age.
     atomic_write(&dir.path().join("a"), |_| {
         remove_temporaries(dir.path(), Duration::ZERO);
         Ok(())
@@ -71,7 +71,7 @@ fn remove_abandoned_spares_the_living() {
     assert_eq!(names(dir.path()), ["a", "other.tmp"]);
 }
 
-/// Writes to a path, and gives what is at `read` then.
+/// Writes to a path, and returns the contents of `read` afterwards.
 fn written(path: &Path, read: &Path, content: &str) -> String {
     atomic_write(path, |w| w.write_all(content.as_bytes())).unwrap();
     fs::read_to_string(read).unwrap()

@@ -1,9 +1,9 @@
 //! The character map of a `Precompiled` normalizer: a double-array trie of SentencePiece, in base64.
 //!
-//! `u32` bytes of the trie, the trie as `u32` units, then the replacements, each ended by a zero byte. The crate follows
-//! the units without looking at the array's end.
+//! A `u32` with the trie's size in bytes, the trie as `u32` units, then the replacements, each ended by a zero byte. The
+//! crate follows the units without bounds checks.
 
-/// Checks a map as it stands in the file: its encoding, and every path through its trie.
+/// Checks a map of the file: its encoding, and every path through its trie.
 pub(super) fn check(text: Option<&str>) -> Result<(), String> {
     let text = text.ok_or("is not a string")?;
     let bytes = base64::decode(text).map_err(|e| format!("is not base64 ({e})"))?;
@@ -25,7 +25,7 @@ fn walk(units: &[usize], replacements: &str) -> Result<(), String> {
     let mut seen = vec![false; units.len()];
     let mut open = vec![offset(*root)];
     while let Some(node) = open.pop() {
-        // A text can go on with any byte, and its unit is read before it is compared.
+        // A text can continue with any byte, and its unit is read before it is compared.
         if node | 0xff >= units.len() {
             return Err(outside(node | 0xff));
         }
@@ -50,7 +50,7 @@ fn walk(units: &[usize], replacements: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// How far a unit's children are from it, by exclusive or.
+/// The offset of a unit's children, by exclusive or.
 fn offset(unit: usize) -> usize {
     (unit >> 10) << ((unit & (1 << 9)) >> 6)
 }

@@ -1,28 +1,28 @@
-//! How much longer a text can become: replacements whose result the next step replaces again.
+//! How much a text can grow through replacements whose results later steps replace again.
 //!
-//! Ten steps that each make two characters of one make a thousand of one, and a file has room for hundreds of steps.
-//! The steps are run on what each of them looks for and puts in, up to a limit.
+//! Ten steps that each double a character multiply it a thousandfold, and a file has room for hundreds of steps. The steps
+//! are run on the strings that each of them looks for and inserts, up to a limit.
 
 use fancy_regex::Regex;
 
 use super::{Pattern, Step, shortened};
 use crate::tokenizer::byte;
 
-/// How many times longer a text may become. The crate keeps 17 bytes for a byte of text, and a text is read in pieces of
-/// 256 KiB: a piece takes up to 300 MB.
+/// Maximum growth factor of a text. The crate needs 17 bytes per byte of text, and a text is read in pieces of 256 KiB, so a
+/// piece takes up to 300 MB.
 const MAX_GROWTH: usize = 64;
-/// Bytes that one match may be replaced by.
+/// Maximum bytes that may replace one match.
 const MAX_CONTENT: usize = 4096;
 
-/// What a step does to the length of a text.
+/// The effect of a step on the length of a text.
 enum Change<'a> {
     String(&'a str, &'a str),
     Regex(Box<Regex>, &'a str),
     Prepend(&'a str),
     Lowercase,
-    /// A character a byte.
+    /// One character per byte.
     Bytes,
-    /// Spaces become this character, and one is put in front.
+    /// Spaces become this character, and one is prepended.
     Spaces(&'a str),
     Nothing,
 }
@@ -82,7 +82,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Texts that the step changes, or makes.
+    /// Texts that the step changes or produces.
     fn samples(&self) -> Vec<String> {
         match self {
             Self::String(pattern, content) => vec![(*pattern).to_owned(), (*content).to_owned()],

@@ -1,9 +1,9 @@
-//! Looks for what is known to break inside the `tokenizers` crate, before that crate sees a file.
+//! Checks for what is known to break the `tokenizers` crate, before that crate sees a file.
 //!
-//! The crate trusts its file. A broken character map panics, a replacement of nothing panics later, text that doubles
-//! at each of fifty steps ends the process for lack of memory: no `Result` reports any of it. Each check here names the
-//! field and the fix. The list comes from reading the crate and from mutated files; it is not a proof, so the command
-//! line also tries a file that it has not seen in a child process (see [`super::trial`]).
+//! The crate trusts its file. A broken character map panics, a replacement of nothing panics later, and text that doubles at
+//! each of fifty steps exhausts memory; no `Result` reports any of this. Each check here names the field and the fix. The
+//! list comes from reading the crate and from mutated files. It is not a proof, so the command line also tries unknown files
+//! in a child process (see [`super::trial`]).
 //!
 //! Fields are recognised by their names, not by `type`: the crate reads steps without a type, too.
 
@@ -19,15 +19,15 @@ use step::{Pattern, Step, shortened};
 /// Changes whenever a check is added or removed: verdicts on a file hold for one version.
 pub(super) const VERSION: u32 = 1;
 
-/// Sequences inside sequences. Published files have one level.
+/// Maximum nesting of sequences. Published files have one level.
 const MAX_DEPTH: usize = 16;
-/// Steps of one pipeline.
+/// Maximum steps of one pipeline.
 const MAX_STEPS: usize = 1000;
 
 /// Checks a parsed `tokenizer.json`.
 ///
 /// # Errors
-/// The first thing known to break: its field, why, and what to do.
+/// The first problem found: its field, the reason, and the fix.
 pub(super) fn check(json: &Value) -> Result<(), String> {
     let normalizers = steps(json, "normalizer", "normalizers")?;
     let pre_tokenizers = steps(json, "pre_tokenizer", "pretokenizers")?;
@@ -56,7 +56,7 @@ pub(super) fn check(json: &Value) -> Result<(), String> {
     growth::check(&decoders, &[])
 }
 
-/// Checks a tokenizer that the crate has read: what only its normalizer can tell.
+/// Checks a tokenizer that the crate has read, for problems that need its normalizer.
 pub(super) fn check_loaded(tokenizer: &tokenizers::Tokenizer) -> Result<(), String> {
     let empty = |id| tokenizer.id_to_token(id).is_some_and(|text| text.is_empty());
     match tokenizer.get_added_tokens_decoder().into_iter().find(|&(id, _)| empty(id)) {
@@ -69,7 +69,7 @@ pub(super) fn check_loaded(tokenizer: &tokenizers::Tokenizer) -> Result<(), Stri
     }
 }
 
-/// The steps of a pipeline, those of nested sequences in place of these.
+/// The steps of a pipeline, with nested sequences flattened.
 fn steps<'a>(json: &'a Value, section: &str, list: &str) -> Result<Vec<Step<'a>>, String> {
     let mut found = Vec::new();
     flatten(&json[section], section.to_owned(), list, 0, &mut found)?;
@@ -103,7 +103,7 @@ fn flatten<'a>(
     }
 }
 
-/// Checks a pattern of whichever section.
+/// Checks a pattern of any section.
 fn patterns(step: &Step<'_>) -> Result<(), String> {
     if let Some(Pattern::Regex(regex)) = step.pattern()
         && keeps_out(regex)
@@ -142,7 +142,7 @@ fn normalizer(step: &Step<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Text put in place of nothing at the beginning belongs to no character of the original. Steps that rewrite the whole
+/// Text inserted at the beginning by an empty match belongs to no character of the original. Steps that rewrite the whole
 /// text then count one character too many and index past the end.
 fn replaced_nothing(normalizers: &[Step<'_>], pre_tokenizers: &[Step<'_>]) -> Result<(), String> {
     let rewrites = |step: &Step<'_>| {
@@ -175,7 +175,7 @@ fn decoder(step: &Step<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks what a `TemplateProcessing` puts around a text.
+/// Checks the tokens that a `TemplateProcessing` puts around a text.
 fn templates(processors: &[Step<'_>]) -> Result<(), String> {
     let mut templates = 0;
     for step in processors {
@@ -224,7 +224,7 @@ fn template(step: &Step<'_>, single: &[Value]) -> Result<(), String> {
     Ok(())
 }
 
-/// A token that takes the spaces after it may leave nothing of a token of spaces that takes those before it.
+/// A token that strips spaces to its right may leave nothing of a following token of spaces that strips to its left.
 fn added_tokens(tokens: &Value) -> Result<(), String> {
     let tokens = tokens.as_array().map_or(&[][..], Vec::as_slice);
     let takes = |token: &Value, side: &str| token[side] == true;

@@ -1,19 +1,19 @@
-//! The `model` section: what panics while it is built, overflows the stack, or takes time without end.
+//! The `model` section: what panics while it is built, overflows the stack, or takes unbounded time.
 
 use serde_json::{Map, Value};
 
 use super::shortened;
 
-/// Bytes of a Unigram token. Its trie has a node a byte, and is dropped by recursion.
+/// Maximum bytes of a Unigram token. Its trie has one node per byte, and is dropped by recursion.
 const MAX_UNIGRAM_TOKEN: usize = 2048;
-/// Bytes added to each character of a word, and so copied for each.
+/// Maximum bytes added to each character of a word, and so copied for each.
 const MAX_AFFIX: usize = 64;
-/// Characters of a WordPiece word. The time for an unknown word grows with their cube.
+/// Maximum characters of a WordPiece word. The time for an unknown word is cubic in them.
 const MAX_WORD: u64 = 10_000;
 
 pub(super) fn check(model: &Value) -> Result<(), String> {
     let model = match model {
-        // A missing model is the crate's to report.
+        // The crate reports a missing model itself.
         Value::Null => return Ok(()),
         model => model.as_object().ok_or("model is not an object; wanted {\"type\": …}")?,
     };

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// A part of a pipeline, such as one normalizer of a sequence.
 pub(super) struct Step<'a> {
-    /// Where it stands in the file, such as `normalizer.normalizers[2]`.
+    /// Its path in the file, such as `normalizer.normalizers[2]`.
     pub(super) path: String,
     pub(super) fields: &'a Map<String, Value>,
 }
@@ -31,7 +31,7 @@ impl<'a> Step<'a> {
     }
 }
 
-/// What a `Replace` or `Split` looks for.
+/// The pattern of a `Replace` or `Split`, parsed.
 #[derive(Clone, Copy)]
 pub(super) enum Pattern<'a> {
     String(&'a str),
@@ -39,7 +39,7 @@ pub(super) enum Pattern<'a> {
 }
 
 impl Pattern<'_> {
-    /// Whether a match can be of no characters. A regex that does not parse is refused by the crate.
+    /// Whether a match can be empty. A regex that does not parse is refused by the crate.
     pub(super) fn can_be_nothing(self) -> bool {
         match self {
             Self::String(text) => text.is_empty(),
@@ -48,7 +48,7 @@ impl Pattern<'_> {
     }
 }
 
-/// Whether a match of the expression can be of no characters. Where that depends on the text: yes.
+/// Whether a match of the expression can be empty; yes if that depends on the text.
 pub(super) fn can_be_nothing(expr: &Expr) -> bool {
     match expr {
         Expr::Any { .. } => false,

@@ -164,7 +164,7 @@ fn growing_replacements() {
         "x".repeat(5000).into(),
         &["normalizers[2].content has more than 4096"],
     );
-    // Many replacements that do not meet are many, and nothing else.
+    // Many independent replacements are fine.
     accepted(
         "/normalizer/normalizers",
         ('a'..='z').map(|c| replace(&c.to_string(), &c.to_uppercase().to_string())).collect(),

@@ -1,7 +1,7 @@
-//! A text of any length, tokenised in pieces, with the tokens of the whole.
+//! Tokenising a text of any length in pieces, with the tokens of the whole.
 //!
-//! What `tokenizers` needs for a text is about a hundred times its size, so that a long text is read in windows that
-//! overlap. The tokens of two windows are joined inside the overlap, if that is safe:
+//! `tokenizers` needs about a hundred times the size of a text, so a long text is read in overlapping windows. The tokens of
+//! two windows are joined inside the overlap, if that is safe:
 //!
 //! 1. A window begins where the tokens of the one before may be cut: between two words (the parts that the
 //!    pre-tokenizer makes, which a model tokenises independently of each other), or, for BPE without a pre-tokenizer that
@@ -9,9 +9,9 @@
 //! 2. Far from both ends, where neither the beginning of the second window nor the end of the first one matters, both
 //!    windows have the same tokens at the same places. The joint is one of the places between them.
 //!
-//! Between words this gives the tokens of the whole as far as they depend on no text further away than the overlap. For
-//! BPE between tokens: a sequence of tokens is the one that BPE gives if each pair of neighbours is what BPE gives for
-//! that pair, and each pair of the joined sequence stands in one of the windows.
+//! Between words this gives the tokens of the whole, provided that they depend on no text further away than the overlap. For
+//! BPE between tokens: a sequence of tokens is the one that BPE gives if each pair of neighbours is what BPE gives for that
+//! pair, and each pair of the joined sequence stands in one of the windows.
 //!
 //! Where this fails (a word longer than the overlap, a Unigram model without a pre-tokenizer, whose sums of logarithms
 //! are rounded differently in a part), both windows become one, at most [`Sizes::limit`] long.
@@ -28,8 +28,8 @@ use super::{Kind, Result, Tokenizer, TokenizerError};
 pub struct Encoded {
     /// The ids.
     pub ids: Vec<u32>,
-    /// From the end of the token before to the end of this one: what lies between two tokens belongs to the second, what
-    /// lies after the last one to that. A character of several tokens belongs to the first of them.
+    /// From the end of the previous token to the end of this one: bytes between two tokens belong to the second, and bytes
+    /// after the last token to that one. A character of several tokens belongs to the first of them.
     pub bytes: Vec<u64>,
 }
 
@@ -40,14 +40,14 @@ impl Encoded {
     }
 }
 
-/// How a text is cut, in bytes.
+/// How a text is divided, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// From the beginning of a window to that of the next.
+    /// Distance between the beginnings of windows.
     piece: usize,
-    /// What a window shares with the next.
+    /// Overlap of a window with the next.
     overlap: usize,
-    /// How far from its ends the tokens of a window are trusted.
+    /// Distance from the ends of a window at which its tokens are trusted.
     margin: usize,
     /// The longest window, where text cannot be cut.
     limit: usize,
@@ -61,7 +61,7 @@ const SIZES: Sizes = Sizes { piece: 256 << 10, overlap: 8 << 10, margin: 1 << 10
 pub(super) const WHOLE: usize = SIZES.piece;
 
 impl Sizes {
-    /// No added token is longer than what windows share: one that is cut is seen.
+    /// No added token is longer than the overlap, so one that is cut is noticed.
     fn for_tokenizer(self, inner: &tokenizers::Tokenizer) -> Self {
         let longest = inner.get_added_tokens_decoder().values().map(|token| token.content.len()).max().unwrap_or(0);
         let margin = self.margin.max(2 * longest);
@@ -70,7 +70,7 @@ impl Sizes {
     }
 }
 
-/// A token, the word it is of, and its place in the document.
+/// A token, its word, and its place in the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Token {
     id: u32,
@@ -80,13 +80,13 @@ struct Token {
 }
 
 impl Token {
-    /// The token and where it is, of whatever word.
+    /// The token and its place, regardless of the word.
     fn place(&self) -> (u32, usize, usize) {
         (self.id, self.start, self.end)
     }
 }
 
-/// What can be cut, of one tokenizer.
+/// Where text of one tokenizer can be cut.
 #[derive(Clone, Copy)]
 struct Cutter<'t> {
     inner: &'t tokenizers::Tokenizer,
@@ -134,7 +134,7 @@ impl<'t> Cutter<'t> {
         self.may_cut(tokens, i) && tokens[i].start >= place
     }
 
-    /// A place near `at` where the next window may begin, as far as the text around it tells.
+    /// A place near `at` where the next window may begin, judging by the text around it.
     fn beginning(&self, text: &str, at: usize) -> usize {
         let reach = self.sizes.overlap / 2;
         let (from, to) = (floor(text, at.saturating_sub(reach)), floor(text, (at + reach).min(text.len())));
@@ -169,7 +169,7 @@ impl<'t> Cutter<'t> {
         Some((offset + i, in_b.start + i))
     }
 
-    /// The second window once more, from a place where the tokens of the first one may be cut.
+    /// The second window again, starting where the tokens of the first one may be cut.
     fn begun_again(&self, first: &Window, second: &Window) -> Option<Window> {
         let tokens = first.known()?;
         let latest = first.end().checked_sub(self.sizes.overlap)?;
@@ -182,7 +182,7 @@ impl<'t> Cutter<'t> {
     }
 }
 
-/// Whether a pre-tokenizer leaves every text one word.
+/// Whether a pre-tokenizer leaves every text as one word.
 fn never_splits(pre_tokenizer: &PreTokenizerWrapper) -> bool {
     match pre_tokenizer {
         PreTokenizerWrapper::Metaspace(metaspace) => !metaspace.get_split(),
@@ -219,9 +219,9 @@ impl Window {
 ///
 /// The ids are those of [`Tokenizer::encode`] for the whole text, however it is divided.
 pub struct Encoder<'t> {
-    /// None for bytes, which need no window.
+    /// None for the byte tokenizer, which needs no window.
     cutter: Option<Cutter<'t>>,
-    /// Text that no window has yet.
+    /// Text that is not in a window yet.
     text: String,
     /// The first bytes of a character.
     partial: Vec<u8>,
@@ -229,11 +229,11 @@ pub struct Encoder<'t> {
     from: usize,
     /// The last window, whose end is not trusted yet.
     pending: Option<Window>,
-    /// The tokens of the last window that are given out.
+    /// Number of tokens of the last window that were returned.
     given: Vec<Token>,
-    /// The end of the last token given out.
+    /// The end of the last returned token.
     end: usize,
-    /// Length that the last window grows to before it is tokenised once more.
+    /// Length that the last window grows to before it is tokenised again.
     wanted: usize,
     out: Encoded,
 }
@@ -260,10 +260,10 @@ impl<'t> Encoder<'t> {
         }
     }
 
-    /// Bytes of text that are best given at once.
+    /// Recommended bytes of text per call.
     pub const PART: usize = 1 << 20;
 
-    /// Takes the next part of the text, and gives the tokens that are certain by now.
+    /// Adds the next part of the text, and returns the tokens that are certain by now.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`]; positions are counted from the beginning of the text.
@@ -279,7 +279,7 @@ impl<'t> Encoder<'t> {
         Ok(std::mem::take(&mut self.out))
     }
 
-    /// Gives the other tokens of the text.
+    /// Returns the remaining tokens of the text.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -301,7 +301,7 @@ impl<'t> Encoder<'t> {
         Ok(self.out)
     }
 
-    /// Takes bytes, of which the last may be the beginning of a character.
+    /// Adds bytes, of which the last may be an incomplete character.
     fn append(&mut self, part: &[u8]) -> Result<()> {
         let joined;
         let mut bytes = part;
@@ -325,11 +325,11 @@ impl<'t> Encoder<'t> {
         Ok(())
     }
 
-    /// Tokenises windows of the text that is there, all of it if it is the `last`, and joins them.
+    /// Tokenises and joins windows of the text so far; all of it if it is the `last`.
     fn windows(&mut self, cutter: &Cutter<'t>, last: bool) -> Result<()> {
         let Sizes { piece, overlap, .. } = cutter.sizes;
         let text = &self.text;
-        // Whatever a window shares with the next, and the text by which the next one's beginning is found, is there.
+        // The overlap with the next window, and the text for finding the next one's beginning, are available.
         let cuts: Vec<usize> = (1..).map(|i| i * piece).take_while(|at| at + 2 * overlap < text.len()).collect();
         let mut begins: Vec<usize> = cuts.into_par_iter().map(|at| cutter.beginning(text, at)).collect();
         begins.insert(0, 0);
@@ -381,7 +381,7 @@ impl<'t> Encoder<'t> {
         Ok(())
     }
 
-    /// Two windows as one. Lengths double, so that no text is tokenised more than a few times.
+    /// Merges two windows. Lengths double, so no text is tokenised more than a few times.
     fn grown(&mut self, cutter: &Cutter<'t>, mut last: Window, next: &Window) -> Result<Window> {
         let new = last.end() - next.from;
         last.text.push_str(next.text.get(new..).unwrap_or_default());
@@ -406,7 +406,7 @@ impl<'t> Encoder<'t> {
         }
         last.tokens = Some(cutter.encode(&last.text, last.from));
         if let Some(tokens) = last.known() {
-            // What follows may change no token that is given out. It may change words: those of quotations end far away.
+            // Later text must not change returned tokens. It may change words, as those of quotations end far away.
             let is_kept = |(i, token): (usize, &Token)| tokens.get(i).is_some_and(|now| now.place() == token.place());
             if !self.given.iter().enumerate().all(is_kept) {
                 return Err(TokenizerError::TooLong { limit: cutter.sizes.limit });
