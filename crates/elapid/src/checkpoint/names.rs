@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use crate::formats::Places;
 use crate::formats::places::EMBEDDING;
 
-/// What all of elapid's names but the head's begin with.
+/// The prefix of all of elapid's names except the head's.
 const BACKBONE: &str = "backbone.";
 /// First segments of names inside the backbone.
 const INSIDE: [&str; 4] = ["embeddings", "embedding", "layers", "norm_f"];

@@ -58,7 +58,7 @@ pub(super) fn directory(dir: &Path) -> Result<Checkpoint> {
         return assemble_indexed(described, sources, &shards, &weight_map, &shown(INDEX));
     }
     if let Some(shards) = elsewhere::shards_without_index(dir)? {
-        described.warnings.push(format!("{}: not there; all {} shards were read", shown(INDEX), shards.len()));
+        described.warnings.push(format!("{}: missing; all {} shards were read", shown(INDEX), shards.len()));
         let sources = shards.iter().map(|shard| source(dir, shard)).collect::<Result<Vec<_>>>()?;
         return assemble(described, sources);
     }
@@ -162,11 +162,11 @@ fn assemble_indexed(
     }
     let renaming = renaming(&described, &headers);
     for (name, shard) in unseen {
-        // Writers list a head that is the embedding, and store it once.
+        // Some programs list a tied head in the index but store it only once.
         if described.config.stack.model.tie_embeddings && renaming.apply(&name) == described.places.ends()[1] {
             described
                 .warnings
-                .push(format!("{index}: `{name}` is in no shard; the embedding is used, as {CONFIG} says"));
+                .push(format!("{index}: `{name}` is in no shard; using the embedding, as {CONFIG} says"));
             continue;
         }
         let wanted = format!("to find it in {shard}, as {index} says");
