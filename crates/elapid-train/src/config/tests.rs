@@ -136,7 +136,7 @@ fn a_saved_config_is_the_same() {
     let text = fs::read_to_string(path).unwrap();
     assert!(
         text.contains("\nlr = 0.001\n")
-            && text.contains("# Rows of a batch; on several GPUs, of a batch of each.\nbatch = 8\n"),
+            && text.contains("# Rows per batch; on several GPUs, per batch of each GPU.\nbatch = 8\n"),
         "{text}"
     );
 }

@@ -35,7 +35,7 @@ fn groups_are_frozen_or_have_their_own_rate() {
     for ((name, whole), (_, moved)) in apart(&begun, &plain).into_iter().zip(apart(&begun, &grouped_model)) {
         let frozen = name.starts_with("backbone.layers.0.") || name.ends_with(".norm.weight");
         if frozen {
-            assert_eq!(moved, 0.0, "{name}");
+            assert!(moved < 1e-20, "{name}: {moved}");
         } else if name.contains("layers.1.") && name.ends_with("in_proj.weight") {
             assert!((0.05 * whole..0.2 * whole).contains(&moved), "{name}: {moved} of {whole}");
         } else {

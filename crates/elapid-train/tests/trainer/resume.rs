@@ -193,7 +193,7 @@ fn an_unfinished_checkpoint_that_is_whole_is_gone_on_from() {
     fs::write(dir.path().join("resume/step-00000003.partial/.elapid-x.tmp"), "cut").unwrap();
     fs::write(dir.path().join(".elapid-x.tmp"), "cut").unwrap();
     let (at, said) = notices(&longer);
-    assert!(at == 2 && said.contains("step-00000002 had not been finished"), "{said}");
+    assert!(at == 2 && said.contains("step-00000002 was not renamed"), "{said}");
     let names: Vec<_> =
         fs::read_dir(dir.path().join("resume")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["step-00000002"]);
