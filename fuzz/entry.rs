@@ -15,8 +15,11 @@ use elapid_train::config::TrainConfig;
 use elapid_train::data::{Corpus, HeldOut, Options, Source};
 use elapid_train::metrics;
 
+/// What a parser is given.
+type Entry = fn(&[u8]);
+
 /// All entries by the names of their targets and corpora.
-pub(crate) const ALL: [(&str, fn(&[u8])); 9] = [
+pub(crate) const ALL: [(&str, Entry); 9] = [
     ("config", config),
     ("safetensors", safetensors),
     ("index", index),

@@ -15,12 +15,7 @@ use anyhow::{Result, bail};
 use sources::Sources;
 
 /// Imports `(importing, imported)` that may close a cycle until their files are rewritten.
-const ALLOWED_IMPORTS: &[(&str, &str)] = &[
-    ("crates/elapid/src/formats/mamba.rs", "crates/elapid/src/formats/mod.rs"),
-    ("crates/elapid/src/formats/state_spaces.rs", "crates/elapid/src/formats/mod.rs"),
-    ("crates/elapid/src/formats/state_spaces.rs", "crates/elapid/src/formats/mamba.rs"),
-    ("crates/elapid/src/formats/read.rs", "crates/elapid/src/formats/mod.rs"),
-];
+const ALLOWED_IMPORTS: &[(&str, &str)] = &[];
 
 /// Checks the repository that `root` is.
 ///

@@ -3,6 +3,7 @@
 use super::*;
 use crate::testing::{Random, err_ratio, gpu, median, wide};
 
+// Long: one optimiser, step after step, then gradients that are broken.
 #[test]
 fn steps_clip_and_leave_broken_gradients_alone() {
     let Some(gpu) = gpu() else { return };

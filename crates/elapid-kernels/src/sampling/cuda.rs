@@ -107,8 +107,8 @@ impl Draws {
             top_k: if params.top_k == 0 { self.v } else { params.top_k.min(self.v) } as u64,
             top_p: params.top_p.into(),
             log_min_p: f64::from(params.min_p).ln(),
-            // Half of it must not be 0.
-            temperature: if params.temperature > 0.0 { params.temperature.max(f32::MIN_POSITIVE) } else { 0.0 },
+            // Half of it must not be 0: at least two of the least steps.
+            temperature: if params.temperature > 0.0 { params.temperature.max(f32::from_bits(2)) } else { 0.0 },
             repetition: params.repetition_penalty,
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,

@@ -364,8 +364,7 @@ __device__ __forceinline__ u32 survey(Row& row, Shared& s, float temperature) {
   x = s.best[0], least = s.least[0], id = s.who[0];
   for (int w = 1; w < WARPS; ++w) better(x, id, s.best[w], s.who[w]), least = fminf(least, s.least[w]);
   row.top = 0.5f * x;
-  // Half of the least float is 0, and the best token's weight would be 0 / 0.
-  row.temperature = fmaxf(0.5f * temperature, __uint_as_float(1u));
+  row.temperature = 0.5f * temperature;
   // e^-32 is less than half a unit. Not 0, so that `scale` is a number.
   row.range = fmaxf(fminf(row.below(least), 32.0f * row.temperature), 1e-30f);
   row.scale = BINS / row.range;

@@ -164,9 +164,7 @@ fn assemble_indexed(
     for (name, shard) in unseen {
         // Some programs list a tied head in the index but store it only once.
         if described.config.stack.model.tie_embeddings && renaming.apply(&name) == described.places.ends()[1] {
-            described
-                .warnings
-                .push(format!("{index}: `{name}` is in no shard; using the embedding, as {CONFIG} says"));
+            described.warnings.push(format!("{index}: `{name}` is in no shard; using the embedding, as {CONFIG} says"));
             continue;
         }
         let wanted = format!("to find it in {shard}, as {index} says");

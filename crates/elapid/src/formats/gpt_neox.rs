@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Codec;
 use super::fields::{Fields, Synonyms};
-use super::mamba::real;
+use super::format::Codec;
 use super::names::{Config, Module, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
+use super::values::real;
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};

@@ -1,16 +1,16 @@
 //! Mamba-1 and Falcon-Mamba, whose names are elapid's own.
 
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Value, json};
 
-use super::Codec;
 use super::fields::{Fields, Synonyms};
+use super::format::Codec;
 use super::names::{Config, MAMBA1, Module, Result, Tensors};
 use super::state_spaces::ssm_cfg;
-use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
-use crate::layers::LayerConfig;
+use super::values::{dt_rank, real, stack};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, Placement, StackConfig};
 use crate::layers::mamba1::{DtInit, Rule, Selective, Settings};
 use crate::ops::NormKind;
-use crate::settings::{Auto, Count, Size};
+use crate::settings::{Auto, Size};
 
 /// The configuration of `MambaForCausalLM`.
 pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: true };
@@ -142,21 +142,6 @@ fn of(
         eos_token_id: fields.id("eos_token_id")?,
         pad_token_id: fields.id("pad_token_id")?,
     })
-}
-
-/// A stack of Mamba-1 blocks alone.
-pub(super) fn stack(model: ModelSettings, mixer: Settings) -> StackConfig {
-    let named = Named { layer: LayerConfig::mamba1(mixer), placement: Placement::default() };
-    StackConfig { model, named: [("mamba1".to_owned(), named)].into() }
-}
-
-/// The rank of the step sizes: "auto" and the number that it stands for are the same.
-pub(super) fn dt_rank(fields: &mut Fields, key: &'static str, d_model: Size) -> Result<Auto<Count>, ConfigError> {
-    if fields.get(key).is_none_or(|value| value == "auto") {
-        return Ok(Auto::Auto);
-    }
-    let rank: Count = fields.bounded(key, Count::new(0))?;
-    Ok(if rank.get() == d_model.get().div_ceil(16) { Auto::Auto } else { Auto::Is(rank) })
 }
 
 /// A limit on step sizes is Mamba-2's; files of Mamba-1 may carry the one that is none.
@@ -307,10 +292,4 @@ fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
         return None;
     };
     Some(map)
-}
-
-/// The number with as few digits as bring the same f32 back: 1e-5, not 9.999999747378752e-6.
-pub(super) fn real(x: f32) -> Value {
-    let short = x.to_string().parse::<f64>().ok().filter(|short| *short as f32 == x);
-    Number::from_f64(short.unwrap_or(f64::from(x))).map_or(Value::Null, Value::Number)
 }

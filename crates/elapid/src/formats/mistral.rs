@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Codec;
 use super::fields::Fields;
+use super::format::Codec;
 use super::llama::{self, NAMES, SYNONYMS};
 use super::transformer::mixer;
 use crate::config::{ConfigError, ModelConfig};

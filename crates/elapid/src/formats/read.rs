@@ -5,8 +5,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fields::Fields;
+use super::format::{Codec, Format};
 use super::places::Places;
-use super::{Codec, FORMATS, Format};
+use super::table::{FORMATS, readable};
 use crate::config::{ConfigError, ModelConfig, StackConfig};
 use crate::json::{self, Unique};
 
@@ -100,7 +101,7 @@ pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
         let config = read_own(file, own.unwrap_or(&Value::Null), &map)?;
         return Ok(Described { config, warnings: Vec::new(), places: Places::default() });
     }
-    let readable = super::readable(&map).and_then(|format| Some((format, format.codec.as_ref()?)));
+    let readable = readable(&map).and_then(|format| Some((format, format.codec.as_ref()?)));
     let (format, codec) = readable.ok_or_else(|| unknown_format(file, &map))?;
     let (mut config, mut warnings) = read_by(codec, &map, file)?;
     if let Some(own) = own {

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, Synonyms};
-use super::mamba::{dt_rank, stack};
+use super::format::{Codec, Format};
 use super::names::Tensors;
-use super::{Codec, Format};
+use super::values::{dt_rank, stack};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, NEOX_VOCAB};
 use crate::layers::mamba1::Settings;
 use crate::settings::{Auto, Size};

@@ -126,7 +126,7 @@ fn tensors_are_written_back_bit_for_bit() {
 
 /// The fixtures that elapid has all layers of.
 fn readable() -> Vec<Fixture> {
-    let codec = |(_, config, _): &Fixture| super::readable(config).is_some();
+    let codec = |(_, config, _): &Fixture| super::table::readable(config).is_some();
     fixtures().into_iter().filter(codec).collect()
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::mamba::real;
+use super::values::real;
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
 use crate::layers::attention::RopeScaling;
 use crate::layers::mlp::Activation;

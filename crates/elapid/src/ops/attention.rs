@@ -27,11 +27,7 @@ pub fn attention(
     layout: &Layout,
 ) -> Result<Var> {
     on_cpu("attention", q)?;
-    let kept = past_k.spec();
-    let enough = sizes.mask.reach().is_some_and(|reach| reach <= kept.window && sizes.mask.sinks <= kept.sinks);
-    if kept.window != 0 && !enough {
-        return Err(Error::Argument(format!("{:?} over a cache that keeps {}", sizes.mask, kept.window)));
-    }
+    check_kept(&sizes.mask, past_k)?;
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
     let heads = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
@@ -78,6 +74,16 @@ pub fn attention(
         Ok(())
     });
     Ok(y)
+}
+
+/// The cache must keep what the mask sees.
+fn check_kept(mask: &Mask, past: &Cache) -> Result<()> {
+    let kept = past.spec();
+    let enough = mask.reach().is_some_and(|reach| reach <= kept.window && mask.sinks <= kept.sinks);
+    if kept.window == 0 || enough {
+        return Ok(());
+    }
+    Err(Error::Argument(format!("{mask:?} over a cache that keeps {}", kept.window)))
 }
 
 /// All keys of a batch, row after row: the cached ones, then those of the chunk.
