@@ -49,16 +49,11 @@ impl Mask {
     /// Whether t sees s.
     pub fn visible(&self, t: usize, s: usize) -> bool {
         let Some(distance) = t.checked_sub(s) else { return false };
-        if self.window == 0 || self.sees_all(t) || s < self.sinks || self.globals.contains(&s) {
+        if self.window == 0 || s < self.sinks || self.globals.contains(&t) || self.globals.contains(&s) {
             return true;
         }
         let near = distance / self.dilation < self.window && distance.is_multiple_of(self.dilation);
         near || (self.strided && distance.is_multiple_of(self.window))
-    }
-
-    /// Whether t sees everything before it.
-    fn sees_all(&self, t: usize) -> bool {
-        self.window == 0 || self.globals.contains(&t)
     }
 
     /// How many positions, counted back from each, it may have to see beside the first ones; none if any.
@@ -98,9 +93,9 @@ impl Stretch {
     pub(super) fn seen(&self, mask: &Mask, i: usize) -> Vec<(usize, usize)> {
         let last = self.offset + i;
         let t = self.position(last);
+        // Keys before the first that is near: those of sinks.
         let near = mask.reach().map_or(0, |reach| (last + 1).saturating_sub(reach));
-        let first = if mask.reach().is_some() { self.sinks.max(mask.sinks).min(near) } else { 0 };
-        let keys = (0..first).chain(near..last + 1).map(|key| (key, self.position(key)));
+        let keys = (0..self.sinks.max(mask.sinks).min(near)).chain(near..last + 1).map(|key| (key, self.position(key)));
         keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (self.keys.start + key, t - s)).collect()
     }
 }

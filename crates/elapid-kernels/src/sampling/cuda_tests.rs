@@ -93,15 +93,7 @@ impl Case {
     }
 }
 
-const DEFAULT: Params = Params {
-    temperature: 1.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-};
+const DEFAULT: Params = Params::DEFAULT;
 
 const PARAMS: [Params; 20] = [
     DEFAULT,

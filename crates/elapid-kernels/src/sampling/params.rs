@@ -47,17 +47,22 @@ impl<'a> Past<'a> {
     }
 }
 
+impl Params {
+    /// The model's own distribution.
+    pub const DEFAULT: Self = Self {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+    };
+}
+
 impl Default for Params {
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-        }
+        Self::DEFAULT
     }
 }
 
