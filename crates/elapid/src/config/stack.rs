@@ -336,7 +336,20 @@ impl StackConfig {
         // Shared parameters have names of their own, after the layer's.
         let same_names = !(shared(self) || shared(other))
             || (&self.model.layers, &self.model.ffn) == (&other.model.layers, &other.model.ffn);
-        same_names && self.model.meaning() == other.model.meaning() && layers(self) == layers(other)
+        // Layers inside wrappers are named there.
+        let inside = |config: &Self| -> Vec<(String, Named)> {
+            let used = |name: &String| config.names().any(|one| one == name);
+            config
+                .named
+                .iter()
+                .filter(|(name, _)| !used(name))
+                .map(|(name, named)| (name.clone(), named.clone()))
+                .collect()
+        };
+        same_names
+            && inside(self) == inside(other)
+            && self.model.meaning() == other.model.meaning()
+            && layers(self) == layers(other)
     }
 
     /// What a layer's kind, settings and placement say, in text; none if there is no such layer.

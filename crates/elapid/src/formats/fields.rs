@@ -153,6 +153,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A number that may be absent or null.
+    pub(super) fn optional_real(&mut self, key: &'static str) -> Result<Option<f32>> {
+        match self.given(key) {
+            None => Ok(None),
+            Some(_) => self.real(key, 0.0).map(Some),
+        }
+    }
+
     /// A flag that must not be set: it would make another model.
     pub(super) fn never(&mut self, key: &'static str, fix: &str) -> Result<()> {
         match self.flag(key, false)? {

@@ -6,7 +6,7 @@ use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, stack};
-use super::values::real;
+use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, PositionKind};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
@@ -110,43 +110,33 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         ..ModelSettings::default()
     };
     let end = Some(50256);
-    Ok(ModelConfig {
-        vocab_size: fields.size("vocab_size", 50257)?,
-        stack: stack(model, attention, mlp),
-        bos_token_id: fields.id_or("bos_token_id", end)?,
-        eos_token_id: fields.id_or("eos_token_id", end)?,
-        pad_token_id: fields.id_or("pad_token_id", None)?,
-    })
+    read_ends(fields, 50257, stack(model, attention, mlp), [end, end, None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
     let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
     let scaled = attention.softmax_scale != Auto::Is(1.0);
-    let Value::Object(map) = json!({
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.padded_vocab_size(),
-        "n_embd": config.d_model(),
-        "n_layer": config.n_layer(),
-        "n_head": attention.heads,
-        "n_inner": mlp.width,
-        "n_positions": model.max_positions,
-        "activation_function": match mlp.activation {
-            Activation::GeluTanh => "gelu_new",
-            other => activation_name(other),
-        },
-        "scale_attn_weights": scaled,
-        "layer_norm_epsilon": real(model.norm_eps),
-        "initializer_range": real(model.initializer_range),
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-    }) else {
-        return None;
-    };
-    Some(map)
+    with_ends(
+        config,
+        json!({
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": config.padded_vocab_size(),
+            "n_embd": config.d_model(),
+            "n_layer": config.n_layer(),
+            "n_head": attention.heads,
+            "n_inner": mlp.width,
+            "n_positions": model.max_positions,
+            "activation_function": match mlp.activation {
+                Activation::GeluTanh => "gelu_new",
+                other => activation_name(other),
+            },
+            "scale_attn_weights": scaled,
+            "layer_norm_epsilon": real(model.norm_eps),
+            "initializer_range": real(model.initializer_range),
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        }),
+    )
 }

@@ -6,7 +6,7 @@ use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
-use super::values::real;
+use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
@@ -98,40 +98,30 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         initializer_range: fields.real("initializer_range", 0.02)?,
         ..ModelSettings::default()
     };
-    Ok(ModelConfig {
-        vocab_size: fields.size("vocab_size", 50432)?,
-        stack: stack(model, attention, mlp),
-        bos_token_id: fields.id_or("bos_token_id", Some(0))?,
-        eos_token_id: fields.id_or("eos_token_id", Some(2))?,
-        pad_token_id: fields.id_or("pad_token_id", None)?,
-    })
+    read_ends(fields, 50432, stack(model, attention, mlp), [Some(0), Some(2), None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
     let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
     let share = attention.rotary_dim.or(Count::new(0)).get() as f32 / attention.head_dim.or(Size::new(1)).get() as f32;
-    let Value::Object(map) = json!({
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "vocab_size": config.padded_vocab_size(),
-        "hidden_size": config.d_model(),
-        "num_hidden_layers": config.n_layer(),
-        "num_attention_heads": attention.heads,
-        "intermediate_size": mlp.width,
-        "hidden_act": activation_name(mlp.activation),
-        "attention_bias": attention.qkv_bias,
-        "use_parallel_residual": model.wiring == Wiring::Parallel,
-        "rope_parameters": rope_parameters(&attention, Some(share))?,
-        "layer_norm_eps": real(model.norm_eps),
-        "initializer_range": real(model.initializer_range),
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-    }) else {
-        return None;
-    };
-    Some(map)
+    with_ends(
+        config,
+        json!({
+            "architectures": ["GPTNeoXForCausalLM"],
+            "model_type": "gpt_neox",
+            "vocab_size": config.padded_vocab_size(),
+            "hidden_size": config.d_model(),
+            "num_hidden_layers": config.n_layer(),
+            "num_attention_heads": attention.heads,
+            "intermediate_size": mlp.width,
+            "hidden_act": activation_name(mlp.activation),
+            "attention_bias": attention.qkv_bias,
+            "use_parallel_residual": model.wiring == Wiring::Parallel,
+            "rope_parameters": rope_parameters(&attention, Some(share))?,
+            "layer_norm_eps": real(model.norm_eps),
+            "initializer_range": real(model.initializer_range),
+            "attention_dropout": 0.0,
+            "hidden_dropout": 0.0,
+        }),
+    )
 }

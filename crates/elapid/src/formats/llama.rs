@@ -6,7 +6,7 @@ use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, PROJ, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
-use super::values::real;
+use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings};
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
@@ -95,13 +95,7 @@ pub(super) fn model(
         initializer_range: fields.real("initializer_range", 0.02)?,
         ..ModelSettings::default()
     };
-    Ok(ModelConfig {
-        vocab_size: fields.size("vocab_size", 32000)?,
-        stack: stack(model, attention, mlp),
-        bos_token_id: fields.id_or("bos_token_id", bos)?,
-        eos_token_id: fields.id_or("eos_token_id", eos)?,
-        pad_token_id: fields.id_or("pad_token_id", None)?,
-    })
+    read_ends(fields, 32000, stack(model, attention, mlp), [bos, eos, None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
@@ -114,27 +108,23 @@ fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
 /// The keys that the relatives have in common; none if the model is not of their kind.
 pub(super) fn common(config: &ModelConfig, class: &str, model_type: &str) -> Option<Map<String, Value>> {
     let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
-    let Value::Object(map) = json!({
-        "architectures": [class],
-        "model_type": model_type,
-        "vocab_size": config.padded_vocab_size(),
-        "hidden_size": config.d_model(),
-        "num_hidden_layers": config.n_layer(),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "intermediate_size": mlp.width,
-        "hidden_act": activation_name(mlp.activation),
-        "rope_parameters": rope_parameters(&attention, None)?,
-        "rms_norm_eps": real(model.norm_eps),
-        "initializer_range": real(model.initializer_range),
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-    }) else {
-        return None;
-    };
-    Some(map)
+    with_ends(
+        config,
+        json!({
+            "architectures": [class],
+            "model_type": model_type,
+            "vocab_size": config.padded_vocab_size(),
+            "hidden_size": config.d_model(),
+            "num_hidden_layers": config.n_layer(),
+            "num_attention_heads": attention.heads,
+            "num_key_value_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+            "intermediate_size": mlp.width,
+            "hidden_act": activation_name(mlp.activation),
+            "rope_parameters": rope_parameters(&attention, None)?,
+            "rms_norm_eps": real(model.norm_eps),
+            "initializer_range": real(model.initializer_range),
+            "attention_dropout": 0.0,
+        }),
+    )
 }

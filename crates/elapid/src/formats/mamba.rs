@@ -6,10 +6,9 @@ use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, MAMBA1, Module, Result, Tensors};
 use super::state_spaces::ssm_cfg;
-use super::values::{dt_rank, real, stack};
-use crate::config::{ConfigError, ModelConfig, ModelSettings, Placement, StackConfig};
-use crate::layers::mamba1::{DtInit, Rule, Selective, Settings};
-use crate::ops::NormKind;
+use super::values::{dt_rank, read_ends, real, stack, with_ends};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
+use crate::layers::mamba1::{DtInit, Settings};
 use crate::settings::{Auto, Size};
 
 /// The configuration of `MambaForCausalLM`.
@@ -123,25 +122,9 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         ..ModelSettings::default()
     };
     check_ssm_cfg(fields, d_model, &mixer)?;
-    let mut config = of(fields, 50280, model, mixer)?;
+    let mut config = read_ends(fields, 50280, stack(model, mixer), [Some(0); 3])?;
     partial(fields, &mut config)?;
     Ok(config)
-}
-
-/// The model of a stack of Mamba-1 blocks.
-fn of(
-    fields: &mut Fields,
-    vocab_size: usize,
-    model: ModelSettings,
-    mixer: Settings,
-) -> Result<ModelConfig, ConfigError> {
-    Ok(ModelConfig {
-        vocab_size: fields.size("vocab_size", vocab_size)?,
-        stack: stack(model, mixer),
-        bos_token_id: fields.id("bos_token_id")?,
-        eos_token_id: fields.id("eos_token_id")?,
-        pad_token_id: fields.id("pad_token_id")?,
-    })
 }
 
 /// A limit on step sizes is Mamba-2's; files of Mamba-1 may carry the one that is none.
@@ -241,55 +224,36 @@ fn mixer_of(stack: &StackConfig) -> Option<&Settings> {
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
     let (model, mixer) = (&config.stack.model, mixer_of(&config.stack)?);
     let (d, d_inner) = (config.d_model(), mixer.d_inner(config.d_model()));
-    let own = (mixer.discretisation, mixer.selective, mixer.gate);
-    let portable =
-        own == (Rule::default(), Selective::default(), true) && mixer.dt_rank(d) > 0 && d_inner.is_multiple_of(d);
-    let plain = ModelSettings {
-        norm: NormKind::Rms,
-        layers: model.layers.clone(),
-        d_model: model.d_model,
-        n_layer: model.n_layer,
-        norm_eps: model.norm_eps,
-        tie_embeddings: model.tie_embeddings,
-        pad_vocab_multiple: model.pad_vocab_multiple,
-        initializer_range: model.initializer_range,
-        rescale_prenorm_residual: model.rescale_prenorm_residual,
-        ..ModelSettings::default()
-    };
-    let placed = config.stack.named.values().all(|named| named.placement == Placement::default());
-    if !(portable && placed && *model == plain && config.stack.named.len() == 1) {
+    // What the keys do not say at all is found when they are read back.
+    if mixer.dt_rank(d) == 0 || !d_inner.is_multiple_of(d) {
         return None;
     }
-    let Value::Object(map) = json!({
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
-        "vocab_size": config.padded_vocab_size(),
-        "hidden_size": d,
-        "num_hidden_layers": config.n_layer(),
-        "state_size": mixer.d_state,
-        "conv_kernel": mixer.d_conv,
-        "expand": d_inner / d,
-        "intermediate_size": d_inner,
-        "time_step_rank": mixer.dt_rank(d),
-        "time_step_min": real(mixer.dt_min),
-        "time_step_max": real(mixer.dt_max),
-        "time_step_floor": real(mixer.dt_init_floor),
-        "time_step_scale": real(mixer.dt_scale),
-        "time_step_init_scheme": match mixer.dt_init { DtInit::Random => "random", DtInit::Constant => "constant" },
-        "use_conv_bias": mixer.conv_bias,
-        "use_bias": mixer.proj_bias,
-        "hidden_act": "silu",
-        "layer_norm_epsilon": real(model.norm_eps),
-        "initializer_range": real(model.initializer_range),
-        // transformers 5.23 divides out_proj by the root of n_layer whenever it loads weights, if told in its own field.
-        "rescale_prenorm_residual": false,
-        "residual_in_fp32": true,
-        "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-    }) else {
-        return None;
-    };
-    Some(map)
+    with_ends(
+        config,
+        json!({
+            "architectures": ["MambaForCausalLM"],
+            "model_type": "mamba",
+            "vocab_size": config.padded_vocab_size(),
+            "hidden_size": d,
+            "num_hidden_layers": config.n_layer(),
+            "state_size": mixer.d_state,
+            "conv_kernel": mixer.d_conv,
+            "expand": d_inner / d,
+            "intermediate_size": d_inner,
+            "time_step_rank": mixer.dt_rank(d),
+            "time_step_min": real(mixer.dt_min),
+            "time_step_max": real(mixer.dt_max),
+            "time_step_floor": real(mixer.dt_init_floor),
+            "time_step_scale": real(mixer.dt_scale),
+            "time_step_init_scheme": match mixer.dt_init { DtInit::Random => "random", DtInit::Constant => "constant" },
+            "use_conv_bias": mixer.conv_bias,
+            "use_bias": mixer.proj_bias,
+            "hidden_act": "silu",
+            "layer_norm_epsilon": real(model.norm_eps),
+            "initializer_range": real(model.initializer_range),
+            // transformers 5.23 divides out_proj by the root of n_layer whenever it loads weights, if told in its own field.
+            "rescale_prenorm_residual": false,
+            "residual_in_fp32": true,
+        }),
+    )
 }

@@ -54,7 +54,7 @@ impl ModelConfig {
     /// under the key `"elapid"`, which `transformers` carries along unread; a model that no format can say has the
     /// `model_type` elapid.
     pub fn to_hf_json(&self) -> Value {
-        let Some((codec, _, mut map)) = say(self) else {
+        let Some((_, mut map, back)) = say(self) else {
             return json!({
                 "model_type": OWN,
                 "vocab_size": self.padded_vocab_size(),
@@ -64,7 +64,7 @@ impl ModelConfig {
                 OWN: write_own(self),
             });
         };
-        if read_by(codec, &map, "").is_ok_and(|(same, _)| same != *self) {
+        if back != *self {
             map.insert(OWN.into(), write_own(self));
         }
         Value::Object(map)
@@ -78,7 +78,7 @@ impl ModelConfig {
     /// Where the model's tensors lie in the files that go with [`to_hf_json`](Self::to_hf_json).
     pub fn places(&self) -> Places {
         // A format's own keys have all that its map reads.
-        say(self).and_then(|(_, format, map)| format.places(&map).ok()).unwrap_or_default()
+        say(self).and_then(|(format, map, _)| format.places(&map).ok()).unwrap_or_default()
     }
 }
 
@@ -107,8 +107,7 @@ pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
     if let Some(own) = own {
         let ours = read_own(file, own, &map)?;
         // Where it contradicts the rest, the file was edited since: the rest counts.
-        let same = (codec.write)(&ours).and_then(|map| read_by(codec, &map, file).ok());
-        if same.is_some_and(|(same, _)| same == config) {
+        if say_in(codec, &ours).is_some_and(|(_, back)| back == config) {
             config = ours;
         } else {
             warnings.push(format!("{file}: `{OWN}` contradicts the keys beside it, which are used"));
@@ -122,15 +121,20 @@ pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
     Ok(Described { config, warnings, places })
 }
 
-/// The first format that can say a model, and its keys.
-fn say(config: &ModelConfig) -> Option<(&'static Codec, &'static Format, Map<String, Value>)> {
+/// The first format that can say a model, its keys, and what is read from them.
+fn say(config: &ModelConfig) -> Option<(&'static Format, Map<String, Value>, ModelConfig)> {
     FORMATS.iter().find_map(|format| {
-        let codec = format.codec.as_ref()?;
-        let map = (codec.write)(config)?;
-        let (back, _) = read_by(codec, &map, "").ok()?;
-        let same = back.padded_vocab_size() == config.padded_vocab_size() && back.stack.computes_as(&config.stack);
-        same.then_some((codec, format, map))
+        let (map, back) = say_in(format.codec.as_ref()?, config)?;
+        Some((format, map, back))
     })
+}
+
+/// The keys of a format for a model, and what is read from them; none unless that computes the same.
+fn say_in(codec: &Codec, config: &ModelConfig) -> Option<(Map<String, Value>, ModelConfig)> {
+    let map = (codec.write)(config)?;
+    let (back, _) = read_by(codec, &map, "").ok()?;
+    let same = back.padded_vocab_size() == config.padded_vocab_size() && back.stack.computes_as(&config.stack);
+    same.then_some((map, back))
 }
 
 /// Reads the keys of a format, all but elapid's own.

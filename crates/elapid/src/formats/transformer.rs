@@ -151,15 +151,11 @@ fn scaling(fields: &mut Fields, to: &mut attention::Settings, trained: Count) ->
         _ => ["beta_slow", "beta_fast"],
     };
     to.rope_original = fields.optional("original_max_position_embeddings")?.unwrap_or(trained);
-    to.rope_slow = if fields.given(slow).is_some() { fields.real(slow, 1.0)? } else { 1.0 };
-    if fields.given(fast).is_some() {
-        to.rope_fast = Auto::Is(fields.real(fast, 1.0)?);
-    }
+    to.rope_slow = fields.optional_real(slow)?.unwrap_or(1.0);
+    to.rope_fast = fields.optional_real(fast)?.map_or(Auto::Auto, Auto::Is);
     if to.rope_scaling == RopeScaling::Yarn {
         to.rope_truncate = fields.flag("truncate", true)?;
-        if fields.given("attention_factor").is_some() {
-            to.rope_attention_factor = Auto::Is(fields.real("attention_factor", 1.0)?);
-        }
+        to.rope_attention_factor = fields.optional_real("attention_factor")?.map_or(Auto::Auto, Auto::Is);
     }
     Ok(())
 }

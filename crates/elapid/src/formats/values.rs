@@ -1,9 +1,9 @@
 //! Values and parts of configurations that several formats have.
 
-use serde_json::{Number, Value};
+use serde_json::{Map, Number, Value, json};
 
 use super::fields::Fields;
-use crate::config::{ConfigError, ModelSettings, Named, Placement, StackConfig};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
 use crate::layers::LayerConfig;
 use crate::layers::mamba1::Settings;
 use crate::settings::{Auto, Count, Size};
@@ -27,4 +27,33 @@ pub(super) fn dt_rank(fields: &mut Fields, key: &'static str, d_model: Size) -> 
 pub(super) fn real(x: f32) -> Value {
     let short = x.to_string().parse::<f64>().ok().filter(|short| *short as f32 == x);
     Number::from_f64(short.unwrap_or(f64::from(x))).map_or(Value::Null, Value::Number)
+}
+
+/// The model of a stack: its vocabulary and special tokens are read, these ids (first, last, padding) standing for absent ones.
+pub(super) fn read_ends(
+    fields: &mut Fields,
+    vocab_size: usize,
+    stack: StackConfig,
+    [bos, eos, pad]: [Option<u32>; 3],
+) -> Result<ModelConfig, ConfigError> {
+    Ok(ModelConfig {
+        vocab_size: fields.size("vocab_size", vocab_size)?,
+        stack,
+        bos_token_id: fields.id_or("bos_token_id", bos)?,
+        eos_token_id: fields.id_or("eos_token_id", eos)?,
+        pad_token_id: fields.id_or("pad_token_id", pad)?,
+    })
+}
+
+/// The keys of a model with those at the end of every format of `transformers`: whether the head is tied, special tokens.
+pub(super) fn with_ends(config: &ModelConfig, keys: Value) -> Option<Map<String, Value>> {
+    let ends = json!({
+        "tie_word_embeddings": config.stack.model.tie_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    });
+    let (Value::Object(mut map), Value::Object(ends)) = (keys, ends) else { return None };
+    map.extend(ends);
+    Some(map)
 }
