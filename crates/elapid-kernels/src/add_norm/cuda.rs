@@ -88,7 +88,7 @@ pub fn forward(
     if x.is_empty() {
         return Ok(());
     }
-    let form = form(x.cols, &[Some(&x), residual.as_ref(), Some(&weight), Some(&y), Some(&sum)]);
+    let form = form(x.cols(), &[Some(&x), residual.as_ref(), Some(&weight), Some(&y), Some(&sum)]);
     let args = Args {
         x: x.raw(),
         residual: residual.map_or(RawMat::NULL, |r| r.raw()),
@@ -96,9 +96,9 @@ pub fn forward(
         eps,
         ..Args::new(x.shape(), &weight, &sum, &rstd)
     };
-    let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype, form))?;
+    let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype(), form))?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows, form, 8), THREADS as u32), &args) }
+    unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows(), form, 8), THREADS as u32), &args) }
 }
 
 /// Recomputes the y of [`forward`] bit for bit from its `sum` and `rstd`.
@@ -113,11 +113,11 @@ pub fn scale(gpu: &Gpu, sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<
     if y.is_empty() {
         return Ok(());
     }
-    let form = form(y.cols, &[Some(&y), Some(&sum), Some(&weight)]);
+    let form = form(y.cols(), &[Some(&y), Some(&sum), Some(&weight)]);
     let args = Args { y: y.raw(), ..Args::new(y.shape(), &weight, &sum, &rstd) };
-    let kernel = gpu.kernel(&SOURCE, "scale", &defines(y.dtype, form))?;
+    let kernel = gpu.kernel(&SOURCE, "scale", &defines(y.dtype(), form))?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(blocks(gpu, y.rows, form, 8), THREADS as u32), &args) }
+    unsafe { kernel.launch(Launch::linear(blocks(gpu, y.rows(), form, 8), THREADS as u32), &args) }
 }
 
 /// The gradient of [`forward`], from its `sum` and `rstd`.
@@ -141,14 +141,14 @@ pub fn backward(
     let dx = dx.as_mat();
     let dresidual = dresidual.as_ref().map(MatMut::as_mat);
     check(&dy, &[Some(&dx)], &[Some(&sum), dsum.as_ref(), dresidual.as_ref()], &weight, &rstd)?;
-    CHECK.that(dweight.dtype == DType::F32, "dweight", || "f32".into(), || dweight.dtype.to_string())?;
-    CHECK.len("dweight", dweight.len(), dy.cols)?;
+    CHECK.that(dweight.dtype() == DType::F32, "dweight", || "f32".into(), || dweight.dtype().to_string())?;
+    CHECK.len("dweight", dweight.len(), dy.cols())?;
     if dy.is_empty() {
         return Ok(());
     }
-    let d = dy.cols;
+    let d = dy.cols();
     let form = form(d, &[Some(&dy), Some(&sum), Some(&weight), dsum.as_ref(), Some(&dx), dresidual.as_ref()]);
-    let blocks = blocks(gpu, dy.rows, form, 4);
+    let blocks = blocks(gpu, dy.rows(), form, 4);
     let partial = gpu.alloc(blocks * d * 4)?;
     let partial = partial.mat_mut(blocks, d, DType::F32);
     let args = Args {
@@ -159,7 +159,7 @@ pub fn backward(
         partial: partial.raw(),
         ..Args::new(dy.shape(), &weight, &sum, &rstd)
     };
-    let kernel = gpu.kernel(&SOURCE, "backward", &defines(dy.dtype, form))?;
+    let kernel = gpu.kernel(&SOURCE, "backward", &defines(dy.dtype(), form))?;
     let shared = (rows_at_once(form) * d * 4) as u32;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
     unsafe { kernel.launch(Launch { shared, ..Launch::linear(blocks, THREADS as u32) }, &args)? };
@@ -175,16 +175,16 @@ fn check(
 ) -> Result<()> {
     for m in activations.iter().flatten() {
         CHECK.shape("y", m.shape(), x.shape())?;
-        CHECK.that(m.dtype == x.dtype, "y", || x.dtype.to_string(), || m.dtype.to_string())?;
+        CHECK.that(m.dtype() == x.dtype(), "y", || x.dtype().to_string(), || m.dtype().to_string())?;
     }
     for m in stream.iter().flatten() {
         CHECK.shape("sum", m.shape(), x.shape())?;
     }
     for m in stream.iter().flatten().chain(&[weight, rstd]) {
-        CHECK.that(m.dtype == DType::F32, "sum", || "f32".into(), || m.dtype.to_string())?;
+        CHECK.that(m.dtype() == DType::F32, "sum", || "f32".into(), || m.dtype().to_string())?;
     }
-    CHECK.len("weight", weight.len(), x.cols)?;
-    CHECK.len("rstd", rstd.len(), x.rows)?;
+    CHECK.len("weight", weight.len(), x.cols())?;
+    CHECK.len("rstd", rstd.len(), x.rows())?;
     Ok(())
 }
 

@@ -80,7 +80,7 @@ pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatM
     f32s("last", &last.as_mat())?;
     let (channels, stretch) = (channels(d, args, &[&y.as_mat(), &last.as_mat().flat()]), 32);
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args, stretch) };
-    let defines = defines(args.x.dtype, k, channels, args.segments.resets.is_some());
+    let defines = defines(args.x.dtype(), k, channels, args.segments.resets.is_some());
     if l == 1 && b * d > 0 {
         let launch = Launch::linear((d / channels).div_ceil(128) * b, 128);
         // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
@@ -125,7 +125,7 @@ pub fn backward(
     }
     if b * l == 0 {
         return match (dlast, dinitial) {
-            (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.as_mat().flat().into_mut()),
+            (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.flat()),
             (None, Some(dinitial)) => gpu.zero(dinitial),
             _ => Ok(()),
         };
@@ -144,7 +144,7 @@ pub fn backward(
         ..Raw::new(dims, args, stretch)
     };
     let kernel =
-        gpu.kernel(&SOURCE, "backward", &defines(args.x.dtype, k, channels, args.segments.resets.is_some()))?;
+        gpu.kernel(&SOURCE, "backward", &defines(args.x.dtype(), k, channels, args.segments.resets.is_some()))?;
     // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
     unsafe { kernel.launch(launch(dims, channels, stretch), &raw)? };
     elementwise::add_rows(gpu, partial.as_mat().columns(0, d * k), dweight)?;
@@ -212,12 +212,12 @@ fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
 
 fn same(name: &'static str, m: &Mat<'_>, x: &Mat<'_>) -> Result<()> {
     CHECK.shape(name, m.shape(), x.shape())?;
-    CHECK.that(m.dtype == x.dtype, name, || x.dtype.to_string(), || m.dtype.to_string())?;
+    CHECK.that(m.dtype() == x.dtype(), name, || x.dtype().to_string(), || m.dtype().to_string())?;
     Ok(())
 }
 
 fn f32s(name: &'static str, m: &Mat<'_>) -> Result<()> {
-    CHECK.that(m.dtype == DType::F32, name, || "f32".into(), || m.dtype.to_string())?;
+    CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
     CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
     Ok(())
 }

@@ -75,7 +75,7 @@ pub fn forward(
     mut grads: Option<Grads<'_>>,
 ) -> Result<()> {
     let Args { h, w, targets, smoothing } = *args;
-    let ((m, d), v) = (h.shape(), w.rows);
+    let ((m, d), v) = (h.shape(), w.rows());
     super::check_smoothing(smoothing)?;
     CHECK.shape("w", w.shape(), (v, d))?;
     CHECK.len("targets", targets.bytes() / 4, m)?;
@@ -85,7 +85,7 @@ pub fn forward(
         CHECK.shape("dh", grads.dh.shape(), h.shape())?;
         CHECK.shape("dw", grads.dw.shape(), w.shape())?;
     }
-    let dtype = h.dtype;
+    let dtype = h.dtype();
     let chunks = (m * v * dtype.bytes()).div_ceil(LOGITS).max(1);
     let chunk = m.div_ceil(chunks).next_multiple_of(128).min(m.max(1));
     // Rows of logits begin at multiples of 16 bytes, whatever the vocabulary.

@@ -26,7 +26,7 @@ struct Args {
 /// If shapes differ.
 pub fn convert(gpu: &Gpu, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
     CHECK.shape("to", to.shape(), from.shape())?;
-    if from.dtype == to.dtype {
+    if from.dtype() == to.dtype() {
         return gpu.copy(from, to);
     }
     launch(gpu, "convert", Some(from), &to, Extra::default())
@@ -72,8 +72,8 @@ pub fn first_non_finite(gpu: &Gpu, x: Mat<'_>, out: &Buffer) -> Result<()> {
 /// # Errors
 /// If widths differ, or `rows` is too short.
 pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> Result<()> {
-    CHECK.that(to.cols == from.cols, "to", || format!("rows of {}", from.cols), || format!("rows of {}", to.cols))?;
-    CHECK.that(rows.bytes() / 4 >= to.rows, "rows", || to.rows.to_string(), || (rows.bytes() / 4).to_string())?;
+    CHECK.that(to.cols() == from.cols(), "to", || format!("rows of {}", from.cols()), || format!("rows of {}", to.cols()))?;
+    CHECK.that(rows.bytes() / 4 >= to.rows(), "rows", || to.rows().to_string(), || (rows.bytes() / 4).to_string())?;
     launch(gpu, "select_rows", Some(from), &to, Extra { order: rows.address(), ..Extra::default() })
 }
 
@@ -82,13 +82,13 @@ pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> R
 /// # Errors
 /// If `to` is not one row of the same width.
 pub fn add_rows(gpu: &Gpu, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
-    CHECK.shape("to", (1, to.len()), (1, from.cols))?;
+    CHECK.shape("to", (1, to.len()), (1, from.cols()))?;
     CHECK.that(to.is_contiguous(), "to", || "no gaps between rows".into(), || format!("{to:?}"))?;
-    let kernel = gpu.kernel(&SOURCE, "add_rows", &defines(from.dtype, to.dtype))?;
-    let (rows, cols) = (from.rows as i64, from.cols as i64);
+    let kernel = gpu.kernel(&SOURCE, "add_rows", &defines(from.dtype(), to.dtype()))?;
+    let (rows, cols) = (from.rows() as i64, from.cols() as i64);
     let args = Args { from: from.raw(), to: to.raw(), rows, cols, factor: 0.0, found: 0, order: 0 };
     // SAFETY: `Args` is laid out as in the source; both matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(from.cols.div_ceil(32), 256), &args) }
+    unsafe { kernel.launch(Launch::linear(from.cols().div_ceil(32), 256), &args) }
 }
 
 #[derive(Default)]
@@ -106,7 +106,7 @@ fn launch(gpu: &Gpu, entry: &'static str, from: Option<Mat<'_>>, to: &MatMut<'_>
     let flat = entry != "select_rows" && to.is_contiguous() && from.is_none_or(|from| from.is_contiguous());
     let (rows, cols) = if flat { (1, to.len()) } else { to.shape() };
     let Extra { factor, found, order } = extra;
-    let kernel = gpu.kernel(&SOURCE, entry, &defines(from.map_or(to.dtype, |from| from.dtype), to.dtype))?;
+    let kernel = gpu.kernel(&SOURCE, entry, &defines(from.map_or(to.dtype(), |from| from.dtype()), to.dtype()))?;
     let args = Args {
         from: from.map_or(RawMat::NULL, |from| from.raw()),
         to: to.raw(),

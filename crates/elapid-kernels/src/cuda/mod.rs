@@ -15,16 +15,16 @@ mod event;
 mod gpu;
 mod graph;
 pub mod library;
+mod mat;
 mod memory;
 pub mod nccl;
 mod transfer;
-mod view;
 
 pub use compile::{Define, Source, Unit};
 pub use error::{Error, Result};
 pub use event::Event;
 pub use gpu::{Gpu, Kernel, Launch, count};
 pub use graph::Graph;
+pub use mat::{Mat, MatMut, Pod, RawMat, Segments};
 pub use memory::{Buffer, MemoryUse};
 pub use transfer::Pinned;
-pub use view::{Mat, MatMut, Pod, RawMat, Segments};

@@ -6,7 +6,7 @@ use cudarc::driver::{result as driver, sys};
 
 use super::gpu::Gpu;
 use super::memory::Buffer;
-use super::view::{Mat, MatMut, Pod};
+use super::mat::{Mat, MatMut, Pod};
 use super::{Error, Result};
 
 /// Pinned host memory, which the device reads and writes without an intermediate copy.
@@ -162,13 +162,13 @@ impl Gpu {
             return Ok(());
         }
         let _bound = self.bind()?;
-        let (width, pitch) = (m.cols * m.dtype.bytes(), m.stride * m.dtype.bytes());
+        let (width, pitch) = (m.cols() * m.dtype().bytes(), m.stride() * m.dtype().bytes());
         // SAFETY: the matrix lies inside its buffer.
         let status = unsafe {
             if m.is_contiguous() {
-                sys::cuMemsetD8Async(m.address(), 0, m.rows * width, self.stream())
+                sys::cuMemsetD8Async(m.address(), 0, m.rows() * width, self.stream())
             } else {
-                sys::cuMemsetD2D8Async(m.address(), pitch, 0, width, m.rows, self.stream())
+                sys::cuMemsetD2D8Async(m.address(), pitch, 0, width, m.rows(), self.stream())
             }
         };
         status.result().map_err(Error::driver("cuMemsetD8Async"))
@@ -181,12 +181,12 @@ impl Gpu {
     pub fn copy(self, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
         let check = crate::error::Check("copy");
         check.shape("to", to.shape(), from.shape())?;
-        check.that(to.dtype == from.dtype, "to", || from.dtype.to_string(), || to.dtype.to_string())?;
+        check.that(to.dtype() == from.dtype(), "to", || from.dtype().to_string(), || to.dtype().to_string())?;
         if from.is_empty() {
             return Ok(());
         }
         let _bound = self.bind()?;
-        let bytes = from.dtype.bytes();
+        let bytes = from.dtype().bytes();
         if from.is_contiguous() && to.is_contiguous() {
             // SAFETY: both lie inside their buffers.
             return unsafe {
@@ -201,16 +201,16 @@ impl Gpu {
             srcHost: std::ptr::null(),
             srcDevice: from.address(),
             srcArray: std::ptr::null_mut(),
-            srcPitch: from.stride * bytes,
+            srcPitch: from.stride() * bytes,
             dstXInBytes: 0,
             dstY: 0,
             dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
             dstHost: std::ptr::null_mut(),
             dstDevice: to.address(),
             dstArray: std::ptr::null_mut(),
-            dstPitch: to.stride * bytes,
-            WidthInBytes: from.cols * bytes,
-            Height: from.rows,
+            dstPitch: to.stride() * bytes,
+            WidthInBytes: from.cols() * bytes,
+            Height: from.rows()(),
         };
         // SAFETY: both lie inside their buffers.
         unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result().map_err(Error::driver("cuMemcpy2DAsync"))

@@ -45,14 +45,16 @@ struct Args {
 /// # Errors
 /// If shapes or dtypes differ.
 pub fn forward(gpu: &Gpu, ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result<()> {
-    check(ids, table.cols, table.dtype, &y.as_mat())?;
+    check(ids, table.cols(), table.dtype(), &y.as_mat())?;
     if y.is_empty() {
         return Ok(());
     }
-    let args = Args { table: table.raw(), ..args(ids, table.rows, &y.as_mat()) };
-    let kernel = gpu.kernel(&SOURCE, "forward", &defines(y.dtype))?;
+    let args = Args { table: table.raw(), ..args(ids, table.rows(), &y.as_mat()) };
+    let kernel = gpu.kernel(&SOURCE, "forward", &defines(y.dtype()))?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(y.rows.div_ceil(if y.cols < 512 { 4 } else { 1 }).min(1 << 20), 128), &args) }
+    unsafe {
+        kernel.launch(Launch::linear(y.rows().div_ceil(if y.cols() < 512 { 4 } else { 1 }).min(1 << 20), 128), &args)
+    }
 }
 
 /// Adds the gradient of every looked-up row.
@@ -62,13 +64,13 @@ pub fn forward(gpu: &Gpu, ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result
 /// # Errors
 /// If shapes differ, or there is too little memory.
 pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Result<()> {
-    check(ids, dtable.cols, dy.dtype, &dy)?;
-    CHECK.that(dtable.dtype == DType::F32, "dtable", || "f32".into(), || dtable.dtype.to_string())?;
+    check(ids, dtable.cols(), dy.dtype(), &dy)?;
+    CHECK.that(dtable.dtype() == DType::F32, "dtable", || "f32".into(), || dtable.dtype().to_string())?;
     let (v, d) = dtable.shape();
     if dy.is_empty() || dtable.is_empty() {
         return Ok(());
     }
-    let m = dy.rows;
+    let m = dy.rows();
     CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
     let (stretches, chunk) = (m.div_ceil(STRETCH), (m / (16 * gpu.multiprocessors())).max(CHUNK));
     let chunks = m.div_ceil(chunk);
@@ -83,7 +85,7 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
         chunk: chunk as u32,
         ..args(ids, v, &dy)
     };
-    let defines = defines(dy.dtype);
+    let defines = defines(dy.dtype());
     let run = |entry, launch, args: &Args| {
         // SAFETY: `Args` is laid out as in the source; all matrices and numbers lie inside their buffers.
         unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, args) }
@@ -107,7 +109,7 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
 
 fn check(ids: &Buffer, d: usize, dtype: DType, y: &Mat<'_>) -> Result<()> {
     CHECK.shape("y", y.shape(), (ids.bytes() / 4, d))?;
-    CHECK.that(y.dtype == dtype, "y", || dtype.to_string(), || y.dtype.to_string())?;
+    CHECK.that(y.dtype() == dtype, "y", || dtype.to_string(), || y.dtype().to_string())?;
     Ok(())
 }
 
@@ -118,8 +120,8 @@ fn args(ids: &Buffer, v: usize, y: &Mat<'_>) -> Args {
         y: y.raw(),
         partial: RawMat::NULL,
         dtable: RawMat::NULL,
-        m: y.rows as i64,
-        d: y.cols as i64,
+        m: y.rows() as i64,
+        d: y.cols() as i64,
         v: v as i64,
         counts: 0,
         bounds: 0,

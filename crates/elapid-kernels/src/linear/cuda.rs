@@ -23,10 +23,10 @@ const WORKSPACE: usize = 32 << 20;
 /// # Errors
 /// If shapes or dtypes differ.
 pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
-    CHECK.shape("w", w.shape(), (w.rows, x.cols))?;
-    CHECK.shape("y", y.shape(), (x.rows, w.rows))?;
+    CHECK.shape("w", w.shape(), (w.rows(), x.cols()))?;
+    CHECK.shape("y", y.shape(), (x.rows(), w.rows()))?;
     let Some(bias) = bias else { return matmul(gpu, (x, false), (w, true), y, 0.0) };
-    CHECK.len("bias", bias.len(), w.rows)?;
+    CHECK.len("bias", bias.len(), w.rows())?;
     let y = y.as_mat();
     spread(gpu, bias, &y)?;
     matmul(gpu, (x, false), (w, true), y.into_mut(), 1.0)
@@ -37,8 +37,8 @@ pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatM
 /// # Errors
 /// If shapes or dtypes differ.
 pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: bool) -> Result<()> {
-    CHECK.shape("w", w.shape(), (dy.cols, w.cols))?;
-    CHECK.shape("dx", dx.shape(), (dy.rows, w.cols))?;
+    CHECK.shape("w", w.shape(), (dy.cols(), w.cols()))?;
+    CHECK.shape("dx", dx.shape(), (dy.rows(), w.cols()))?;
     matmul(gpu, (dy, false), (w, false), dx, if adds { 1.0 } else { 0.0 })
 }
 
@@ -47,8 +47,8 @@ pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: 
 /// # Errors
 /// If shapes or dtypes differ.
 pub fn backward_weight(gpu: &Gpu, dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result<()> {
-    CHECK.shape("x", x.shape(), (dy.rows, x.cols))?;
-    CHECK.shape("dw", dw.shape(), (dy.cols, x.cols))?;
+    CHECK.shape("x", x.shape(), (dy.rows(), x.cols()))?;
+    CHECK.shape("dw", dw.shape(), (dy.cols(), x.cols()))?;
     matmul(gpu, (dy, true), (x, false), dw, 1.0)
 }
 
@@ -57,17 +57,17 @@ pub fn backward_weight(gpu: &Gpu, dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Re
 /// # Errors
 /// If shapes differ, or there is too little memory.
 pub fn backward_bias(gpu: &Gpu, dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
-    CHECK.len("db", db.len(), dy.cols)?;
+    CHECK.len("db", db.len(), dy.cols())?;
     if dy.is_empty() {
         return Ok(());
     }
-    let parts = dy.rows.div_ceil(64).min(8 * gpu.multiprocessors());
-    let partial = gpu.alloc(parts * dy.cols * 4)?;
-    let partial = partial.mat_mut(parts, dy.cols, DType::F32);
-    let args = Args { y: dy.raw(), bias: 0, partial: partial.raw(), rows: dy.rows as i64, cols: dy.cols as i64 };
-    let launch = Launch { grid: (dy.cols.div_ceil(128) as u32, parts as u32, 1), ..Launch::linear(1, 128) };
+    let parts = dy.rows().div_ceil(64).min(8 * gpu.multiprocessors());
+    let partial = gpu.alloc(parts * dy.cols() * 4)?;
+    let partial = partial.mat_mut(parts, dy.cols(), DType::F32);
+    let args = Args { y: dy.raw(), bias: 0, partial: partial.raw(), rows: dy.rows() as i64, cols: dy.cols() as i64 };
+    let launch = Launch { grid: (dy.cols().div_ceil(128) as u32, parts as u32, 1), ..Launch::linear(1, 128) };
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { gpu.kernel(&SOURCE, "column_sums", &[Define::dtype("T", dy.dtype)])?.launch(launch, &args)? };
+    unsafe { gpu.kernel(&SOURCE, "column_sums", &[Define::dtype("T", dy.dtype())])?.launch(launch, &args)? };
     elementwise::add_rows(gpu, partial.as_mat(), db)
 }
 
@@ -86,12 +86,12 @@ fn spread(gpu: &Gpu, bias: Mat<'_>, y: &Mat<'_>) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
-    let (rows, cols) = (y.rows as i64, y.cols as i64);
+    let (rows, cols) = (y.rows() as i64, y.cols() as i64);
     let args = Args { y: y.raw(), bias: bias.address(), partial: RawMat::NULL, rows, cols };
-    let down = y.rows.min(8 * gpu.multiprocessors()) as u32;
-    let launch = Launch { grid: (y.cols.div_ceil(128) as u32, down, 1), ..Launch::linear(1, 128) };
+    let down = y.rows().min(8 * gpu.multiprocessors()) as u32;
+    let launch = Launch { grid: (y.cols().div_ceil(128) as u32, down, 1), ..Launch::linear(1, 128) };
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { gpu.kernel(&SOURCE, "spread", &[Define::dtype("T", y.dtype)])?.launch(launch, &args) }
+    unsafe { gpu.kernel(&SOURCE, "spread", &[Define::dtype("T", y.dtype())])?.launch(launch, &args) }
 }
 
 /// Every specialisation.
@@ -142,13 +142,13 @@ pub fn matmul(
     d: MatMut<'_>,
     beta: f32,
 ) -> Result<()> {
-    let shape = |m: &Mat<'_>, transposed: bool| if transposed { (m.cols, m.rows) } else { m.shape() };
+    let shape = |m: &Mat<'_>, transposed: bool| if transposed { (m.cols(), m.rows()) } else { m.shape() };
     let ((rows, inner), (b_inner, cols)) = (shape(&a, a_transposed), shape(&b, b_transposed));
     CHECK.shape("b", (b_inner, cols), (inner, cols))?;
     CHECK.shape("d", d.shape(), (rows, cols))?;
-    CHECK.that(a.dtype == b.dtype, "b", || a.dtype.to_string(), || b.dtype.to_string())?;
-    let fits = d.dtype == a.dtype || d.dtype == DType::F32;
-    CHECK.that(fits, "d", || format!("{} or f32", a.dtype), || d.dtype.to_string())?;
+    CHECK.that(a.dtype() == b.dtype(), "b", || a.dtype().to_string(), || b.dtype().to_string())?;
+    let fits = d.dtype() == a.dtype() || d.dtype() == DType::F32;
+    CHECK.that(fits, "d", || format!("{} or f32", a.dtype()), || d.dtype().to_string())?;
     if d.is_empty() {
         return Ok(());
     }
@@ -165,11 +165,11 @@ pub fn matmul(
         inner,
         strides: [stride(&a), stride(&b), stride(&d.as_mat())],
         transposed: [a_transposed, b_transposed],
-        formats: [a.dtype, d.dtype],
+        formats: [a.dtype(), d.dtype()],
         alignments: [
-            alignment(a.address(), stride(&a), a.dtype),
-            alignment(b.address(), stride(&b), b.dtype),
-            alignment(d.address(), stride(&d.as_mat()), d.dtype),
+            alignment(a.address(), stride(&a), a.dtype()),
+            alignment(b.address(), stride(&b), b.dtype()),
+            alignment(d.address(), stride(&d.as_mat()), d.dtype()),
         ],
         adds: beta != 0.0,
     };
@@ -216,7 +216,7 @@ pub fn matmul(
 
 /// A single row may have any stride; cuBLASLt requires one at least as long as the row.
 fn stride(m: &Mat<'_>) -> usize {
-    m.stride.max(m.cols).max(1)
+    m.stride().max(m.cols()).max(1)
 }
 
 impl Plan {

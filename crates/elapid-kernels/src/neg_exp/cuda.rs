@@ -41,7 +41,7 @@ pub fn backward(gpu: &Gpu, y: Mat<'_>, dy: Mat<'_>, dx: MatMut<'_>) -> Result<()
 fn sizes(all: &[Mat<'_>]) -> Result<Args> {
     for x in all {
         CHECK.that(x.is_contiguous(), "x", || "no gaps between rows".into(), || format!("{x:?}"))?;
-        CHECK.that(x.dtype == crate::DType::F32, "x", || "f32".into(), || x.dtype.to_string())?;
+        CHECK.that(x.dtype() == crate::DType::F32, "x", || "f32".into(), || x.dtype().to_string())?;
     }
     let null = RawMat::NULL;
     Ok(Args { x: null, y: null, dx: null, rows: 1, cols: all[0].len() as i64 })

@@ -162,11 +162,11 @@ pub(super) fn counts(tokens: &[u32], v: usize) -> Vec<u16> {
 /// # Errors
 /// If `ids` is too small, or there are no logits.
 pub fn greedy(gpu: &Gpu, logits: Mat<'_>, ids: &Buffer) -> Result<()> {
-    check_sizes(logits, logits.rows, ids)?;
-    let args = Args { logits: logits.raw(), ids: ids.address(), draws: 0, recent: 0, v: logits.cols as i64 };
-    let kernel = gpu.kernel(&SOURCE, "greedy", &[Define::dtype("T", logits.dtype)])?;
+    check_sizes(logits, logits.rows(), ids)?;
+    let args = Args { logits: logits.raw(), ids: ids.address(), draws: 0, recent: 0, v: logits.cols() as i64 };
+    let kernel = gpu.kernel(&SOURCE, "greedy", &[Define::dtype("T", logits.dtype())])?;
     // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
-    unsafe { kernel.launch(Launch::linear(logits.rows, 1024), &args) }
+    unsafe { kernel.launch(Launch::linear(logits.rows(), 1024), &args) }
 }
 
 /// As [`super::sample`] for every row, as `draws` says, with the number
@@ -179,7 +179,7 @@ pub fn greedy(gpu: &Gpu, logits: Mat<'_>, ids: &Buffer) -> Result<()> {
 /// # Errors
 /// If sizes do not fit, or there are no logits.
 pub fn sample(logits: Mat<'_>, draws: &Draws, ids: &Buffer) -> Result<()> {
-    CHECK.len("logits", logits.rows, draws.counts.len())?;
+    CHECK.len("logits", logits.rows(), draws.counts.len())?;
     launch(logits, draws, 0, ids)
 }
 
@@ -189,14 +189,14 @@ pub fn sample(logits: Mat<'_>, draws: &Draws, ids: &Buffer) -> Result<()> {
 /// As [`sample`], or if there is no such row.
 pub fn sample_row(logits: Mat<'_>, draws: &Draws, row: usize, ids: &Buffer) -> Result<()> {
     draws.check_row(row)?;
-    CHECK.len("logits", logits.rows, 1)?;
+    CHECK.len("logits", logits.rows(), 1)?;
     launch(logits, draws, row, ids)
 }
 
 /// Rows from `first` on, as many as there are logits.
 fn launch(logits: Mat<'_>, draws: &Draws, first: usize, ids: &Buffer) -> Result<()> {
-    check_sizes(logits, first + logits.rows, ids)?;
-    let v = logits.cols;
+    check_sizes(logits, first + logits.rows(), ids)?;
+    let v = logits.cols();
     CHECK.len("logits", v, draws.v)?;
     CHECK.that(v <= MAX_VOCABULARY, "logits", || format!("at most {MAX_VOCABULARY} a row"), || v.to_string())?;
     let args = Args {
@@ -206,14 +206,14 @@ fn launch(logits: Mat<'_>, draws: &Draws, first: usize, ids: &Buffer) -> Result<
         recent: draws.recent.address() + (4 * RECENT * first) as u64,
         v: v as i64,
     };
-    let launch = Launch { shared: (SHARED + 4 * v.div_ceil(32)) as u32, ..Launch::linear(logits.rows, 1024) };
-    let kernel = draws.gpu.kernel(&SOURCE, "sample", &[Define::dtype("T", logits.dtype)])?;
+    let launch = Launch { shared: (SHARED + 4 * v.div_ceil(32)) as u32, ..Launch::linear(logits.rows(), 1024) };
+    let kernel = draws.gpu.kernel(&SOURCE, "sample", &[Define::dtype("T", logits.dtype())])?;
     // SAFETY: `Args` and `RawDraw` are laid out as in the source; all rows lie inside their buffers, and counts are `[v]`.
     unsafe { kernel.launch(launch, &args) }
 }
 
 fn check_sizes(logits: Mat<'_>, rows: usize, ids: &Buffer) -> Result<()> {
-    CHECK.that(logits.cols > 0, "logits", || "at least one".into(), || "none".into())?;
+    CHECK.that(logits.cols() > 0, "logits", || "at least one".into(), || "none".into())?;
     let got = || (ids.bytes() / 4).to_string();
     CHECK.that(ids.bytes() >= 4 * rows, "ids", || format!("{rows} ids"), got)?;
     Ok(())

@@ -236,7 +236,7 @@ impl Plan {
             let aligned = rows.into_iter().flatten().chain(others.iter().copied()).all(Mat::is_aligned);
             let whole = dims.n == 16 && dims.d.is_multiple_of(8);
             let vector = whole && aligned && args.b.reads_four() && args.c.reads_four();
-            (&SOURCE, defines(args.u.dtype, form, args.rule, vector, args.segments.resets.is_some()))
+            (&SOURCE, defines(args.u.dtype(), form, args.rule, vector, args.segments.resets.is_some()))
         };
         Ok(Self { dims, form, source, tensor, groups, chunk, chunks, defines })
     }
@@ -318,7 +318,7 @@ pub fn forward(
     };
     if b * l == 0 {
         match args.initial {
-            Some(initial) => gpu.copy(initial.flat(), last.as_mat().flat().into_mut())?,
+            Some(initial) => gpu.copy(initial.flat(), last.flat())?,
             None => gpu.zero(last)?,
         }
     } else {
@@ -340,12 +340,12 @@ pub fn forward(
 
 /// Whether the tensor-core kernels support this call.
 fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
-    let small = |m: &Mat<'_>| i32::try_from(m.stride).is_ok();
+    let small = |m: &Mat<'_>| i32::try_from(m.stride()).is_ok();
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
     // Offsets of saved states are counted in units of 8 bytes.
     let states = l.checked_mul(d).is_some_and(|numbers| u32::try_from(numbers / 2).is_ok());
     let sizes = n == 16 && d.is_multiple_of(8) && i32::try_from(l).is_ok() && i32::try_from(d * 8).is_ok() && states;
-    args.u.dtype == DType::Bf16
+    args.u.dtype() == DType::Bf16
         && args.rule == Discretisation::ExpEuler
         && sizes
         && all.into_iter().flatten().all(small)
@@ -354,7 +354,7 @@ fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
 /// Whether all rows can be read and written by 16 bytes, as the kernels on tensor cores do.
 fn is_aligned(args: &Args<'_>, others: &[&Mat<'_>]) -> bool {
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
-    all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride).is_ok())
+    all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride()).is_ok())
 }
 
 /// [`forward`] for a length of 1.
@@ -366,7 +366,7 @@ fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &M
         && args.b.reads_four()
         && args.c.reads_four();
     let lanes = if n <= 64 { 4 } else { 32 };
-    let defines = step_defines(args.u.dtype, args.rule, lanes, if vector { 4 } else { 1 });
+    let defines = step_defines(args.u.dtype(), args.rule, lanes, if vector { 4 } else { 1 });
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, (0, 0), args) };
     let blocks = (d * lanes).div_ceil(THREADS) * b.div_ceil(STEP_ROWS);
     let launch = Launch::linear(blocks, THREADS as u32);
@@ -417,7 +417,7 @@ pub fn backward(
     CHECK.that(same, "saved", wanted, || format!("{:?}", saved.dims))?;
     if b * l == 0 {
         return match (dlast, dinitial) {
-            (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.as_mat().flat().into_mut()),
+            (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.flat()),
             (None, Some(dinitial)) => gpu.zero(dinitial),
             _ => Ok(()),
         };
@@ -436,11 +436,11 @@ pub fn backward(
     let partial_bc = gpu.alloc(plan.groups * b * l * 2 * padded * 4)?;
     // On tensor cores dz is always written.
     let unwanted = if plan.tensor && args.z.is_some() && dz.is_none() {
-        Some(gpu.alloc(b * l * d * args.u.dtype.bytes())?)
+        Some(gpu.alloc(b * l * d * args.u.dtype().bytes())?)
     } else {
         None
     };
-    let dz_raw = unwanted.as_ref().map(|buffer| buffer.mat(b * l, d, args.u.dtype).raw());
+    let dz_raw = unwanted.as_ref().map(|buffer| buffer.mat(b * l, d, args.u.dtype()).raw());
     let partial_a = partial_a.mat(parts, d * n, DType::F32);
     let partial_d = partial_d.mat(parts, 2 * d, DType::F32);
     let raw = Raw {
@@ -491,12 +491,12 @@ fn backward_by_copies(
     grads: Grads<'_>,
 ) -> Result<()> {
     fn like<'a>(buffer: &'a Buffer, m: &Mat<'_>) -> Mat<'a> {
-        buffer.mat(m.rows, m.cols, m.dtype)
+        buffer.mat(m.rows(), m.cols(), m.dtype())
     }
-    let room = |m: &Mat<'_>| gpu.alloc(m.len() * m.dtype.bytes());
+    let room = |m: &Mat<'_>| gpu.alloc(m.len() * m.dtype().bytes());
     let copy = |m: &Mat<'_>| {
         let buffer = room(m)?;
-        gpu.copy(*m, buffer.mat_mut(m.rows, m.cols, m.dtype))?;
+        gpu.copy(*m, buffer.mat_mut(m.rows(), m.cols(), m.dtype()))?;
         Ok::<_, crate::cuda::Error>(buffer)
     };
     let (u, delta, b, c, copied_dy) =
@@ -614,14 +614,14 @@ fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
 }
 
 fn activation(name: &'static str, m: &Mat<'_>, u: &Mat<'_>, cols: usize) -> Result<()> {
-    CHECK.shape(name, m.shape(), (u.rows, cols))?;
-    CHECK.that(m.dtype == u.dtype, name, || u.dtype.to_string(), || m.dtype.to_string())?;
+    CHECK.shape(name, m.shape(), (u.rows(), cols))?;
+    CHECK.that(m.dtype() == u.dtype(), name, || u.dtype().to_string(), || m.dtype().to_string())?;
     Ok(())
 }
 
 fn state(name: &'static str, m: &Mat<'_>, len: usize) -> Result<()> {
     CHECK.len(name, m.len(), len)?;
-    CHECK.that(m.dtype == DType::F32, name, || "f32".into(), || m.dtype.to_string())?;
+    CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
     CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Grads {
             }),
             Some(gpu) => self.write_cuda([Want::Add(var)], |[sum]| {
                 sum.map_or(Ok(()), |sum| {
-                    let gradient = gradient.reshape(&[sum.rows, sum.cols]);
+                    let gradient = gradient.reshape(&[sum.rows(), sum.cols()]);
                     cuda::elementwise::add(&gpu, gradient.mat(), sum)
                 })
             }),
@@ -332,7 +332,7 @@ fn lend_cuda<'a, const N: usize>(
             let (buffer, dtype) = slot.data.buffer();
             let whole = slot.data.mat();
             let offset = (whole.address() - buffer.address()) as usize + target.from * dtype.bytes();
-            MatMut::new(buffer, offset, (whole.rows, target.cols), whole.stride, dtype)
+            MatMut::new(buffer, offset, (whole.rows(), target.cols), whole.stride(), dtype)
         }),
         (None, None) => None,
     })

@@ -141,14 +141,14 @@ pub(super) fn raw_layer(Dims { b, d, ed, n, r, k, .. }: Dims, layer: &Layer<'_>)
 /// A weight of a product: bf16 rows without gaps, aligned.
 pub(super) fn matrix(name: &'static str, m: Mat<'_>, shape: (usize, usize)) -> Result<()> {
     CHECK.shape(name, m.shape(), shape)?;
-    let fits = m.dtype == DType::Bf16 && m.is_contiguous() && m.address().is_multiple_of(16);
+    let fits = m.dtype() == DType::Bf16 && m.is_contiguous() && m.address().is_multiple_of(16);
     CHECK.that(fits, name, || "bf16, without gaps, 16-byte aligned".into(), || format!("{m:?}"))?;
     Ok(())
 }
 
 pub(super) fn vector(name: &'static str, m: Mat<'_>, len: usize) -> Result<()> {
     CHECK.len(name, m.len(), len)?;
-    let fits = m.dtype == DType::F32 && m.is_contiguous() && m.address().is_multiple_of(16);
+    let fits = m.dtype() == DType::F32 && m.is_contiguous() && m.address().is_multiple_of(16);
     CHECK.that(fits, name, || "f32, without gaps, 16-byte aligned".into(), || format!("{m:?}"))?;
     Ok(())
 }
