@@ -19,6 +19,14 @@ pub struct Error {
 /// The result of an operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The product of sizes, or the largest number where it would be more: no memory of that size is ever given.
+pub(crate) fn product(sizes: &[usize]) -> usize {
+    match sizes.contains(&0) {
+        true => 0,
+        false => sizes.iter().fold(1, |product, &size| product.saturating_mul(size)),
+    }
+}
+
 /// Collects the checks of one operation, so that each reads as one line.
 #[derive(Clone, Copy)]
 pub(crate) struct Check(pub(crate) &'static str);
@@ -47,6 +55,43 @@ impl Check {
         wanted: impl FnOnce() -> String,
         got: impl FnOnce() -> String,
     ) -> Result<()> {
-        if holds { Ok(()) } else { Err(Error { op: self.0, argument, wanted: wanted(), got: got() }) }
+        if holds { Ok(()) } else { Err(self.fault(argument, wanted(), got())) }
+    }
+
+    /// The error of an argument.
+    pub(crate) fn fault(self, argument: &'static str, wanted: String, got: String) -> Error {
+        Error { op: self.0, argument, wanted, got }
+    }
+
+    /// The product of sizes, which must be one that memory could have.
+    pub(crate) fn product(self, argument: &'static str, sizes: &[usize]) -> Result<usize> {
+        let found = product(sizes);
+        let fits = isize::try_from(found).is_ok();
+        self.that(fits, argument, || "sizes whose product fits in memory".into(), || format!("{sizes:?}"))?;
+        Ok(found)
+    }
+
+    /// Products of some or all of these sizes must be ones that memory could have: comparing a wrapped one with the size of
+    /// an argument would accept it.
+    pub(crate) fn sizes<const N: usize>(self, sizes: [usize; N]) -> Result<()> {
+        self.product("sizes", &sizes.map(|size| size.max(1))).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_do_not_wrap() {
+        let check = Check("test");
+        assert_eq!(check.product("b l", &[3, 4, 5]), Ok(60));
+        assert_eq!(check.product("b l", &[1 << 40, 0, 1 << 40]), Ok(0));
+        for sizes in [[1 << 32, 1 << 32, 1], [usize::MAX, 2, 2], [1 << 63, 1, 1]] {
+            assert_eq!(check.product("b l", &sizes).unwrap_err().argument, "b l");
+        }
+        assert_eq!(product(&[1 << 63, 2, 3]), usize::MAX);
+        assert_eq!(check.sizes([0, 1 << 40, 3]), Ok(()));
+        assert!(check.sizes([0, 1 << 40, 1 << 40]).is_err());
     }
 }

@@ -18,13 +18,14 @@ impl<'a> Segments<'a> {
     /// Checks the sizes against a batch of `b` rows of `l` positions.
     pub(crate) fn check(&self, op: &'static str, b: usize, l: usize) -> Result<()> {
         let check = Check(op);
+        let positions = check.product("b l", &[b, l])?;
         if let Some(lengths) = self.lengths {
             check.len("lengths", lengths.len(), b)?;
             for &len in lengths {
                 check.that(len as usize <= l, "lengths", || format!("at most {l}"), || format!("{len}"))?;
             }
         }
-        self.resets.map_or(Ok(()), |r| check.len("resets", r.len(), b * l))
+        self.resets.map_or(Ok(()), |r| check.len("resets", r.len(), positions))
     }
 
     /// Checks the sizes against a batch of `b` rows of `l` positions, for a caller that passes them to a device.

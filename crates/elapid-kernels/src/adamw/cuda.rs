@@ -2,7 +2,7 @@
 //! without a round trip to the host.
 
 use crate::cuda::{Buffer, Gpu, Launch, Result, Source, Unit};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "adamw", text: include_str!("adamw.cu") };
 const ENTRIES: [&str; 3] = ["squares", "join", "step"];
@@ -55,7 +55,7 @@ struct Args {
 /// If a size is wrong, or there is too little memory.
 pub fn norm(gpu: &Gpu, g: &Buffer, count: usize, out: &Buffer) -> Result<()> {
     check_count(count)?;
-    check_bytes("g", g, 4 * count)?;
+    check_bytes("g", g, product(&[4, count]))?;
     check_bytes("out", out, 8)?;
     let blocks = count.div_ceil(4 * THREADS as usize).min(1024);
     let partial = gpu.alloc(8 * blocks.max(1))?;
@@ -85,7 +85,7 @@ pub fn step(gpu: &Gpu, flat: Flat<'_>, hyper: &Buffer, norm: &Buffer) -> Result<
     let Flat { w, g, m, v, copy, decay, factors, count } = flat;
     check_count(count)?;
     for (name, buffer) in [("w", w), ("g", g), ("m", m), ("v", v)] {
-        check_bytes(name, buffer, 4 * count)?;
+        check_bytes(name, buffer, product(&[4, count]))?;
     }
     check_bytes("decay", decay, count / CHUNK)?;
     if let Some(factors) = factors {
@@ -94,7 +94,7 @@ pub fn step(gpu: &Gpu, flat: Flat<'_>, hyper: &Buffer, norm: &Buffer) -> Result<
     check_bytes("hyper", hyper, 32)?;
     check_bytes("norm", norm, 8)?;
     if let Some(copy) = copy {
-        check_bytes("copy", copy, 2 * count)?;
+        check_bytes("copy", copy, product(&[2, count]))?;
     }
     let args = Args {
         w: w.address(),

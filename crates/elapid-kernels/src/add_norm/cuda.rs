@@ -3,7 +3,7 @@
 
 use crate::DType;
 use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "add_norm", text: include_str!("add_norm.cu") };
 const ENTRIES: [&str; 3] = ["forward", "scale", "backward"];
@@ -149,7 +149,7 @@ pub fn backward(
     let d = dy.cols();
     let form = form(d, &[Some(&dy), Some(&sum), Some(&weight), dsum.as_ref(), Some(&dx), dresidual.as_ref()]);
     let blocks = blocks(gpu, dy.rows(), form, 4);
-    let partial = gpu.alloc(blocks * d * 4)?;
+    let partial = gpu.alloc(product(&[blocks, d, 4]))?;
     let partial = partial.mat_mut(blocks, d, DType::F32);
     let args = Args {
         dy: dy.raw(),

@@ -5,7 +5,7 @@
 use super::Dims;
 use crate::DType;
 use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "causal_conv1d", text: include_str!("causal_conv1d.cu") };
 const ENTRIES: [&str; 4] = ["forward", "window", "step", "backward"];
@@ -133,7 +133,7 @@ pub fn backward(
     let channels = channels(d, args, &[&dy, &dx.as_mat()]);
     let stretch = 64;
     let jobs = b * l.div_ceil(stretch);
-    let partial = gpu.alloc(jobs * d * (k + 1) * 4)?;
+    let partial = gpu.alloc(product(&[jobs, d, k + 1, 4]))?;
     let partial = partial.mat_mut(jobs, d * (k + 1), DType::F32);
     let raw = Raw {
         dy: dy.raw(),
@@ -196,6 +196,7 @@ fn channels(d: usize, args: &Args<'_>, others: &[&Mat<'_>]) -> usize {
 fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
     let Dims { b, l, d, k } = dims;
     CHECK.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
+    CHECK.sizes([b, l, d, k])?;
     CHECK.shape("x", args.x.shape(), (b * l, d))?;
     CHECK.len("weight", args.weight.len(), d * k)?;
     f32s("weight", &args.weight)?;

@@ -91,6 +91,7 @@ fn check_args(dims: Dims, args: &Args<'_>) -> Result<Check> {
     let Dims { b, l, d, k } = dims;
     let check = Check("causal_conv1d");
     check.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
+    check.sizes([b, l, d, k])?;
     check.shape("x", args.x.shape(), (b * l, d))?;
     check.len("weight", args.weight.len(), d * k)?;
     if let Some(bias) = args.bias {

@@ -3,7 +3,7 @@
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
-use crate::error::Check;
+use crate::error::{Check, product as size};
 use crate::linear::cuda::{backward_input, forward as product, matmul};
 
 static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("cross_entropy.cu") };
@@ -81,16 +81,20 @@ pub fn forward(
     CHECK.len("targets", targets.bytes() / 4, m)?;
     CHECK.len("nll", nll.len(), m)?;
     CHECK.len("mean", mean.len(), 1)?;
+    for (name, m) in [("nll", &nll), ("mean", &mean)] {
+        CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
+        CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
+    }
     if let Some(grads) = &grads {
         CHECK.shape("dh", grads.dh.shape(), h.shape())?;
         CHECK.shape("dw", grads.dw.shape(), w.shape())?;
     }
     let dtype = h.dtype();
-    let chunks = (m * v * dtype.bytes()).div_ceil(LOGITS).max(1);
+    let chunks = size(&[m, v, dtype.bytes()]).div_ceil(LOGITS).max(1);
     let chunk = m.div_ceil(chunks).next_multiple_of(128).min(m.max(1));
     // Rows of logits begin at multiples of 16 bytes, whatever the vocabulary.
     let stride = v.next_multiple_of(8);
-    let buffer = gpu.alloc(chunk * stride * dtype.bytes())?;
+    let buffer = gpu.alloc(size(&[chunk, stride, dtype.bytes()]))?;
     let share = gpu.alloc(4)?;
     let vector = v.is_multiple_of(8);
     let shared = stride * dtype.bytes();

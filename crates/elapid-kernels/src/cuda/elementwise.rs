@@ -72,7 +72,12 @@ pub fn first_non_finite(gpu: &Gpu, x: Mat<'_>, out: &Buffer) -> Result<()> {
 /// # Errors
 /// If widths differ, or `rows` is too short.
 pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> Result<()> {
-    CHECK.that(to.cols() == from.cols(), "to", || format!("rows of {}", from.cols()), || format!("rows of {}", to.cols()))?;
+    CHECK.that(
+        to.cols() == from.cols(),
+        "to",
+        || format!("rows of {}", from.cols()),
+        || format!("rows of {}", to.cols()),
+    )?;
     CHECK.that(rows.bytes() / 4 >= to.rows(), "rows", || to.rows().to_string(), || (rows.bytes() / 4).to_string())?;
     launch(gpu, "select_rows", Some(from), &to, Extra { order: rows.address(), ..Extra::default() })
 }

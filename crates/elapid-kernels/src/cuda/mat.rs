@@ -349,10 +349,11 @@ impl Segments<'_> {
     /// Checks the sizes against a batch of `b` rows of `l` positions. Lengths above `l` count as `l`.
     pub(crate) fn check(&self, op: &'static str, b: usize, l: usize) -> crate::Result<()> {
         let check = crate::error::Check(op);
+        let positions = check.product("b l", &[b, l])?;
         if let Some(lengths) = self.lengths {
             check.len("lengths", lengths.bytes() / 4, b)?;
         }
-        self.resets.map_or(Ok(()), |resets| check.len("resets", resets.bytes(), b * l))
+        self.resets.map_or(Ok(()), |resets| check.len("resets", resets.bytes(), positions))
     }
 }
 

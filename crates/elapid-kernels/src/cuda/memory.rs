@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result as driver;
 
 use super::gpu::{Gpu, lock};
+use super::mat::Pod;
 use super::{Error, Result};
 
 /// Addresses are multiples of this.
@@ -17,13 +18,21 @@ const ALIGNMENT: usize = 512;
 /// Segments are multiples of this, and at least [`SEGMENT`].
 const GRANULE: usize = 2 << 20;
 const SEGMENT: usize = 32 << 20;
+/// More bytes than any device has: sizes up to it can be rounded up without overflow. A product of sizes that saturates
+/// is more.
+const MOST: usize = usize::MAX / 4;
 
-/// Device memory, uninitialised; returned to its pool when dropped.
-#[derive(Debug)]
+/// Device memory, given back to its pool when dropped. Not initialised.
 pub struct Buffer {
     address: u64,
     bytes: usize,
     pool: Arc<Pool>,
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {:?}", self.bytes, self.gpu())
+    }
 }
 
 impl Buffer {
@@ -41,6 +50,23 @@ impl Buffer {
     pub fn gpu(&self) -> Gpu {
         self.pool.gpu
     }
+
+    /// Address of `count` elements from element `from` on, which must all be there.
+    ///
+    /// # Panics
+    /// If they are not, or the buffer is on another device: its stream would not order what is done with them.
+    pub(super) fn range<T: Pod>(&self, gpu: Gpu, from: usize, count: usize) -> u64 {
+        assert!(self.gpu() == gpu, "{self:?} where memory of {gpu:?} is needed");
+        let inside = is_inside(self.bytes, size_of::<T>(), from, count);
+        assert!(inside, "elements {from} and {count} more of {} bytes outside {self:?}", size_of::<T>());
+        self.address + (from * size_of::<T>()) as u64
+    }
+}
+
+/// Whether elements `from..from + count` of `size` bytes lie inside `bytes` bytes.
+fn is_inside(bytes: usize, size: usize, from: usize, count: usize) -> bool {
+    let end = from.checked_add(count).and_then(|end| end.checked_mul(size));
+    end.is_some_and(|end| end <= bytes)
 }
 
 impl Drop for Buffer {
@@ -135,10 +161,13 @@ impl Pool {
     }
 
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
-        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
-        // Before the lock, which a capturing thread takes too, while others wait here.
+        // Before the lock: who captures takes it, too, while others wait here.
         let _bound = self.gpu.bind()?;
         let mut state = self.lock();
+        if bytes > MOST {
+            return Err(too_little(&state, bytes));
+        }
+        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
         let address = match state.take(size) {
             Some(address) => address,
             None => {
@@ -160,10 +189,7 @@ impl Pool {
             self.release(state);
             ask(least)
         });
-        given.ok_or_else(|| {
-            let (free, total) = driver::mem_get_info().unwrap_or_default();
-            Error::Memory { wanted: least, used: state.used, free, total }
-        })
+        given.ok_or_else(|| too_little(state, least))
     }
 
     /// Returns segments without a used block to the driver.
@@ -195,6 +221,12 @@ impl Pool {
         let state = self.lock();
         MemoryUse { used: state.used, peak: state.peak, reserved: state.segments.values().sum() }
     }
+}
+
+/// Under [`Gpu::bind`].
+fn too_little(state: &State, wanted: usize) -> Error {
+    let (free, total) = driver::mem_get_info().unwrap_or_default();
+    Error::Memory { wanted, used: state.used, free, total }
 }
 
 impl Drop for Pool {
@@ -258,7 +290,17 @@ impl State {
 mod tests {
     use super::*;
 
-    /// Blocks allocated and freed at random never overlap, and all free memory merges again.
+    #[test]
+    fn ranges_that_would_wrap_are_outside() {
+        assert!(is_inside(16, 4, 1, 3) && is_inside(0, 8, 0, 0) && is_inside(16, 4, 4, 0));
+        assert!(!is_inside(16, 4, 2, 3) && !is_inside(16, 4, 5, 0));
+        let half = 1 << (usize::BITS - 1);
+        for (from, count) in [(usize::MAX, 1), (1, usize::MAX), (half, half), (half / 2, 0), (0, half / 2)] {
+            assert!(!is_inside(16, 4, from, count), "{from} {count}");
+        }
+    }
+
+    /// Blocks taken and freed at random never overlap, and all free memory joins again.
     #[test]
     fn blocks_never_overlap_and_join_again() {
         let mut random = crate::testing::Random::new(7);

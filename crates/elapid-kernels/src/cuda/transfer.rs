@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use cudarc::driver::{result as driver, sys};
 
 use super::gpu::Gpu;
-use super::memory::Buffer;
 use super::mat::{Mat, MatMut, Pod};
+use super::memory::Buffer;
 use super::{Error, Result};
 
 /// Pinned host memory, which the device reads and writes without an intermediate copy.
@@ -29,10 +29,12 @@ impl<T: Pod> Pinned<T> {
     /// If no such memory can be allocated.
     pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
         let _bound = gpu.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
+        let Some(bytes) = len.checked_mul(size_of::<T>()).map(|bytes| bytes.max(1)) else {
+            return Err(Error::Call { call: "cuMemHostAlloc", reason: format!("{len} elements do not fit in memory") });
+        };
         // SAFETY: the context is current.
         let data = unsafe { driver::malloc_host(bytes, 0) }.map_err(Error::driver("cuMemHostAlloc"))?.cast::<T>();
-        // SAFETY: `bytes` bytes are there, and zero bits are a number.
+        // SAFETY: `bytes` bytes are there, and zero bits are a value of every `Pod`.
         unsafe { data.cast::<u8>().write_bytes(0, bytes) };
         Ok(Self { data, len, gpu })
     }
@@ -79,9 +81,9 @@ impl Gpu {
     /// If a graph is being captured: it would read the host's memory again at every launch.
     ///
     /// # Panics
-    /// If they do not fit.
+    /// If they do not fit, or the buffer is on another device.
     pub fn write<T: Pod>(self, buffer: &Buffer, from: usize, host: &[T]) -> Result<()> {
-        assert!((from + host.len()) * size_of::<T>() <= buffer.bytes(), "values outside a buffer");
+        let to = buffer.range::<T>(self, from, host.len());
         if host.is_empty() {
             return Ok(());
         }
@@ -90,7 +92,6 @@ impl Gpu {
             return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
         }
         let _bound = self.bind()?;
-        let to = buffer.address() + (from * size_of::<T>()) as u64;
         // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
         unsafe { driver::memcpy_htod_async(to, host, self.stream()) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
     }
@@ -117,15 +118,14 @@ impl Gpu {
     /// If the device failed.
     ///
     /// # Panics
-    /// If they are not all there.
+    /// If they are not all there, or the buffer is on another device.
     pub fn download<T: Pod>(self, buffer: &Buffer, from: usize, count: usize) -> Result<Vec<T>> {
-        assert!((from + count) * size_of::<T>() <= buffer.bytes(), "values outside a buffer");
+        let at = buffer.range::<T>(self, from, count);
         if count == 0 {
             return Ok(Vec::new());
         }
         let _bound = self.bind()?;
         let mut host: Vec<T> = Vec::with_capacity(count);
-        let at = buffer.address() + (from * size_of::<T>()) as u64;
         let bytes = count * size_of::<T>();
         // SAFETY: the range is inside the buffer, and there is room for `count` numbers.
         let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), at, bytes, self.stream()) };
@@ -156,8 +156,9 @@ impl Gpu {
     /// Writes zeros.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or the matrix is on another device.
     pub fn zero(self, m: MatMut<'_>) -> Result<()> {
+        self.check_own("zero", &[m.as_mat()])?;
         if m.is_empty() {
             return Ok(());
         }
@@ -177,8 +178,9 @@ impl Gpu {
     /// Copies a matrix to one of the same shape and dtype.
     ///
     /// # Errors
-    /// If shapes or dtypes differ.
+    /// If shapes or formats differ, or one is on another device.
     pub fn copy(self, from: Mat<'_>, to: MatMut<'_>) -> Result<()> {
+        self.check_own("copy", &[from, to.as_mat()])?;
         let check = crate::error::Check("copy");
         check.shape("to", to.shape(), from.shape())?;
         check.that(to.dtype() == from.dtype(), "to", || from.dtype().to_string(), || to.dtype().to_string())?;
@@ -210,9 +212,15 @@ impl Gpu {
             dstArray: std::ptr::null_mut(),
             dstPitch: to.stride() * bytes,
             WidthInBytes: from.cols() * bytes,
-            Height: from.rows()(),
+            Height: from.rows(),
         };
         // SAFETY: both lie inside their buffers.
         unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result().map_err(Error::driver("cuMemcpy2DAsync"))
+    }
+
+    /// Whether matrices are on this device: its stream orders what is done with them.
+    fn check_own(self, op: &'static str, all: &[Mat<'_>]) -> crate::Result<()> {
+        let check = crate::error::Check(op);
+        all.iter().try_for_each(|m| check.that(m.gpu() == self, "device", || format!("{self:?}"), || format!("{m:?}")))
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
 const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "bound", "backward", "join"];
@@ -74,7 +74,7 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
     CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
     let (stretches, chunk) = (m.div_ceil(STRETCH), (m / (16 * gpu.multiprocessors())).max(CHUNK));
     let chunks = m.div_ceil(chunk);
-    let partial = gpu.alloc(2 * chunks * d * 4)?;
+    let partial = gpu.alloc(product(&[2, chunks, d, 4]))?;
     let [counts, bounds] = [gpu.alloc(stretches * (4 << BITS))?, gpu.alloc(2 * (v + 1) * 4)?];
     let mut sorted = [gpu.alloc(m * 4)?, gpu.alloc(m * 4)?];
     let mut args = Args {

@@ -8,7 +8,7 @@ use cudarc::cublaslt::{result as lt, sys};
 
 use crate::DType;
 use crate::cuda::{Define, Error, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
 const ENTRIES: [&str; 2] = ["spread", "column_sums"];
@@ -62,7 +62,7 @@ pub fn backward_bias(gpu: &Gpu, dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
         return Ok(());
     }
     let parts = dy.rows().div_ceil(64).min(8 * gpu.multiprocessors());
-    let partial = gpu.alloc(parts * dy.cols() * 4)?;
+    let partial = gpu.alloc(product(&[parts, dy.cols(), 4]))?;
     let partial = partial.mat_mut(parts, dy.cols(), DType::F32);
     let args = Args { y: dy.raw(), bias: 0, partial: partial.raw(), rows: dy.rows() as i64, cols: dy.cols() as i64 };
     let launch = Launch { grid: (dy.cols().div_ceil(128) as u32, parts as u32, 1), ..Launch::linear(1, 128) };

@@ -12,7 +12,7 @@
 use super::{Dims, Discretisation};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
-use crate::error::Check;
+use crate::error::{Check, product};
 
 static SOURCE: Source =
     Source { name: "selective_scan", text: concat!(include_str!("scan.cuh"), include_str!("selective_scan.cu")) };
@@ -259,7 +259,7 @@ impl Plan {
 
     /// Bytes of one state per chunk.
     fn states(&self) -> usize {
-        self.dims.b * self.chunks * self.dims.d * self.form.padded() * 4
+        product(&[self.dims.b, self.chunks, self.dims.d, self.form.padded(), 4])
     }
 
     /// Runs a kernel.
@@ -311,8 +311,8 @@ pub fn forward(
     let plan = Plan::new(gpu, dims, args, &[&y.as_mat()], tensor)?;
     let keep = match &saved {
         Some(_) => {
-            let numbers = b * l.div_ceil(plan.save()) * d * plan.form.padded();
-            Some(gpu.alloc(numbers * if tensor { DType::Bf16 } else { DType::F32 }.bytes())?)
+            let bytes = if tensor { DType::Bf16 } else { DType::F32 }.bytes();
+            Some(gpu.alloc(product(&[b, l.div_ceil(plan.save()), d, plan.form.padded(), bytes]))?)
         }
         None => None,
     };
@@ -431,9 +431,9 @@ pub fn backward(
     }
     let plan = Plan::new(gpu, dims, args, &others, saved.tensor)?;
     let (parts, padded) = (b * plan.chunks, plan.form.padded());
-    let partial_a = gpu.alloc(parts * d * n * 4)?;
-    let partial_d = gpu.alloc(parts * 2 * d * 4)?;
-    let partial_bc = gpu.alloc(plan.groups * b * l * 2 * padded * 4)?;
+    let partial_a = gpu.alloc(product(&[parts, d, n, 4]))?;
+    let partial_d = gpu.alloc(product(&[parts, 2, d, 4]))?;
+    let partial_bc = gpu.alloc(product(&[plan.groups, b, l, 2, padded, 4]))?;
     // On tensor cores dz is always written.
     let unwanted = if plan.tensor && args.z.is_some() && dz.is_none() {
         Some(gpu.alloc(b * l * d * args.u.dtype().bytes())?)
@@ -595,6 +595,7 @@ fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
     let Dims { b, l, d, n } = dims;
     CHECK.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
     CHECK.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
+    CHECK.sizes([b, l, d, n])?;
     CHECK.shape("u", args.u.shape(), (b * l, d))?;
     activation("delta", &args.delta, &args.u, d)?;
     activation("b", &args.b, &args.u, n)?;

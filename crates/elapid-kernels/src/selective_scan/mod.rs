@@ -142,6 +142,7 @@ fn check_args<T: Copy>(dims: Dims, args: &Args<'_, T>) -> Result<Check> {
     let Dims { b, l, d, n } = dims;
     check.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
     check.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
+    check.sizes([b, l, d, n])?;
     check.shape("u", args.u.shape(), (b * l, d))?;
     check.shape("delta", args.delta.shape(), (b * l, d))?;
     if let Some(delta_bias) = args.delta_bias {

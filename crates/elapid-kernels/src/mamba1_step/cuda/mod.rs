@@ -8,6 +8,7 @@ mod rows;
 use std::sync::Arc;
 
 use crate::cuda::{Buffer, Gpu, Launch, Result, Unit};
+use crate::error::product;
 
 use model::{CHECK, WARPS, matrix, raw_layer, room, vector};
 use one_row::OneRow;
@@ -40,7 +41,8 @@ pub fn suits(gpu: &Gpu, dims: Dims) -> bool {
     let Dims { b, d, ed, n, r, k, v } = dims;
     let whole = d.is_multiple_of(32) && ed.is_multiple_of(32) && r.is_multiple_of(8) && n.is_multiple_of(4);
     let some = [b, d, ed, n, r, k, v].iter().all(|&size| size > 0);
-    let small = [2 * ed * d, v * d, v * b, b * ed * n, b * ed * k].iter().all(|&size| i32::try_from(size).is_ok());
+    let all = [&[2, ed, d][..], &[v, d], &[v, b], &[b, ed, n], &[b, ed, k], &[r, ed], &[r, 2, n]];
+    let small = all.iter().all(|sizes| i32::try_from(product(sizes)).is_ok());
     whole && some && small && rows::suits(gpu, dims)
 }
 
