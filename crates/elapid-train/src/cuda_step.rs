@@ -11,7 +11,7 @@ use elapid::autograd::{Tape, Var};
 use elapid::models::Model;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, State, Tensor};
-use elapid_kernels::cuda::{Buffer, Event, Gpu, Graph, MemoryUse, Pinned, elementwise};
+use elapid_kernels::cuda::{Buffer, Gpu, Graph, MemoryUse, Pinned, elementwise};
 
 use crate::Result;
 use crate::objectives::{Array, ArraySpec, Batch, Inputs, Kind, ObjectiveOf};
@@ -48,10 +48,6 @@ struct Staging {
     arrays: Vec<Staged>,
     resets: Pinned<u8>,
     results: Pinned<f32>,
-    /// When the device has read the batch.
-    read: Event,
-    /// When the results are there.
-    done: Event,
 }
 
 /// Pinned host memory for one array.
@@ -71,20 +67,20 @@ impl Staged {
         Ok(made?)
     }
 
-    /// Copies an array of this kind and length, and submits its upload.
-    fn send(&mut self, gpu: Gpu, array: &Array, to: &Buffer) -> Result<()> {
+    /// Copies an array of this kind and length once the last one was read, and submits the copy to the device.
+    fn send(&mut self, array: &Array, to: &Buffer) -> Result<()> {
         let sent = match (self, array) {
             (Self::U32(staged), Array::U32(array)) if staged.len() == array.len() => {
-                staged.copy_from_slice(array);
-                gpu.write_pinned(to, staged)
+                staged.write()?.copy_from_slice(array);
+                staged.send(to)
             }
             (Self::I32(staged), Array::I32(array)) if staged.len() == array.len() => {
-                staged.copy_from_slice(array);
-                gpu.write_pinned(to, staged)
+                staged.write()?.copy_from_slice(array);
+                staged.send(to)
             }
             (Self::F32(staged), Array::F32(array)) if staged.len() == array.len() => {
-                staged.copy_from_slice(array);
-                gpu.write_pinned(to, staged)
+                staged.write()?.copy_from_slice(array);
+                staged.send(to)
             }
             _ => return Err(elapid::Error::Argument("a batch that does not match its objective".into()).into()),
         };
@@ -110,8 +106,6 @@ impl<M: Model> CudaStep<M> {
                 arrays: specs.iter().map(|spec| Staged::new(gpu, spec)).collect::<Result<_>>()?,
                 resets: Pinned::new(gpu, b * l)?,
                 results: Pinned::new(gpu, 3)?,
-                read: gpu.event()?,
-                done: gpu.event()?,
             })
         };
         Ok(Self {
@@ -195,21 +189,20 @@ impl<M: Model> CudaStep<M> {
     fn stage(&mut self, batch: &Batch) -> Result<()> {
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
-        staging.read.wait()?;
         if batch.arrays.len() != self.arrays.len() {
             return Err(elapid::Error::Argument("a batch whose arrays do not match its objective".into()).into());
         }
         for ((staged, array), to) in staging.arrays.iter_mut().zip(&batch.arrays).zip(&self.arrays) {
-            staged.send(self.gpu, array, to)?;
+            staged.send(array, to)?;
         }
         if let Some(resets) = &self.resets {
             match &batch.resets {
-                Some(given) => staging.resets.copy_from_slice(given),
-                None => staging.resets.fill(0),
+                Some(given) => staging.resets.write()?.copy_from_slice(given),
+                None => staging.resets.write()?.fill(0),
             }
-            self.gpu.write_pinned(resets, &staging.resets)?;
+            staging.resets.send(resets)?;
         }
-        Ok(staging.read.record()?)
+        Ok(())
     }
 
     fn forward_backward(&mut self, model: &M, grads: &mut ParamGrads, share: f32, recompute: bool) -> Result<()> {
@@ -243,10 +236,9 @@ impl<M: Model> CudaStep<M> {
     /// # Errors
     /// If the device fails, or has too little memory.
     pub fn end(&mut self, norm: &Buffer) -> Result<Pending> {
-        let staging = &self.staging[self.turn];
-        self.gpu.download_later(self.loss.buffer().0, &staging.results, 0, 1)?;
-        self.gpu.download_later(norm, &staging.results, 1, 2)?;
-        staging.done.record()?;
+        let results = &mut self.staging[self.turn].results;
+        results.receive(0, self.loss.buffer().0, 1)?;
+        results.receive(1, norm, 2)?;
         Ok(Pending { turn: self.turn })
     }
 
@@ -255,9 +247,8 @@ impl<M: Model> CudaStep<M> {
     /// # Errors
     /// If the device fails, or has too little memory.
     pub fn results(&self, pending: &Pending) -> Result<(f32, f32, bool)> {
-        let staging = &self.staging[pending.turn];
-        staging.done.wait()?;
-        Ok((staging.results[0], staging.results[1], staging.results[2] == 1.0))
+        let results = self.staging[pending.turn].results.read()?;
+        Ok((results[0], results[1], results[2] == 1.0))
     }
 
     /// Memory of the captured graph.

@@ -14,6 +14,8 @@ pub struct Event {
 
 // SAFETY: a handle.
 unsafe impl Send for Event {}
+// SAFETY: as above; the driver lets any thread wait for it and record it.
+unsafe impl Sync for Event {}
 
 impl Event {
     /// Records the work submitted to the device so far.

@@ -18,6 +18,7 @@ pub mod library;
 mod mat;
 mod memory;
 pub mod nccl;
+mod pinned;
 mod transfer;
 
 pub use compile::{Define, Source, Unit};
@@ -27,4 +28,4 @@ pub use gpu::{Gpu, Kernel, Launch, count};
 pub use graph::Graph;
 pub use mat::{Mat, MatMut, Pod, RawMat, Segments};
 pub use memory::{Buffer, MemoryUse};
-pub use transfer::Pinned;
+pub use pinned::Pinned;

@@ -1,68 +1,11 @@
 //! Transfers between host and device, and on the device.
 
-use std::ffi::c_void;
-
 use cudarc::driver::{result as driver, sys};
 
 use super::gpu::Gpu;
 use super::mat::{Mat, MatMut, Pod};
 use super::memory::Buffer;
 use super::{Error, Result};
-
-/// Pinned host memory, which the device reads and writes without an intermediate copy.
-#[derive(Debug)]
-pub struct Pinned<T: Pod> {
-    data: *mut T,
-    len: usize,
-    gpu: Gpu,
-}
-
-// SAFETY: it owns its memory.
-unsafe impl<T: Pod> Send for Pinned<T> {}
-// SAFETY: shared access only reads.
-unsafe impl<T: Pod> Sync for Pinned<T> {}
-
-impl<T: Pod> Pinned<T> {
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// If no such memory can be allocated.
-    pub fn new(gpu: Gpu, len: usize) -> Result<Self> {
-        let _bound = gpu.bind()?;
-        let Some(bytes) = len.checked_mul(size_of::<T>()).map(|bytes| bytes.max(1)) else {
-            return Err(Error::Call { call: "cuMemHostAlloc", reason: format!("{len} elements do not fit in memory") });
-        };
-        // SAFETY: the context is current.
-        let data = unsafe { driver::malloc_host(bytes, 0) }.map_err(Error::driver("cuMemHostAlloc"))?.cast::<T>();
-        // SAFETY: `bytes` bytes are there, and zero bits are a value of every `Pod`.
-        unsafe { data.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Self { data, len, gpu })
-    }
-}
-
-impl<T: Pod> std::ops::Deref for Pinned<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
-        // SAFETY: `len` initialised numbers are there as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.data, self.len) }
-    }
-}
-
-impl<T: Pod> std::ops::DerefMut for Pinned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
-    }
-}
-
-impl<T: Pod> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        if self.gpu.synchronize().is_ok() {
-            // SAFETY: the driver gave it, and the device has finished with it.
-            let _ = unsafe { driver::free_host(self.data.cast()) };
-        }
-    }
-}
 
 impl Gpu {
     /// Uploads values to new memory. Not allowed during a capture.
@@ -87,35 +30,16 @@ impl Gpu {
         if host.is_empty() {
             return Ok(());
         }
-        if self.is_capturing() {
-            let reason = "a transfer from the host is not possible while a CUDA graph is captured".to_owned();
-            return Err(Error::Call { call: "cuMemcpyHtoDAsync", reason });
-        }
+        self.refuse_in_capture("cuMemcpyHtoDAsync")?;
         let _bound = self.bind()?;
         // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
         unsafe { driver::memcpy_htod_async(to, host, self.stream()) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
     }
 
-    /// Uploads pinned memory into a buffer without waiting; its owner must not change it before the copy is done.
+    /// `count` numbers of a buffer from element `from`. Waits for all work before.
     ///
     /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If it does not fit.
-    pub fn write_pinned<T: Pod>(self, buffer: &Buffer, host: &Pinned<T>) -> Result<()> {
-        assert!(size_of_val::<[T]>(host) <= buffer.bytes(), "values outside a buffer");
-        let _bound = self.bind()?;
-        let host: &[T] = host;
-        // SAFETY: the range is inside the buffer, and pinned memory stays where it is.
-        unsafe { driver::memcpy_htod_async(buffer.address(), host, self.stream()) }
-            .map_err(Error::driver("cuMemcpyHtoDAsync"))
-    }
-
-    /// Downloads `count` values of a buffer from element `from`. Waits for all earlier work.
-    ///
-    /// # Errors
-    /// If the device failed.
+    /// If the device failed, or a graph is being captured.
     ///
     /// # Panics
     /// If they are not all there, or the buffer is on another device.
@@ -124,6 +48,7 @@ impl Gpu {
         if count == 0 {
             return Ok(Vec::new());
         }
+        self.refuse_in_capture("cuMemcpyDtoHAsync")?;
         let _bound = self.bind()?;
         let mut host: Vec<T> = Vec::with_capacity(count);
         let bytes = count * size_of::<T>();
@@ -134,23 +59,6 @@ impl Gpu {
         // SAFETY: the copy has filled them, and every bit pattern is a number.
         unsafe { host.set_len(count) };
         Ok(host)
-    }
-
-    /// Copies to pinned memory without waiting; it can be read after an [`Event`](super::Event) recorded next.
-    ///
-    /// # Errors
-    /// If the driver refuses.
-    ///
-    /// # Panics
-    /// If the ranges are not inside their memories.
-    pub fn download_later<T: Pod>(self, buffer: &Buffer, to: &Pinned<T>, at: usize, count: usize) -> Result<()> {
-        assert!(count * size_of::<T>() <= buffer.bytes() && at + count <= to.len(), "values outside a buffer");
-        let _bound = self.bind()?;
-        let host = to[at..].as_ptr().cast_mut().cast::<c_void>();
-        // SAFETY: both ranges are valid; pinned memory is written by the device, and its owner reads it after an event.
-        let copied =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(host, buffer.address(), count * size_of::<T>(), self.stream()) };
-        copied.result().map_err(Error::driver("cuMemcpyDtoHAsync"))
     }
 
     /// Writes zeros.
@@ -216,6 +124,18 @@ impl Gpu {
         };
         // SAFETY: both lie inside their buffers.
         unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream()) }.result().map_err(Error::driver("cuMemcpy2DAsync"))
+    }
+
+    /// An error while this thread captures a graph: copies from and to the host would be done again at every launch, when
+    /// its memory may hold something else.
+    pub(super) fn refuse_in_capture(self, call: &'static str) -> Result<()> {
+        match self.is_capturing() {
+            true => {
+                let reason = "memory of the host was needed while a CUDA graph was captured".to_owned();
+                Err(Error::Call { call, reason })
+            }
+            false => Ok(()),
+        }
     }
 
     /// Whether matrices are on this device: its stream orders what is done with them.
