@@ -7,7 +7,7 @@
 //! a communicator can be ended while graphs live.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{result as driver, sys};
@@ -144,6 +144,9 @@ pub struct Communicator {
     /// Null once it was ended.
     comm: Mutex<Comm>,
     side: Side,
+    /// What it works on, until the device waits for it: the device's stream, which orders what is done with freed memory,
+    /// does not order this one.
+    held: Mutex<Vec<Arc<Buffer>>>,
 }
 
 struct Comm(Handle);
@@ -219,7 +222,7 @@ impl Communicator {
         // SAFETY: it writes one handle; the context of the rank's GPU is current.
         let status = unsafe { (nccl.comm_init_rank)(&mut comm, number(world), *id, number(rank)) };
         nccl.check("ncclCommInitRank", status, std::ptr::null_mut())?;
-        Ok(Self { nccl, comm: Mutex::new(Comm(comm)), side })
+        Ok(Self { nccl, comm: Mutex::new(Comm(comm)), side, held: Mutex::default() })
     }
 
     /// Makes later sums wait for the device's work before `mark`; does nothing if the mark was never passed.
@@ -230,35 +233,38 @@ impl Communicator {
         self.side.after(mark)
     }
 
-    /// Replaces `buffer[from .. from + count]` by its sum over all ranks, f32.
+    /// buffer[from .. from + count] ← its sum over all ranks, f32. The buffer is kept until [`join`](Self::join).
     ///
     /// # Errors
     /// If NCCL fails, or the communicator was ended.
     ///
     /// # Panics
-    /// If the range is not inside the buffer.
-    pub fn all_reduce(&self, buffer: &Buffer, from: usize, count: usize) -> Result<()> {
-        assert!((from + count) * size_of::<f32>() <= buffer.bytes(), "values outside a buffer");
-        let at = (buffer.address() + (from * size_of::<f32>()) as u64) as *mut c_void;
-        self.call("ncclAllReduce", |comm| {
-            // SAFETY: the range lies inside the buffer, in place.
+    /// If the range does not lie inside the buffer, or that is on another device.
+    pub fn all_reduce(&self, buffer: &Arc<Buffer>, from: usize, count: usize) -> Result<()> {
+        let at = buffer.range::<f32>(self.side.gpu, from, count) as *mut c_void;
+        self.call("ncclAllReduce", buffer, |comm| {
+            // SAFETY: the range lies inside the buffer, in place, and `held` keeps that until the sum is done.
             unsafe { (self.nccl.all_reduce)(at, at, count, FLOAT32, SUM, comm, self.side.stream) }
         })
     }
 
-    /// Replaces all bytes of `buffer` by those of rank `root`.
+    /// All bytes of `buffer` ← those of rank `root`. The buffer is kept until [`join`](Self::join).
     ///
     /// # Errors
     /// If NCCL fails, or the communicator was ended.
-    pub fn broadcast(&self, buffer: &Buffer, root: usize) -> Result<()> {
-        let (at, root) = (buffer.address() as *mut c_void, c_int::try_from(root).unwrap_or(c_int::MAX));
-        self.call("ncclBroadcast", |comm| {
-            // SAFETY: the range is the whole buffer, in place.
+    ///
+    /// # Panics
+    /// If the buffer is on another device.
+    pub fn broadcast(&self, buffer: &Arc<Buffer>, root: usize) -> Result<()> {
+        let at = buffer.range::<u8>(self.side.gpu, 0, buffer.bytes()) as *mut c_void;
+        let root = c_int::try_from(root).unwrap_or(c_int::MAX);
+        self.call("ncclBroadcast", buffer, |comm| {
+            // SAFETY: the range is the whole buffer, in place, and `held` keeps that until the copy is done.
             unsafe { (self.nccl.broadcast)(at, at, buffer.bytes(), UINT8, root, comm, self.side.stream) }
         })
     }
 
-    fn call(&self, name: &'static str, call: impl FnOnce(Handle) -> Status) -> Result<()> {
+    fn call(&self, name: &'static str, on: &Arc<Buffer>, call: impl FnOnce(Handle) -> Status) -> Result<()> {
         let gpu = self.side.gpu;
         if gpu.is_capturing() {
             let reason = "sums over GPUs are not captured into graphs".to_owned();
@@ -269,15 +275,22 @@ impl Communicator {
         if comm.0.is_null() {
             return Err(Error::Call { call: name, reason: "the communicator was ended".to_owned() });
         }
-        self.nccl.check(name, call(comm.0), comm.0)
+        let status = call(comm.0);
+        // After the call: a join in another thread must not take for done what is not submitted yet.
+        lock(&self.held).push(on.clone());
+        self.nccl.check(name, status, comm.0)
     }
 
-    /// Makes later work on the device wait for the communicator.
+    /// What is submitted to the device next waits for the communicator.
     ///
     /// # Errors
-    /// If the driver refuses.
+    /// If the driver refuses, or a graph is being captured.
     pub fn join(&self) -> Result<()> {
-        self.side.join()
+        // Captured, the wait would come with the graph's launches, and nobody could tell when buffers may go.
+        self.side.gpu.refuse_in_capture("cuStreamWaitEvent")?;
+        // Those of calls that come meanwhile wait for the next join.
+        let held = std::mem::take(&mut *lock(&self.held));
+        self.side.join().inspect_err(|_| lock(&self.held).extend(held.iter().cloned()))
     }
 
     /// The error since then, if there was one, such as a failed network or a lost rank. Does not wait.
@@ -326,6 +339,9 @@ impl Drop for Communicator {
         // there when it is dropped.
         if self.abort() {
             self.side.end();
+        } else {
+            // A sum may still be under way.
+            std::mem::forget(std::mem::take(&mut *lock(&self.held)));
         }
     }
 }
@@ -426,13 +442,15 @@ mod tests {
         let Some(gpu) = gpu() else { return };
         let alone = Communicator::new(gpu, 0, 1, &unique_id().unwrap()).unwrap();
         let numbers: Vec<f32> = (0..1000).map(|i| i as f32).collect();
-        let buffer = gpu.upload(&numbers).unwrap();
+        let buffer = Arc::new(gpu.upload(&numbers).unwrap());
         let mark = Mark::new(gpu).unwrap();
         mark.pass().unwrap();
         alone.after(&mark).unwrap();
         alone.all_reduce(&buffer, 10, 500).unwrap();
         alone.broadcast(&buffer, 0).unwrap();
+        assert_eq!(Arc::strong_count(&buffer), 3, "kept while its sums may run");
         alone.join().unwrap();
+        assert_eq!(Arc::strong_count(&buffer), 1);
         assert_eq!(gpu.download::<f32>(&buffer, 0, 1000).unwrap(), numbers);
         assert_eq!(alone.failure(), None);
         assert!(alone.abort());
@@ -487,7 +505,7 @@ mod tests {
         let rank = |rank: usize, gpu: Gpu| {
             let both = Communicator::new(gpu, rank, 2, &id).unwrap();
             let numbers: Vec<f32> = (0..100_000).map(|i| (i * (rank + 1)) as f32).collect();
-            let (sums, copies) = (gpu.upload(&numbers).unwrap(), gpu.upload(&numbers).unwrap());
+            let [sums, copies] = [(); 2].map(|()| Arc::new(gpu.upload(&numbers).unwrap()));
             let mark = Mark::new(gpu).unwrap();
             mark.pass().unwrap();
             both.after(&mark).unwrap();
@@ -517,14 +535,14 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let second = Communicator::new(Gpu::open(1).unwrap(), 1, 2, &id).unwrap();
-                let buffer = Gpu::open(1).unwrap().upload(&[1.0f32; 64]).unwrap();
+                let buffer = Arc::new(Gpu::open(1).unwrap().upload(&[1.0f32; 64]).unwrap());
                 second.all_reduce(&buffer, 0, 64).unwrap();
                 second.join().unwrap();
                 Gpu::open(1).unwrap().synchronize().unwrap();
                 // It leaves without a message.
             });
             let stays = Communicator::new(first, 0, 2, &id).unwrap();
-            let buffer = first.upload(&[1.0f32; 64]).unwrap();
+            let buffer = Arc::new(first.upload(&[1.0f32; 64]).unwrap());
             stays.all_reduce(&buffer, 0, 64).unwrap();
             stays.join().unwrap();
             first.synchronize().unwrap();

@@ -54,9 +54,9 @@ impl Reducer {
         Ok(self.buckets.incomplete().try_for_each(|bucket| self.marks[bucket].pass())?)
     }
 
-    /// Submits the sums of all gradients and of the loss over ranks, after a backward pass or a graph that contains one.
-    /// Later work on the device waits for them. The order is the same on every rank, whatever was complete first.
-    pub(crate) fn reduce(&self, grads: &Buffer, loss: &Buffer) -> Result<()> {
+    /// Asks for the sums of all gradients and of the loss over ranks, after a backward pass or a graph that has one. What
+    /// is asked of the device next waits for them. The order is the same at every rank, whatever was complete first.
+    pub(crate) fn reduce(&self, grads: &Arc<Buffer>, loss: &Arc<Buffer>) -> Result<()> {
         for (range, mark) in self.buckets.ranges().iter().zip(&self.marks) {
             self.communicator.after(mark)?;
             self.communicator.all_reduce(grads, range.start, range.len())?;

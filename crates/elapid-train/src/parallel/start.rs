@@ -142,7 +142,7 @@ fn share_on_gpus(communicator: &Communicator, model: &LanguageModel, optimiser: 
     let (Some(flat), Some(means)) = (model.params().flat(), optimiser.means_on_device()) else {
         return Err(elapid::Error::Argument("wanted parameters on a GPU".into()));
     };
-    let buffers: [Option<&Buffer>; 4] = [Some(&flat.values), flat.copy.as_deref(), Some(means[0]), Some(means[1])];
+    let buffers: [Option<&Arc<Buffer>>; 4] = [Some(&flat.values), flat.copy.as_ref(), Some(means[0]), Some(means[1])];
     let written = nccl::Mark::new(flat.values.gpu())?;
     written.pass()?;
     communicator.after(&written)?;
