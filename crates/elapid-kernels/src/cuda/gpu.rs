@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -36,6 +36,8 @@ struct Inner {
     /// Notified when a capture ends, and when no call is in progress.
     quiet: Condvar,
     launches: AtomicU64,
+    /// Whether some thread captures: spares others the lock of `calls`.
+    capturing: AtomicBool,
 }
 
 /// There is one stream, and anything submitted to it during a capture would end up in the graph. So a capture begins between
@@ -251,17 +253,25 @@ impl Gpu {
         lock(&self.0.calls).captor == Some(std::thread::current().id())
     }
 
-    /// Blocks GPU calls of all other threads until [`end_capture`](Self::end_capture); first waits for calls in progress.
+    /// Whether some thread captures. Quick, and certain of this thread: it is its own capture that it set.
+    pub(crate) fn is_any_capturing(self) -> bool {
+        self.0.capturing.load(Ordering::Relaxed)
+    }
+
+    /// Makes every other thread wait that wants something of the device, until [`end_capture`](Self::end_capture); waits
+    /// itself for calls under way.
     pub(crate) fn begin_capture(self) {
         let mut calls = lock(&self.0.calls);
         while calls.captor.is_some() || calls.under_way > 0 {
             calls = self.0.quiet.wait(calls).unwrap_or_else(PoisonError::into_inner);
         }
         calls.captor = Some(std::thread::current().id());
+        self.0.capturing.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn end_capture(self) {
         lock(&self.0.calls).captor = None;
+        self.0.capturing.store(false, Ordering::Relaxed);
         self.0.quiet.notify_all();
     }
 
@@ -331,6 +341,7 @@ impl Inner {
             calls: Mutex::default(),
             quiet: Condvar::new(),
             launches: AtomicU64::new(0),
+            capturing: AtomicBool::new(false),
         })
     }
 }

@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use cudarc::driver::{result as driver, sys};
 
-use super::memory::Pool;
+use super::memory::{Kept, Pool};
 use super::{Error, Gpu, MemoryUse, Result};
 
 /// A sequence of launches, copies and fills, launched as one.
 ///
-/// It works on the memory that it was captured with, and owns the memory allocated during the capture.
+/// It works on the memory that it was captured with and keeps all of it: what it allocated then for itself, and what was
+/// there before, even if that is dropped.
 #[derive(Debug)]
 pub struct Graph {
     exec: sys::CUgraphExec,
     gpu: Gpu,
     pool: Arc<Pool>,
+    /// What its launches read and write that is not of its own pool.
+    _kept: Vec<Kept>,
     launches: u64,
 }
 
@@ -22,9 +25,9 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Gpu {
-    /// Captures the work that `f` submits, without running it. `f` must have been run before, so that kernels are loaded. It
-    /// must not wait for the device, or read or write host memory. Buffers that `f` returns belong to the graph's memory,
-    /// and every launch overwrites them. GPU calls of other threads block meanwhile.
+    /// Records what `f` asks of the device, instead of doing it. `f` must have been run before, so that kernels are
+    /// loaded; it must not wait, nor read or write the host's memory. Buffers that `f` returns belong to the graph's
+    /// memory: every launch writes them anew. The graph keeps the buffers that `f` uses. Other threads that want something of the device wait meanwhile.
     ///
     /// # Errors
     /// The error of `f`, or of the driver if something in `f` cannot be captured.
@@ -38,8 +41,9 @@ impl Gpu {
         let launches = self.launches();
         let recorded = self.record(f);
         self.swap_pool(before);
+        let kept = self.take_kept();
         let (exec, value) = recorded?;
-        Ok((Graph { exec, gpu: self, pool, launches: self.launches() - launches }, value))
+        Ok((Graph { exec, gpu: self, pool, _kept: kept, launches: self.launches() - launches }, value))
     }
 
     fn record<R, E: From<Error>>(self, f: impl FnOnce() -> Result<R, E>) -> Result<(sys::CUgraphExec, R), E> {
@@ -156,8 +160,26 @@ mod tests {
         });
     }
 
-    /// Split-k products, which are combined in a second launch, while another thread launches graphs of such products:
-    /// neither uses the other's workspace.
+    /// A buffer that is dropped after a capture is not given to others while the graph works on it.
+    #[test]
+    fn a_graph_keeps_what_it_was_captured_with() {
+        const NUMBERS: usize = 5000;
+        let Some(gpu) = gpu() else { return };
+        let one = gpu.upload(&vec![1.0f32; NUMBERS]).unwrap();
+        let sum = gpu.upload(&vec![0.0f32; NUMBERS]).unwrap();
+        let add = || elementwise::add(&gpu, one.mat(1, NUMBERS, DType::F32), sum.mat_mut(1, NUMBERS, DType::F32));
+        add().unwrap();
+        let (graph, ()) = gpu.capture(add).unwrap();
+        let address = one.address();
+        drop(one);
+        let others: Vec<Buffer> = (0..50).map(|_| gpu.upload(&vec![7.0f32; NUMBERS]).unwrap()).collect();
+        assert!(others.iter().all(|other| other.address() != address));
+        (0..3).for_each(|_| graph.launch().unwrap());
+        assert!(gpu.download::<f32>(&sum, 0, NUMBERS).unwrap().iter().all(|&x| x == 4.0));
+    }
+
+    /// Products that are cut along their sum and put together in a second launch, while another thread launches graphs of
+    /// such products: neither works in the other's memory.
     #[test]
     fn products_keep_apart_from_those_in_graphs() {
         let (m, n, k) = (128, 160, 4096);

@@ -4,7 +4,8 @@
 //! reused without calling the driver. This is safe without waiting because kernels run on one stream: the next writer of a
 //! block runs after its last reader.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result as driver;
@@ -23,32 +24,72 @@ const SEGMENT: usize = 32 << 20;
 const MOST: usize = usize::MAX / 4;
 
 /// Device memory, given back to its pool when dropped. Not initialised.
-pub struct Buffer {
+pub struct Buffer(Arc<Allocation>);
+
+/// What a [`Buffer`] owns. A captured graph holds it too, so that what the graph works on is there at every launch.
+struct Allocation {
     address: u64,
     bytes: usize,
     pool: Arc<Pool>,
 }
 
+/// Keeps memory from being given back.
+#[derive(Clone)]
+pub(super) struct Held(Arc<Allocation>);
+
+/// Something that a graph needs for as long as it lives.
+pub(super) type Kept = Arc<dyn Any + Send + Sync>;
+
+/// By address, what the graph being captured works on that is not its own.
+#[derive(Default)]
+struct KeptByCapture(HashMap<usize, Kept>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {:?}", self.0.bytes, self.0.pool.gpu)
+    }
+}
+
+impl Held {
+    /// A graph that this thread captures keeps the memory, unless the memory is the graph's own.
+    pub(super) fn keep_in_capture(&self) {
+        let Self(allocation) = self;
+        let gpu = allocation.pool.gpu;
+        if gpu.is_capturing() && !Arc::ptr_eq(&gpu.pool(), &allocation.pool) {
+            gpu.keep_for_graph(allocation.clone());
+        }
+    }
+}
+
 impl std::fmt::Debug for Buffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes of {:?}", self.bytes, self.gpu())
+        write!(f, "{} bytes of {:?}", self.bytes(), self.gpu())
     }
 }
 
 impl Buffer {
-    /// Address of the first byte, a multiple of 512.
+    /// Address of the first byte, a multiple of 512. A graph that is captured meanwhile keeps the memory: who asks for an
+    /// address is about to launch something on it.
     pub fn address(&self) -> u64 {
-        self.address
+        if self.gpu().is_any_capturing() {
+            self.hold().keep_in_capture();
+        }
+        self.0.address
     }
 
     /// Requested bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.0.bytes
     }
 
     /// The device it is on.
     pub fn gpu(&self) -> Gpu {
-        self.pool.gpu
+        self.0.pool.gpu
+    }
+
+    /// The memory, to keep it beyond the life of this.
+    pub(super) fn hold(&self) -> Held {
+        Held(self.0.clone())
     }
 
     /// Address of `count` elements from element `from` on, which must all be there.
@@ -57,9 +98,9 @@ impl Buffer {
     /// If they are not, or the buffer is on another device: its stream would not order what is done with them.
     pub(super) fn range<T: Pod>(&self, gpu: Gpu, from: usize, count: usize) -> u64 {
         assert!(self.gpu() == gpu, "{self:?} where memory of {gpu:?} is needed");
-        let inside = is_inside(self.bytes, size_of::<T>(), from, count);
+        let inside = is_inside(self.bytes(), size_of::<T>(), from, count);
         assert!(inside, "elements {from} and {count} more of {} bytes outside {self:?}", size_of::<T>());
-        self.address + (from * size_of::<T>()) as u64
+        self.address() + (from * size_of::<T>()) as u64
     }
 }
 
@@ -69,7 +110,7 @@ fn is_inside(bytes: usize, size: usize, from: usize, count: usize) -> bool {
     end.is_some_and(|end| end <= bytes)
 }
 
-impl Drop for Buffer {
+impl Drop for Allocation {
     fn drop(&mut self) {
         self.pool.lock().free(self.address);
     }
@@ -93,7 +134,17 @@ impl Gpu {
         before.unwrap_or_else(|| Pool::new(self))
     }
 
-    /// Uninitialised memory, aligned to 512 bytes; returned when dropped.
+    /// The graph that this thread captures keeps `thing`.
+    pub(super) fn keep_for_graph(self, thing: Kept) {
+        lock(self.cache::<KeptByCapture>()).0.insert(Arc::as_ptr(&thing).cast::<()>() as usize, thing);
+    }
+
+    /// All that was kept for the graph that was just captured.
+    pub(super) fn take_kept(self) -> Vec<Kept> {
+        std::mem::take(&mut lock(self.cache::<KeptByCapture>()).0).into_values().collect()
+    }
+
+    /// Memory that is not initialised, aligned to 512 bytes; given back when dropped.
     ///
     /// # Errors
     /// If there is too little.
@@ -177,7 +228,7 @@ impl Pool {
                 state.take(size).unwrap_or(address.0)
             }
         };
-        Ok(Buffer { address, bytes, pool: self.clone() })
+        Ok(Buffer(Arc::new(Allocation { address, bytes, pool: self.clone() })))
     }
 
     /// Memory from the driver, after returning free segments if there is too little; under [`Gpu::bind`].

@@ -190,7 +190,7 @@ impl Side {
     fn join(&self) -> Result<()> {
         let _bound = self.gpu.bind()?;
         // SAFETY: both handles are alive.
-        unsafe { driver::event::record(self.done.event, self.stream) }.map_err(Error::driver("cuEventRecord"))?;
+        unsafe { driver::event::record(self.done.0.event, self.stream) }.map_err(Error::driver("cuEventRecord"))?;
         wait(self.gpu.stream(), &self.done)
     }
 
@@ -348,15 +348,19 @@ impl Drop for Communicator {
 
 /// A point in the device's work that a communicator can wait for. Inside a graph, every launch passes it.
 #[derive(Debug)]
-pub struct Mark {
+pub struct Mark(Arc<MarkEvent>);
+
+/// A graph that was captured while it passed the mark holds it too.
+#[derive(Debug)]
+struct MarkEvent {
     event: sys::CUevent,
     gpu: Gpu,
 }
 
 // SAFETY: a handle.
-unsafe impl Send for Mark {}
+unsafe impl Send for MarkEvent {}
 // SAFETY: a handle.
-unsafe impl Sync for Mark {}
+unsafe impl Sync for MarkEvent {}
 
 impl Mark {
     /// A mark, to be passed.
@@ -366,29 +370,33 @@ impl Mark {
     pub fn new(gpu: Gpu) -> Result<Self> {
         let _bound = gpu.bind()?;
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        Ok(Self { event: driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?, gpu })
+        let event = driver::event::create(flags).map_err(Error::driver("cuEventCreate"))?;
+        Ok(Self(Arc::new(MarkEvent { event, gpu })))
     }
 
-    /// Records the work submitted to the device so far. It must outlive a graph that this is captured into.
+    /// Marks what was submitted to the device so far. A graph that this is captured into keeps the mark.
     ///
     /// # Errors
     /// If the driver refuses.
     pub fn pass(&self) -> Result<()> {
-        let _bound = self.gpu.bind()?;
-        let flags = match self.gpu.is_capturing() {
-            // An external event node, so that others can wait for it after each launch; otherwise it would only order work
-            // inside the capture.
-            true => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL,
+        let MarkEvent { event, gpu } = *self.0;
+        let _bound = gpu.bind()?;
+        let flags = match gpu.is_capturing() {
+            // A node of its own, that others can wait for after each launch; without it only the capture would know.
+            true => {
+                gpu.keep_for_graph(self.0.clone());
+                sys::CUevent_record_flags_enum::CU_EVENT_RECORD_EXTERNAL
+            }
             false => sys::CUevent_record_flags_enum::CU_EVENT_RECORD_DEFAULT,
         };
         // SAFETY: both handles are alive.
-        unsafe { sys::cuEventRecordWithFlags(self.event, self.gpu.stream(), flags as u32) }
+        unsafe { sys::cuEventRecordWithFlags(event, gpu.stream(), flags as u32) }
             .result()
             .map_err(Error::driver("cuEventRecordWithFlags"))
     }
 }
 
-impl Drop for Mark {
+impl Drop for MarkEvent {
     fn drop(&mut self) {
         if let Ok(_bound) = self.gpu.bind() {
             // SAFETY: it is destroyed once; the driver keeps what still waits for it.
@@ -400,7 +408,7 @@ impl Drop for Mark {
 fn wait(stream: sys::CUstream, mark: &Mark) -> Result<()> {
     let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
     // SAFETY: both handles are alive.
-    unsafe { driver::stream::wait_event(stream, mark.event, flags) }.map_err(Error::driver("cuStreamWaitEvent"))
+    unsafe { driver::stream::wait_event(stream, mark.0.event, flags) }.map_err(Error::driver("cuStreamWaitEvent"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

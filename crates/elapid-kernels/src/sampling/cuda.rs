@@ -137,6 +137,20 @@ impl Draws {
     }
 }
 
+impl Drop for Draws {
+    /// A graph may go on with the rows, which say where counts are: they are nobody's before the counts are freed.
+    fn drop(&mut self) {
+        if self.counts.iter().all(Option::is_none) {
+            return;
+        }
+        let rows = self.rows.mat_mut(1, self.rows.bytes() / 4, DType::F32);
+        // Captured, it would be done at a later time.
+        if self.gpu.is_capturing() || self.gpu.zero(rows).is_err() {
+            std::mem::forget(std::mem::take(&mut self.counts));
+        }
+    }
+}
+
 /// The last of `recent`, oldest first, where a row that has read `position` tokens has them; the largest u32 where there is
 /// no token.
 pub(super) fn line(position: u64, recent: &[u32]) -> Vec<u32> {
