@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Buffer, Gpu};
+use super::{Buffer, Gpu, Held};
 use crate::DType;
 
 /// Plain values with the same representation on the host and the device.
@@ -215,7 +215,12 @@ impl<'a> Mat<'a> {
         self.address().is_multiple_of(bytes as u64) && apart.is_multiple_of(bytes)
     }
 
-    /// The same memory to write, for in-place operations. The stream orders reads and writes.
+    /// The memory that it lies in, to keep it beyond the borrow.
+    pub(crate) fn memory(&self) -> Held {
+        self.buffer.hold()
+    }
+
+    /// The same memory to write: for operations that work in place. The stream orders reads and writes.
     pub(crate) fn into_mut(self) -> MatMut<'a> {
         MatMut(self)
     }

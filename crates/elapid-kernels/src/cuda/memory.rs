@@ -35,7 +35,7 @@ struct Allocation {
 
 /// Keeps memory from being given back.
 #[derive(Clone)]
-pub(super) struct Held(Arc<Allocation>);
+pub(crate) struct Held(Arc<Allocation>);
 
 /// Something that a graph needs for as long as it lives.
 pub(super) type Kept = Arc<dyn Any + Send + Sync>;
@@ -52,7 +52,7 @@ impl std::fmt::Debug for Held {
 
 impl Held {
     /// A graph that this thread captures keeps the memory, unless the memory is the graph's own.
-    pub(super) fn keep_in_capture(&self) {
+    pub(crate) fn keep_in_capture(&self) {
         let Self(allocation) = self;
         let gpu = allocation.pool.gpu;
         if gpu.is_capturing() && !Arc::ptr_eq(&gpu.pool(), &allocation.pool) {
@@ -88,7 +88,7 @@ impl Buffer {
     }
 
     /// The memory, to keep it beyond the life of this.
-    pub(super) fn hold(&self) -> Held {
+    pub(crate) fn hold(&self) -> Held {
         Held(self.0.clone())
     }
 

@@ -27,5 +27,6 @@ pub use event::Event;
 pub use gpu::{Gpu, Kernel, Launch, count};
 pub use graph::Graph;
 pub use mat::{Mat, MatMut, Pod, RawMat, Segments};
+pub(crate) use memory::Held;
 pub use memory::{Buffer, MemoryUse};
 pub use pinned::Pinned;

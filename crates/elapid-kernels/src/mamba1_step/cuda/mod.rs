@@ -7,7 +7,7 @@ mod rows;
 
 use std::sync::Arc;
 
-use crate::cuda::{Buffer, Gpu, Launch, Result, Unit};
+use crate::cuda::{Buffer, Gpu, Held, Launch, Result, Unit};
 use crate::error::product;
 
 use model::{CHECK, WARPS, matrix, raw_layer, room, vector};
@@ -20,13 +20,13 @@ const THREADS: u32 = 32 * (WARPS as u32 + 2);
 
 /// The step of a model, to be launched repeatedly.
 ///
-/// It works on the memory of the model, the states and the tokens that it was made with.
+/// It works on the memory that it was made with, and keeps it: the model's, the states' and the tokens'.
 #[derive(Debug)]
 pub struct Step {
     gpu: Gpu,
     form: Form,
     logits: Buffer,
-    _ids: Arc<Buffer>,
+    kept: Vec<Held>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,12 @@ impl Step {
         } else {
             Form::Rows(Rows::new(gpu, dims, model, &layers, ids.address(), logits.address())?)
         };
-        Ok(Self { gpu, form, logits, _ids: ids.clone() })
+        let scratch = match &form {
+            Form::Rows(rows) => rows.scratch(),
+            Form::OneRow(row) => row.scratch(),
+        };
+        let kept = model.memory().chain(scratch.iter().chain([ids.as_ref(), &logits]).map(Buffer::hold)).collect();
+        Ok(Self { gpu, form, logits, kept })
     }
 
     /// Reads a token of every row, updates the states and chooses the most likely next tokens; does not wait. A row whose
@@ -80,6 +85,10 @@ impl Step {
     /// # Errors
     /// If the driver refuses.
     pub fn launch(&self) -> Result<()> {
+        // Its kernels have addresses from before the capture.
+        if self.gpu.is_any_capturing() {
+            self.kept.iter().for_each(Held::keep_in_capture);
+        }
         let shared = u32::try_from(room(&self.gpu)).unwrap_or(u32::MAX);
         let launch = Launch { shared, ..Launch::linear(self.gpu.multiprocessors(), THREADS) };
         match &self.form {

@@ -1,7 +1,7 @@
 //! Sizes, and the kernel arguments of a model: addresses of weights and states.
 
 use crate::DType;
-use crate::cuda::{Gpu, Mat, Pod, Result};
+use crate::cuda::{Gpu, Held, Mat, Pod, Result};
 use crate::error::Check;
 
 pub(super) const CHECK: Check = Check("mamba1_step");
@@ -84,6 +84,19 @@ pub struct Model<'a> {
     pub head: Mat<'a>,
     /// Added to mean squares.
     pub eps: f32,
+}
+
+impl Model<'_> {
+    /// What it lies in.
+    pub(super) fn memory(&self) -> impl Iterator<Item = Held> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let Layer { norm, in_proj, conv, conv_bias, x_proj, dt_proj, dt_bias, a_log, skip, .. } = *layer;
+            let Layer { out_proj, conv_state, ssm_state, .. } = *layer;
+            let always = [norm, in_proj, conv, x_proj, dt_proj, dt_bias, a_log, skip, out_proj, conv_state, ssm_state];
+            always.into_iter().chain(conv_bias)
+        });
+        layers.chain([self.embedding, self.norm, self.head]).map(|m| m.memory())
+    }
 }
 
 #[derive(Debug, Clone, Copy)]

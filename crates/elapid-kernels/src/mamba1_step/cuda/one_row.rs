@@ -20,7 +20,7 @@ const SUMS: usize = 16_384;
 pub(super) struct OneRow {
     args: Args,
     chunks: usize,
-    _scratch: Vec<Buffer>,
+    scratch: Vec<Buffer>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +110,12 @@ impl OneRow {
             shared: int(room(&gpu)),
         };
         scratch.extend([table, sums, broken, best, arrived]);
-        Ok(Self { args, chunks: chunks(d), _scratch: scratch })
+        Ok(Self { args, chunks: chunks(d), scratch })
+    }
+
+    /// What its blocks give each other.
+    pub(super) fn scratch(&self) -> &[Buffer] {
+        &self.scratch
     }
 
     pub(super) fn launch(&self, gpu: &Gpu, launch: Launch) -> Result<()> {

@@ -17,7 +17,7 @@ const PIECE: usize = GROUP * (2 * 512 + 64);
 pub(super) struct Rows {
     args: Args,
     rows: usize,
-    _scratch: Vec<Buffer>,
+    scratch: Vec<Buffer>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +110,12 @@ impl Rows {
             v: int(v),
             shared: int(room(&gpu)),
         };
-        Ok(Self { args, rows: rows(b), _scratch: vec![table, residual, dbc, u, z, y, best, arrived] })
+        Ok(Self { args, rows: rows(b), scratch: vec![table, residual, dbc, u, z, y, best, arrived] })
+    }
+
+    /// What its blocks give each other.
+    pub(super) fn scratch(&self) -> &[Buffer] {
+        &self.scratch
     }
 
     pub(super) fn launch(&self, gpu: &Gpu, launch: Launch) -> Result<()> {
