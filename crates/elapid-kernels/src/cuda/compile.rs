@@ -1,9 +1,10 @@
 //! Compiling kernels by NVRTC, cached on disk.
 //!
-//! A compiled kernel's file is named by a hash of everything it depends on: source, options, architecture and NVRTC's
-//! version. It is written under another name first and then renamed, so several processes can share the folder. The folder
-//! is `ELAPID_CACHE`, or `elapid/kernels` in `XDG_CACHE_HOME` or `~/.cache`. Without a writable folder, kernels are compiled
-//! at every start.
+//! A compiled kernel's file is named by a hash of all that it depends on: source, options, architecture and NVRTC's
+//! version; a hash keyed by that one, at its end, says that it is whole and the code of this kernel. It is written under
+//! another name first and then renamed, so that several processes can share the folder.
+//! The folder is `ELAPID_CACHE`, or `elapid/kernels` in `XDG_CACHE_HOME` or `~/.cache`; without a folder that can be
+//! written, kernels are compiled at every start.
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -87,41 +88,46 @@ pub fn compile(source: &Source, defines: &[Define], capability: (u32, u32)) -> R
 /// As [`compile`].
 pub fn cached(source: &Source, defines: &[Define], capability: (u32, u32)) -> Result<Image> {
     let options = options(capability)?;
-    let Some(path) = folder().map(|folder| folder.join(format!("{}.cubin", key(source, defines, &options)))) else {
+    let key = key(source, defines, &options);
+    let Some(path) = folder().map(|folder| folder.join(format!("{}.cubin", &key.to_hex()[..40]))) else {
         return build(source, defines, &options);
     };
-    match std::fs::read(&path) {
-        Ok(code) if sealed(&code) => {
-            return Ok(Image { code: code[..code.len() - SEAL].to_vec(), log: String::new() });
-        }
-        _ => {}
+    if let Some(code) = std::fs::read(&path).ok().and_then(|file| Some(sealed(&file, &key)?.to_vec())) {
+        return Ok(Image { code, log: String::new() });
     }
     let image = build(source, defines, &options)?;
-    // A folder that cannot be written is not an error.
-    drop(keep(&path, &image.code));
+    // A folder that cannot be written is no reason to stop.
+    drop(keep(&path, &image.code, &key));
     Ok(image)
 }
 
-/// Bytes of the hash at the end of a cached file; a truncated or damaged file is compiled again.
+/// Bytes of the hash at the end of a kept file.
 const SEAL: usize = 32;
 
-fn sealed(file: &[u8]) -> bool {
-    file.split_last_chunk::<SEAL>()
-        .is_some_and(|(code, seal)| !code.is_empty() && blake3::hash(code).as_bytes() == seal)
+/// The code of a kept file; none if it is torn, damaged, or the code of another unit under this one's name: those are
+/// compiled again. It is no defence against who can write the folder: they can seal what they like.
+fn sealed<'a>(file: &'a [u8], key: &blake3::Hash) -> Option<&'a [u8]> {
+    let (code, found) = file.split_last_chunk::<SEAL>()?;
+    (!code.is_empty() && seal(code, key) == *found).then_some(code)
 }
 
-fn keep(path: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
+/// A hash of the code and of what it was made of.
+fn seal(code: &[u8], key: &blake3::Hash) -> blake3::Hash {
+    blake3::keyed_hash(key.as_bytes(), code)
+}
+
+fn keep(path: &std::path::Path, code: &[u8], key: &blake3::Hash) -> std::io::Result<()> {
     use std::io::Write;
     let folder = path.parent().unwrap_or(path);
     std::fs::create_dir_all(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(code)?;
-    file.write_all(blake3::hash(code).as_bytes())?;
+    file.write_all(seal(code, key).as_bytes())?;
     file.persist(path)?;
     Ok(())
 }
 
-fn key(source: &Source, defines: &[Define], options: &[String]) -> String {
+fn key(source: &Source, defines: &[Define], options: &[String]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for part in [COMMON, source.name, source.text] {
         hasher.update(part.as_bytes());
@@ -134,7 +140,7 @@ fn key(source: &Source, defines: &[Define], options: &[String]) -> String {
     }
     let (major, minor) = version();
     hasher.update(format!("nvrtc {major}.{minor}").as_bytes());
-    hasher.finalize().to_hex()[..40].to_owned()
+    hasher.finalize()
 }
 
 /// The folder of compiled kernels; none if there is no home directory.
@@ -245,16 +251,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_file_is_not_taken_for_a_kernel() {
+    fn a_torn_or_foreign_file_is_not_taken_for_a_kernel() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("inner").join("k.cubin");
-        keep(&path, b"machine code").unwrap();
+        let [own, other] = ["own", "other"].map(|name| blake3::hash(name.as_bytes()));
+        keep(&path, b"machine code", &own).unwrap();
         let file = std::fs::read(&path).unwrap();
-        assert!(sealed(&file));
-        assert!(!sealed(&file[..file.len() - 1]) && !sealed(b"") && !sealed(&[0; SEAL]));
+        assert_eq!(sealed(&file, &own), Some(b"machine code".as_slice()));
+        assert_eq!(sealed(&file, &other), None, "the code of another kernel, renamed");
+        for torn in [&file[..file.len() - 1], b"", &[0; SEAL]] {
+            assert_eq!(sealed(torn, &own), None);
+        }
         let mut damaged = file;
         damaged[3] ^= 1;
-        assert!(!sealed(&damaged));
+        assert_eq!(sealed(&damaged, &own), None);
     }
 
     #[test]

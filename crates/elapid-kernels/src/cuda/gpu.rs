@@ -27,9 +27,9 @@ struct Inner {
     total_memory: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// By source and constants; each has its own lock, so that different ones compile in parallel.
-    modules: Mutex<HashMap<String, Arc<Mutex<Option<Module>>>>>,
-    kernels: Mutex<HashMap<(String, &'static str), Kernel>>,
+    /// By source and constants; each has a lock of its own, so that different ones are compiled at the same time.
+    modules: Mutex<HashMap<UnitKey, Arc<Mutex<Option<Module>>>>>,
+    kernels: Mutex<HashMap<(UnitKey, &'static str), Kernel>>,
     caches: Mutex<HashMap<TypeId, &'static (dyn Any + Send + Sync)>>,
     blas: OnceLock<blas::Blas>,
     calls: Mutex<Calls>,
@@ -40,8 +40,11 @@ struct Inner {
     capturing: AtomicBool,
 }
 
-/// There is one stream, and anything submitted to it during a capture would end up in the graph. So a capture begins between
-/// calls, and calls of other threads block until it ends.
+/// A source's address, and its name with the constants.
+type UnitKey = (usize, String);
+
+/// There is one stream, and what any thread asks of it while it is captured lands in the graph: a capture begins between
+/// calls, and calls of other threads wait for its end.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     captor: Option<ThreadId>,
@@ -183,17 +186,18 @@ impl Gpu {
     /// If it does not compile or load.
     pub fn kernel(self, source: &'static Source, entry: &'static str, defines: &[Define]) -> Result<Kernel> {
         let unit = defines.iter().fold(source.name.to_owned(), |unit, define| format!("{unit} {define}"));
-        let key = (unit, entry);
+        // By the source itself, too: two may have one name.
+        let key = ((std::ptr::from_ref(source) as usize, unit), entry);
         if let Some(kernel) = lock(&self.0.kernels).get(&key) {
             return Ok(*kernel);
         }
         let _bound = self.bind()?;
-        let module = self.module(source, defines, &key.0)?;
+        let module = self.module(source, defines, key.0.clone())?;
         let name = CString::new(entry).unwrap_or_default();
         // SAFETY: the module stays loaded.
         let function = unsafe { driver::module::get_function(module.0, name) }.map_err(|error| Error::Compile {
             source_name: source.name,
-            options: key.0.clone(),
+            options: key.0.1.clone(),
             log: format!("no kernel `{entry}` in it: {error:?}"),
         })?;
         let kernel = Kernel(Box::leak(Box::new(Function { function, shared: Mutex::new(48 << 10), gpu: self })));
@@ -201,8 +205,8 @@ impl Gpu {
         Ok(kernel)
     }
 
-    fn module(self, source: &'static Source, defines: &[Define], unit: &str) -> Result<Module> {
-        let place = lock(&self.0.modules).entry(unit.to_owned()).or_default().clone();
+    fn module(self, source: &'static Source, defines: &[Define], unit: UnitKey) -> Result<Module> {
+        let place = lock(&self.0.modules).entry(unit).or_default().clone();
         let mut place = lock(&place);
         if let Some(module) = *place {
             return Ok(module);
