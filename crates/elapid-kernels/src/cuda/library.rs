@@ -1,10 +1,12 @@
 //! Finding CUDA's libraries at run time; they are never linked.
 //!
-//! Searched in this order: what the dynamic linker finds by itself (`LD_LIBRARY_PATH`, `ldconfig`), `CUDA_HOME` and
-//! `CUDA_PATH`, toolkits under `/usr/local` and `/opt`, and the `nvidia-*` wheels of Python environments (`VIRTUAL_ENV`,
-//! `CONDA_PREFIX`, user and system `site-packages`, the environment of a `python3` on `PATH`).
+//! Only absolute folders are searched: a relative one, such as `.` in `PATH`, would load code from wherever the program was
+//! started. Looked for, in this order: what the dynamic linker finds by itself (`LD_LIBRARY_PATH`, `ldconfig`),
+//! `CUDA_HOME` and `CUDA_PATH`, toolkits under `/usr/local` and `/opt`, and the `nvidia-*` wheels of Python environments
+//! (`VIRTUAL_ENV`, `CONDA_PREFIX`, user and system `site-packages`, the environment of a `python3` on `PATH`).
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -141,8 +143,15 @@ fn missing(needed: Needed, folders: &[PathBuf]) -> Error {
 
 /// Folders that hold NVIDIA's libraries on this machine.
 pub fn folders() -> Vec<PathBuf> {
+    folders_of(&|name| std::env::var_os(name))
+}
+
+/// A variable of the environment.
+type Env<'a> = dyn Fn(&str) -> Option<OsString> + 'a;
+
+fn folders_of(env: &Env<'_>) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    let from_env = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let from_env = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].iter().filter_map(|name| env(name)).map(PathBuf::from);
     for toolkit in from_env.chain(toolkits()) {
         for inside in ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"] {
             folders.push(toolkit.join(inside));
@@ -151,11 +160,11 @@ pub fn folders() -> Vec<PathBuf> {
     folders.push("/usr/local/nvidia/lib64".into());
     folders.push("/usr/lib/x86_64-linux-gnu".into());
     folders.push("/usr/lib/wsl/lib".into());
-    for site in site_packages() {
+    for site in site_packages(env) {
         let Ok(packages) = site.join("nvidia").read_dir() else { continue };
         folders.extend(packages.flatten().map(|package| package.path().join("lib")));
     }
-    folders.retain(|folder| folder.is_dir());
+    folders.retain(|folder| folder.is_absolute() && folder.is_dir());
     let mut seen = std::collections::HashSet::new();
     folders.retain(|folder| seen.insert(folder.clone()));
     folders
@@ -173,11 +182,11 @@ fn toolkits() -> Vec<PathBuf> {
     found
 }
 
-fn site_packages() -> Vec<PathBuf> {
+fn site_packages(env: &Env<'_>) -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> =
-        ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
-    let interpreters = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-    for folder in interpreters.unwrap_or_default() {
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| env(name)).map(PathBuf::from).collect();
+    let interpreters = env("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    for folder in interpreters.unwrap_or_default().into_iter().filter(|folder| folder.is_absolute()) {
         for link in [folder.join("python3"), folder.join("python")] {
             if link.exists() {
                 roots.extend(folder.parent().map(Path::to_owned));
@@ -186,7 +195,7 @@ fn site_packages() -> Vec<PathBuf> {
             }
         }
     }
-    if let Some(home) = std::env::var_os("HOME") {
+    if let Some(home) = env("HOME") {
         roots.push(Path::new(&home).join(".local"));
     }
     roots.extend(["/usr/local", "/usr", "/opt/conda"].map(PathBuf::from));
@@ -203,4 +212,35 @@ fn site_packages() -> Vec<PathBuf> {
     }
     sites.dedup();
     sites
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An environment with a Python that has a CUDA library, named by a relative and by an absolute path.
+    #[test]
+    fn relative_folders_are_not_searched() {
+        let here = std::env::current_dir().unwrap();
+        let inside = tempfile::tempdir_in(&here).unwrap();
+        let library = inside.path().join("lib/python3.12/site-packages/nvidia/nvrtc/lib");
+        std::fs::create_dir_all(&library).unwrap();
+        std::fs::create_dir_all(inside.path().join("bin")).unwrap();
+        std::fs::write(inside.path().join("bin/python3"), "").unwrap();
+        let name = PathBuf::from(inside.path().file_name().unwrap());
+        for variable in ["PATH", "VIRTUAL_ENV", "CONDA_PREFIX"] {
+            let found = |root: &Path| {
+                let value = if variable == "PATH" { root.join("bin") } else { root.to_owned() };
+                folders_of(&|asked| (asked == variable).then(|| value.clone().into_os_string()))
+            };
+            assert!(found(inside.path()).contains(&library), "{variable}");
+            let relative = found(&name);
+            assert!(relative.iter().all(|folder| folder.is_absolute()), "{variable}: {relative:?}");
+            assert!(!relative.iter().any(|folder| folder.starts_with(inside.path())), "{variable}: {relative:?}");
+        }
+        for dots in [".:", "", "./bin:..", "bin"] {
+            let found = folders_of(&|asked| (asked == "PATH").then(|| dots.into()));
+            assert!(found.iter().all(|folder| folder.is_absolute()), "{dots}: {found:?}");
+        }
+    }
 }
