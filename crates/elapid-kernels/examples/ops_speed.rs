@@ -88,12 +88,12 @@ fn convs(random: &mut Random) {
         };
         let bytes = 4.0 * (b * l * d) as f64;
         report(&format!("causal_conv1d forward {b}x{l}x{d}"), 2.0 * bytes, "GB/s", || {
-            causal_conv1d::forward(dims, &args, RowsMut::new(&mut y, d), &mut last).unwrap();
+            causal_conv1d::forward(dims, args, RowsMut::new(&mut y, d), &mut last).unwrap();
         });
         report(&format!("causal_conv1d backward {b}x{l}x{d}"), 3.0 * bytes, "GB/s", || {
             let (dweight, dbias) = (&mut dweight[..], Some(&mut dbias[..]));
             let grads = causal_conv1d::Grads { dx: RowsMut::new(&mut dx, d), dweight, dbias, dinitial: None };
-            causal_conv1d::backward(dims, &args, Rows::new(&dy, d), None, grads).unwrap();
+            causal_conv1d::backward(dims, args, Rows::new(&dy, d), None, grads).unwrap();
         });
         if l == 1 {
             report(&format!("causal_conv1d step {b}x{d}"), 8.0 * bytes, "GB/s", || {

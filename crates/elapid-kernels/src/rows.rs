@@ -81,6 +81,20 @@ impl<'a, T: Copy> Rows<'a, T> {
         Self { data, rows, ..*self }
     }
 
+    /// Whether there are no gaps between rows.
+    pub fn is_contiguous(&self) -> bool {
+        self.stride == self.cols || self.rows <= 1
+    }
+
+    /// The whole matrix as one slice.
+    ///
+    /// # Panics
+    /// If there are gaps between its rows.
+    pub fn as_slice(&self) -> &'a [T] {
+        assert!(self.is_contiguous(), "a matrix with gaps has no single slice");
+        &self.data[..self.rows * self.cols]
+    }
+
     /// The elements without gaps, row after row.
     pub fn to_vec(&self) -> Vec<T> {
         (0..self.rows).flat_map(|r| self.row(r).iter().copied()).collect()
@@ -161,6 +175,11 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         (self.rows, self.cols)
     }
 
+    /// Whether there are no gaps between rows.
+    pub fn is_contiguous(&self) -> bool {
+        self.stride == self.cols || self.rows <= 1
+    }
+
     /// The same matrix for a shorter time.
     pub fn reborrow(&mut self) -> RowsMut<'_, T> {
         RowsMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride, life: PhantomData }
@@ -183,7 +202,7 @@ impl<'a, T: Copy> RowsMut<'a, T> {
     /// # Panics
     /// If there are gaps between its rows.
     pub fn into_slice(self) -> &'a mut [T] {
-        assert!(self.rows <= 1 || self.stride == self.cols, "a matrix with gaps has no single slice");
+        assert!(self.is_contiguous(), "a matrix with gaps has no single slice");
         // SAFETY: without gaps the rows are `rows * cols` neighbouring elements of the allocation that the constructors
         // checked, and `self` was the only way to them.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.rows * self.cols) }

@@ -14,7 +14,7 @@ pub enum Error {
     Kernel(#[from] elapid_kernels::Error),
     /// A GPU.
     #[error(transparent)]
-    Cuda(#[from] elapid_kernels::cuda::Error),
+    Cuda(elapid_kernels::cuda::Error),
     /// A model's configuration.
     #[error(transparent)]
     Config(Box<crate::config::ConfigError>),
@@ -68,6 +68,15 @@ pub enum Error {
     /// An argument of a library call.
     #[error("{0}")]
     Argument(String),
+}
+
+impl From<elapid_kernels::cuda::Error> for Error {
+    fn from(error: elapid_kernels::cuda::Error) -> Self {
+        match error {
+            elapid_kernels::cuda::Error::Argument(error) => Self::Kernel(error),
+            error => Self::Cuda(error),
+        }
+    }
 }
 
 impl From<crate::config::ConfigError> for Error {

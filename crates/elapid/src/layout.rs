@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::Segments;
 use elapid_kernels::cuda::{self, Buffer, Gpu};
+use elapid_kernels::{Segments, SegmentsView};
 
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// The layout of a batch: its size, where rows end, where documents begin.
 #[derive(Debug, Clone, Default)]
@@ -121,7 +121,15 @@ impl Layout {
         cuda::Segments { lengths: device.lengths.as_deref(), resets: device.resets.as_deref() }
     }
 
-    /// In the form that CPU kernels take.
+    /// As kernels take it that run on a device.
+    pub(crate) fn view(&self, device: Device) -> SegmentsView<'_> {
+        match device {
+            Device::Cpu => self.segments().into(),
+            Device::Cuda(_) => self.device_segments().into(),
+        }
+    }
+
+    /// As the kernels take it.
     pub fn segments(&self) -> Segments<'_> {
         Segments { lengths: self.lengths.as_deref(), resets: self.resets.as_deref() }
     }

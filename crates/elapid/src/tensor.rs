@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{self, Buffer, Gpu, Mat, MatMut};
-use elapid_kernels::{DType, Rows, RowsMut};
+use elapid_kernels::{DType, Rows, RowsMut, View, ViewMut};
 
 use crate::{Error, Result};
 
@@ -24,6 +24,12 @@ impl Device {
             Device::Cpu => None,
             Device::Cuda(gpu) => Some(gpu),
         }
+    }
+
+    /// Whether a tensor whose clones are alive is copied when it is written, as on the CPU. On a GPU clones see what is
+    /// written, so that what is written later must not be given away twice.
+    pub(crate) fn copies_on_write(self) -> bool {
+        self == Device::Cpu
     }
 }
 
@@ -123,7 +129,50 @@ impl Tensor {
         }
     }
 
-    /// Uninitialised memory of a GPU.
+    /// Memory for what an operation writes: zeros on the CPU, which is f32, and not initialised on a GPU.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub(crate) fn output(device: Device, dtype: DType, shape: &[usize]) -> Result<Self> {
+        match device {
+            Device::Cpu => Self::zeros(shape),
+            Device::Cuda(gpu) => Self::uninit(gpu, dtype, shape),
+        }
+    }
+
+    /// As operations read it: a matrix of [`row_count`](Self::row_count) rows.
+    pub(crate) fn view(&self) -> View<'_> {
+        match self.device() {
+            Device::Cpu => self.rows().into(),
+            Device::Cuda(_) => self.mat().into(),
+        }
+    }
+
+    /// As operations read it where its shape does not matter: one row.
+    ///
+    /// # Panics
+    /// If rows are apart.
+    pub(crate) fn view_flat(&self) -> View<'_> {
+        match self.device() {
+            Device::Cpu => self.as_slice().into(),
+            Device::Cuda(_) => self.flat().into(),
+        }
+    }
+
+    /// As operations write it. On the CPU it is copied first if a clone shares its memory, on a GPU clones see what is
+    /// written.
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
+        if self.device() != Device::Cpu {
+            return self.mat_mut().into();
+        }
+        let (rows, cols) = (self.row_count(), self.cols());
+        match RowsMut::strided(self.make_mut(), rows, cols, cols) {
+            Ok(rows) => rows.into(),
+            Err(error) => unreachable!("a tensor outside its storage: {error}"),
+        }
+    }
+
+    /// Memory of a GPU that is not initialised.
     ///
     /// # Errors
     /// If the device has too little memory.

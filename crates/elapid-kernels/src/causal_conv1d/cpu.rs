@@ -30,7 +30,7 @@ const BACK: usize = 4;
 /// The most lanes of any instruction set.
 const LANES: usize = 16;
 
-pub(super) fn forward(isa: Isa, dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32]) {
+pub(super) fn forward(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, y: RowsMut<'_>, last: &mut [f32]) {
     let Dims { b, l, d, .. } = dims;
     let grain = parallel::grain(d, b * l, LEAST, 32);
     let last = state(last, dims);
@@ -40,7 +40,14 @@ pub(super) fn forward(isa: Isa, dims: Dims, args: &Args<'_>, y: RowsMut<'_>, las
     });
 }
 
-pub(super) fn backward(isa: Isa, dims: Dims, args: &Args<'_>, dy: Rows<'_>, dlast: Option<&[f32]>, grads: Grads<'_>) {
+pub(super) fn backward(
+    isa: Isa,
+    dims: Dims,
+    args: &Args<Rows<'_>>,
+    dy: Rows<'_>,
+    dlast: Option<&[f32]>,
+    grads: Grads<RowsMut<'_>>,
+) {
     let Dims { b, l, d, k } = dims;
     let Grads { dx, dweight, dbias, dinitial } = grads;
     let grain = parallel::grain(d, b * l, LEAST / 2, 32);
@@ -89,7 +96,7 @@ fn rows(window: &[f32], Dims { b, d, k, .. }: Dims) -> Rows<'_> {
 /// The inputs of a thread: some channels of the arguments.
 struct Input<'a> {
     dims: Dims,
-    args: Args<'a>,
+    args: Args<Rows<'a>>,
     initial: Option<Rows<'a>>,
     /// `[k d]`.
     weight: Vec<f32>,
@@ -100,7 +107,7 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn new(dims: Dims, args: &Args<'a>, from: usize, count: usize) -> Self {
+    fn new(dims: Dims, args: &Args<Rows<'a>>, from: usize, count: usize) -> Self {
         let k = dims.k;
         let mut weight = vec![0.0; k * count];
         for (c, taps) in args.weight[from * k..][..count * k].chunks_exact(k).enumerate() {
@@ -197,13 +204,13 @@ fn act<S: Simd>(simd: S, silu: bool, x: S::f32s) -> S::f32s {
     if silu { math::silu(simd, x) } else { x }
 }
 
-struct Forward<'a> {
-    input: Input<'a>,
+struct Forward<'i, 'a> {
+    input: Input<'i>,
     y: RowsMut<'a>,
     last: RowsMut<'a>,
 }
 
-impl WithSimd for Forward<'_> {
+impl WithSimd for Forward<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -314,8 +321,8 @@ fn before<S: Simd>(simd: S, input: &Input<'_>, window: &[&[f32]], from: usize, t
     sum
 }
 
-struct Backward<'a> {
-    input: Input<'a>,
+struct Backward<'i, 'a> {
+    input: Input<'i>,
     dy: Rows<'a>,
     dlast: Option<Rows<'a>>,
     dx: RowsMut<'a>,
@@ -328,7 +335,7 @@ struct Backward<'a> {
     halo: Vec<f32>,
 }
 
-impl WithSimd for Backward<'_> {
+impl WithSimd for Backward<'_, '_> {
     type Output = ();
 
     // Long: one loop over positions whose sums stay in registers; splitting it would cost more than it explains.

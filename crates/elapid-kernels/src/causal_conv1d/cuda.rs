@@ -2,46 +2,15 @@
 //! channels in registers along a range of positions; ranges write partial sums of the weights' gradients, which are added in
 //! order.
 
-use super::Dims;
+use super::{Args, Dims, Grads};
 use crate::DType;
-use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
-use crate::error::{Check, product};
+use crate::cuda::{Define, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
+use crate::error::product;
 
 static SOURCE: Source = Source { name: "causal_conv1d", text: include_str!("causal_conv1d.cu") };
 const ENTRIES: [&str; 4] = ["forward", "window", "step", "backward"];
-const CHECK: Check = Check("causal_conv1d");
-/// Threads per block: 32 across the channels, times 4 ranges of positions.
+/// Threads of a block: 32 across the channels, 4 stretches.
 const BLOCK: (u32, u32, u32) = (32, 4, 1);
-
-/// The inputs of the convolution; as [`super::Args`].
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a> {
-    /// `[b l d]`.
-    pub x: Mat<'a>,
-    /// `[d k]` f32.
-    pub weight: Mat<'a>,
-    /// `[d]` f32.
-    pub bias: Option<Mat<'a>>,
-    /// `[b k-1 d]` f32, zeros if absent.
-    pub initial: Option<Mat<'a>>,
-    /// Padding and packed documents.
-    pub segments: Segments<'a>,
-    /// Whether SiLU is applied, x sigmoid(x).
-    pub silu: bool,
-}
-
-/// The outputs of the backward; as [`super::Grads`].
-#[derive(Debug)]
-pub struct Grads<'a> {
-    /// `[b l d]` (=).
-    pub dx: MatMut<'a>,
-    /// `[d k]` f32 (+=).
-    pub dweight: MatMut<'a>,
-    /// `[d]` f32 (+=).
-    pub dbias: Option<MatMut<'a>>,
-    /// `[b k-1 d]` f32 (=).
-    pub dinitial: Option<MatMut<'a>>,
-}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -66,29 +35,20 @@ struct Raw {
     silu: i32,
 }
 
-/// Convolves: `y` `[b l d]` (=), `last` `[b k-1 d]` f32 (=), the last raw inputs of each row, oldest first. At a length of 1
-/// `last` may be the memory of `initial`.
-///
-/// # Errors
-/// If shapes or dtypes differ, or `k` is 0.
-pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatMut<'_>) -> Result<()> {
+pub(super) fn forward(dims: Dims, args: &Args<Mat<'_>>, y: MatMut<'_>, last: MatMut<'_>) -> Result<()> {
     let Dims { b, l, d, k } = dims;
-    check(dims, args)?;
-    same("y", &y.as_mat(), &args.x)?;
-    let windows = (b * (k - 1), d);
-    CHECK.len("last", last.len(), windows.0 * d)?;
-    f32s("last", &last.as_mat())?;
+    let (gpu, windows) = (y.gpu(), b * (k - 1));
     let (channels, stretch) = (channels(d, args, &[&y.as_mat(), &last.as_mat().flat()]), 32);
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args, stretch) };
     let defines = defines(args.x.dtype(), k, channels, args.segments.resets.is_some());
     if l == 1 && b * d > 0 {
         let launch = Launch::linear((d / channels).div_ceil(128) * b, 128);
-        // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
+        // SAFETY: `Raw` is laid out as in the source; `super` has checked all sizes and formats.
         return unsafe { gpu.kernel(&SOURCE, "step", &defines)?.launch(launch, &raw) };
     }
-    if windows.0 * d > 0 {
-        let launch = Launch::linear((windows.0 * d).div_ceil(128), 128);
-        // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
+    if windows * d > 0 {
+        let launch = Launch::linear((windows * d).div_ceil(128), 128);
+        // SAFETY: as above.
         unsafe { gpu.kernel(&SOURCE, "window", &defines)?.launch(launch, &raw)? };
     }
     if b * l == 0 {
@@ -98,31 +58,15 @@ pub fn forward(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: MatMut<'_>, last: MatM
     unsafe { gpu.kernel(&SOURCE, "forward", &defines)?.launch(launch(dims, channels, stretch), &raw) }
 }
 
-/// The gradient of [`forward`]: `dy` `[b l d]`; `dlast` `[b k-1 d]` f32 is the gradient of `last` from the next chunk.
-///
-/// # Errors
-/// If shapes or dtypes differ, or there is too little memory.
-pub fn backward(
-    gpu: &Gpu,
+pub(super) fn backward(
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Mat<'_>>,
     dy: Mat<'_>,
     dlast: Option<Mat<'_>>,
-    grads: Grads<'_>,
+    grads: Grads<MatMut<'_>>,
 ) -> Result<()> {
     let Dims { b, l, d, k } = dims;
-    check(dims, args)?;
-    let Grads { dx, dweight, dbias, dinitial } = grads;
-    same("dy", &dy, &args.x)?;
-    same("dx", &dx.as_mat(), &args.x)?;
-    CHECK.len("dweight", dweight.len(), d * k)?;
-    f32s("dweight", &dweight.as_mat())?;
-    for (name, window) in [("dlast", dlast), ("dinitial", dinitial.as_ref().map(MatMut::as_mat))] {
-        if let Some(window) = window {
-            CHECK.len(name, window.len(), b * (k - 1) * d)?;
-            f32s(name, &window)?;
-        }
-    }
+    let (gpu, Grads { dx, dweight, dbias, dinitial }) = (dy.gpu(), grads);
     if b * l == 0 {
         return match (dlast, dinitial) {
             (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.flat()),
@@ -145,17 +89,18 @@ pub fn backward(
     };
     let kernel =
         gpu.kernel(&SOURCE, "backward", &defines(args.x.dtype(), k, channels, args.segments.resets.is_some()))?;
-    // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Raw` is laid out as in the source; `super` has checked all sizes and formats, and `partial` has a row for
+    // every stretch.
     unsafe { kernel.launch(launch(dims, channels, stretch), &raw)? };
-    elementwise::add_rows(gpu, partial.as_mat().columns(0, d * k), dweight)?;
+    elementwise::add_rows(&gpu, partial.as_mat().columns(0, d * k), dweight)?;
     match dbias {
-        Some(dbias) => elementwise::add_rows(gpu, partial.as_mat().columns(d * k, d), dbias),
+        Some(dbias) => elementwise::add_rows(&gpu, partial.as_mat().columns(d * k, d), dbias),
         None => Ok(()),
     }
 }
 
 impl Raw {
-    fn new(dims: Dims, args: &Args<'_>, stretch: usize) -> Self {
+    fn new(dims: Dims, args: &Args<Mat<'_>>, stretch: usize) -> Self {
         Self {
             x: args.x.raw(),
             weight: args.weight.address(),
@@ -185,42 +130,12 @@ fn launch(dims: Dims, channels: usize, stretch: usize) -> Launch {
     Launch { grid: (across as u32, down as u32, 1), block: BLOCK, shared: 0, overlap: false }
 }
 
-/// Channels per thread: 4 if everything it reads and writes can be vectors of four values.
-fn channels(d: usize, args: &Args<'_>, others: &[&Mat<'_>]) -> usize {
+/// Channels of a thread: 4 where all that it reads and writes can be by four numbers.
+fn channels(d: usize, args: &Args<Mat<'_>>, others: &[&Mat<'_>]) -> usize {
     let initial = args.initial.map(|initial| initial.flat());
     let mut all = [Some(&args.x), initial.as_ref()].into_iter().flatten().chain(others.iter().copied());
     let weights = args.weight.address().is_multiple_of(16);
     if d.is_multiple_of(4) && weights && all.all(Mat::reads_four) { 4 } else { 1 }
-}
-
-fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
-    let Dims { b, l, d, k } = dims;
-    CHECK.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
-    CHECK.sizes([b, l, d, k])?;
-    CHECK.shape("x", args.x.shape(), (b * l, d))?;
-    CHECK.len("weight", args.weight.len(), d * k)?;
-    f32s("weight", &args.weight)?;
-    if let Some(bias) = &args.bias {
-        CHECK.len("bias", bias.len(), d)?;
-        f32s("bias", bias)?;
-    }
-    if let Some(initial) = &args.initial {
-        CHECK.len("initial", initial.len(), b * (k - 1) * d)?;
-        f32s("initial", initial)?;
-    }
-    Ok(args.segments.check("causal_conv1d", b, l)?)
-}
-
-fn same(name: &'static str, m: &Mat<'_>, x: &Mat<'_>) -> Result<()> {
-    CHECK.shape(name, m.shape(), x.shape())?;
-    CHECK.that(m.dtype() == x.dtype(), name, || x.dtype().to_string(), || m.dtype().to_string())?;
-    Ok(())
-}
-
-fn f32s(name: &'static str, m: &Mat<'_>) -> Result<()> {
-    CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
-    CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
-    Ok(())
 }
 
 fn defines(dtype: DType, k: usize, channels: usize, segments: bool) -> Vec<Define> {

@@ -24,7 +24,7 @@ fn on_device(gpu: Gpu, case: &Case, dtype: DType, gap: usize) -> [Vec<f32>; 6] {
     let [all_bias, all_initial, all_dlast] = [&case.bias, &case.initial, &case.dlast].map(|x| f32s(x));
     let lengths = lengths.then(|| gpu.upload(&case.lengths).unwrap());
     let resets = resets.then(|| gpu.upload(&case.resets).unwrap());
-    let args = super::cuda::Args {
+    let args = Args {
         x: x.mat(),
         weight: weight.mat(),
         bias: bias.then(|| all_bias.mat()),
@@ -35,17 +35,17 @@ fn on_device(gpu: Gpu, case: &Case, dtype: DType, gap: usize) -> [Vec<f32>; 6] {
     let windows = b * (k - 1) * d;
     let [y, dx] = [(); 2].map(|()| OnDevice::poisoned(gpu, b * l, d, gap, dtype));
     let [last, dinitial] = [(); 2].map(|()| OnDevice::poisoned(gpu, 1, windows, 3, DType::F32));
-    super::cuda::forward(&gpu, case.dims, &args, y.mat_mut(), last.mat_mut()).unwrap();
+    forward(case.dims, args, y.mat_mut(), last.mat_mut()).unwrap();
     let dweight = OnDevice::of(gpu, &vec![BASE; d * k], d * k, 2, DType::F32);
     let dbias = OnDevice::of(gpu, &vec![BASE; d], d, 2, DType::F32);
-    let grads = super::cuda::Grads {
+    let grads = Grads {
         dx: dx.mat_mut(),
         dweight: dweight.mat_mut(),
         dbias: Some(dbias.mat_mut()),
         dinitial: Some(dinitial.mat_mut()),
     };
-    let dlast = dlast.then(|| all_dlast.mat());
-    super::cuda::backward(&gpu, case.dims, &args, dy.mat(), dlast, grads).unwrap();
+    let dlast = dlast.then(|| all_dlast.mat().into());
+    backward(case.dims, args, dy.mat(), dlast, grads).unwrap();
     [y, last, dx, dweight, dbias, dinitial].map(|x| x.values())
 }
 
@@ -103,17 +103,16 @@ fn bench() {
         (OnDevice::of(gpu, &case.weight, k, 0, DType::F32), OnDevice::of(gpu, &case.bias, d, 0, DType::F32));
     let x = xz.mat().columns(0, d);
     let segments = cuda::Segments::default();
-    let args =
-        super::cuda::Args { x, weight: weight.mat(), bias: Some(bias.mat()), initial: None, segments, silu: true };
-    let forward = || super::cuda::forward(&gpu, dims, &args, y.mat_mut(), last.mat_mut());
+    let args = Args { x, weight: weight.mat(), bias: Some(bias.mat()), initial: None, segments, silu: true };
+    let forward = || super::forward(dims, args, y.mat_mut(), last.mat_mut());
     let backward = || {
-        let grads = super::cuda::Grads {
+        let grads = Grads {
             dx: dxz.mat_mut().columns(0, d),
             dweight: weight.mat_mut(),
             dbias: Some(bias.mat_mut()),
             dinitial: None,
         };
-        super::cuda::backward(&gpu, dims, &args, y.mat(), None, grads)
+        super::backward(dims, args, y.mat(), None, grads)
     };
     forward().and_then(|()| backward()).unwrap();
     let (f, g) = (median(gpu.time(20, forward).unwrap()), median(gpu.time(20, backward).unwrap()));

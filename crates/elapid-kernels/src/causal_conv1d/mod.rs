@@ -12,58 +12,96 @@
 
 mod args;
 mod cpu;
-pub mod cuda;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Check, Result};
-use crate::{Isa, Rows, RowsMut, Segments};
+use crate::cuda::Result;
+use crate::error::{self, Check};
+use crate::view::Shaped;
+use crate::{Isa, Rows, RowsMut, Segments, View, ViewMut};
 
 pub use args::{Args, Dims, Grads};
 
+const CHECK: Check = Check("causal_conv1d");
+
 /// Convolves.
 ///
-/// `y` `[b l d]` (=), `last` `[b k-1 d]` (=): the last raw inputs of each row, oldest first.
+/// `y` `[b l d]` (=) of the format of x, `last` `[b k-1 d]` f32 (=): the last raw inputs of each row, oldest first. On a GPU
+/// `last` may be the memory of `initial` at a length of 1.
 ///
 /// # Errors
-/// If shapes differ, or `k` is 0.
-pub fn forward(dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32]) -> Result<()> {
-    let check = check_args(dims, args)?;
-    check.shape("y", y.shape(), (dims.b * dims.l, dims.d))?;
-    check.len("last", last.len(), dims.b * (dims.k - 1) * dims.d)?;
-    cpu::forward(Isa::best(), dims, args, y, last);
+/// If shapes, formats or devices differ, `k` is 0, or a device failed.
+pub fn forward<'a, 'y>(
+    dims: Dims,
+    args: impl Into<Args<View<'a>>>,
+    y: impl Into<ViewMut<'y>>,
+    last: impl Into<ViewMut<'y>>,
+) -> Result<()> {
+    let (args, y, last) = (args.into(), y.into(), last.into());
+    let window = check(dims, &args)?;
+    CHECK.matrix("y", &y, args.x.shape())?;
+    CHECK.dtype("y", &y, args.x.dtype())?;
+    CHECK.flat("last", &last, window)?;
+    match y {
+        ViewMut::Host(y) => cpu::forward(Isa::best(), dims, &args.host()?, y, CHECK.host_flat_mut("last", last)?),
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            cuda::forward(dims, &args.device(gpu)?, y, CHECK.device_mut("last", last, gpu)?)?;
+        }
+    }
     Ok(())
 }
 
 /// The gradient of [`forward`].
 ///
-/// `dy` `[b l d]`; `dlast` `[b k-1 d]` is the gradient of `last` from the next chunk.
+/// `dy` `[b l d]` of the format of x; `dlast` `[b k-1 d]` f32 is the gradient that arrives at `last` from a next chunk.
 ///
 /// # Errors
-/// If shapes differ, or `k` is 0.
-pub fn backward(dims: Dims, args: &Args<'_>, dy: Rows<'_>, dlast: Option<&[f32]>, grads: Grads<'_>) -> Result<()> {
-    let check = check_args(dims, args)?;
-    let Dims { b, l, d, k } = dims;
-    check.shape("dy", dy.shape(), (b * l, d))?;
-    if let Some(dlast) = dlast {
-        check.len("dlast", dlast.len(), b * (k - 1) * d)?;
+/// As [`forward`], or if there is too little memory.
+pub fn backward<'a, 'y, 'g>(
+    dims: Dims,
+    args: impl Into<Args<View<'a>>>,
+    dy: impl Into<View<'y>>,
+    dlast: Option<View<'y>>,
+    grads: impl Into<Grads<ViewMut<'g>>>,
+) -> Result<()> {
+    let (args, dy, grads) = (args.into(), dy.into(), grads.into());
+    let window = check(dims, &args)?;
+    let (shape, dtype) = (args.x.shape(), args.x.dtype());
+    CHECK.matrix("dy", &dy, shape)?;
+    CHECK.dtype("dy", &dy, dtype)?;
+    if let Some(dlast) = &dlast {
+        CHECK.flat("dlast", dlast, window)?;
     }
-    check.shape("dx", grads.dx.shape(), (b * l, d))?;
-    check.len("dweight", grads.dweight.len(), d * k)?;
-    if let Some(dbias) = &grads.dbias {
-        check.len("dbias", dbias.len(), d)?;
+    CHECK.matrix("dx", &grads.dx, shape)?;
+    CHECK.dtype("dx", &grads.dx, dtype)?;
+    CHECK.flat("dweight", &grads.dweight, dims.d * dims.k)?;
+    for (name, m, len) in [("dbias", &grads.dbias, dims.d), ("dinitial", &grads.dinitial, window)] {
+        if let Some(m) = m {
+            CHECK.flat(name, m, len)?;
+        }
     }
-    if let Some(dinitial) = &grads.dinitial {
-        check.len("dinitial", dinitial.len(), b * (k - 1) * d)?;
+    match dy {
+        View::Host(dy) => {
+            let dlast = dlast.map(|dlast| CHECK.host_flat("dlast", dlast)).transpose()?;
+            let grads = grads.map(|name, m| CHECK.host_mut(name, m), |name, m| CHECK.host_flat_mut(name, m))?;
+            cpu::backward(Isa::best(), dims, &args.host()?, dy, dlast, grads);
+        }
+        View::Device(dy) => {
+            let gpu = dy.gpu();
+            let dlast = dlast.map(|dlast| CHECK.device("dlast", dlast, gpu)).transpose()?;
+            let on = |name, m| CHECK.device_mut(name, m, gpu);
+            cuda::backward(dims, &args.device(gpu)?, dy, dlast, grads.map(on, on)?)?;
+        }
     }
-    cpu::backward(Isa::best(), dims, args, dy, dlast, grads);
     Ok(())
 }
 
-/// One position: the result of [`forward`] for it, bit for bit. Allocates nothing.
+/// One position on the CPU: what [`forward`] gives for it, bit for bit. Allocates nothing.
 ///
 /// `x` `[b d]`, `weight` `[d k]`, `bias` `[d]`, `state` `[b k-1 d]` the window, advanced in place, `y` `[b d]` (=).
 ///
@@ -77,29 +115,27 @@ pub fn step(
     silu: bool,
     state: &mut [f32],
     y: RowsMut<'_>,
-) -> Result<()> {
+) -> error::Result<()> {
     let dims = Dims { l: 1, ..dims };
     let args = Args { x, weight, bias, initial: None, segments: Segments::default(), silu };
-    let check = check_args(dims, &args)?;
-    check.len("state", state.len(), dims.b * (dims.k - 1) * dims.d)?;
-    check.shape("y", y.shape(), (dims.b, dims.d))?;
+    CHECK.len("state", state.len(), check(dims, &args.into())?)?;
+    CHECK.shape("y", y.shape(), (dims.b, dims.d))?;
     cpu::step(Isa::best(), dims, x, weight, bias, silu, state, y);
     Ok(())
 }
 
-fn check_args(dims: Dims, args: &Args<'_>) -> Result<Check> {
+/// Checks the arguments; returns the number of elements of all windows.
+fn check(dims: Dims, args: &Args<View<'_>>) -> error::Result<usize> {
     let Dims { b, l, d, k } = dims;
-    let check = Check("causal_conv1d");
-    check.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
-    check.sizes([b, l, d, k])?;
-    check.shape("x", args.x.shape(), (b * l, d))?;
-    check.len("weight", args.weight.len(), d * k)?;
-    if let Some(bias) = args.bias {
-        check.len("bias", bias.len(), d)?;
+    CHECK.that(k > 0, "k", || "at least 1".into(), || "0".into())?;
+    let window = CHECK.product("initial", &[b, k - 1, d])?;
+    CHECK.matrix("x", &args.x, (CHECK.product("x", &[b, l])?, d))?;
+    CHECK.flat("weight", &args.weight, CHECK.product("weight", &[d, k])?)?;
+    for (name, m, len) in [("bias", &args.bias, d), ("initial", &args.initial, window)] {
+        if let Some(m) = m {
+            CHECK.flat(name, m, len)?;
+        }
     }
-    if let Some(initial) = args.initial {
-        check.len("initial", initial.len(), b * (k - 1) * d)?;
-    }
-    args.segments.check("causal_conv1d", b, l)?;
-    Ok(check)
+    args.segments.check(CHECK.0, b, l)?;
+    Ok(window)
 }

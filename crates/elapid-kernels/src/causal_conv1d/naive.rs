@@ -1,7 +1,7 @@
 //! The equations as loops.
 
 use super::{Args, Dims, Grads};
-use crate::{Float, RowsMut};
+use crate::{Float, Rows, RowsMut};
 
 /// The location of a tap's input.
 enum Source {
@@ -13,8 +13,8 @@ enum Source {
     Zero,
 }
 
-/// Entry `i` of the `k - 1` inputs before position `t` of row `row`.
-fn source<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, i: usize) -> Source {
+/// What entry `i` of the `k - 1` inputs before position `t` of row `row` is.
+fn source<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, row: usize, t: usize, i: usize) -> Source {
     let Dims { l, k, .. } = dims;
     // Input i of the window before t is input t + i of the row with `initial` put in front of it.
     let at = t + i;
@@ -32,7 +32,7 @@ fn source<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, i: usi
 }
 
 /// The input of tap `j` at position `t`.
-fn tap<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, j: usize) -> Source {
+fn tap<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, row: usize, t: usize, j: usize) -> Source {
     let reset = args.segments.reset(row, t, dims.l);
     if j + 1 == dims.k {
         Source::Input(t)
@@ -43,7 +43,7 @@ fn tap<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, j: usize)
     }
 }
 
-fn value<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, from: &Source, c: usize) -> T {
+fn value<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, row: usize, from: &Source, c: usize) -> T {
     match *from {
         Source::Input(s) => args.x.row(row * dims.l + s)[c],
         Source::Initial(i) => args.initial.map_or(T::zero(), |x| x[(row * (dims.k - 1) + i) * dims.d + c]),
@@ -52,7 +52,7 @@ fn value<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, from: &Source, c:
 }
 
 /// The convolution before the SiLU.
-fn before<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, c: usize) -> T {
+fn before<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, row: usize, t: usize, c: usize) -> T {
     let mut sum = args.bias.map_or(T::zero(), |bias| bias[c]);
     for j in 0..dims.k {
         sum += args.weight[c * dims.k + j] * value(dims, args, row, &tap(dims, args, row, t, j), c);
@@ -61,7 +61,7 @@ fn before<T: Float>(dims: Dims, args: &Args<'_, T>, row: usize, t: usize, c: usi
 }
 
 /// Shapes as in [`super::forward`].
-pub fn forward<T: Float>(dims: Dims, args: &Args<'_, T>, mut y: RowsMut<'_, T>, last: &mut [T]) {
+pub fn forward<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, mut y: RowsMut<'_, T>, last: &mut [T]) {
     let Dims { b, l, d, k } = dims;
     for row in 0..b {
         let len = args.segments.len(row, l);
@@ -82,10 +82,10 @@ pub fn forward<T: Float>(dims: Dims, args: &Args<'_, T>, mut y: RowsMut<'_, T>, 
 /// Shapes as in [`super::backward`].
 pub fn backward<T: Float>(
     dims: Dims,
-    args: &Args<'_, T>,
-    dy: crate::Rows<'_, T>,
+    args: &Args<Rows<'_, T>>,
+    dy: Rows<'_, T>,
     dlast: Option<&[T]>,
-    grads: Grads<'_, T>,
+    grads: Grads<RowsMut<'_, T>>,
 ) {
     let Dims { b, l, d, k } = dims;
     let Grads { mut dx, dweight, mut dbias, mut dinitial } = grads;
@@ -131,7 +131,7 @@ pub fn backward<T: Float>(
 /// Shapes as in [`super::step`].
 pub fn step<T: Float>(
     dims: Dims,
-    x: crate::Rows<'_, T>,
+    x: Rows<'_, T>,
     weight: &[T],
     bias: Option<&[T]>,
     silu: bool,

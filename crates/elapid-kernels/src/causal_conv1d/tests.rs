@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::Float;
 use crate::testing::{
-    Poisoned, Random, Terms, bits, central_difference, err_ratio, err_ratio_of_terms, wide, with_threads,
+    Poisoned, Random, Terms, argument_of, bits, central_difference, err_ratio, err_ratio_of_terms, fault, wide,
+    with_threads,
 };
 
 /// Random arguments of one problem.
@@ -45,7 +46,7 @@ impl Case {
         Segments { lengths: lengths.then_some(&self.lengths), resets: resets.then_some(&self.resets) }
     }
 
-    fn args(&self) -> Args<'_> {
+    fn args(&self) -> Args<Rows<'_>> {
         let [bias, initial, _, _, silu, _] = self.with;
         Args {
             x: Rows::new(&self.x, self.dims.d),
@@ -81,7 +82,7 @@ impl<T: Float + From<f32>> Wide<T> {
         Self { x, weight, bias, initial }
     }
 
-    fn args<'a>(&'a self, case: &'a Case) -> Args<'a, T> {
+    fn args<'a>(&'a self, case: &'a Case) -> Args<Rows<'a, T>> {
         let [bias, initial, _, _, silu, _] = case.with;
         Args {
             x: Rows::new(&self.x, case.dims.d),
@@ -235,7 +236,7 @@ proptest! {
                 let resets: Vec<u8> = (0..b).flat_map(|r| case.resets[r * l + from..][..n].to_vec()).collect();
                 let x = pick(&case.x);
                 let segments = Segments { lengths: None, resets: case.with[3].then_some(&resets) };
-                let part = Args { x: Rows::new(&x, d), initial: Some(&state), segments, ..args };
+                let part = Args { x: Rows::new(&x, d), initial: Some(&state), segments, ..case.args() };
                 let (mut part_y, mut next) = (vec![f32::NAN; b * n * d], vec![f32::NAN; b * (k - 1) * d]);
                 cpu::forward(isa, Dims { l: n, ..case.dims }, &part, RowsMut::new(&mut part_y, d), &mut next);
                 for r in 0..b {
@@ -308,11 +309,11 @@ fn threads_and_the_batch_change_nothing() {
     let run = |threads| {
         with_threads(threads, || {
             let (mut y, mut last) = (vec![0.0; b * l * d], vec![0.0; b * (k - 1) * d]);
-            forward(dims, &case.args(), RowsMut::new(&mut y, d), &mut last).unwrap();
+            forward(dims, case.args(), RowsMut::new(&mut y, d), &mut last).unwrap();
             let [mut dx, mut dw, mut db, mut di] = [b * l * d, d * k, d, b * (k - 1) * d].map(|n| vec![0.0; n]);
             let dinitial = Some(&mut di[..]);
             let grads = Grads { dx: RowsMut::new(&mut dx, d), dweight: &mut dw, dbias: Some(&mut db), dinitial };
-            backward(dims, &case.args(), Rows::new(&case.dy, d), case.dlast(), grads).unwrap();
+            backward(dims, case.args(), Rows::new(&case.dy, d), case.dlast().map(View::from), grads).unwrap();
             [y, last, dx, dw, db, di].map(|x| bits(&x))
         })
     };
@@ -326,7 +327,7 @@ fn threads_and_the_batch_change_nothing() {
         ..case.args()
     };
     let (mut y, mut last) = (vec![0.0; l * d], vec![0.0; (k - 1) * d]);
-    forward(alone, &args, RowsMut::new(&mut y, d), &mut last).unwrap();
+    forward(alone, args, RowsMut::new(&mut y, d), &mut last).unwrap();
     assert_eq!(bits(&y), all[0][l * d..][..l * d]);
     assert_eq!(bits(&last), all[1][(k - 1) * d..][..(k - 1) * d]);
 }
@@ -336,8 +337,8 @@ fn wrong_shapes_are_errors() {
     let dims = Dims { b: 1, l: 3, d: 2, k: 4 };
     let case = Case::new(dims, [true; 6], 3, 1);
     let (mut y, mut last) = ([0.0; 6], [0.0; 6]);
-    let mut argument = |dims, args: Args<'_>, n: usize| {
-        forward(dims, &args, RowsMut::new(&mut y, 2), &mut last[..n]).err().map(|e| e.argument)
+    let mut argument = |dims, args: Args<Rows<'_>>, n: usize| {
+        argument_of(forward(dims, args, RowsMut::new(&mut y, 2), &mut last[..n]))
     };
     let args = case.args();
     assert_eq!(argument(dims, args, 6), None);
@@ -347,12 +348,17 @@ fn wrong_shapes_are_errors() {
     assert_eq!(argument(dims, Args { weight: &[0.0; 3], ..args }, 6), Some("weight"));
     assert_eq!(argument(dims, Args { bias: Some(&[0.0; 3]), ..args }, 6), Some("bias"));
     assert_eq!(argument(dims, Args { initial: Some(&[0.0; 3]), ..args }, 6), Some("initial"));
-    let lengths = |lengths| Args { segments: Segments { lengths: Some(lengths), resets: None }, ..args };
+    let lengths = |lengths| Args { segments: Segments { lengths: Some(lengths), resets: None }, ..case.args() };
     assert_eq!(argument(dims, lengths(&[4]), 6), Some("lengths"));
     assert_eq!(argument(dims, lengths(&[1, 1]), 6), Some("lengths"));
+    // Sizes whose products wrap to those of the arguments.
+    let nothing = Args { x: Rows::new(&[], 2), weight: &[0.0; 2], bias: None, initial: None, silu: true, ..args };
+    let nothing = Args { segments: Segments::default(), ..nothing };
+    let wrapping = Dims { b: 1 << 32, l: 1 << 32, d: 2, k: 1 };
+    assert_eq!(fault(forward(wrapping, nothing, &mut [0.0; 0], &mut [0.0; 0])).argument, "x");
     let (mut dx, mut dw) = ([0.0; 6], [0.0; 7]);
     let grads = Grads { dx: RowsMut::new(&mut dx, 2), dweight: &mut dw, dbias: None, dinitial: None };
-    assert_eq!(backward(dims, &args, args.x, None, grads).unwrap_err().argument, "dweight");
+    assert_eq!(fault(backward(dims, args, args.x, None, grads)).argument, "dweight");
     let x = Rows::new(&[0.0; 2], 2);
     assert!(step(dims, x, &[0.0; 8], None, true, &mut [0.0; 5], RowsMut::new(&mut dx[..2], 2)).is_err());
     assert!(step(dims, x, &[0.0; 8], None, true, &mut [0.0; 6], RowsMut::new(&mut dx[..2], 2)).is_ok());

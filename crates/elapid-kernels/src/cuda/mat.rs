@@ -341,6 +341,11 @@ pub struct Segments<'a> {
 }
 
 impl Segments<'_> {
+    /// The device of either; none if both are absent.
+    pub(crate) fn gpu(&self) -> Option<Gpu> {
+        self.lengths.or(self.resets).map(Buffer::gpu)
+    }
+
     /// Address of the lengths; 0 if absent.
     pub fn lengths_address(&self) -> u64 {
         self.lengths.map_or(0, Buffer::address)
@@ -355,6 +360,10 @@ impl Segments<'_> {
     pub(crate) fn check(&self, op: &'static str, b: usize, l: usize) -> crate::Result<()> {
         let check = crate::error::Check(op);
         let positions = check.product("b l", &[b, l])?;
+        if let (Some(wanted), Some(resets)) = (self.gpu(), self.resets) {
+            let got = resets.gpu();
+            check.that(wanted == got, "resets", || format!("memory of {wanted:?}"), || format!("memory of {got:?}"))?;
+        }
         if let Some(lengths) = self.lengths {
             check.len("lengths", lengths.bytes() / 4, b)?;
         }

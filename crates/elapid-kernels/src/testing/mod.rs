@@ -169,8 +169,25 @@ pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The first GPU; if there is none, the test is [not run](not_run). With `ELAPID_REQUIRE_GPU` set, a missing GPU fails the
-/// test.
+/// The argument at fault when an operation refuses one.
+///
+/// # Panics
+/// If it does not.
+pub fn fault<R>(result: crate::cuda::Result<R>) -> crate::Error {
+    match result {
+        Err(crate::cuda::Error::Argument(fault)) => fault,
+        Err(other) => panic!("not the fault of an argument: {other}"),
+        Ok(_) => panic!("it was accepted"),
+    }
+}
+
+/// [`fault`]'s argument; none if the operation accepts all.
+pub fn argument_of<R>(result: crate::cuda::Result<R>) -> Option<&'static str> {
+    if result.is_ok() { None } else { Some(fault(result).argument) }
+}
+
+/// The first GPU; none where there is none, then the test is [not run](not_run). With `ELAPID_REQUIRE_GPU` set, a missing
+/// one fails it.
 ///
 /// # Panics
 /// If a GPU is required and there is none.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::RowsMut;
 use elapid_kernels::cuda::{self, MatMut};
+use elapid_kernels::{RowsMut, ViewMut, elementwise};
 
 use super::slots::{Form, Grads, Slot};
 use super::var::{Place, Var};
@@ -83,21 +83,10 @@ impl Grads {
     /// # Errors
     /// If a device failed.
     pub fn add(&mut self, var: &Var, gradient: &Tensor) -> Result<()> {
-        match gradient.gpu() {
-            None => self.write([Want::Add(var)], |[mut sum]| {
-                let gradient = gradient.rows();
-                for r in 0..sum.rows() {
-                    sum.row(r).iter_mut().zip(gradient.row(r)).for_each(|(sum, g)| *sum += g);
-                }
-                Ok(())
-            }),
-            Some(gpu) => self.write_cuda([Want::Add(var)], |[sum]| {
-                sum.map_or(Ok(()), |sum| {
-                    let gradient = gradient.reshape(&[sum.rows(), sum.cols()]);
-                    cuda::elementwise::add(&gpu, gradient.mat(), sum)
-                })
-            }),
-        }
+        self.add_by(var, |sum| {
+            let (rows, cols) = sum.shape();
+            elementwise::add(gradient.reshape(&[rows, cols]).view(), sum)
+        })
     }
 
     /// Adds `gradient` to that of `var`, moving it there if it is the first and covers all.
@@ -114,20 +103,51 @@ impl Grads {
         self.add(var, &gradient)
     }
 
-    /// Lends the matrices that an operation writes its inputs' gradients to, and records what it wrote.
+    /// Hands out the matrices that an operation writes its inputs' gradients to, and files what it wrote. An absent input has
+    /// no matrix.
     ///
     /// # Errors
     /// What `write` returns.
     pub fn write<const N: usize>(
         &mut self,
         wants: [Want<'_>; N],
-        write: impl FnOnce([RowsMut<'_>; N]) -> elapid_kernels::Result<()>,
+        write: impl FnOnce([Option<ViewMut<'_>>; N]) -> cuda::Result<()>,
     ) -> Result<()> {
         let mut targets = self.targets(wants)?;
         let mut opened = self.open(&targets)?;
-        let matrices = lend(&mut targets, &mut opened);
-        write(matrices)?;
+        write(lend(&mut targets, &mut opened))?;
         self.close(targets, opened)
+    }
+
+    /// Hands out the matrix of one gradient to an operation that adds to it (`+=`). For a constant the operation is not
+    /// called.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn add_by(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>) -> cuda::Result<()>) -> Result<()> {
+        match var.wants_grad() {
+            true => self.write([Want::Add(var)], |[matrix]| matrix.map_or(Ok(()), write)),
+            false => Ok(()),
+        }
+    }
+
+    /// [`write`](Self::write) for operations that the CPU alone has; an absent input has a matrix without elements.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn write_rows<const N: usize>(
+        &mut self,
+        wants: [Want<'_>; N],
+        write: impl FnOnce([RowsMut<'_>; N]) -> elapid_kernels::Result<()>,
+    ) -> Result<()> {
+        self.write(wants, |matrices| {
+            write(matrices.map(|matrix| match matrix {
+                Some(ViewMut::Host(rows)) => rows,
+                None => RowsMut::new(&mut [], 0),
+                Some(ViewMut::Device(_)) => unreachable!("a gradient on a GPU of an operation of the CPU"),
+            }))?;
+            Ok(())
+        })
     }
 
     /// [`write`](Self::write) for operations on a GPU; an absent input has no matrix.
@@ -156,7 +176,7 @@ impl Grads {
         write: impl FnOnce(RowsMut<'_>, bool) -> elapid_kernels::Result<()>,
     ) -> Result<()> {
         let want = self.store_or_add(var);
-        self.write([want], |[matrix]| write(matrix, matches!(want, Want::Add(_))))
+        self.write_rows([want], |[matrix]| write(matrix, matches!(want, Want::Add(_))))
     }
 
     /// [`accumulate`](Self::accumulate) for operations on a GPU.
@@ -268,28 +288,15 @@ impl Grads {
         for target in targets {
             let (Some(index), Some(own)) = (target.slot, target.own) else { continue };
             let Some(slot) = &mut self.slots[index] else { continue };
-            match own.gpu() {
-                Some(gpu) => {
-                    let sum = slot.data.mat_mut().columns(target.from, target.cols);
-                    cuda::elementwise::add(&gpu, own.mat(), sum)?;
-                }
-                None => {
-                    let stride = self.forms[index].cols;
-                    let data = slot.data.make_mut();
-                    for (r, part) in own.as_slice().chunks_exact(target.cols.max(1)).enumerate() {
-                        let sum = &mut data[r * stride + target.from..][..target.cols];
-                        sum.iter_mut().zip(part).for_each(|(sum, g)| *sum += g);
-                    }
-                }
-            }
+            elementwise::add(own.view(), slot.data.view_mut().columns(target.from, target.cols))?;
         }
         Ok(())
     }
 }
 
-/// One matrix per target: over its temporary, or over its columns of an opened slot.
-fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usize, Slot)]) -> [RowsMut<'a>; N] {
-    let mut lent: [Option<RowsMut<'a>>; N] = [const { None }; N];
+/// One matrix a target: over its own memory, or over its columns of an opened slot.
+fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usize, Slot)]) -> [Option<ViewMut<'a>>; N] {
+    let mut lent: [Option<ViewMut<'a>>; N] = [const { None }; N];
     for (index, slot) in opened {
         let mut parts: Vec<(usize, usize, usize)> = targets
             .iter()
@@ -298,8 +305,7 @@ fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usiz
             .map(|(i, target)| (target.from, target.cols, i))
             .collect();
         parts.sort_unstable();
-        let cols = slot.data.cols();
-        let mut rest = RowsMut::new(slot.data.make_mut(), cols);
+        let mut rest = slot.data.view_mut();
         let mut at = 0;
         for (from, cols, i) in parts {
             let (part, after) = rest.split_columns(from - at).1.split_columns(cols);
@@ -308,15 +314,12 @@ fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usiz
             at = from + cols;
         }
     }
-    let mut i = 0;
-    targets.each_mut().map(|target| {
-        let direct = lent[i].take();
-        i += 1;
-        direct.unwrap_or_else(|| {
-            let own = target.own.get_or_insert_with(|| Tensor::new(Vec::new(), &[0, 0]));
-            RowsMut::new(own.make_mut(), target.cols)
-        })
-    })
+    for (lent, target) in lent.iter_mut().zip(targets) {
+        if let Some(own) = &mut target.own {
+            *lent = Some(own.view_mut());
+        }
+    }
+    lent
 }
 
 /// [`lend`] on a GPU.

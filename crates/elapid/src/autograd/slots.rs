@@ -37,11 +37,7 @@ impl Form {
 
     /// A matrix of `cols` columns: zeros on the CPU, uninitialised on a GPU.
     pub(super) fn matrix(&self, cols: usize) -> Result<Tensor> {
-        let shape = [self.rows, cols];
-        match self.device {
-            Device::Cpu => Tensor::zeros(&shape),
-            Device::Cuda(gpu) => Tensor::uninit(gpu, self.dtype, &shape),
-        }
+        Tensor::output(self.device, self.dtype, &[self.rows, cols])
     }
 }
 

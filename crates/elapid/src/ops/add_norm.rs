@@ -96,7 +96,7 @@ fn add_norm_cpu(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
         let dsum = grads.take(sum)?;
         let dy = grads.take_or_zeros(y)?;
         let mut dx = Tensor::zeros(x.shape())?;
-        grads.write([Want::Add(&weight)], |[dweight]| {
+        grads.write_rows([Want::Add(&weight)], |[dweight]| {
             let dx = elapid_kernels::RowsMut::new(dx.make_mut(), y.value().cols());
             let dsum = dsum.as_ref().map(Tensor::rows);
             kernel::backward(

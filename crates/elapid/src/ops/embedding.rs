@@ -80,7 +80,7 @@ pub fn embedding<'a>(ids: impl Into<Ids<'a>>, table: &Var, (b, l): (usize, usize
         let (kept, ids) = (table.clone(), ids.to_vec());
         let [y] = record(&[table], [y], move |grads, [y]| {
             let Some(dy) = grads.take(y)? else { return Ok(()) };
-            grads.write([Want::Add(&kept)], |[dtable]| kernel::backward(&ids, dy.rows(), dtable))
+            grads.write_rows([Want::Add(&kept)], |[dtable]| kernel::backward(&ids, dy.rows(), dtable))
         });
         return Ok(y);
     };

@@ -26,10 +26,12 @@ pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
             }
             if let Some(kept) = kept {
                 let x = kept.recall()?;
-                grads.write([Want::Add(&weight)], |[dw]| kernel::backward_weight(dy.rows(), x.value().rows(), dw))?;
+                grads.write_rows([Want::Add(&weight)], |[dw]| {
+                    kernel::backward_weight(dy.rows(), x.value().rows(), dw)
+                })?;
             }
             if let Some(bias) = &bias {
-                grads.write([Want::Add(bias)], |[db]| kernel::backward_bias(dy.rows(), db.into_slice()))?;
+                grads.write_rows([Want::Add(bias)], |[db]| kernel::backward_bias(dy.rows(), db.into_slice()))?;
             }
             return Ok(());
         };

@@ -106,7 +106,7 @@ fn layer_norm(x: &Var, weight: Option<&Var>, bias: Option<&Var>, eps: f32) -> Re
     let [y] = record(&inputs, [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let wants = [Want::Set(&x), Want::add(weight.as_ref()), Want::add(bias.as_ref())];
-        grads.write(wants, |[dx, dweight, dbias]| {
+        grads.write_rows(wants, |[dx, dweight, dbias]| {
             let dweight = weight.is_some().then(|| dweight.into_slice());
             let dbias = bias.is_some().then(|| dbias.into_slice());
             let w = weight.as_ref().map(|w| w.value().as_slice());

@@ -17,7 +17,7 @@ pub fn map(f: Function, x: &Var) -> Result<Var> {
     let kept = x.clone();
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write([Want::Set(&kept)], |[dx]| kernel::backward(f, kept.value().rows(), dy.rows(), dx))
+        grads.write_rows([Want::Set(&kept)], |[dx]| kernel::backward(f, kept.value().rows(), dy.rows(), dx))
     });
     Ok(y)
 }
@@ -34,7 +34,7 @@ pub fn glu(f: Function, xz: &Var) -> Result<Var> {
     let kept = xz.clone();
     let [y] = record(&[xz], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write([Want::Set(&kept)], |[dxz]| kernel::glu_backward(f, kept.value().rows(), dy.rows(), dxz))
+        grads.write_rows([Want::Set(&kept)], |[dxz]| kernel::glu_backward(f, kept.value().rows(), dy.rows(), dxz))
     });
     Ok(y)
 }
@@ -50,8 +50,8 @@ pub fn add_scaled(a: &Var, alpha: f32, b: &Var, beta: f32) -> Result<Var> {
     let (first, second) = (a.without_numbers(), b.without_numbers());
     let [y] = record(&[a, b], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write([Want::Set(&first)], |[da]| kernel::add_scaled(alpha, dy.rows(), None, da))?;
-        grads.write([Want::Set(&second)], |[db]| kernel::add_scaled(beta, dy.rows(), None, db))
+        grads.write_rows([Want::Set(&first)], |[da]| kernel::add_scaled(alpha, dy.rows(), None, da))?;
+        grads.write_rows([Want::Set(&second)], |[db]| kernel::add_scaled(beta, dy.rows(), None, db))
     });
     Ok(y)
 }
@@ -84,7 +84,7 @@ pub fn scaled(x: &Var, alpha: f32) -> Result<Var> {
     let kept = x.without_numbers();
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write([Want::Set(&kept)], |[dx]| kernel::add_scaled(alpha, dy.rows(), None, dx))
+        grads.write_rows([Want::Set(&kept)], |[dx]| kernel::add_scaled(alpha, dy.rows(), None, dx))
     });
     Ok(y)
 }

@@ -33,7 +33,7 @@ pub fn repeat(x: &Var, like: &Var) -> Result<Var> {
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         match dy.gpu() {
-            None => grads.write([Want::Add(&kept)], |[dx]| kernel::backward_bias(dy.rows(), dx.into_slice())),
+            None => grads.write_rows([Want::Add(&kept)], |[dx]| kernel::backward_bias(dy.rows(), dx.into_slice())),
             Some(gpu) => grads.write_cuda([Want::Add(&kept)], |[dx]| {
                 dx.map_or(Ok(()), |dx| kernel::cuda::backward_bias(&gpu, dy.mat(), dx))
             }),

@@ -42,7 +42,7 @@ pub fn rotate(x: &Var, rotary: &Rotary, layout: &Layout) -> Result<Var> {
     let (kept, rotary) = (x.without_numbers(), rotary.clone());
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write([Want::Set(&kept)], |[dx]| turn(&rotary, &positions, true, &dy, dx))
+        grads.write_rows([Want::Set(&kept)], |[dx]| turn(&rotary, &positions, true, &dy, dx))
     });
     Ok(y)
 }

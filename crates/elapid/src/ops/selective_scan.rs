@@ -118,7 +118,7 @@ fn on_cuda(gpu: Gpu, args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = None;
     let mut y = Tensor::uninit(gpu, args.u.value().dtype(), args.u.shape())?;
-    let mut last = state_after(gpu, &args.initial, dims.l, args.in_place, recorded)?;
+    let mut last = state_after(&args.initial, dims.l, args.in_place, recorded)?;
     let keep = recorded.then_some(&mut saved);
     kernel::cuda::forward(&gpu, dims, &args.as_device_kernel(layout), y.mat_mut(), last.mat_mut(), keep)?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
@@ -178,7 +178,7 @@ fn on_cpu(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
             Want::set(args.z.as_ref()),
             Want::Set(&args.initial),
         ];
-        grads.write(wants, |[du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial]| {
+        grads.write_rows(wants, |[du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial]| {
             let grads = kernel::Grads {
                 du,
                 ddelta,
