@@ -128,6 +128,7 @@ fn losses(random: &mut Random) {
         let (h, w) = (random.normal(m * d), random.normal(v * d));
         let targets: Vec<i32> = (0..m).map(|_| random.below(v) as i32).collect();
         let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
+        let mut mean = [0.0];
         let args = cross_entropy::Args {
             h: Rows::new(&h, d),
             w: Rows::new(&w, d),
@@ -137,11 +138,12 @@ fn losses(random: &mut Random) {
         };
         let flops = 2.0 * (m * v * d) as f64;
         report(&format!("cross_entropy loss {m}x{v}x{d}"), flops, "GFLOP/s", || {
-            cross_entropy::forward(&args, &mut nll, None).unwrap();
+            cross_entropy::forward(args, &mut nll, &mut mean, None).unwrap();
         });
         report(&format!("cross_entropy loss+gradients {m}x{v}x{d}"), 3.0 * flops, "GFLOP/s", || {
             let (dh, dw) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
-            cross_entropy::forward(&args, &mut nll, Some(cross_entropy::Grads { dh, dw, scale: 1e-3 })).unwrap();
+            let grads = cross_entropy::Grads { dh, dw, scale: 1.0 };
+            cross_entropy::forward(args, &mut nll, &mut mean, Some(grads.into())).unwrap();
         });
     }
 }

@@ -49,4 +49,4 @@ pub use isa::Isa;
 pub use memory::{keep_freed_memory, return_error_for_large_files, use_huge_pages};
 pub use rows::{Rows, RowsMut};
 pub use segments::{Segments, SegmentsView};
-pub use view::{Matrix, View, ViewMut};
+pub use view::{Array, Matrix, View, ViewMut};

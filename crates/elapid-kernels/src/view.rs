@@ -1,11 +1,11 @@
-//! Matrices wherever they are: on the CPU ([`Rows`], slices) or on a GPU ([`Mat`]).
+//! Matrices and arrays wherever they are: on the CPU ([`Rows`], slices) or on a GPU ([`Mat`], [`Buffer`]).
 //!
 //! An operation's `mod.rs` takes views. There devices are told apart, once: its check looks at all views, then those of
 //! the CPU go to `cpu.rs` and those of a GPU to `cuda.rs`.
 
 use std::fmt::Debug;
 
-use crate::cuda::{Gpu, Mat, MatMut};
+use crate::cuda::{Buffer, Gpu, Mat, MatMut};
 use crate::error::{Check, Result};
 use crate::segments::{Segments, SegmentsView};
 use crate::{DType, Rows, RowsMut, cuda};
@@ -28,6 +28,15 @@ pub enum ViewMut<'a> {
     Device(MatMut<'a>),
 }
 
+/// Integers beside the matrices: ids, targets.
+#[derive(Debug, Clone, Copy)]
+pub enum Array<'a, T> {
+    /// On the CPU.
+    Host(&'a [T]),
+    /// On a GPU.
+    Device(&'a Buffer),
+}
+
 /// What the arguments of an operation are generic over, so that they are written down once: [`View`] for callers,
 /// [`Rows`] in the forms for the CPU (in f64 in the oracles), [`Mat`] in those for a GPU.
 pub trait Matrix: Copy + Debug {
@@ -35,6 +44,8 @@ pub trait Matrix: Copy + Debug {
     type Flat: Copy + Debug;
     /// How sequences are cut.
     type Segments: Copy + Debug + Default;
+    /// Integers for every row.
+    type Array<T: Copy + Debug + 'static>: Copy + Debug;
 }
 
 /// [`Matrix`], to write: [`ViewMut`], [`RowsMut`] or [`MatMut`].
@@ -46,16 +57,19 @@ pub trait MatrixMut: Debug {
 impl<'a> Matrix for View<'a> {
     type Flat = Self;
     type Segments = SegmentsView<'a>;
+    type Array<T: Copy + Debug + 'static> = Array<'a, T>;
 }
 
 impl<'a, E: Copy + Debug> Matrix for Rows<'a, E> {
     type Flat = &'a [E];
     type Segments = Segments<'a>;
+    type Array<T: Copy + Debug + 'static> = &'a [T];
 }
 
 impl<'a> Matrix for Mat<'a> {
     type Flat = Self;
     type Segments = cuda::Segments<'a>;
+    type Array<T: Copy + Debug + 'static> = &'a Buffer;
 }
 
 impl MatrixMut for ViewMut<'_> {
@@ -134,6 +148,45 @@ impl<'a> From<&'a mut Vec<f32>> for ViewMut<'a> {
 impl<'a, const N: usize> From<&'a mut [f32; N]> for ViewMut<'a> {
     fn from(row: &'a mut [f32; N]) -> Self {
         row.as_mut_slice().into()
+    }
+}
+
+impl<'a, T> From<&'a [T]> for Array<'a, T> {
+    fn from(values: &'a [T]) -> Self {
+        Self::Host(values)
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for Array<'a, T> {
+    fn from(values: &'a Vec<T>) -> Self {
+        Self::Host(values)
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a [T; N]> for Array<'a, T> {
+    fn from(values: &'a [T; N]) -> Self {
+        Self::Host(values)
+    }
+}
+
+impl<'a, T> From<&'a Buffer> for Array<'a, T> {
+    fn from(buffer: &'a Buffer) -> Self {
+        Self::Device(buffer)
+    }
+}
+
+impl<T> Array<'_, T> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(values) => values.len(),
+            Self::Device(buffer) => buffer.bytes() / size_of::<T>(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -297,6 +350,14 @@ impl Check {
         Ok(self.host_mut(argument, view)?.into_slice())
     }
 
+    /// The array must be on the CPU.
+    pub(crate) fn host_array<'a, T>(self, argument: &'static str, array: Array<'a, T>) -> Result<&'a [T]> {
+        match array {
+            Array::Host(values) => Ok(values),
+            Array::Device(buffer) => self.wrong_place(argument, None, Some(buffer.gpu())),
+        }
+    }
+
     /// The matrix must be on this GPU.
     pub(crate) fn device<'a>(self, argument: &'static str, view: View<'a>, gpu: Gpu) -> Result<Mat<'a>> {
         match view {
@@ -312,6 +373,20 @@ impl Check {
             ViewMut::Device(mat) if mat.gpu() == gpu => Ok(mat),
             ViewMut::Device(mat) => self.wrong_place(argument, Some(gpu), Some(mat.gpu())),
             ViewMut::Host(_) => self.wrong_place(argument, Some(gpu), None),
+        }
+    }
+
+    /// The array must be on this GPU.
+    pub(crate) fn device_array<'a, T>(
+        self,
+        argument: &'static str,
+        array: Array<'a, T>,
+        gpu: Gpu,
+    ) -> Result<&'a Buffer> {
+        match array {
+            Array::Device(buffer) if buffer.gpu() == gpu => Ok(buffer),
+            Array::Device(buffer) => self.wrong_place(argument, Some(gpu), Some(buffer.gpu())),
+            Array::Host(_) => self.wrong_place(argument, Some(gpu), None),
         }
     }
 

@@ -14,13 +14,16 @@ fn block(m: usize, v: usize) -> usize {
     ((1 << 20) / v.max(1)).max(128).min(m)
 }
 
-pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<Grads<'_>>) {
+pub(super) fn forward(isa: Isa, args: &Args<Rows<'_>>, nll: &mut [f32], grads: Option<Grads<RowsMut<'_>>>) {
     let Args { h, w, targets, smoothing, softcap } = *args;
     let (m, v) = (h.rows(), w.rows());
     let block = block(m, v);
     let mut logits = vec![0.0; block * v];
     let (mut rest, mut dw, scale) = match grads {
-        Some(Grads { dh, dw, scale }) => (Some(dh), Some(dw), Some(scale)),
+        Some(Grads { dh, mut dw, scale }) => {
+            dw.fill(0.0);
+            (Some(dh), Some(dw), Some(scale / count(targets).max(1) as f32))
+        }
         None => (None, None, None),
     };
     for from in (0..m).step_by(block.max(1)) {
@@ -53,6 +56,16 @@ pub(super) fn forward(isa: Isa, args: &Args<'_>, nll: &mut [f32], grads: Option<
             linear::cpu::backward_weight(dlogits, h, dw.reborrow());
         }
     }
+}
+
+fn count(targets: &[i32]) -> usize {
+    targets.iter().filter(|&&target| target >= 0).count()
+}
+
+/// The mean over the targets that count.
+pub(super) fn mean(nll: &[f32], targets: &[i32]) -> f32 {
+    let sum = nll.iter().map(|&x| f64::from(x)).sum::<f64>();
+    (sum / count(targets).max(1) as f64) as f32
 }
 
 /// The loss of each row, and its gradient in place of the logits.

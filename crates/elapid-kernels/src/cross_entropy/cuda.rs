@@ -1,14 +1,14 @@
 //! On a GPU: logits of a block of rows by a matrix product, one kernel that turns them into losses and their gradient in
 //! place, and two products for the gradients.
 
+use super::{Args, Grads};
 use crate::DType;
-use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
-use crate::error::{Check, product as size};
-use crate::linear::cuda::{backward_input, forward as product, matmul};
+use crate::cuda::{Define, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
+use crate::error::product;
+use crate::linear::cuda::{backward_input, forward as logits_of, matmul};
 
 static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("cross_entropy.cu") };
 const ENTRIES: [&str; 3] = ["count", "rows", "mean"];
-const CHECK: Check = Check("cross_entropy");
 const THREADS: u32 = 1024;
 /// The longest row of logits that a warp processes, instead of a block of [`THREADS`].
 const SHORT: usize = 512;
@@ -16,30 +16,6 @@ const SHORT: usize = 512;
 const LOGITS: usize = 512 << 20;
 /// Shared memory for a row: what a block of an H100 can have, minus what the kernel needs itself.
 const SHARED: usize = 200 << 10;
-
-/// The inputs of the loss.
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a> {
-    /// `[m d]`, the last hidden states.
-    pub h: Mat<'a>,
-    /// `[v d]`, the output projection.
-    pub w: Mat<'a>,
-    /// `[m]` i32; negative: the row is ignored.
-    pub targets: &'a Buffer,
-    /// ε, from 0 to below 1: the share of a target that is spread over all tokens.
-    pub smoothing: f32,
-}
-
-/// Gradients of `scale` times the mean loss.
-#[derive(Debug)]
-pub struct Grads<'a> {
-    /// `[m d]`, in the dtype of h (=).
-    pub dh: MatMut<'a>,
-    /// `[v d]` f32 (=).
-    pub dw: MatMut<'a>,
-    /// Factor of the mean.
-    pub scale: f32,
-}
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -59,42 +35,20 @@ struct Raw {
     keeps: i32,
 }
 
-/// Losses, and with `grads` the gradients in the same pass.
-///
-/// `nll` `[m]` f32 (=), 0 where the target is ignored; `mean` `[1]` f32 (=), over the others. A target outside the
-/// vocabulary gives NaN.
-///
-/// # Errors
-/// If shapes or dtypes differ, ε is not in its range, or there is too little memory.
-// Long: checks, then products and a kernel alternate over blocks of rows; all share the buffers.
-pub fn forward(
-    gpu: &Gpu,
-    args: &Args<'_>,
+pub(super) fn forward(
+    args: &Args<Mat<'_>>,
     nll: MatMut<'_>,
     mean: MatMut<'_>,
-    mut grads: Option<Grads<'_>>,
+    mut grads: Option<Grads<MatMut<'_>>>,
 ) -> Result<()> {
-    let Args { h, w, targets, smoothing } = *args;
-    let ((m, d), v) = (h.shape(), w.rows());
-    super::check_smoothing(smoothing)?;
-    CHECK.shape("w", w.shape(), (v, d))?;
-    CHECK.len("targets", targets.bytes() / 4, m)?;
-    CHECK.len("nll", nll.len(), m)?;
-    CHECK.len("mean", mean.len(), 1)?;
-    for (name, m) in [("nll", &nll), ("mean", &mean)] {
-        CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
-        CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
-    }
-    if let Some(grads) = &grads {
-        CHECK.shape("dh", grads.dh.shape(), h.shape())?;
-        CHECK.shape("dw", grads.dw.shape(), w.shape())?;
-    }
+    let Args { h, w, targets, smoothing, .. } = *args;
+    let (gpu, m, v) = (h.gpu(), h.rows(), w.rows());
     let dtype = h.dtype();
-    let chunks = size(&[m, v, dtype.bytes()]).div_ceil(LOGITS).max(1);
+    let chunks = product(&[m, v, dtype.bytes()]).div_ceil(LOGITS).max(1);
     let chunk = m.div_ceil(chunks).next_multiple_of(128).min(m.max(1));
     // Rows of logits begin at multiples of 16 bytes, whatever the vocabulary.
     let stride = v.next_multiple_of(8);
-    let buffer = gpu.alloc(size(&[chunk, stride, dtype.bytes()]))?;
+    let buffer = gpu.alloc(product(&[chunk, stride, dtype.bytes()]))?;
     let share = gpu.alloc(4)?;
     let vector = v.is_multiple_of(8);
     let shared = stride * dtype.bytes();
@@ -116,14 +70,15 @@ pub fn forward(
         keeps: keeps.into(),
     };
     let defines = defines(dtype, vector);
-    // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Raw` is laid out as in the source; `super` has checked sizes and formats, and `buffer` has `chunk` rows of
+    // logits. The kernel compares targets with v.
     unsafe { gpu.kernel(&SOURCE, "count", &defines)?.launch(Launch::linear(1, THREADS), &args)? };
     let kernel = gpu.kernel(&SOURCE, "rows", &defines)?;
     for first in (0..m).step_by(chunk) {
         let rows = chunk.min(m - first);
         let logits = Mat::new(&buffer, 0, (rows, v), stride, dtype);
         let h = h.rows_range(first, rows);
-        product(gpu, h, w, None, logits.into_mut())?;
+        logits_of(&gpu, h, w, None, logits.into_mut())?;
         let args = Raw { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
         let launch = Launch {
             shared: if keeps { shared as u32 } else { 0 },
@@ -132,8 +87,8 @@ pub fn forward(
         // SAFETY: as above.
         unsafe { kernel.launch(launch, &args)? };
         if let Some(Grads { dh, dw, .. }) = &mut grads {
-            backward_input(gpu, logits, w, dh.reborrow().rows_range(first, rows), false)?;
-            matmul(gpu, (logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
+            backward_input(&gpu, logits, w, dh.reborrow().rows_range(first, rows), false)?;
+            matmul(&gpu, (logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
         }
     }
     if let Some(grads) = grads.filter(|_| m == 0) {

@@ -13,24 +13,18 @@ fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType
     let count = targets.iter().filter(|&&t| t >= 0).count().max(1);
     let (wh, ww) = (wide(&h), wide(&w));
     let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
-    let args = Args {
-        h: Rows::new(&wh, d),
-        w: Rows::new(&ww, d),
-        targets: &targets,
-        smoothing: smoothing.into(),
-        softcap: 0.0,
-    };
+    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets[..], smoothing, softcap: 0.0 };
     let (dh_rows, dw_rows) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
-    naive::forward(&args, &mut nll, Some(Grads { dh: dh_rows, dw: dw_rows, scale: 2.0 / count as f64 }));
+    naive::forward(&args, &mut nll, Some(Grads { dh: dh_rows, dw: dw_rows, scale: 2.0 }));
     let mean = nll.iter().sum::<f64>() / count as f64;
 
     let (gh, gw) = (OnDevice::of(gpu, &h, d, 8, dtype), OnDevice::of(gpu, &w, d, 0, dtype));
     let (gnll, gmean) = (OnDevice::poisoned(gpu, 1, m, 1, DType::F32), OnDevice::poisoned(gpu, 1, 1, 1, DType::F32));
     let (gdh, gdw) = (OnDevice::poisoned(gpu, m, d, 8, dtype), OnDevice::poisoned(gpu, v, d, 0, DType::F32));
     let ids = gpu.upload(&targets).unwrap();
-    let grads = super::cuda::Grads { dh: gdh.mat_mut(), dw: gdw.mat_mut(), scale: 2.0 };
-    let args = super::cuda::Args { h: gh.mat(), w: gw.mat(), targets: &ids, smoothing };
-    super::cuda::forward(&gpu, &args, gnll.mat_mut(), gmean.mat_mut(), Some(grads)).unwrap();
+    let grads = Grads { dh: gdh.mat_mut(), dw: gdw.mat_mut(), scale: 2.0 };
+    let args = Args { h: gh.mat(), w: gw.mat(), targets: &ids, smoothing, softcap: 0.0 };
+    forward(args, gnll.mat_mut(), gmean.mat_mut(), Some(grads.into())).unwrap();
     let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
     for (name, want, got) in [("nll", nll, gnll), ("mean", vec![mean], gmean), ("dh", dh, gdh), ("dw", dw, gdw)] {
         let error = err_ratio(&want, &got.values());
@@ -62,8 +56,8 @@ fn losses_near_zero_keep_their_digits() {
     let (gh, gw) = (OnDevice::of(gpu, &h, d, 0, DType::F32), OnDevice::of(gpu, &w, d, 0, DType::F32));
     let (nll, mean) = (OnDevice::poisoned(gpu, 1, 1, 0, DType::F32), OnDevice::poisoned(gpu, 1, 1, 0, DType::F32));
     let targets = gpu.upload(&[0i32]).unwrap();
-    let args = super::cuda::Args { h: gh.mat(), w: gw.mat(), targets: &targets, smoothing: 0.0 };
-    super::cuda::forward(&gpu, &args, nll.mat_mut(), mean.mat_mut(), None).unwrap();
+    let args = Args { h: gh.mat(), w: gw.mat(), targets: &targets, smoothing: 0.0, softcap: 0.0 };
+    forward(args, nll.mat_mut(), mean.mat_mut(), None).unwrap();
     let want = (63.0 * (-12.0f64).exp()).ln_1p();
     assert!(err_ratio(&[want], &nll.values()) < 1e-5);
 }
@@ -81,9 +75,9 @@ fn bench() {
     let (nll, mean) = (OnDevice::poisoned(gpu, 1, m, 0, DType::F32), OnDevice::poisoned(gpu, 1, 1, 0, DType::F32));
     let (dh, dw) = (OnDevice::poisoned(gpu, m, d, 0, DType::Bf16), OnDevice::poisoned(gpu, v, d, 0, DType::F32));
     let run = || {
-        let grads = super::cuda::Grads { dh: dh.mat_mut(), dw: dw.mat_mut(), scale: 1.0 };
-        let args = super::cuda::Args { h: h.mat(), w: w.mat(), targets: &targets, smoothing: 0.0 };
-        super::cuda::forward(&gpu, &args, nll.mat_mut(), mean.mat_mut(), Some(grads))
+        let grads = Grads { dh: dh.mat_mut(), dw: dw.mat_mut(), scale: 1.0 };
+        let args = Args { h: h.mat(), w: w.mat(), targets: &targets, smoothing: 0.0, softcap: 0.0 };
+        forward(args, nll.mat_mut(), mean.mat_mut(), Some(grads.into()))
     };
     run().unwrap();
     println!("cross_entropy with gradients: {:.3} ms", median(gpu.time(10, run).unwrap()));

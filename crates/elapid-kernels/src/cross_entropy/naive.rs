@@ -1,12 +1,18 @@
 //! The equations as loops, all logits of a row at once.
 
 use super::{Args, Grads};
-use crate::Float;
+use crate::{Float, Rows, RowsMut};
 
 /// Shapes as in [`super::forward`].
-pub fn forward<T: Float>(args: &Args<'_, T>, nll: &mut [T], mut grads: Option<Grads<'_, T>>) {
-    let Args { h, w, targets, smoothing, softcap } = *args;
-    let shared = smoothing / T::from(w.rows()).expect("a number of rows is a number");
+pub fn forward<T: Float>(args: &Args<Rows<'_, T>>, nll: &mut [T], mut grads: Option<Grads<RowsMut<'_, T>>>) {
+    let Args { h, w, targets, .. } = *args;
+    let of = |x: f64| T::from(x).expect("a number");
+    let (smoothing, softcap) = (of(args.smoothing.into()), of(args.softcap.into()));
+    let shared = smoothing / of(w.rows() as f64);
+    let count = targets.iter().filter(|&&target| target >= 0).count();
+    if let Some(grads) = &mut grads {
+        grads.dw.fill(T::zero());
+    }
     for r in 0..h.rows() {
         if let Some(grads) = &mut grads {
             grads.dh.row(r).fill(T::zero());
@@ -28,7 +34,7 @@ pub fn forward<T: Float>(args: &Args<'_, T>, nll: &mut [T], mut grads: Option<Gr
             // p - q. The target's p - 1 is minus the others' sum, which keeps its digits near 0.
             let others = || (0..w.rows()).filter(|&i| i != target).map(|i| p[i]).sum::<T>();
             let excess = if j == target { smoothing - shared - others() } else { p[j] - shared };
-            let dlogit = *scale * excess * slope;
+            let dlogit = of(f64::from(*scale) / count as f64) * excess * slope;
             for i in 0..h.cols() {
                 dh.row(r)[i] += dlogit * w.row(j)[i];
                 dw.row(j)[i] += dlogit * h.row(r)[i];
