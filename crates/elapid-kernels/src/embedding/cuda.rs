@@ -3,13 +3,12 @@
 //! rows without a position are not touched. A row shared by several chunks is summed in their order, so runs do not differ.
 
 use crate::DType;
-use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
-use crate::error::{Check, product};
+use crate::cuda::{Buffer, Define, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
+use crate::error::product;
 
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
 const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "bound", "backward", "join"];
-const CHECK: Check = Check("embedding");
-/// Positions per block of the sort; bits per pass.
+/// Positions that a block sorts; bits that it sorts them by.
 const STRETCH: usize = 2048;
 const BITS: u32 = 8;
 /// Minimum positions per summing block.
@@ -37,45 +36,31 @@ struct Args {
     chunk: u32,
 }
 
-/// Looks rows up.
-///
-/// `ids` `[m]` u32, `table` `[v d]`, `y` `[m d]` (=). An id outside the table gives a row of NaN; callers check ids before
-/// they are on the device.
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn forward(gpu: &Gpu, ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result<()> {
-    check(ids, table.cols(), table.dtype(), &y.as_mat())?;
+pub(super) fn forward(ids: &Buffer, table: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
+    let gpu = y.gpu();
     let args = Args { table: table.raw(), ..args(ids, table.rows(), &y.as_mat()) };
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(y.dtype()))?;
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Args` is laid out as in the source; `super` has checked that there are m ids and that y is m rows as wide as
+    // the table, of its format. The kernel compares ids with v.
     unsafe {
         kernel.launch(Launch::linear(y.rows().div_ceil(if y.cols() < 512 { 4 } else { 1 }).min(1 << 20), 128), &args)
     }
 }
 
-/// Adds the gradient of every looked-up row.
-///
-/// `ids` `[m]` u32, `dy` `[m d]`, `dtable` `[v d]` f32 (+=).
-///
-/// # Errors
-/// If shapes differ, or there is too little memory.
-pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Result<()> {
-    check(ids, dtable.cols(), dy.dtype(), &dy)?;
-    CHECK.that(dtable.dtype() == DType::F32, "dtable", || "f32".into(), || dtable.dtype().to_string())?;
+pub(super) fn backward(ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Result<()> {
     let (v, d) = dtable.shape();
     if dy.is_empty() || dtable.is_empty() {
         return Ok(());
     }
-    let m = dy.rows();
-    CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
+    let (gpu, m) = (dtable.gpu(), dy.rows());
+    super::CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
     let (stretches, chunk) = (m.div_ceil(STRETCH), (m / (16 * gpu.multiprocessors())).max(CHUNK));
     let chunks = m.div_ceil(chunk);
     let partial = gpu.alloc(product(&[2, chunks, d, 4]))?;
-    let [counts, bounds] = [gpu.alloc(stretches * (4 << BITS))?, gpu.alloc(2 * (v + 1) * 4)?];
+    let [counts, bounds] = [gpu.alloc(product(&[stretches, 4 << BITS]))?, gpu.alloc(product(&[2, v + 1, 4]))?];
     let mut sorted = [gpu.alloc(m * 4)?, gpu.alloc(m * 4)?];
     let mut args = Args {
         partial: partial.mat(2 * chunks, d, DType::F32).raw(),
@@ -87,7 +72,8 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
     };
     let defines = defines(dy.dtype());
     let run = |entry, launch, args: &Args| {
-        // SAFETY: `Args` is laid out as in the source; all matrices and numbers lie inside their buffers.
+        // SAFETY: `Args` is laid out as in the source; `super` has checked ids, dy and dtable, and the rest was made for
+        // their sizes.
         unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(launch, args) }
     };
     // Ids are 0 to v: v stands for those that are not in the table.
@@ -105,12 +91,6 @@ pub fn backward(gpu: &Gpu, ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Res
     run("bound", Launch::linear(m.div_ceil(256), 256), &args)?;
     run("backward", sums, &args)?;
     run("join", parts, &args)
-}
-
-fn check(ids: &Buffer, d: usize, dtype: DType, y: &Mat<'_>) -> Result<()> {
-    CHECK.shape("y", y.shape(), (ids.bytes() / 4, d))?;
-    CHECK.that(y.dtype() == dtype, "y", || dtype.to_string(), || y.dtype().to_string())?;
-    Ok(())
 }
 
 fn args(ids: &Buffer, v: usize, y: &Mat<'_>) -> Args {

@@ -1,8 +1,8 @@
 //! On a GPU, against the oracle.
 
 use super::*;
-use crate::DType;
 use crate::testing::{OnDevice, Random, bits, err_ratio, gpu, median, rounded, wide};
+use crate::{Rows, RowsMut};
 
 #[test]
 fn sizes() {
@@ -19,13 +19,13 @@ fn sizes() {
             let (on_table, on_dy) = (OnDevice::of(gpu, &table, d, gap, dtype), OnDevice::of(gpu, &dy, d, gap, dtype));
             let on_ids = gpu.upload(&ids).unwrap();
             let y = OnDevice::poisoned(gpu, m, d, gap, dtype);
-            super::cuda::forward(&gpu, &on_ids, on_table.mat(), y.mat_mut()).unwrap();
+            forward(&on_ids, on_table.mat(), y.mat_mut()).unwrap();
             let want: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * d..][..d].to_vec()).collect();
             assert_eq!(want, y.values());
 
             let once = || {
                 let dtable = OnDevice::of(gpu, &vec![0.25; v * d], d, gap, DType::F32);
-                super::cuda::backward(&gpu, &on_ids, on_dy.mat(), dtable.mat_mut()).unwrap();
+                backward(&on_ids, on_dy.mat(), dtable.mat_mut()).unwrap();
                 dtable.values()
             };
             let mut want = vec![0.25; v * d];
@@ -48,7 +48,7 @@ fn an_id_nearly_everywhere() {
         let dy = random.normal(m * d);
         let (on_dy, on_ids) = (OnDevice::of(gpu, &dy, d, 0, DType::F32), gpu.upload(&ids).unwrap());
         let dtable = OnDevice::of(gpu, &vec![0.0; v * d], d, 0, DType::F32);
-        super::cuda::backward(&gpu, &on_ids, on_dy.mat(), dtable.mat_mut()).unwrap();
+        backward(&on_ids, on_dy.mat(), dtable.mat_mut()).unwrap();
         let mut want = vec![0.0; (v + 5) * d];
         naive::backward(&ids, Rows::new(&wide(&dy), d), RowsMut::new(&mut want, d));
         let error = err_ratio(&want[..v * d], &dtable.values());
@@ -73,7 +73,7 @@ fn bench() {
             .upload(&(0..m).map(|r| random.below(if r % 2 == 0 { v } else { few }) as u32).collect::<Vec<_>>())
             .unwrap();
         let dtable = OnDevice::of(gpu, &vec![0.0; v * d], d, 0, DType::F32);
-        let backward = || super::cuda::backward(&gpu, &ids, dy.mat(), dtable.mat_mut());
+        let backward = || super::backward(&ids, dy.mat(), dtable.mat_mut());
         backward().unwrap();
         println!(
             "embedding backward, m {m} d {d} v {v}, half of {few}: {:.4} ms",

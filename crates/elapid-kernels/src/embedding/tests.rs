@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, bits, central_difference, error_of_terms, terms, wide, with_threads};
+use crate::testing::{Poisoned, Random, bits, central_difference, error_of_terms, fault, terms, wide, with_threads};
+use crate::{Rows, RowsMut};
 
 #[test]
 fn naive_gradient_is_the_difference_quotient() {
@@ -59,7 +60,7 @@ fn threads_change_nothing() {
 #[test]
 fn an_unknown_id_is_named() {
     let (table, mut y) = ([0.0; 6], [0.0; 4]);
-    let error = forward(&[1, 7], Rows::new(&table, 2), RowsMut::new(&mut y, 2)).unwrap_err();
+    let error = fault(forward(&[1, 7], Rows::new(&table, 2), RowsMut::new(&mut y, 2)));
     assert_eq!((error.argument, error.got.as_str()), ("ids", "7 at position 1"));
     assert!(backward(&[3], Rows::new(&table[..2], 2), RowsMut::new(&mut y, 2)).is_err());
     assert!(forward(&[1], Rows::new(&table, 2), RowsMut::new(&mut y, 2)).is_err());

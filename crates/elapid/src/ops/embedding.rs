@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::cuda::{Buffer, Gpu};
-use elapid_kernels::embedding as kernel;
+use elapid_kernels::cuda::Buffer;
+use elapid_kernels::{Array, embedding as kernel};
 
-use crate::autograd::{Var, Want, record};
-use crate::{Error, Result, Tensor};
+use crate::autograd::{Var, record};
+use crate::{Device, Error, Result, Tensor};
 
-/// Token ids, on the CPU or already on a GPU.
+/// Token ids: on the host, or already on a GPU.
 #[derive(Debug, Clone)]
 pub enum Ids<'a> {
-    /// On the host.
+    /// In memory of the host.
     Host(&'a [u32]),
     /// u32 in a GPU's memory, checked by the caller.
     Device(Arc<Buffer>),
@@ -49,21 +49,34 @@ impl Ids<'_> {
         self.len() == 0
     }
 
-    fn host(&self) -> Result<&[u32]> {
-        match self {
-            Self::Host(ids) => Ok(ids),
-            Self::Device(_) => Err(Error::Argument("ids on a GPU for an embedding on the CPU".into())),
+    /// Where an operation on `device` reads them, to keep for its backward: checked against a vocabulary of `v` and
+    /// uploaded, if they come from the host and go to a GPU.
+    fn on(&self, device: Device, v: usize) -> Result<Placed> {
+        match (self, device) {
+            (Self::Host(ids), Device::Cpu) => Ok(Placed::Host(ids.to_vec())),
+            (Self::Host(ids), Device::Cuda(gpu)) => {
+                kernel::check_ids(ids, v)?;
+                Ok(Placed::Device(Arc::new(gpu.upload(ids)?)))
+            }
+            (Self::Device(ids), Device::Cuda(_)) => Ok(Placed::Device(ids.clone())),
+            (Self::Device(_), Device::Cpu) => {
+                Err(Error::Argument("ids on a GPU for an embedding on the CPU: give those of the host".into()))
+            }
         }
     }
+}
 
-    /// On a GPU, checked against a vocabulary of `v` if they come from the host.
-    fn device(&self, gpu: Gpu, v: usize) -> Result<Arc<Buffer>> {
+/// Ids on the device of an operation.
+enum Placed {
+    Host(Vec<u32>),
+    Device(Arc<Buffer>),
+}
+
+impl Placed {
+    fn view(&self) -> Array<'_, u32> {
         match self {
-            Self::Device(ids) => Ok(ids.clone()),
-            Self::Host(ids) => {
-                kernel::check_ids(ids, v)?;
-                Ok(Arc::new(gpu.upload(ids)?))
-            }
+            Self::Host(ids) => ids.into(),
+            Self::Device(ids) => ids.as_ref().into(),
         }
     }
 }
@@ -73,27 +86,14 @@ impl Ids<'_> {
 /// # Errors
 /// If an id is not in the table.
 pub fn embedding<'a>(ids: impl Into<Ids<'a>>, table: &Var, (b, l): (usize, usize)) -> Result<Var> {
-    let (ids, shape) = (ids.into(), [b, l, table.value().cols()]);
-    let Some(gpu) = table.value().gpu() else {
-        let ids = ids.host()?;
-        let y = Tensor::filled(&shape, |y| kernel::forward(ids, table.value().rows(), y))?;
-        let (kept, ids) = (table.clone(), ids.to_vec());
-        let [y] = record(&[table], [y], move |grads, [y]| {
-            let Some(dy) = grads.take(y)? else { return Ok(()) };
-            grads.write_rows([Want::Add(&kept)], |[dtable]| kernel::backward(&ids, dy.rows(), dtable))
-        });
-        return Ok(y);
-    };
-    let ids = ids.device(gpu, table.value().row_count())?;
-    let mut y = Tensor::uninit(gpu, table.value().dtype(), &shape)?;
-    kernel::cuda::forward(&gpu, &ids, table.value().mat(), y.mat_mut())?;
-    let kept = table.clone();
+    let value = table.value();
+    let ids = ids.into().on(value.device(), value.row_count())?;
+    let mut y = Tensor::output(value.device(), value.dtype(), &[b, l, value.cols()])?;
+    kernel::forward(ids.view(), value.view(), y.view_mut())?;
+    let kept = table.without_numbers();
     let [y] = record(&[table], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_cuda([Want::Add(&kept)], |[dtable]| match dtable {
-            Some(dtable) => kernel::cuda::backward(&gpu, &ids, dy.mat(), dtable),
-            None => Ok(()),
-        })
+        grads.add_by(&kept, |dtable| kernel::backward(ids.view(), dy.view(), dtable))
     });
     Ok(y)
 }
