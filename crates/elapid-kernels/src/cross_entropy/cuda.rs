@@ -78,7 +78,7 @@ pub(super) fn forward(
         let rows = chunk.min(m - first);
         let logits = Mat::new(&buffer, 0, (rows, v), stride, dtype);
         let h = h.rows_range(first, rows);
-        logits_of(&gpu, h, w, None, logits.into_mut())?;
+        logits_of(h, w, None, logits.into_mut())?;
         let args = Raw { logits: logits.raw(), first: first as i64, rows: rows as i64, ..args };
         let launch = Launch {
             shared: if keeps { shared as u32 } else { 0 },
@@ -87,8 +87,8 @@ pub(super) fn forward(
         // SAFETY: as above.
         unsafe { kernel.launch(launch, &args)? };
         if let Some(Grads { dh, dw, .. }) = &mut grads {
-            backward_input(&gpu, logits, w, dh.reborrow().rows_range(first, rows), false)?;
-            matmul(&gpu, (logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
+            backward_input(logits, w, dh.reborrow().rows_range(first, rows), false)?;
+            matmul((logits, true), (h, false), dw.reborrow(), if first == 0 { 0.0 } else { 1.0 })?;
         }
     }
     if let Some(grads) = grads.filter(|_| m == 0) {

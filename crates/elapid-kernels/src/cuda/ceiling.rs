@@ -33,8 +33,7 @@ pub fn matmul(gpu: Gpu, dtype: DType) -> Result<f64> {
     let limit = shrinking(8192, 1024, |n| {
         let (x, w) = (repeated(gpu, &numbers(), n * n, dtype)?, repeated(gpu, &numbers()[n / 3..], n * n, dtype)?);
         let y = gpu.alloc(x.bytes())?;
-        let product =
-            || linear::cuda::forward(&gpu, x.mat(n, n, dtype), w.mat(n, n, dtype), None, y.mat_mut(n, n, dtype));
+        let product = || linear::cuda::forward(x.mat(n, n, dtype), w.mat(n, n, dtype), None, y.mat_mut(n, n, dtype));
         Ok(2.0 * (n as f64).powi(3) / (1e-3 * median(gpu, product)?))
     })?;
     gpu.trim()?;

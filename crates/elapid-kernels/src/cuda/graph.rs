@@ -188,7 +188,7 @@ mod tests {
         let product = |x: &Buffer, w: &Buffer| -> Result<Buffer> {
             let y = gpu.alloc(m * n * 4)?;
             let (x, w) = (x.mat(m, k, DType::F32), w.mat(n, k, DType::F32));
-            crate::linear::cuda::forward(&gpu, x, w, None, y.mat_mut(m, n, DType::F32))?;
+            crate::linear::cuda::forward(x, w, None, y.mat_mut(m, n, DType::F32))?;
             Ok(y)
         };
         let read = |y: &Buffer| gpu.download::<f32>(y, 0, m * n).unwrap();

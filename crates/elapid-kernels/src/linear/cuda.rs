@@ -7,7 +7,7 @@ use std::ffi::c_void;
 use cudarc::cublaslt::{result as lt, sys};
 
 use crate::DType;
-use crate::cuda::{Define, Error, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
+use crate::cuda::{Define, Error, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
 use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
@@ -16,59 +16,36 @@ const CHECK: Check = Check("linear");
 /// Maximum workspace of a product in bytes: NVIDIA's recommendation for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
-/// y = x Wᵀ + b.
-///
-/// `x` `[m k]`, `w` `[n k]` of one dtype, `bias` `[n]` f32, `y` `[m n]` (=) of that dtype or f32.
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn forward(gpu: &Gpu, x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
-    CHECK.shape("w", w.shape(), (w.rows(), x.cols()))?;
-    CHECK.shape("y", y.shape(), (x.rows(), w.rows()))?;
-    let Some(bias) = bias else { return matmul(gpu, (x, false), (w, true), y, 0.0) };
-    CHECK.len("bias", bias.len(), w.rows())?;
-    let y = y.as_mat();
-    spread(gpu, bias, &y)?;
-    matmul(gpu, (x, false), (w, true), y.into_mut(), 1.0)
+/// As [`super::forward`].
+pub(crate) fn forward(x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
+    let Some(bias) = bias else { return matmul((x, false), (w, true), y, 0.0) };
+    CHECK.len("bias", bias.len(), y.cols())?;
+    spread(bias, &y.as_mat())?;
+    matmul((x, false), (w, true), y, 1.0)
 }
 
-/// dx = dy W, or dx += dy W if it `adds`: `dy` `[m n]`, `w` `[n k]`, `dx` `[m k]` (=, or +=, rounded once).
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn backward_input(gpu: &Gpu, dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: bool) -> Result<()> {
-    CHECK.shape("w", w.shape(), (dy.cols(), w.cols()))?;
-    CHECK.shape("dx", dx.shape(), (dy.rows(), w.cols()))?;
-    matmul(gpu, (dy, false), (w, false), dx, if adds { 1.0 } else { 0.0 })
+/// As [`super::backward_input`].
+pub(crate) fn backward_input(dy: Mat<'_>, w: Mat<'_>, dx: MatMut<'_>, adds: bool) -> Result<()> {
+    matmul((dy, false), (w, false), dx, if adds { 1.0 } else { 0.0 })
 }
 
-/// dW += dyᵀ x: `dy` `[m n]`, `x` `[m k]`, `dw` `[n k]` f32 (+=).
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn backward_weight(gpu: &Gpu, dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result<()> {
-    CHECK.shape("x", x.shape(), (dy.rows(), x.cols()))?;
-    CHECK.shape("dw", dw.shape(), (dy.cols(), x.cols()))?;
-    matmul(gpu, (dy, true), (x, false), dw, 1.0)
+pub(super) fn backward_weight(dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result<()> {
+    matmul((dy, true), (x, false), dw, 1.0)
 }
 
-/// db += Σ rows of dy: `dy` `[m n]`, `db` `[n]` f32 (+=).
-///
-/// # Errors
-/// If shapes differ, or there is too little memory.
-pub fn backward_bias(gpu: &Gpu, dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
-    CHECK.len("db", db.len(), dy.cols())?;
+pub(super) fn backward_bias(dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
     if dy.is_empty() {
         return Ok(());
     }
+    let gpu = dy.gpu();
     let parts = dy.rows().div_ceil(64).min(8 * gpu.multiprocessors());
     let partial = gpu.alloc(product(&[parts, dy.cols(), 4]))?;
     let partial = partial.mat_mut(parts, dy.cols(), DType::F32);
     let args = Args { y: dy.raw(), bias: 0, partial: partial.raw(), rows: dy.rows() as i64, cols: dy.cols() as i64 };
     let launch = Launch { grid: (dy.cols().div_ceil(128) as u32, parts as u32, 1), ..Launch::linear(1, 128) };
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Args` is laid out as in the source; `partial` was made for the width of dy and `parts` parts.
     unsafe { gpu.kernel(&SOURCE, "column_sums", &[Define::dtype("T", dy.dtype())])?.launch(launch, &args)? };
-    elementwise::add_rows(gpu, partial.as_mat(), db)
+    elementwise::add_rows(&gpu, partial.as_mat(), db)
 }
 
 #[derive(Clone, Copy)]
@@ -81,16 +58,17 @@ struct Args {
     cols: i64,
 }
 
-/// Every row of y becomes the bias.
-fn spread(gpu: &Gpu, bias: Mat<'_>, y: &Mat<'_>) -> Result<()> {
+/// Every row of y becomes the bias, which has an f32 for every column, without gaps.
+fn spread(bias: Mat<'_>, y: &Mat<'_>) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
+    let gpu = y.gpu();
     let (rows, cols) = (y.rows() as i64, y.cols() as i64);
     let args = Args { y: y.raw(), bias: bias.address(), partial: RawMat::NULL, rows, cols };
     let down = y.rows().min(8 * gpu.multiprocessors()) as u32;
     let launch = Launch { grid: (y.cols().div_ceil(128) as u32, down, 1), ..Launch::linear(1, 128) };
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Args` is laid out as in the source; there are as many f32 of the bias as columns of y.
     unsafe { gpu.kernel(&SOURCE, "spread", &[Define::dtype("T", y.dtype())])?.launch(launch, &args) }
 }
 
@@ -135,8 +113,7 @@ struct Plans(HashMap<Problem, Plan>);
 /// # Errors
 /// If shapes or dtypes differ, or cuBLASLt does not support it.
 // Long: descriptors of cuBLASLt, which must live until the call and are destroyed after it.
-pub fn matmul(
-    gpu: &Gpu,
+pub(crate) fn matmul(
     (a, a_transposed): (Mat<'_>, bool),
     (b, b_transposed): (Mat<'_>, bool),
     d: MatMut<'_>,
@@ -149,6 +126,8 @@ pub fn matmul(
     CHECK.that(a.dtype() == b.dtype(), "b", || a.dtype().to_string(), || b.dtype().to_string())?;
     let fits = d.dtype() == a.dtype() || d.dtype() == DType::F32;
     CHECK.that(fits, "d", || format!("{} or f32", a.dtype()), || d.dtype().to_string())?;
+    let gpu = d.gpu();
+    CHECK.that(a.gpu() == gpu && b.gpu() == gpu, "d", || format!("{:?}", a.gpu()), || format!("{gpu:?}"))?;
     if d.is_empty() {
         return Ok(());
     }

@@ -1,8 +1,8 @@
 //! On a GPU, against the oracle.
 
 use super::*;
-use crate::DType;
 use crate::testing::{OnDevice, Random, err_ratio, gpu, median, rounded, wide};
+use crate::{Rows, RowsMut};
 
 #[test]
 fn sizes() {
@@ -37,11 +37,11 @@ fn sizes() {
             let gadded = OnDevice::of(gpu, &start, k, gap, dtype);
             let gdw = OnDevice::of(gpu, &vec![0.5; n * k], k, 0, DType::F32);
             let gdb = OnDevice::of(gpu, &vec![0.5; n], n, 1, DType::F32);
-            super::cuda::forward(&gpu, gx.mat(), gw.mat(), Some(gb.mat()), gy.mat_mut()).unwrap();
-            super::cuda::backward_input(&gpu, gdy.mat(), gw.mat(), gdx.mat_mut(), false).unwrap();
-            super::cuda::backward_input(&gpu, gdy.mat(), gw.mat(), gadded.mat_mut(), true).unwrap();
-            super::cuda::backward_weight(&gpu, gdy.mat(), gx.mat(), gdw.mat_mut()).unwrap();
-            super::cuda::backward_bias(&gpu, gdy.mat(), gdb.mat_mut()).unwrap();
+            forward(gx.mat(), gw.mat(), Some(gb.mat().into()), gy.mat_mut()).unwrap();
+            super::backward_input(gdy.mat(), gw.mat(), gdx.mat_mut(), false).unwrap();
+            super::backward_input(gdy.mat(), gw.mat(), gadded.mat_mut(), true).unwrap();
+            super::backward_weight(gdy.mat(), gx.mat(), gdw.mat_mut()).unwrap();
+            super::backward_bias(gdy.mat(), gdb.mat_mut()).unwrap();
             let rounds = if dtype == DType::F32 { 1e-5 } else { 6e-3 };
             for (name, want, got, tolerance) in [
                 ("y", y, gy, rounds),
@@ -75,10 +75,10 @@ fn bench() {
             f().unwrap();
             median(gpu.time(20, f).unwrap())
         };
-        let forward = time(&|| super::cuda::forward(&gpu, x.mat(), w.mat(), None, y.mat_mut()));
-        let input = time(&|| super::cuda::backward_input(&gpu, dy.mat(), w.mat(), dx.mat_mut(), false));
-        let added = time(&|| super::cuda::backward_input(&gpu, dy.mat(), w.mat(), dx.mat_mut(), true));
-        let weight = time(&|| super::cuda::backward_weight(&gpu, dy.mat(), x.mat(), dw.mat_mut()));
+        let forward = time(&|| super::forward(x.mat(), w.mat(), None, y.mat_mut()));
+        let input = time(&|| super::backward_input(dy.mat(), w.mat(), dx.mat_mut(), false));
+        let added = time(&|| super::backward_input(dy.mat(), w.mat(), dx.mat_mut(), true));
+        let weight = time(&|| super::backward_weight(dy.mat(), x.mat(), dw.mat_mut()));
         println!(
             "linear {m} x {n} x {k}: forward {forward:.4} ms ({:.0} TFLOP/s), input {input:.4} ({:.0}), added {added:.4} ({:.0}), weight {weight:.4} ({:.0})",
             rate(forward),

@@ -165,40 +165,18 @@ impl Grads {
         self.close(targets, opened)
     }
 
-    /// Lends the matrix of one gradient to an operation that can both store and add, and tells it which to do. It adds
-    /// (`+=`) to an existing gradient, so the sum needs no temporary and no separate pass.
+    /// Hands out the matrix of one gradient to an operation that can store as well as add, and tells it which: it adds
+    /// (`+=`) where something is there already, so that no temporary and no pass for the sum is needed. For a constant the
+    /// operation is not called.
     ///
     /// # Errors
     /// What `write` returns.
-    pub fn accumulate(
-        &mut self,
-        var: &Var,
-        write: impl FnOnce(RowsMut<'_>, bool) -> elapid_kernels::Result<()>,
-    ) -> Result<()> {
-        let want = self.store_or_add(var);
-        self.write_rows([want], |[matrix]| write(matrix, matches!(want, Want::Add(_))))
-    }
-
-    /// [`accumulate`](Self::accumulate) for operations on a GPU.
-    ///
-    /// # Errors
-    /// What `write` returns.
-    pub fn accumulate_cuda(
-        &mut self,
-        var: &Var,
-        write: impl FnOnce(MatMut<'_>, bool) -> cuda::Result<()>,
-    ) -> Result<()> {
-        let want = self.store_or_add(var);
-        self.write_cuda([want], |[matrix]| matrix.map_or(Ok(()), |matrix| write(matrix, matches!(want, Want::Add(_)))))
-    }
-
-    fn store_or_add<'a>(&self, var: &'a Var) -> Want<'a> {
-        let Some(place) = self.place(var) else { return Want::Set(var) };
+    pub fn accumulate(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>, bool) -> cuda::Result<()>) -> Result<()> {
+        let Some(place) = self.place(var) else { return Ok(()) };
         let cols = self.forms[place.slot].cols_of(var);
-        match self.holds(place.slot, place.from, place.from + cols) {
-            true => Want::Add(var),
-            false => Want::Set(var),
-        }
+        let adds = self.holds(place.slot, place.from, place.from + cols);
+        let want = if adds { Want::Add(var) } else { Want::Set(var) };
+        self.write([want], |[matrix]| matrix.map_or(Ok(()), |matrix| write(matrix, adds)))
     }
 
     fn targets<const N: usize>(&self, wants: [Want<'_>; N]) -> Result<[Target; N]> {
