@@ -111,14 +111,14 @@ fn norms(random: &mut Random) {
         let mut dweight = vec![0.0; d];
         let bytes = 4.0 * (m * d) as f64;
         report(&format!("add_norm forward {m}x{d}"), 4.0 * bytes, "GB/s", || {
-            let (x, r) = (Rows::new(&x, d), Some(Rows::new(&r, d)));
+            let (x, r) = (Rows::new(&x, d), Some(Rows::new(&r, d).into()));
             let (y, sum) = (RowsMut::new(&mut y, d), RowsMut::new(&mut sum, d));
             add_norm::forward(x, r, &weight, 1e-5, y, sum, &mut rstd).unwrap();
         });
         report(&format!("add_norm backward {m}x{d}"), 4.0 * bytes, "GB/s", || {
-            let (sum, dy, dsum) = (Rows::new(&sum, d), Rows::new(&dy, d), Some(Rows::new(&r, d)));
+            let (sum, dy, dsum) = (Rows::new(&sum, d), Rows::new(&dy, d), Some(Rows::new(&r, d).into()));
             let dx = RowsMut::new(&mut y, d);
-            add_norm::backward(sum, &weight, &rstd, dy, dsum, dx, &mut dweight).unwrap();
+            add_norm::backward(sum, &weight, &rstd, dy, dsum, dx, None, &mut dweight).unwrap();
         });
     }
 }

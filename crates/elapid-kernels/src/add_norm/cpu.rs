@@ -6,7 +6,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use crate::parallel::{self, Each};
+use crate::parallel::{self, Cut, Each};
 use crate::{Isa, Rows, RowsMut};
 
 /// Minimum number of elements for waking a thread.
@@ -127,7 +127,7 @@ pub(super) fn backward(
     rstd: &[f32],
     dy: Rows<'_>,
     dsum: Option<Rows<'_>>,
-    dx: RowsMut<'_>,
+    (dx, dresidual): (RowsMut<'_>, Option<RowsMut<'_>>),
     dweight: &mut [f32],
 ) {
     let (m, d) = sum.shape();
@@ -135,22 +135,24 @@ pub(super) fn backward(
     let blocks = m.div_ceil(block);
     let mut partial = vec![0.0; blocks * d];
     let grain = if m * d <= LEAST { usize::MAX } else { block };
-    parallel::split(m, grain, (dx, Partial { sums: Each(&mut partial, d), block }), &|from, count, (dx, partial)| {
-        let mut dx = Some(dx);
-        // A part consists of whole blocks: one if threads share the work, all of them on a single thread.
+    let outputs = (dx, dresidual, Partial { sums: Each(&mut partial, d), block });
+    parallel::split(m, grain, outputs, &|from, count, (dx, dresidual, partial)| {
+        let mut rest = Some((dx, dresidual));
+        // A part is whole blocks: one where threads share the work, all of them where one thread does it.
         for (i, dweight) in partial.sums.0.chunks_exact_mut(d.max(1)).enumerate() {
-            let Some(rest) = dx.take() else { break };
+            let Some(all) = rest.take() else { break };
             let first = from + i * block;
             let rows = block.min(from + count - first);
-            let (part, rest) = rest.split_rows(rows);
-            dx = Some(rest);
+            let ((dx, dresidual), below) = all.cut(rows);
+            rest = Some(below);
             isa.run(Backward {
                 sum: sum.slice(first, rows),
                 weight,
                 rstd: &rstd[first..][..rows],
                 dy: dy.slice(first, rows),
                 dsum: dsum.map(|d| d.slice(first, rows)),
-                dx: part,
+                dx,
+                dresidual,
                 dweight,
             });
         }
@@ -168,7 +170,7 @@ struct Partial<'a> {
     block: usize,
 }
 
-impl parallel::Cut for Partial<'_> {
+impl Cut for Partial<'_> {
     fn cut(self, at: usize) -> (Self, Self) {
         let (left, right) = self.sums.cut(at / self.block);
         (Self { sums: left, ..self }, Self { sums: right, ..self })
@@ -182,6 +184,7 @@ struct Backward<'a> {
     dy: Rows<'a>,
     dsum: Option<Rows<'a>>,
     dx: RowsMut<'a>,
+    dresidual: Option<RowsMut<'a>>,
     dweight: &'a mut [f32],
 }
 
@@ -206,6 +209,9 @@ impl WithSimd for Backward<'_> {
                 for (dx, &d) in dx.iter_mut().zip(dsum.row(r)) {
                     *dx += d;
                 }
+            }
+            if let Some(dresidual) = &mut self.dresidual {
+                dresidual.row(r).copy_from_slice(dx);
             }
         }
     }

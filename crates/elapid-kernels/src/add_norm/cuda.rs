@@ -3,11 +3,10 @@
 
 use crate::DType;
 use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
-use crate::error::{Check, product};
+use crate::error::product;
 
 static SOURCE: Source = Source { name: "add_norm", text: include_str!("add_norm.cu") };
 const ENTRIES: [&str; 3] = ["forward", "scale", "backward"];
-const CHECK: Check = Check("add_norm");
 const THREADS: usize = 256;
 
 #[derive(Clone, Copy)]
@@ -66,15 +65,7 @@ fn form(d: usize, all: &[Option<&Mat<'_>>]) -> Form {
     }
 }
 
-/// Adds the residual and normalises.
-///
-/// `x` `[m d]`, `residual` and `weight` `[1 d]` f32; `y` `[m d]` (=) in the dtype of x, `sum` `[m d]` (=) and `rstd` `[m]`
-/// (=) f32.
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn forward(
-    gpu: &Gpu,
+pub(super) fn forward(
     x: Mat<'_>,
     residual: Option<Mat<'_>>,
     weight: Mat<'_>,
@@ -84,10 +75,10 @@ pub fn forward(
     rstd: MatMut<'_>,
 ) -> Result<()> {
     let (y, sum, rstd) = (y.as_mat(), sum.as_mat(), rstd.as_mat());
-    check(&x, &[Some(&y)], &[residual.as_ref(), Some(&sum)], &weight, &rstd)?;
     if x.is_empty() {
         return Ok(());
     }
+    let gpu = x.gpu();
     let form = form(x.cols(), &[Some(&x), residual.as_ref(), Some(&weight), Some(&y), Some(&sum)]);
     let args = Args {
         x: x.raw(),
@@ -97,38 +88,24 @@ pub fn forward(
         ..Args::new(x.shape(), &weight, &sum, &rstd)
     };
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype(), form))?;
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: `Args` is laid out as in the source; `super` has checked shapes and formats.
     unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows(), form, 8), THREADS as u32), &args) }
 }
 
-/// Recomputes the y of [`forward`] bit for bit from its `sum` and `rstd`.
-///
-/// `sum` `[m d]`, `weight` `[1 d]` and `rstd` `[m]` f32; `y` `[m d]` (=) in its original dtype.
-///
-/// # Errors
-/// If shapes or dtypes differ.
-pub fn scale(gpu: &Gpu, sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<'_>) -> Result<()> {
+pub(super) fn scale(sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     let y = y.as_mat();
-    check(&y, &[], &[Some(&sum)], &weight, &rstd)?;
     if y.is_empty() {
         return Ok(());
     }
+    let gpu = y.gpu();
     let form = form(y.cols(), &[Some(&y), Some(&sum), Some(&weight)]);
     let args = Args { y: y.raw(), ..Args::new(y.shape(), &weight, &sum, &rstd) };
     let kernel = gpu.kernel(&SOURCE, "scale", &defines(y.dtype(), form))?;
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: as in `forward`.
     unsafe { kernel.launch(Launch::linear(blocks(gpu, y.rows(), form, 8), THREADS as u32), &args) }
 }
 
-/// The gradient of [`forward`], from its `sum` and `rstd`.
-///
-/// `dy` `[m d]`; `dsum` `[m d]` f32 arrives at `sum` from later layers. `dx` `[m d]` (=), and the same in f32 for the
-/// residual, `dresidual` (=); `dweight` `[d]` f32 (+=).
-///
-/// # Errors
-/// If shapes or dtypes differ, or there is too little memory.
-pub fn backward(
-    gpu: &Gpu,
+pub(super) fn backward(
     sum: Mat<'_>,
     weight: Mat<'_>,
     rstd: Mat<'_>,
@@ -140,13 +117,10 @@ pub fn backward(
 ) -> Result<()> {
     let dx = dx.as_mat();
     let dresidual = dresidual.as_ref().map(MatMut::as_mat);
-    check(&dy, &[Some(&dx)], &[Some(&sum), dsum.as_ref(), dresidual.as_ref()], &weight, &rstd)?;
-    CHECK.that(dweight.dtype() == DType::F32, "dweight", || "f32".into(), || dweight.dtype().to_string())?;
-    CHECK.len("dweight", dweight.len(), dy.cols())?;
     if dy.is_empty() {
         return Ok(());
     }
-    let d = dy.cols();
+    let (gpu, d) = (dy.gpu(), dy.cols());
     let form = form(d, &[Some(&dy), Some(&sum), Some(&weight), dsum.as_ref(), Some(&dx), dresidual.as_ref()]);
     let blocks = blocks(gpu, dy.rows(), form, 4);
     let partial = gpu.alloc(product(&[blocks, d, 4]))?;
@@ -161,35 +135,13 @@ pub fn backward(
     };
     let kernel = gpu.kernel(&SOURCE, "backward", &defines(dy.dtype(), form))?;
     let shared = (rows_at_once(form) * d * 4) as u32;
-    // SAFETY: `Args` is laid out as in the source; all matrices lie inside their buffers.
+    // SAFETY: as in `forward`; `partial` has a row of d for every block.
     unsafe { kernel.launch(Launch { shared, ..Launch::linear(blocks, THREADS as u32) }, &args)? };
-    elementwise::add_rows(gpu, partial.as_mat(), dweight)
+    elementwise::add_rows(&gpu, partial.as_mat(), dweight)
 }
 
-fn check(
-    x: &Mat<'_>,
-    activations: &[Option<&Mat<'_>>],
-    stream: &[Option<&Mat<'_>>],
-    weight: &Mat<'_>,
-    rstd: &Mat<'_>,
-) -> Result<()> {
-    for m in activations.iter().flatten() {
-        CHECK.shape("y", m.shape(), x.shape())?;
-        CHECK.that(m.dtype() == x.dtype(), "y", || x.dtype().to_string(), || m.dtype().to_string())?;
-    }
-    for m in stream.iter().flatten() {
-        CHECK.shape("sum", m.shape(), x.shape())?;
-    }
-    for m in stream.iter().flatten().chain(&[weight, rstd]) {
-        CHECK.that(m.dtype() == DType::F32, "sum", || "f32".into(), || m.dtype().to_string())?;
-    }
-    CHECK.len("weight", weight.len(), x.cols())?;
-    CHECK.len("rstd", rstd.len(), x.rows())?;
-    Ok(())
-}
-
-/// Number of blocks that share all rows, at most `resident` per multiprocessor.
-fn blocks(gpu: &Gpu, rows: usize, form: Form, resident: usize) -> usize {
+/// Blocks that take all rows between them, at most `resident` a multiprocessor.
+fn blocks(gpu: Gpu, rows: usize, form: Form, resident: usize) -> usize {
     rows.div_ceil(rows_at_once(form).max(1)).min(resident * gpu.multiprocessors())
 }
 

@@ -1,8 +1,8 @@
 //! On a GPU, against the f64 oracle.
 
 use super::*;
-use crate::DType;
 use crate::testing::{OnDevice, Random, bits, err_ratio, gpu, median, rounded, wide};
+use crate::{Rows, RowsMut};
 
 /// y, sum, rstd, dx, dresidual, dweight of random inputs, and their references.
 fn run(m: usize, d: usize, with: [bool; 2], dtype: DType, gap: usize) -> ([Vec<f64>; 6], [Vec<f32>; 6]) {
@@ -34,16 +34,15 @@ fn run(m: usize, d: usize, with: [bool; 2], dtype: DType, gap: usize) -> ([Vec<f
     let [gsum, gdr] = [(); 2].map(|()| OnDevice::poisoned(gpu, m, d, gap, DType::F32));
     let grstd = OnDevice::poisoned(gpu, 1, m, 1, DType::F32);
     let gdw = OnDevice::of(gpu, &vec![0.5; d], d, 3, DType::F32);
-    let r = residual.then(|| gr.mat());
-    super::cuda::forward(&gpu, gx.mat(), r, gw.mat(), 1e-5, gy.mat_mut(), gsum.mat_mut(), grstd.mat_mut()).unwrap();
-    let dsum = arrives.then(|| gdsum.mat());
-    let (dx_out, dr_out) = (gdx.mat_mut(), Some(gdr.mat_mut()));
-    super::cuda::backward(&gpu, gsum.mat(), gw.mat(), grstd.mat(), gdy.mat(), dsum, dx_out, dr_out, gdw.mat_mut())
-        .unwrap();
+    let r = residual.then(|| gr.mat().into());
+    forward(gx.mat(), r, gw.mat(), 1e-5, gy.mat_mut(), gsum.mat_mut(), grstd.mat_mut()).unwrap();
+    let dsum = arrives.then(|| gdsum.mat().into());
+    let (dx_out, dr_out) = (gdx.mat_mut(), Some(gdr.mat_mut().into()));
+    backward(gsum.mat(), gw.mat(), grstd.mat(), gdy.mat(), dsum, dx_out, dr_out, gdw.mat_mut()).unwrap();
     // The other form too, that of unaligned rows: the same bits.
     for gap in [gap, 1] {
         let again = OnDevice::poisoned(gpu, m, d, gap, dtype);
-        super::cuda::scale(&gpu, gsum.mat(), gw.mat(), grstd.mat(), again.mat_mut()).unwrap();
+        scale(gsum.mat(), gw.mat(), grstd.mat(), again.mat_mut()).unwrap();
         assert!(bits(&gy.values()) == bits(&again.values()), "{dtype} scale: {m} x {d}, gap {gap}");
     }
     ([y, sum, rstd, dx.clone(), dx, dw], [gy, gsum, grstd, gdx, gdr, gdw].map(|x| x.values()))
@@ -90,14 +89,14 @@ fn bench() {
     let (w, rstd) =
         (OnDevice::of(gpu, &random.normal(d), d, 0, DType::F32), OnDevice::poisoned(gpu, 1, m, 0, DType::F32));
     let forward = || {
-        let r = Some(r.mat());
-        super::cuda::forward(&gpu, x.mat(), r, w.mat(), 1e-5, y.mat_mut(), sum.mat_mut(), rstd.mat_mut())
+        let r = Some(r.mat().into());
+        super::forward(x.mat(), r, w.mat(), 1e-5, y.mat_mut(), sum.mat_mut(), rstd.mat_mut())
     };
     let backward = || {
-        let (dx, dr) = (dx.mat_mut(), Some(dr.mat_mut()));
-        super::cuda::backward(&gpu, sum.mat(), w.mat(), rstd.mat(), y.mat(), Some(dsum.mat()), dx, dr, w.mat_mut())
+        let (dx, dr) = (dx.mat_mut(), Some(dr.mat_mut().into()));
+        super::backward(sum.mat(), w.mat(), rstd.mat(), y.mat(), Some(dsum.mat().into()), dx, dr, w.mat_mut())
     };
-    let scale = || super::cuda::scale(&gpu, sum.mat(), w.mat(), rstd.mat(), y.mat_mut());
+    let scale = || super::scale(sum.mat(), w.mat(), rstd.mat(), y.mat_mut());
     forward().and_then(|()| backward()).and_then(|()| scale()).unwrap();
     let (f, g) = (median(gpu.time(20, forward).unwrap()), median(gpu.time(20, backward).unwrap()));
     let s = median(gpu.time(20, scale).unwrap());
