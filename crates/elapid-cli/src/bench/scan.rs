@@ -98,7 +98,7 @@ impl Inputs {
         }
     }
 
-    fn args(&self, dims: Dims, rule: Discretisation) -> Args<'_> {
+    fn args(&self, dims: Dims, rule: Discretisation) -> Args<Rows<'_>> {
         let Dims { d, n, .. } = dims;
         Args {
             u: Rows::new(&self.u, d),
@@ -150,7 +150,7 @@ impl Outputs {
         }
     }
 
-    fn grads(&mut self, Dims { d, n, .. }: Dims) -> Grads<'_> {
+    fn grads(&mut self, Dims { d, n, .. }: Dims) -> Grads<RowsMut<'_>> {
         Grads {
             du: RowsMut::new(&mut self.du, d),
             ddelta: RowsMut::new(&mut self.ddelta, d),
@@ -279,15 +279,17 @@ fn needs(Dims { b, l, d, n }: Dims, dtype: DType) -> Needs {
         .and("A and states", product(&[2, d, n]).saturating_add(product(&[4, b, d, n])), 4, "--b, --d or --n")
 }
 
-fn fast(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {
+fn fast(dims: Dims, args: &Args<Rows<'_>>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {
     const WARMUP: usize = 2;
     let mut saved = Saved::new();
     let dy = Rows::new(&inputs.dy, dims.d);
     let forward = |outputs: &mut Outputs, saved: Option<&mut Saved>| {
-        selective_scan::forward(dims, args, RowsMut::new(&mut outputs.y, dims.d), &mut outputs.last, saved)
+        selective_scan::forward(dims, *args, RowsMut::new(&mut outputs.y, dims.d), &mut outputs.last, saved)
     };
     let backward = |outputs: &mut Outputs, saved: &Saved| {
-        selective_scan::backward(dims, args, saved, dy, Some(&inputs.dlast), outputs.grads(dims))
+        // Of y the CPU reads nothing.
+        let written = selective_scan::Outputs { y: dy, dy, dlast: Some(&inputs.dlast[..]) };
+        selective_scan::backward(dims, *args, saved, written, outputs.grads(dims))
     };
     Ok(Times {
         forward: Timing::of(WARMUP, reps, || Ok(forward(outputs, None)?))?,
@@ -299,8 +301,8 @@ fn fast(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, rep
     })
 }
 
-/// The loop is slow enough that a few calls suffice.
-fn slow(dims: Dims, args: &Args<'_>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {
+/// The loop takes long enough for a few calls to tell.
+fn slow(dims: Dims, args: &Args<Rows<'_>>, inputs: &Inputs, outputs: &mut Outputs, reps: usize) -> Result<Times> {
     let reps = reps.min(3);
     let dy = Rows::new(&inputs.dy, dims.d);
     let forward = |outputs: &mut Outputs| {

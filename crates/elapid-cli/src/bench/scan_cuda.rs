@@ -3,8 +3,7 @@
 use anyhow::Result;
 use elapid::DType;
 use elapid_kernels::cuda::{self, Buffer, Gpu, Mat, MatMut, Segments};
-use elapid_kernels::selective_scan::cuda::{Args, Grads, Outputs, backward, forward};
-use elapid_kernels::selective_scan::{Dims, Discretisation};
+use elapid_kernels::selective_scan::{Args, Dims, Discretisation, Grads, Outputs, Saved, backward, forward};
 use elapid_kernels::testing::Random;
 use serde_json::json;
 
@@ -79,11 +78,10 @@ pub(crate) fn run(
         segments: Segments::default(),
         rule,
     };
-    let mut saved = None;
-    let alone = Timing::of_gpu(gpu, 3, reps, || Ok(forward(&gpu, dims, &args, y.mat_mut(), last.mat_mut(), None)?))?;
+    let mut saved = Saved::new();
+    let alone = Timing::of_gpu(gpu, 3, reps, || Ok(forward(dims, args, y.mat_mut(), last.mat_mut(), None)?))?;
     let both = Timing::of_gpu(gpu, 3, reps, || {
-        forward(&gpu, dims, &args, y.mat_mut(), last.mat_mut(), Some(&mut saved))?;
-        let Some(saved) = &saved else { anyhow::bail!("the scan saved nothing for its backward") };
+        forward(dims, args, y.mat_mut(), last.mat_mut(), Some(&mut saved))?;
         let grads = Grads {
             du: du.mat_mut(),
             ddelta: ddelta.mat_mut(),
@@ -95,7 +93,7 @@ pub(crate) fn run(
             dz: Some(dz.mat_mut()),
             dinitial: None,
         };
-        Ok(backward(&gpu, dims, &args, saved, Outputs { y: y.mat(), dy: dy.mat(), dlast: None }, grads)?)
+        Ok(backward(dims, args, &saved, Outputs { y: y.mat(), dy: dy.mat(), dlast: None }, grads)?)
     })?;
     let copy = cuda::ceiling::copy(gpu)?;
     let elements = (b * l * d) as f64;

@@ -1,12 +1,14 @@
 //! Arguments of the scan.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::{Error, Result};
-use crate::{Rows, RowsMut, Segments};
-
-pub(super) const OP: &str = "selective_scan";
+use super::{CHECK, cpu, cuda};
+use crate::cuda::{Gpu, Mat, MatMut, Result};
+use crate::error::{self, Error};
+use crate::view::{Matrix, MatrixMut};
+use crate::{Rows, RowsMut, View, ViewMut};
 
 /// The discretisation: how Ā and B̄ follow from Δ, A and B.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -43,13 +45,9 @@ impl fmt::Display for Discretisation {
 impl FromStr for Discretisation {
     type Err = Error;
 
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == name).ok_or_else(|| Error {
-            op: OP,
-            argument: "rule",
-            wanted: Self::ALL.map(Self::name).join(", "),
-            got: name.to_owned(),
-        })
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|rule| rule.name() == name);
+        found.ok_or_else(|| CHECK.fault("rule", Self::ALL.map(Self::name).join(", "), name.to_owned()))
     }
 }
 
@@ -62,47 +60,50 @@ pub struct Dims {
     pub l: usize,
     /// Channels, at least 1.
     pub d: usize,
-    /// State size per channel, at least 1.
+    /// State size of a channel, at least 1, and at most 256 on a GPU.
     pub n: usize,
 }
 
-/// The inputs of the scan.
+/// What the scan reads. Activations are of one format, all else is f32.
 #[derive(Debug, Clone, Copy)]
-pub struct Args<'a, T = f32> {
+pub struct Args<V: Matrix> {
     /// `[b l d]`, the input.
-    pub u: Rows<'a, T>,
+    pub u: V,
     /// `[b l d]`, Δ before bias and softplus.
-    pub delta: Rows<'a, T>,
+    pub delta: V,
     /// `[d]`.
-    pub delta_bias: Option<&'a [T]>,
-    /// Whether softplus is applied to Δ.
+    pub delta_bias: Option<V::Flat>,
+    /// Whether Δ goes through softplus.
     pub softplus: bool,
     /// `[d n]`: A itself, negative for a state that decays.
-    pub a: &'a [T],
+    pub a: V::Flat,
     /// `[b l n]`.
-    pub b: Rows<'a, T>,
+    pub b: V,
     /// `[b l n]`.
-    pub c: Rows<'a, T>,
+    pub c: V,
     /// `[d]`: D, the weight of the input in the output.
-    pub skip: Option<&'a [T]>,
+    pub skip: Option<V::Flat>,
     /// `[b l d]`, the gate.
-    pub z: Option<Rows<'a, T>>,
+    pub z: Option<V>,
     /// `[b d n]`: the state before position 0; zeros if absent.
-    pub initial: Option<&'a [T]>,
+    pub initial: Option<V::Flat>,
     /// Padding and packed documents.
-    pub segments: Segments<'a>,
-    /// The discretisation.
+    pub segments: V::Segments,
+    /// How Ā and B̄ come about.
     pub rule: Discretisation,
 }
 
-/// What [`forward`](super::forward) saves for [`backward`](super::backward): the states before every tile of up to 32
-/// positions.
-///
-/// Its values are laid out for the vectors of this CPU. It may be reused for another call.
-#[derive(Debug, Clone, Default)]
-pub struct Saved {
-    pub(super) states: Vec<f32>,
-    pub(super) made_for: Option<(Dims, usize)>,
+/// What [`forward`](super::forward) leaves for [`backward`](super::backward): the states before every few positions, as the device that made them lays them
+/// out. On the CPU it may be used again for another call, and keeps its memory.
+#[derive(Debug, Default)]
+pub struct Saved(pub(super) Kept);
+
+#[derive(Debug, Default)]
+pub(super) enum Kept {
+    #[default]
+    Nothing,
+    Host(cpu::Saved),
+    Device(cuda::Saved),
 }
 
 impl Saved {
@@ -111,31 +112,164 @@ impl Saved {
         Self::default()
     }
 
-    /// Its size in bytes: about `4 b d n l / 32`.
+    /// Memory it takes, in bytes: on the CPU about `4 b d n l / 32`.
     pub fn bytes(&self) -> usize {
-        self.states.capacity() * size_of::<f32>()
+        match &self.0 {
+            Kept::Nothing => 0,
+            Kept::Host(saved) => saved.bytes(),
+            Kept::Device(saved) => saved.bytes(),
+        }
+    }
+
+    /// That of the CPU, made if there is none.
+    pub(super) fn host(&mut self) -> &mut cpu::Saved {
+        if !matches!(self.0, Kept::Host(_)) {
+            self.0 = Kept::Host(cpu::Saved::default());
+        }
+        match &mut self.0 {
+            Kept::Host(saved) => saved,
+            _ => unreachable!("it was just made"),
+        }
     }
 }
 
-/// The outputs of the backward.
+/// What [`forward`](super::forward) wrote, and the gradients that arrive there.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<V: Matrix> {
+    /// `[b l d]`, as [`forward`](super::forward) left it.
+    pub y: V,
+    /// `[b l d]`, of the format of y.
+    pub dy: V,
+    /// `[b d n]` f32: arrives at `last` from a next chunk.
+    pub dlast: Option<V::Flat>,
+}
+
+/// What the backward writes and adds to. Gradients of activations are of their format, all others f32.
 #[derive(Debug)]
-pub struct Grads<'a, T = f32> {
+pub struct Grads<M: MatrixMut> {
     /// `[b l d]` (=).
-    pub du: RowsMut<'a, T>,
-    /// `[b l d]` (=), the gradient of `delta` before bias and softplus.
-    pub ddelta: RowsMut<'a, T>,
+    pub du: M,
+    /// `[b l d]` (=), of `delta` before bias and softplus.
+    pub ddelta: M,
     /// `[d]` (+=).
-    pub ddelta_bias: Option<&'a mut [T]>,
+    pub ddelta_bias: Option<M::Flat>,
     /// `[d n]` (+=).
-    pub da: &'a mut [T],
+    pub da: M::Flat,
     /// `[b l n]` (=).
-    pub db: RowsMut<'a, T>,
+    pub db: M,
     /// `[b l n]` (=).
-    pub dc: RowsMut<'a, T>,
+    pub dc: M,
     /// `[d]` (+=).
-    pub dskip: Option<&'a mut [T]>,
+    pub dskip: Option<M::Flat>,
     /// `[b l d]` (=); needs `z`.
-    pub dz: Option<RowsMut<'a, T>>,
+    pub dz: Option<M>,
     /// `[b d n]` (=).
-    pub dinitial: Option<&'a mut [T]>,
+    pub dinitial: Option<M::Flat>,
+}
+
+impl<V: Matrix> Args<V> {
+    pub(super) fn map<W: Matrix, E>(
+        self,
+        f: impl Fn(&'static str, V) -> Result<W, E>,
+        flat: impl Fn(&'static str, V::Flat) -> Result<W::Flat, E>,
+        segments: W::Segments,
+    ) -> Result<Args<W>, E> {
+        Ok(Args {
+            u: f("u", self.u)?,
+            delta: f("delta", self.delta)?,
+            delta_bias: self.delta_bias.map(|x| flat("delta_bias", x)).transpose()?,
+            softplus: self.softplus,
+            a: flat("a", self.a)?,
+            b: f("b", self.b)?,
+            c: f("c", self.c)?,
+            skip: self.skip.map(|x| flat("skip", x)).transpose()?,
+            z: self.z.map(|x| f("z", x)).transpose()?,
+            initial: self.initial.map(|x| flat("initial", x)).transpose()?,
+            segments,
+            rule: self.rule,
+        })
+    }
+}
+
+impl<'a> Args<View<'a>> {
+    pub(super) fn host(self) -> error::Result<Args<Rows<'a>>> {
+        self.map(|name, x| CHECK.host(name, x), |name, x| CHECK.host_flat(name, x), self.segments.host(CHECK)?)
+    }
+
+    pub(super) fn device(self, gpu: Gpu) -> error::Result<Args<Mat<'a>>> {
+        let on = |name, x| CHECK.device(name, x, gpu);
+        self.map(on, on, self.segments.device(CHECK, gpu)?)
+    }
+}
+
+impl<'a> From<Args<Rows<'a>>> for Args<View<'a>> {
+    fn from(args: Args<Rows<'a>>) -> Self {
+        let segments = args.segments.into();
+        let Ok(args) = args.map::<View<'a>, Infallible>(|_, x| Ok(x.into()), |_, x| Ok(x.into()), segments);
+        args
+    }
+}
+
+impl<'a> From<Args<Mat<'a>>> for Args<View<'a>> {
+    fn from(args: Args<Mat<'a>>) -> Self {
+        let segments = args.segments.into();
+        let Ok(args) = args.map::<View<'a>, Infallible>(|_, x| Ok(x.into()), |_, x| Ok(x.into()), segments);
+        args
+    }
+}
+
+impl<'a> From<Outputs<Rows<'a>>> for Outputs<View<'a>> {
+    fn from(Outputs { y, dy, dlast }: Outputs<Rows<'a>>) -> Self {
+        Self { y: y.into(), dy: dy.into(), dlast: dlast.map(View::from) }
+    }
+}
+
+impl<'a> From<Outputs<Mat<'a>>> for Outputs<View<'a>> {
+    fn from(Outputs { y, dy, dlast }: Outputs<Mat<'a>>) -> Self {
+        Self { y: y.into(), dy: dy.into(), dlast: dlast.map(View::from) }
+    }
+}
+
+impl<M: MatrixMut> Grads<M> {
+    pub(super) fn map<W: MatrixMut, E>(
+        self,
+        f: impl Fn(&'static str, M) -> Result<W, E>,
+        flat: impl Fn(&'static str, M::Flat) -> Result<W::Flat, E>,
+    ) -> Result<Grads<W>, E> {
+        Ok(Grads {
+            du: f("du", self.du)?,
+            ddelta: f("ddelta", self.ddelta)?,
+            ddelta_bias: self.ddelta_bias.map(|m| flat("ddelta_bias", m)).transpose()?,
+            da: flat("da", self.da)?,
+            db: f("db", self.db)?,
+            dc: f("dc", self.dc)?,
+            dskip: self.dskip.map(|m| flat("dskip", m)).transpose()?,
+            dz: self.dz.map(|m| f("dz", m)).transpose()?,
+            dinitial: self.dinitial.map(|m| flat("dinitial", m)).transpose()?,
+        })
+    }
+}
+
+impl<'a> From<Grads<RowsMut<'a>>> for Grads<ViewMut<'a>> {
+    fn from(grads: Grads<RowsMut<'a>>) -> Self {
+        let Ok(grads) = grads.map::<ViewMut<'a>, Infallible>(|_, m| Ok(m.into()), |_, m| Ok(m.into()));
+        grads
+    }
+}
+
+impl<'a> From<Grads<MatMut<'a>>> for Grads<ViewMut<'a>> {
+    fn from(grads: Grads<MatMut<'a>>) -> Self {
+        let Ok(grads) = grads.map::<ViewMut<'a>, Infallible>(|_, m| Ok(m.into()), |_, m| Ok(m.into()));
+        grads
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("none"),
+            Self::Host(saved) => write!(f, "those of {:?} on the CPU", saved.dims()),
+            Self::Device(saved) => write!(f, "those of {:?} on {:?}", saved.dims(), saved.gpu()),
+        }
+    }
 }

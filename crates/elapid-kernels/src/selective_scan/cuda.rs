@@ -9,10 +9,10 @@
 //! The common case, bf16 with 16 states and Ā = exp(ΔA), has separate kernels on tensor cores (`tensor.cuh`), and a single
 //! position has one in `step.cu`.
 
-use super::{Dims, Discretisation};
+use super::{Args, CHECK, Dims, Discretisation, Grads, Outputs};
 use crate::DType;
-use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Segments, Source, Unit, elementwise};
-use crate::error::{Check, product};
+use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
+use crate::error::product;
 
 static SOURCE: Source =
     Source { name: "selective_scan", text: concat!(include_str!("scan.cuh"), include_str!("selective_scan.cu")) };
@@ -30,82 +30,37 @@ static STEP: Source =
     Source { name: "selective_scan_step", text: concat!(include_str!("scan.cuh"), include_str!("step.cu")) };
 const ENTRIES: [&str; 7] =
     ["forward", "forward_ends", "chain_forward", "chain_backward", "backward_ends", "backward", "join"];
-const CHECK: Check = Check("selective_scan");
 const THREADS: usize = 128;
 /// Rows per thread for a single position: `BATCH` of `step.cu`.
 const STEP_ROWS: usize = 4;
 /// Chunks begin at multiples of this.
 const TILE: usize = 32;
 
-/// The inputs of the scan; as [`super::Args`].
-#[derive(Debug, Clone, Copy)]
-pub struct Args<'a> {
-    /// `[b l d]`, the input.
-    pub u: Mat<'a>,
-    /// `[b l d]`, Δ before bias and softplus.
-    pub delta: Mat<'a>,
-    /// `[d]` f32.
-    pub delta_bias: Option<Mat<'a>>,
-    /// Whether softplus is applied to Δ.
-    pub softplus: bool,
-    /// `[d n]` f32: A itself.
-    pub a: Mat<'a>,
-    /// `[b l n]`.
-    pub b: Mat<'a>,
-    /// `[b l n]`.
-    pub c: Mat<'a>,
-    /// `[d]` f32: D.
-    pub skip: Option<Mat<'a>>,
-    /// `[b l d]`, the gate.
-    pub z: Option<Mat<'a>>,
-    /// `[b d n]` f32: the state before position 0; zeros if absent.
-    pub initial: Option<Mat<'a>>,
-    /// Padding and packed documents.
-    pub segments: Segments<'a>,
-    /// The discretisation.
-    pub rule: Discretisation,
-}
-
-/// What [`forward`] saves for [`backward`]: the states before every few positions; in bf16 for the tensor-core kernels.
+/// The states before every few positions; on tensor cores in bf16.
 #[derive(Debug)]
-pub struct Saved {
+pub(super) struct Saved {
     states: Buffer,
     dims: Dims,
     tensor: bool,
 }
 
-/// The outputs of [`forward`], and their gradients.
-#[derive(Debug, Clone, Copy)]
-pub struct Outputs<'a> {
-    /// As saved by [`forward`].
-    pub y: Mat<'a>,
-    /// `[b l d]`.
-    pub dy: Mat<'a>,
-    /// `[b d n]` f32: from the next chunk.
-    pub dlast: Option<Mat<'a>>,
-}
+impl Saved {
+    pub(super) fn bytes(&self) -> usize {
+        self.states.bytes()
+    }
 
-/// The outputs of the backward; as [`super::Grads`].
-#[derive(Debug)]
-pub struct Grads<'a> {
-    /// `[b l d]` (=).
-    pub du: MatMut<'a>,
-    /// `[b l d]` (=).
-    pub ddelta: MatMut<'a>,
-    /// `[d]` f32 (+=).
-    pub ddelta_bias: Option<MatMut<'a>>,
-    /// `[d n]` f32 (+=).
-    pub da: MatMut<'a>,
-    /// `[b l n]` (=).
-    pub db: MatMut<'a>,
-    /// `[b l n]` (=).
-    pub dc: MatMut<'a>,
-    /// `[d]` f32 (+=).
-    pub dskip: Option<MatMut<'a>>,
-    /// `[b l d]` (=); needs `z`.
-    pub dz: Option<MatMut<'a>>,
-    /// `[b d n]` f32 (=).
-    pub dinitial: Option<MatMut<'a>>,
+    pub(super) fn dims(&self) -> Dims {
+        self.dims
+    }
+
+    pub(super) fn gpu(&self) -> Gpu {
+        self.states.gpu()
+    }
+
+    /// Whether a forward of these sizes left it, on this device.
+    pub(super) fn is_for(&self, dims: Dims, gpu: Gpu) -> bool {
+        self.dims == dims && self.gpu() == gpu
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -174,12 +129,7 @@ impl Form {
 
     fn of(n: usize) -> Result<Self> {
         let form = Self::ALL.into_iter().find(|form| form.padded() >= n);
-        Ok(form.ok_or_else(|| crate::Error {
-            op: "selective_scan",
-            argument: "n",
-            wanted: "at most 256 on a GPU".into(),
-            got: n.to_string(),
-        })?)
+        Ok(form.ok_or_else(|| CHECK.fault("n", "at most 256 on a GPU".into(), n.to_string()))?)
     }
 
     /// States per channel, with padding.
@@ -203,6 +153,7 @@ impl Form {
 
 /// How a call is split over the device.
 struct Plan {
+    gpu: Gpu,
     dims: Dims,
     form: Form,
     source: &'static Source,
@@ -214,7 +165,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(gpu: &Gpu, dims: Dims, args: &Args<'_>, others: &[&Mat<'_>], tensor: bool) -> Result<Self> {
+    fn new(gpu: Gpu, dims: Dims, args: &Args<Mat<'_>>, others: &[&Mat<'_>], tensor: bool) -> Result<Self> {
         let form = if tensor { Form::TENSOR } else { Form::of(dims.n)? };
         let groups = dims.d.div_ceil(form.channels());
         let blocks = (dims.b * groups).max(1);
@@ -238,7 +189,7 @@ impl Plan {
             let vector = whole && aligned && args.b.reads_four() && args.c.reads_four();
             (&SOURCE, defines(args.u.dtype(), form, args.rule, vector, args.segments.resets.is_some()))
         };
-        Ok(Self { dims, form, source, tensor, groups, chunk, chunks, defines })
+        Ok(Self { gpu, dims, form, source, tensor, groups, chunk, chunks, defines })
     }
 
     /// Positions between saved states.
@@ -263,58 +214,52 @@ impl Plan {
     }
 
     /// Runs a kernel.
-    fn run(&self, gpu: &Gpu, entry: &'static str, launch: Launch, raw: &Raw) -> Result<()> {
-        // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
-        unsafe { gpu.kernel(self.source, entry, &self.defines)?.launch(launch, raw) }
+    fn run(&self, entry: &'static str, launch: Launch, raw: &Raw) -> Result<()> {
+        // SAFETY: `Raw` is laid out as in the source; `super` has checked all sizes and formats, and what was allocated was
+        // sized by this plan.
+        unsafe { self.gpu.kernel(self.source, entry, &self.defines)?.launch(launch, raw) }
     }
 
-    /// The states before all chunks, or the gradients after them, by `ends` of each chunk and the `chain` over them.
-    fn starts(&self, gpu: &Gpu, [ends, chain]: [&'static str; 2], raw: &Raw) -> Result<Option<Buffer>> {
+    /// The states before all chunks, or the gradients behind them, by `ends` of each chunk and the `chain` over them.
+    fn starts(&self, [ends, chain]: [&'static str; 2], raw: &Raw) -> Result<Option<Buffer>> {
         if self.chunks == 1 {
             return Ok(None);
         }
-        let [starts, end, decay] = [gpu.alloc(self.states())?, gpu.alloc(self.states())?, gpu.alloc(self.states())?];
+        let states = || self.gpu.alloc(self.states());
+        let [starts, end, decay] = [states()?, states()?, states()?];
         let raw = Raw { starts: starts.address(), ends: end.address(), decays: decay.address(), ..*raw };
         let mut launch = self.launch();
         if self.tensor {
             // The final state of the last chunk is not needed, and neither is the gradient before the first.
             launch.grid.1 -= 1;
         }
-        self.run(gpu, ends, launch, &raw)?;
+        self.run(ends, launch, &raw)?;
         let threads = self.dims.b * self.dims.d * self.form.padded();
-        self.run(gpu, chain, Launch::linear(threads.div_ceil(THREADS), THREADS as u32), &raw)?;
+        self.run(chain, Launch::linear(threads.div_ceil(THREADS), THREADS as u32), &raw)?;
         Ok(Some(starts))
     }
 }
 
-/// Scans: `y` `[b l d]` (=), `last` `[b d n]` f32 (=). `saved` is for [`backward`]. At a length of 1 and without `saved`,
-/// `last` may be the memory of `initial`.
-///
-/// # Errors
-/// If shapes or dtypes differ, `n` is 0 or above 256, or there is too little memory.
-pub fn forward(
-    gpu: &Gpu,
+pub(super) fn forward(
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Mat<'_>>,
     y: MatMut<'_>,
     last: MatMut<'_>,
-    saved: Option<&mut Option<Saved>>,
-) -> Result<()> {
-    check(dims, args)?;
-    let Dims { b, l, d, n } = dims;
-    activation("y", &y.as_mat(), &args.u, d)?;
-    state("last", &last.as_mat(), b * d * n)?;
-    if l == 1 && saved.is_none() {
-        return one_position(gpu, dims, args, &y, &last);
+    keep: bool,
+) -> Result<Option<Saved>> {
+    let Dims { b, l, d, .. } = dims;
+    if l == 1 && !keep {
+        return one_position(dims, args, &y, &last).map(|()| None);
     }
+    let gpu = y.gpu();
     let tensor = suits_tensor_cores(dims, args) && is_aligned(args, &[&y.as_mat()]);
     let plan = Plan::new(gpu, dims, args, &[&y.as_mat()], tensor)?;
-    let keep = match &saved {
-        Some(_) => {
+    let keep = match keep {
+        true => {
             let bytes = if tensor { DType::Bf16 } else { DType::F32 }.bytes();
             Some(gpu.alloc(product(&[b, l.div_ceil(plan.save()), d, plan.form.padded(), bytes]))?)
         }
-        None => None,
+        false => None,
     };
     if b * l == 0 {
         match args.initial {
@@ -328,18 +273,15 @@ pub fn forward(
             saved: keep.as_ref().map_or(0, Buffer::address),
             ..Raw::new(dims, (plan.chunk, plan.chunks), args)
         };
-        let starts = plan.starts(gpu, ["forward_ends", "chain_forward"], &raw)?;
+        let starts = plan.starts(["forward_ends", "chain_forward"], &raw)?;
         let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
-        plan.run(gpu, "forward", plan.launch_forward(), &raw)?;
+        plan.run("forward", plan.launch_forward(), &raw)?;
     }
-    if let (Some(saved), Some(states)) = (saved, keep) {
-        *saved = Some(Saved { states, dims, tensor });
-    }
-    Ok(())
+    Ok(keep.map(|states| Saved { states, dims, tensor }))
 }
 
-/// Whether the tensor-core kernels support this call.
-fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
+/// Whether the kernels on tensor cores are for this.
+fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<Mat<'_>>) -> bool {
     let small = |m: &Mat<'_>| i32::try_from(m.stride()).is_ok();
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
     // Offsets of saved states are counted in units of 8 bytes.
@@ -352,13 +294,13 @@ fn suits_tensor_cores(Dims { l, d, n, .. }: Dims, args: &Args<'_>) -> bool {
 }
 
 /// Whether all rows can be read and written by 16 bytes, as the kernels on tensor cores do.
-fn is_aligned(args: &Args<'_>, others: &[&Mat<'_>]) -> bool {
+fn is_aligned(args: &Args<Mat<'_>>, others: &[&Mat<'_>]) -> bool {
     let all = [Some(&args.u), Some(&args.delta), Some(&args.b), Some(&args.c), args.z.as_ref()];
     all.into_iter().flatten().chain(others.iter().copied()).all(|m| m.is_aligned() && i32::try_from(m.stride()).is_ok())
 }
 
 /// [`forward`] for a length of 1.
-fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &MatMut<'_>) -> Result<()> {
+fn one_position(dims: Dims, args: &Args<Mat<'_>>, y: &MatMut<'_>, last: &MatMut<'_>) -> Result<()> {
     let Dims { b, d, n, .. } = dims;
     let states = [args.a.address(), last.address(), args.initial.as_ref().map_or(0, Mat::address)];
     let vector = n.is_multiple_of(4)
@@ -370,51 +312,24 @@ fn one_position(gpu: &Gpu, dims: Dims, args: &Args<'_>, y: &MatMut<'_>, last: &M
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, (0, 0), args) };
     let blocks = (d * lanes).div_ceil(THREADS) * b.div_ceil(STEP_ROWS);
     let launch = Launch::linear(blocks, THREADS as u32);
-    // SAFETY: `Raw` is laid out as in the source; all matrices lie inside their buffers, whose sizes were checked.
-    unsafe { gpu.kernel(&STEP, "step", &defines)?.launch(launch, &raw) }
+    // SAFETY: `Raw` is laid out as in the source; `super` has checked all sizes and formats.
+    unsafe { y.gpu().kernel(&STEP, "step", &defines)?.launch(launch, &raw) }
 }
 
-/// The gradient of [`forward`].
-///
-/// # Errors
-/// If shapes or dtypes differ, `saved` has other sizes, or there is too little memory.
-// Long: shapes of nine outputs, then two launches that share their buffers.
-pub fn backward(
-    gpu: &Gpu,
+// Long: two launches share their buffers, each a pointer of one struct.
+pub(super) fn backward(
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Mat<'_>>,
     saved: &Saved,
-    outputs: Outputs<'_>,
-    grads: Grads<'_>,
+    outputs: Outputs<Mat<'_>>,
+    grads: Grads<MatMut<'_>>,
 ) -> Result<()> {
-    check(dims, args)?;
     let Dims { b, l, d, n } = dims;
     let Outputs { y, dy, dlast } = outputs;
     let Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial } = grads;
-    for (name, m) in [("y", y), ("dy", dy), ("du", du.as_mat()), ("ddelta", ddelta.as_mat())] {
-        activation(name, &m, &args.u, d)?;
-    }
-    for (name, m) in [("db", &db), ("dc", &dc)] {
-        activation(name, &m.as_mat(), &args.u, n)?;
-    }
-    if let Some(dz) = &dz {
-        activation("dz", &dz.as_mat(), &args.u, d)?;
-        CHECK.that(args.z.is_some(), "dz", || "z to be given".into(), || "no z".into())?;
-    }
-    state("da", &da.as_mat(), d * n)?;
-    for (name, m) in [("ddelta_bias", &ddelta_bias), ("dskip", &dskip)] {
-        if let Some(m) = m {
-            state(name, &m.as_mat(), d)?;
-        }
-    }
-    for (name, m) in [("dlast", dlast), ("dinitial", dinitial.as_ref().map(MatMut::as_mat))] {
-        if let Some(m) = m {
-            state(name, &m, b * d * n)?;
-        }
-    }
-    let wanted = || format!("states of a forward of {dims:?} with the same arguments");
-    let same = saved.dims == dims && (!saved.tensor || suits_tensor_cores(dims, args) && y.is_aligned());
-    CHECK.that(same, "saved", wanted, || format!("{:?}", saved.dims))?;
+    let gpu = dy.gpu();
+    let same = !saved.tensor || suits_tensor_cores(dims, args) && y.is_aligned();
+    CHECK.that(same, "saved", || "states of a forward with the same arguments".into(), || "others".into())?;
     if b * l == 0 {
         return match (dlast, dinitial) {
             (Some(dlast), Some(dinitial)) => gpu.copy(dlast.flat(), dinitial.flat()),
@@ -427,7 +342,7 @@ pub fn backward(
     let others: Vec<&Mat<'_>> = others.iter().collect();
     if saved.tensor && !is_aligned(args, &others) {
         let grads = Grads { du, ddelta, ddelta_bias, da, db, dc, dskip, dz, dinitial };
-        return backward_by_copies(gpu, dims, args, saved, outputs, grads);
+        return backward_by_copies(dims, args, saved, outputs, grads);
     }
     let plan = Plan::new(gpu, dims, args, &others, saved.tensor)?;
     let (parts, padded) = (b * plan.chunks, plan.form.padded());
@@ -436,7 +351,7 @@ pub fn backward(
     let partial_bc = gpu.alloc(product(&[plan.groups, b, l, 2, padded, 4]))?;
     // On tensor cores dz is always written.
     let unwanted = if plan.tensor && args.z.is_some() && dz.is_none() {
-        Some(gpu.alloc(b * l * d * args.u.dtype().bytes())?)
+        Some(gpu.alloc(product(&[b, l, d, args.u.dtype().bytes()]))?)
     } else {
         None
     };
@@ -462,34 +377,34 @@ pub fn backward(
         dskip: dskip.as_ref().map_or(0, MatMut::address),
         ..Raw::new(dims, (plan.chunk, plan.chunks), args)
     };
-    let starts = plan.starts(gpu, ["backward_ends", "chain_backward"], &raw)?;
+    let starts = plan.starts(["backward_ends", "chain_backward"], &raw)?;
     let raw = Raw { starts: starts.as_ref().map_or(0, Buffer::address), ..raw };
-    plan.run(gpu, "backward", plan.launch(), &raw)?;
+    plan.run("backward", plan.launch(), &raw)?;
     if plan.tensor {
         let blocks = (b * l * 8).div_ceil(THREADS) + (d * (n + 2)).div_ceil(THREADS);
-        return plan.run(gpu, "join", Launch::linear(blocks, THREADS as u32), &raw);
+        return plan.run("join", Launch::linear(blocks, THREADS as u32), &raw);
     }
     let blocks = (b * l * 2 * padded).div_ceil(THREADS).min(64 * gpu.multiprocessors());
-    plan.run(gpu, "join", Launch::linear(blocks, THREADS as u32), &raw)?;
-    elementwise::add_rows(gpu, partial_a, da)?;
+    plan.run("join", Launch::linear(blocks, THREADS as u32), &raw)?;
+    elementwise::add_rows(&gpu, partial_a, da)?;
     if let Some(ddelta_bias) = ddelta_bias {
-        elementwise::add_rows(gpu, partial_d.columns(0, d), ddelta_bias)?;
+        elementwise::add_rows(&gpu, partial_d.columns(0, d), ddelta_bias)?;
     }
     match dskip {
-        Some(dskip) => elementwise::add_rows(gpu, partial_d.columns(d, d), dskip),
+        Some(dskip) => elementwise::add_rows(&gpu, partial_d.columns(d, d), dskip),
         None => Ok(()),
     }
 }
 
 /// [`backward`] on tensor cores for unaligned matrices, on aligned copies.
 fn backward_by_copies(
-    gpu: &Gpu,
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Mat<'_>>,
     saved: &Saved,
-    outputs: Outputs<'_>,
-    grads: Grads<'_>,
+    outputs: Outputs<Mat<'_>>,
+    grads: Grads<MatMut<'_>>,
 ) -> Result<()> {
+    let gpu = outputs.dy.gpu();
     fn like<'a>(buffer: &'a Buffer, m: &Mat<'_>) -> Mat<'a> {
         buffer.mat(m.rows(), m.cols(), m.dtype())
     }
@@ -523,7 +438,7 @@ fn backward_by_copies(
         dskip: grads.dskip,
         dinitial: grads.dinitial,
     };
-    backward(gpu, dims, &aligned, saved, Outputs { dy: like(&copied_dy, &outputs.dy), ..outputs }, inner)?;
+    backward(dims, &aligned, saved, Outputs { dy: like(&copied_dy, &outputs.dy), ..outputs }, inner)?;
     gpu.copy(like(&du, &args.u), grads.du)?;
     gpu.copy(like(&ddelta, &args.u), grads.ddelta)?;
     if let (Some(from), Some(to)) = (&dz, grads.dz) {
@@ -532,20 +447,15 @@ fn backward_by_copies(
     Ok(())
 }
 
-/// One position of every row: `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is
-/// updated in place, `y` `[b d]` (=).
-///
-/// # Errors
-/// As [`forward`], or if `args.initial` is given.
-pub fn step(gpu: &Gpu, dims: Dims, args: &Args<'_>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
-    CHECK.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
-    // Safe in place, as every thread reads its states before it writes them.
+/// As [`super::step`].
+pub(super) fn step(dims: Dims, args: &Args<Mat<'_>>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
+    // Every thread reads its states before it writes them.
     let args = Args { initial: Some(state.as_mat()), ..*args };
-    forward(gpu, Dims { l: 1, ..dims }, &args, y, state.as_mat().into_mut(), None)
+    forward(Dims { l: 1, ..dims }, &args, y, state.as_mat().into_mut(), false).map(drop)
 }
 
 impl Raw {
-    fn new(dims: Dims, (chunk, chunks): (usize, usize), args: &Args<'_>) -> Self {
+    fn new(dims: Dims, (chunk, chunks): (usize, usize), args: &Args<Mat<'_>>) -> Self {
         let (null, Dims { b, l, d, n }) = (RawMat::NULL, dims);
         let address = |m: &Option<Mat<'_>>| m.as_ref().map_or(0, Mat::address);
         Self {
@@ -589,42 +499,6 @@ impl Raw {
             softplus: args.softplus.into(),
         }
     }
-}
-
-fn check(dims: Dims, args: &Args<'_>) -> Result<()> {
-    let Dims { b, l, d, n } = dims;
-    CHECK.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
-    CHECK.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
-    CHECK.sizes([b, l, d, n])?;
-    CHECK.shape("u", args.u.shape(), (b * l, d))?;
-    activation("delta", &args.delta, &args.u, d)?;
-    activation("b", &args.b, &args.u, n)?;
-    activation("c", &args.c, &args.u, n)?;
-    if let Some(z) = &args.z {
-        activation("z", z, &args.u, d)?;
-    }
-    state("a", &args.a, d * n)?;
-    for (name, m, len) in
-        [("delta_bias", args.delta_bias, d), ("skip", args.skip, d), ("initial", args.initial, b * d * n)]
-    {
-        if let Some(m) = m {
-            state(name, &m, len)?;
-        }
-    }
-    Ok(args.segments.check("selective_scan", b, l)?)
-}
-
-fn activation(name: &'static str, m: &Mat<'_>, u: &Mat<'_>, cols: usize) -> Result<()> {
-    CHECK.shape(name, m.shape(), (u.rows(), cols))?;
-    CHECK.that(m.dtype() == u.dtype(), name, || u.dtype().to_string(), || m.dtype().to_string())?;
-    Ok(())
-}
-
-fn state(name: &'static str, m: &Mat<'_>, len: usize) -> Result<()> {
-    CHECK.len(name, m.len(), len)?;
-    CHECK.that(m.dtype() == DType::F32, name, || "f32".into(), || m.dtype().to_string())?;
-    CHECK.that(m.is_contiguous(), name, || "no gaps between rows".into(), || format!("{m:?}"))?;
-    Ok(())
 }
 
 fn defines(dtype: DType, form: Form, rule: Discretisation, vector: bool, segments: bool) -> Vec<Define> {

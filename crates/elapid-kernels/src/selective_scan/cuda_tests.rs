@@ -1,6 +1,6 @@
 //! The same cases on a GPU, against the f64 oracle.
 
-use super::tests::{BASE, Case, EVERYTHING, Options, Outputs, WHOLE_ROWS, naive};
+use super::tests::{BASE, Case, EVERYTHING, Options, WHOLE_ROWS, Written, naive};
 use super::*;
 use crate::DType;
 use crate::cuda::{self, Gpu};
@@ -17,7 +17,7 @@ fn round(case: &Case<f32>, dtype: DType) -> Case<f32> {
 /// `gaps`: extra columns between rows of the packed matrices and of y, and of the gradients; 0 keeps rows aligned if the
 /// sizes are.
 // Long: uploads every input and downloads every output, one line each.
-fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> Outputs<f32> {
+fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> Written<f32> {
     let (gap, grad_gap) = gaps;
     let Dims { b, l, d, n } = case.dims;
     let f32s = |x: &[f32]| OnDevice::of(gpu, x, x.len(), 0, DType::F32);
@@ -27,7 +27,7 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> 
     let [bias, skip, initial] = [&case.delta_bias, &case.skip, &case.initial].map(|x| x.as_deref().map(f32s));
     let lengths = case.lengths.as_ref().map(|x| gpu.upload(x).unwrap());
     let resets = case.resets.as_ref().map(|x| gpu.upload(x).unwrap());
-    let args = super::cuda::Args {
+    let args = Args {
         u: xz.mat().columns(0, d),
         delta: dbc.mat().columns(0, d),
         delta_bias: bias.as_ref().map(OnDevice::mat),
@@ -43,8 +43,8 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> 
     };
     let y = OnDevice::poisoned(gpu, b * l, d, gap, dtype);
     let last = OnDevice::poisoned(gpu, 1, b * d * n, 4, DType::F32);
-    let mut saved = None;
-    super::cuda::forward(&gpu, case.dims, &args, y.mat_mut(), last.mat_mut(), Some(&mut saved)).unwrap();
+    let mut saved = Saved::new();
+    forward(case.dims, args, y.mat_mut(), last.mat_mut(), Some(&mut saved)).unwrap();
 
     let [du, ddelta, dz] = [(); 3].map(|()| OnDevice::poisoned(gpu, b * l, d, grad_gap, dtype));
     let [db, dc] = [(); 2].map(|()| OnDevice::poisoned(gpu, b * l, n, 3, dtype));
@@ -56,7 +56,7 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> 
     }
     let dy = OnDevice::of(gpu, &case.dy, d, grad_gap, dtype);
     let dlast = case.dlast.as_deref().map(f32s);
-    let grads = super::cuda::Grads {
+    let grads = Grads {
         du: du.mat_mut(),
         ddelta: ddelta.mat_mut(),
         ddelta_bias: Some(dbias.mat_mut()),
@@ -68,8 +68,8 @@ fn on_device(gpu: Gpu, case: &Case<f32>, dtype: DType, gaps: (usize, usize)) -> 
         dinitial: Some(dinitial.mat_mut()),
     };
     let dlast = dlast.as_ref().map(OnDevice::mat);
-    let outputs = super::cuda::Outputs { y: y.mat(), dy: dy.mat(), dlast };
-    super::cuda::backward(&gpu, case.dims, &args, saved.as_ref().unwrap(), outputs, grads).unwrap();
+    let outputs = Outputs { y: y.mat(), dy: dy.mat(), dlast };
+    backward(case.dims, args, &saved, outputs, grads).unwrap();
     vec![
         ("y", y.values()),
         ("last", last.values()),
@@ -197,7 +197,7 @@ fn steps_are_the_forward() {
             let xz = OnDevice::of(gpu, &row(&case.xz, 2 * dims.d), 2 * dims.d, 0, DType::F32);
             let dbc_cols = dims.d + 2 * dims.n;
             let dbc = OnDevice::of(gpu, &row(&case.dbc, dbc_cols), dbc_cols, 0, DType::F32);
-            let args = super::cuda::Args {
+            let args = Args {
                 u: xz.mat().columns(0, dims.d),
                 delta: dbc.mat().columns(0, dims.d),
                 delta_bias: Some(bias.mat()),
@@ -212,7 +212,7 @@ fn steps_are_the_forward() {
                 rule,
             };
             let y = OnDevice::poisoned(gpu, dims.b, dims.d, 1, DType::F32);
-            super::cuda::step(&gpu, dims, &args, state.mat_mut(), y.mat_mut()).unwrap();
+            step(dims, args, state.mat_mut(), y.mat_mut()).unwrap();
             let want: Vec<f64> =
                 (0..dims.b).flat_map(|b| whole[0].1[(b * dims.l + t) * dims.d..][..dims.d].to_vec()).collect();
             assert!(err_ratio(&want, &y.values()) <= 1e-5);
@@ -238,7 +238,7 @@ fn bench() {
         let a: Vec<f32> = (0..d * n).map(|i| -((i % n + 1) as f32)).collect();
         let a = OnDevice::of(gpu, &a, n, 0, DType::F32);
         let ones = OnDevice::of(gpu, &vec![1.0; d], d, 0, DType::F32);
-        let args = super::cuda::Args {
+        let args = Args {
             u: u.mat(),
             delta: delta.mat(),
             delta_bias: None,
@@ -255,11 +255,11 @@ fn bench() {
         let [y, du, ddelta, dz] = [(); 4].map(|()| OnDevice::poisoned(gpu, b * l, d, 0, dtype));
         let dbc = OnDevice::poisoned(gpu, b * l, 2 * n, 0, dtype);
         let [last, da, dskip] = [b * d * n, d * n, d].map(|len| OnDevice::of(gpu, &vec![0.0; len], len, 0, DType::F32));
-        let only = || super::cuda::forward(&gpu, dims, &args, y.mat_mut(), last.mat_mut(), None);
+        let only = || super::forward(dims, args, y.mat_mut(), last.mat_mut(), None);
         let both = || {
-            let mut saved = None;
-            super::cuda::forward(&gpu, dims, &args, y.mat_mut(), last.mat_mut(), Some(&mut saved))?;
-            let grads = super::cuda::Grads {
+            let mut saved = Saved::new();
+            super::forward(dims, args, y.mat_mut(), last.mat_mut(), Some(&mut saved))?;
+            let grads = Grads {
                 du: du.mat_mut(),
                 ddelta: ddelta.mat_mut(),
                 ddelta_bias: None,
@@ -270,9 +270,8 @@ fn bench() {
                 dz: Some(dz.mat_mut()),
                 dinitial: None,
             };
-            let saved = saved.as_ref().expect("states were asked for");
-            let outputs = super::cuda::Outputs { y: y.mat(), dy: dy.mat(), dlast: None };
-            super::cuda::backward(&gpu, dims, &args, saved, outputs, grads)
+            let outputs = Outputs { y: y.mat(), dy: dy.mat(), dlast: None };
+            super::backward(dims, args, &saved, outputs, grads)
         };
         gpu.time(3, both).unwrap();
         let (forward, both) = (median(gpu.time(20, only).unwrap()), median(gpu.time(20, both).unwrap()));

@@ -17,149 +17,192 @@
 
 mod args;
 mod cpu;
-pub mod cuda;
+pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Check, Result};
-use crate::{Isa, Rows, RowsMut};
+use crate::cuda::Result;
+use crate::error::{self, Check};
+use crate::view::Shaped;
+use crate::{Isa, View, ViewMut};
 
-use args::OP;
-pub use args::{Args, Dims, Discretisation, Grads, Saved};
+use args::Kept;
+pub use args::{Args, Dims, Discretisation, Grads, Outputs, Saved};
+
+const CHECK: Check = Check("selective_scan");
 
 /// Scans.
 ///
-/// `y` `[b l d]` (=), `last` `[b d n]` (=): the state after each row's last position. `saved` is for [`backward`].
+/// `y` `[b l d]` (=) of the format of u, `last` `[b d n]` f32 (=): the state after each row's last position. `saved` is for
+/// [`backward`]. On a GPU `last` may be the memory of `initial` at a length of 1 without `saved`.
 ///
 /// # Errors
-/// If shapes differ, or `d` or `n` is 0.
-pub fn forward(dims: Dims, args: &Args<'_>, y: RowsMut<'_>, last: &mut [f32], saved: Option<&mut Saved>) -> Result<()> {
-    forward_on(Isa::best(), dims, args, y, last, saved)
-}
-
-fn forward_on(
-    isa: Isa,
+/// If shapes, formats or devices differ, `d` or `n` is 0 or too large, or a device failed or has too little memory.
+pub fn forward<'a, 'y>(
     dims: Dims,
-    args: &Args<'_>,
-    y: RowsMut<'_>,
-    last: &mut [f32],
+    args: impl Into<Args<View<'a>>>,
+    y: impl Into<ViewMut<'y>>,
+    last: impl Into<ViewMut<'y>>,
     saved: Option<&mut Saved>,
 ) -> Result<()> {
-    let check = check_args(dims, args)?;
-    check.shape("y", y.shape(), (dims.b * dims.l, dims.d))?;
-    check.len("last", last.len(), dims.b * dims.d * dims.n)?;
-    cpu::forward(isa, dims, args, y, last, saved);
+    let (args, y, last) = (args.into(), y.into(), last.into());
+    check(dims, &args)?;
+    activation("y", &y, &args.u, dims.d)?;
+    CHECK.flat("last", &last, dims.states())?;
+    match y {
+        ViewMut::Host(y) => {
+            let last = CHECK.host_flat_mut("last", last)?;
+            cpu::forward(Isa::best(), dims, &args.host()?, y, last, saved.map(Saved::host));
+        }
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            let last = CHECK.device_mut("last", last, gpu)?;
+            let kept = cuda::forward(dims, &args.device(gpu)?, y, last, saved.is_some())?;
+            if let (Some(saved), Some(kept)) = (saved, kept) {
+                saved.0 = Kept::Device(kept);
+            }
+        }
+    }
     Ok(())
 }
 
-/// The gradient of [`forward`].
-///
-/// `saved` is from `forward` with the same `dims` and `args`; `dy` `[b l d]`; `dlast` `[b d n]` is the gradient of `last`
-/// from the next chunk.
+/// The gradient of [`forward`]; `saved` is what that left for the same `dims` and `args`.
 ///
 /// # Errors
-/// If shapes differ, `d` or `n` is 0, `saved` has other sizes, or `dz` is requested without `z`.
-pub fn backward(
+/// As [`forward`], or if `saved` is of other sizes or another device, or `dz` is asked for without `z`.
+pub fn backward<'a, 'y, 'g>(
     dims: Dims,
-    args: &Args<'_>,
+    args: impl Into<Args<View<'a>>>,
     saved: &Saved,
-    dy: Rows<'_>,
-    dlast: Option<&[f32]>,
-    grads: Grads<'_>,
+    outputs: impl Into<Outputs<View<'y>>>,
+    grads: impl Into<Grads<ViewMut<'g>>>,
 ) -> Result<()> {
-    backward_on(Isa::best(), dims, args, saved, dy, dlast, grads)
+    let (args, outputs, grads) = (args.into(), outputs.into(), grads.into());
+    check(dims, &args)?;
+    check_backward(dims, &args, &outputs, &grads)?;
+    let Outputs { y, dy, dlast } = outputs;
+    match (dy, &saved.0) {
+        (View::Host(dy), Kept::Host(saved)) if saved.is_for(dims, Isa::best()) => {
+            let dlast = dlast.map(|dlast| CHECK.host_flat("dlast", dlast)).transpose()?;
+            let grads = grads.map(|name, m| CHECK.host_mut(name, m), |name, m| CHECK.host_flat_mut(name, m))?;
+            cpu::backward(Isa::best(), dims, &args.host()?, saved, dy, dlast, grads);
+            Ok(())
+        }
+        (View::Device(dy), Kept::Device(saved)) if saved.is_for(dims, dy.gpu()) => {
+            let gpu = dy.gpu();
+            let dlast = dlast.map(|dlast| CHECK.device("dlast", dlast, gpu)).transpose()?;
+            let outputs = Outputs { y: CHECK.device("y", y, gpu)?, dy, dlast };
+            let on = |name, m| CHECK.device_mut(name, m, gpu);
+            cuda::backward(dims, &args.device(gpu)?, saved, outputs, grads.map(on, on)?)
+        }
+        (_, kept) => {
+            let wanted = format!("states of a forward of {dims:?} on the same device");
+            Err(CHECK.fault("saved", wanted, kept.to_string()).into())
+        }
+    }
 }
 
-fn backward_on(
-    isa: Isa,
-    dims: Dims,
-    args: &Args<'_>,
-    saved: &Saved,
-    dy: Rows<'_>,
-    dlast: Option<&[f32]>,
-    grads: Grads<'_>,
-) -> Result<()> {
-    let check = check_args(dims, args)?;
-    let Dims { b, l, d, n } = dims;
-    check.shape("dy", dy.shape(), (b * l, d))?;
-    if let Some(dlast) = dlast {
-        check.len("dlast", dlast.len(), b * d * n)?;
-    }
-    check.shape("du", grads.du.shape(), (b * l, d))?;
-    check.shape("ddelta", grads.ddelta.shape(), (b * l, d))?;
-    if let Some(ddelta_bias) = &grads.ddelta_bias {
-        check.len("ddelta_bias", ddelta_bias.len(), d)?;
-    }
-    check.len("da", grads.da.len(), d * n)?;
-    check.shape("db", grads.db.shape(), (b * l, n))?;
-    check.shape("dc", grads.dc.shape(), (b * l, n))?;
-    if let Some(dskip) = &grads.dskip {
-        check.len("dskip", dskip.len(), d)?;
-    }
-    if let Some(dz) = &grads.dz {
-        check.shape("dz", dz.shape(), (b * l, d))?;
-        check.that(args.z.is_some(), "dz", || "z to be given".into(), || "no z".into())?;
-    }
-    if let Some(dinitial) = &grads.dinitial {
-        check.len("dinitial", dinitial.len(), b * d * n)?;
-    }
-    check.that(
-        saved.made_for == Some((dims, isa.lanes())),
-        "saved",
-        || format!("states of a forward of {dims:?}"),
-        || format!("{:?}", saved.made_for.map(|m| m.0)),
-    )?;
-    cpu::backward(isa, dims, args, saved, dy, dlast, grads);
-    Ok(())
-}
-
-/// One position of every row: the result of [`forward`] for it, bit for bit. Allocates nothing.
+/// One position of every row: what [`forward`] gives for it, on the CPU bit for bit. Allocates nothing there.
 ///
 /// `args` is that of [`forward`] with a length of 1 and without `initial`; `state` `[b d n]` is updated in place, `y`
 /// `[b d]` (=). A row of length 0 gets output 0 and keeps its state.
 ///
 /// # Errors
-/// If shapes differ, `d` or `n` is 0, or `args.initial` is given.
-pub fn step(dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) -> Result<()> {
-    step_on(Isa::best(), dims, args, state, y)
+/// As [`forward`], or if `args.initial` is given.
+pub fn step<'a, 'y>(
+    dims: Dims,
+    args: impl Into<Args<View<'a>>>,
+    state: impl Into<ViewMut<'y>>,
+    y: impl Into<ViewMut<'y>>,
+) -> Result<()> {
+    let dims = Dims { l: 1, ..dims };
+    let (args, state, y) = (args.into(), state.into(), y.into());
+    check(dims, &args)?;
+    CHECK.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
+    activation("y", &y, &args.u, dims.d)?;
+    CHECK.flat("state", &state, dims.states())?;
+    match y {
+        ViewMut::Host(y) => {
+            cpu::step(Isa::best(), dims, &args.host()?, CHECK.host_flat_mut("state", state)?, y);
+            Ok(())
+        }
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            cuda::step(dims, &args.device(gpu)?, CHECK.device_mut("state", state, gpu)?, y)
+        }
+    }
 }
 
-fn step_on(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) -> Result<()> {
-    let dims = Dims { l: 1, ..dims };
-    let check = check_args(dims, args)?;
-    check.that(args.initial.is_none(), "initial", || "none: the state is `state`".into(), || "some".into())?;
-    check.shape("y", y.shape(), (dims.b, dims.d))?;
-    check.len("state", state.len(), dims.b * dims.d * dims.n)?;
-    cpu::step(isa, dims, args, state, y);
+impl Dims {
+    /// Elements of all states, once [`check`] has seen that they can be counted.
+    fn states(self) -> usize {
+        self.b * self.d * self.n
+    }
+}
+
+fn check(dims: Dims, args: &Args<View<'_>>) -> error::Result<()> {
+    let Dims { b, l, d, n } = dims;
+    CHECK.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
+    CHECK.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
+    let states = CHECK.product("initial", &[b, d, n])?;
+    CHECK.matrix("u", &args.u, (CHECK.product("u", &[b, l])?, d))?;
+    for (name, m, cols) in [("delta", &args.delta, d), ("b", &args.b, n), ("c", &args.c, n)] {
+        activation(name, m, &args.u, cols)?;
+    }
+    if let Some(z) = &args.z {
+        activation("z", z, &args.u, d)?;
+    }
+    CHECK.flat("a", &args.a, CHECK.product("a", &[d, n])?)?;
+    for (name, m, len) in
+        [("delta_bias", &args.delta_bias, d), ("skip", &args.skip, d), ("initial", &args.initial, states)]
+    {
+        if let Some(m) = m {
+            CHECK.flat(name, m, len)?;
+        }
+    }
+    args.segments.check(CHECK.0, b, l)
+}
+
+fn check_backward(
+    dims: Dims,
+    args: &Args<View<'_>>,
+    outputs: &Outputs<View<'_>>,
+    grads: &Grads<ViewMut<'_>>,
+) -> error::Result<()> {
+    let Dims { d, n, .. } = dims;
+    for (name, m) in [("y", &outputs.y), ("dy", &outputs.dy)] {
+        activation(name, m, &args.u, d)?;
+    }
+    for (name, m, cols) in
+        [("du", &grads.du, d), ("ddelta", &grads.ddelta, d), ("db", &grads.db, n), ("dc", &grads.dc, n)]
+    {
+        activation(name, m, &args.u, cols)?;
+    }
+    if let Some(dz) = &grads.dz {
+        activation("dz", dz, &args.u, d)?;
+        CHECK.that(args.z.is_some(), "dz", || "z to be given".into(), || "no z".into())?;
+    }
+    if let Some(dlast) = &outputs.dlast {
+        CHECK.flat("dlast", dlast, dims.states())?;
+    }
+    CHECK.flat("da", &grads.da, d * n)?;
+    for (name, m, len) in [
+        ("ddelta_bias", &grads.ddelta_bias, d),
+        ("dskip", &grads.dskip, d),
+        ("dinitial", &grads.dinitial, dims.states()),
+    ] {
+        if let Some(m) = m {
+            CHECK.flat(name, m, len)?;
+        }
+    }
     Ok(())
 }
 
-fn check_args<T: Copy>(dims: Dims, args: &Args<'_, T>) -> Result<Check> {
-    let check = Check(OP);
-    let Dims { b, l, d, n } = dims;
-    check.that(d >= 1, "d", || "at least 1".into(), || "0".into())?;
-    check.that(n >= 1, "n", || "at least 1".into(), || "0".into())?;
-    check.sizes([b, l, d, n])?;
-    check.shape("u", args.u.shape(), (b * l, d))?;
-    check.shape("delta", args.delta.shape(), (b * l, d))?;
-    if let Some(delta_bias) = args.delta_bias {
-        check.len("delta_bias", delta_bias.len(), d)?;
-    }
-    check.len("a", args.a.len(), d * n)?;
-    check.shape("b", args.b.shape(), (b * l, n))?;
-    check.shape("c", args.c.shape(), (b * l, n))?;
-    if let Some(skip) = args.skip {
-        check.len("skip", skip.len(), d)?;
-    }
-    if let Some(z) = args.z {
-        check.shape("z", z.shape(), (b * l, d))?;
-    }
-    if let Some(initial) = args.initial {
-        check.len("initial", initial.len(), b * d * n)?;
-    }
-    args.segments.check(OP, b, l)?;
-    Ok(check)
+/// A matrix beside u: as many rows, of the same format.
+fn activation(name: &'static str, m: &impl Shaped, u: &View<'_>, cols: usize) -> error::Result<()> {
+    CHECK.matrix(name, m, (u.shape().0, cols))?;
+    CHECK.dtype(name, m, u.dtype())
 }

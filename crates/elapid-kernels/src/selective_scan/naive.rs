@@ -42,7 +42,7 @@ fn derivatives<T: Float>(rule: Discretisation, delta: T, a: T) -> ((T, T), (T, T
 }
 
 /// Δ at one place, and the derivative of it with respect to `delta`.
-fn step_size<T: Float>(args: &Args<'_, T>, row: usize, d: usize) -> (T, T) {
+fn step_size<T: Float>(args: &Args<Rows<'_, T>>, row: usize, d: usize) -> (T, T) {
     let x = args.delta.row(row)[d] + args.delta_bias.map_or(T::zero(), |bias| bias[d]);
     if !args.softplus { (x, T::one()) } else { (x.softplus(), if x > T::of(20.0) { T::one() } else { x.sigmoid() }) }
 }
@@ -51,7 +51,7 @@ fn step_size<T: Float>(args: &Args<'_, T>, row: usize, d: usize) -> (T, T) {
 ///
 /// # Panics
 /// If shapes differ.
-pub fn forward<T: Float>(dims: Dims, args: &Args<'_, T>, mut y: RowsMut<'_, T>, last: &mut [T]) {
+pub fn forward<T: Float>(dims: Dims, args: &Args<Rows<'_, T>>, mut y: RowsMut<'_, T>, last: &mut [T]) {
     let Dims { b, l, d, n } = dims;
     y.fill(T::zero());
     for (i, h) in last.chunks_exact_mut(n).enumerate().take(b * d) {
@@ -86,10 +86,10 @@ pub fn forward<T: Float>(dims: Dims, args: &Args<'_, T>, mut y: RowsMut<'_, T>, 
 // Long: the derivation of `docs/math/selective_scan.md` in its order.
 pub fn backward<T: Float>(
     dims: Dims,
-    args: &Args<'_, T>,
+    args: &Args<Rows<'_, T>>,
     dy: Rows<'_, T>,
     dlast: Option<&[T]>,
-    mut grads: Grads<'_, T>,
+    mut grads: Grads<RowsMut<'_, T>>,
 ) {
     let Dims { b, l, d, n } = dims;
     let zero = T::zero();

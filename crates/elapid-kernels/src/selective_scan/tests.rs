@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Poisoned, Random, Terms, bits, central_difference, err_ratio, err_ratio_of_terms, with_threads};
-use crate::{Float, Segments};
+use crate::testing::{
+    Poisoned, Random, Terms, argument_of, bits, central_difference, err_ratio, err_ratio_of_terms, fault, with_threads,
+};
+use crate::{Float, Rows, RowsMut, Segments};
 
 /// Inputs of one call. `xz` is `[b l (u z)]` and `dbc` is `[b l (delta b c)]`, packed as projections are.
 #[derive(Debug, Clone)]
@@ -103,8 +105,8 @@ impl Case<f32> {
     }
 }
 
-impl<T: Copy> Case<T> {
-    fn args(&self) -> Args<'_, T> {
+impl<T: Copy + std::fmt::Debug> Case<T> {
+    fn args(&self) -> Args<Rows<'_, T>> {
         let Dims { b, l, d, n } = self.dims;
         let (xz, dbc) = (Rows::new(&self.xz, 2 * d), Rows::new(&self.dbc, d + 2 * n));
         assert_eq!(xz.rows(), b * l);
@@ -143,12 +145,12 @@ impl<T: Copy> Case<T> {
 }
 
 /// Outputs by name.
-pub(super) type Outputs<T> = Vec<(&'static str, Vec<T>)>;
+pub(super) type Written<T> = Vec<(&'static str, Vec<T>)>;
 
 /// Initial values of the accumulated outputs.
 pub(super) const BASE: f32 = 0.25;
 
-pub(super) fn naive<T: Float>(case: &Case<T>) -> Outputs<T> {
+pub(super) fn naive<T: Float>(case: &Case<T>) -> Written<T> {
     let Dims { b, l, d, n } = case.dims;
     let (args, zero, base) = (case.args(), T::zero(), T::of(BASE.into()));
     let (mut y, mut last) = (vec![zero; b * l * d], vec![zero; b * d * n]);
@@ -184,12 +186,13 @@ pub(super) fn naive<T: Float>(case: &Case<T>) -> Outputs<T> {
     ]
 }
 
-fn fast(isa: Isa, case: &Case<f32>) -> Outputs<f32> {
+fn fast(isa: Isa, case: &Case<f32>) -> Written<f32> {
     let Dims { b, l, d, n } = case.dims;
     let args = case.args();
     let (mut y, mut last) = (Poisoned::new(b * l, d, 3), Poisoned::new(1, b * d * n, 5));
-    let mut saved = Saved::new();
-    forward_on(isa, case.dims, &args, y.rows_mut(), last.rows_mut().row(0), Some(&mut saved)).unwrap();
+    let mut saved = cpu::Saved::default();
+    cpu::forward(isa, case.dims, &args, y.rows_mut(), last.rows_mut().row(0), Some(&mut saved));
+    assert!(saved.is_for(case.dims, isa));
 
     let [mut du, mut ddelta, mut dz] = [(); 3].map(|()| Poisoned::new(b * l, d, 3));
     let [mut db, mut dc] = [(); 2].map(|()| Poisoned::new(b * l, n, 1));
@@ -213,7 +216,7 @@ fn fast(isa: Isa, case: &Case<f32>) -> Outputs<f32> {
             dz: case.gated.then(|| dz.rows_mut()),
             dinitial: Some(dinitial.row(0)),
         };
-        backward_on(isa, case.dims, &args, &saved, Rows::new(&case.dy, d), case.dlast.as_deref(), grads).unwrap();
+        cpu::backward(isa, case.dims, &args, &saved, Rows::new(&case.dy, d), case.dlast.as_deref(), grads);
     }
     vec![
         ("y", y.values()),
@@ -230,7 +233,7 @@ fn fast(isa: Isa, case: &Case<f32>) -> Outputs<f32> {
     ]
 }
 
-fn all_bits(outputs: &Outputs<f32>) -> Vec<Vec<u32>> {
+fn all_bits(outputs: &Written<f32>) -> Vec<Vec<u32>> {
     outputs.iter().map(|(_, x)| bits(x)).collect()
 }
 
@@ -349,7 +352,7 @@ fn chunks_and_steps_are_the_whole_bit_for_bit() {
             let forward = |case: &Case<f32>, initial: Option<&[f32]>| {
                 let (mut y, mut last) = (vec![f32::NAN; case.dims.l * d], vec![f32::NAN; d * n]);
                 let args = Args { initial, ..case.args() };
-                forward_on(isa, case.dims, &args, RowsMut::new(&mut y, d), &mut last, None).unwrap();
+                cpu::forward(isa, case.dims, &args, RowsMut::new(&mut y, d), &mut last, None);
                 (y, last)
             };
             let (y, last) = forward(&case, case.initial.as_deref());
@@ -364,7 +367,7 @@ fn chunks_and_steps_are_the_whole_bit_for_bit() {
                 let part = case.part(0, t, t + 1);
                 let mut out = vec![f32::NAN; d];
                 let args = Args { initial: None, ..part.args() };
-                step_on(isa, part.dims, &args, &mut state, RowsMut::new(&mut out, d)).unwrap();
+                cpu::step(isa, part.dims, &args, &mut state, RowsMut::new(&mut out, d));
                 assert_eq!(bits(&out), bits(&y[t * d..][..d]), "{} {rule} step {t}", isa.name());
             }
             assert_eq!(bits(&state), bits(&last));
@@ -376,7 +379,7 @@ fn chunks_and_steps_are_the_whole_bit_for_bit() {
 fn gradients_through_two_chunks_are_those_of_the_whole() {
     let case = Case::new(Dims { b: 1, l: 75, d: 21, n: 8 }, Discretisation::ExpEuler, WHOLE_ROWS, 5);
     let whole = naive(&case.wide());
-    let get = |out: &Outputs<f32>, name: &str| out.iter().find(|o| o.0 == name).unwrap().1.clone();
+    let get = |out: &Written<f32>, name: &str| out.iter().find(|o| o.0 == name).unwrap().1.clone();
     for isa in Isa::available() {
         let mut first = case.part(0, 0, 40);
         let middle = get(&fast(isa, &first), "last");
@@ -424,10 +427,10 @@ fn steps_of_a_large_batch() {
     let Dims { b, d, n, .. } = case.dims;
     for isa in Isa::available() {
         let (mut y, mut last) = (vec![f32::NAN; b * d], vec![f32::NAN; b * d * n]);
-        forward_on(isa, case.dims, &case.args(), RowsMut::new(&mut y, d), &mut last, None).unwrap();
+        cpu::forward(isa, case.dims, &case.args(), RowsMut::new(&mut y, d), &mut last, None);
         let (mut out, mut state) = (Poisoned::new(b, d, 2), case.initial.clone().unwrap());
         let args = Args { initial: None, ..case.args() };
-        with_threads(2, || step_on(isa, case.dims, &args, &mut state, out.rows_mut())).unwrap();
+        with_threads(2, || cpu::step(isa, case.dims, &args, &mut state, out.rows_mut()));
         assert_eq!((bits(&out.values()), bits(&state)), (bits(&y), bits(&last)));
     }
 }
@@ -448,11 +451,11 @@ fn names_and_errors() {
     assert_eq!(Discretisation::default(), Discretisation::ExpEuler);
 
     let case = Case::new(Dims { b: 2, l: 3, d: 4, n: 2 }, Discretisation::ExpEuler, EVERYTHING, 1);
-    let run = |dims: Dims, args: &Args<'_>, last: usize| {
+    let run = |dims: Dims, args: &Args<Rows<'_>>, last: usize| {
         let (mut y, mut last) = (vec![7.0; 24], vec![7.0; last]);
-        let result = forward(dims, args, RowsMut::new(&mut y, 4), &mut last, None);
+        let result = forward(dims, *args, RowsMut::new(&mut y, 4), &mut last, None);
         assert!(result.is_ok() || (y == [7.0; 24] && last.iter().all(|&x| x == 7.0)));
-        result.map_err(|error| error.argument)
+        argument_of(result).map_or(Ok(()), Err)
     };
     let args = case.args();
     assert_eq!(run(case.dims, &args, 16), Ok(()));
@@ -467,6 +470,19 @@ fn names_and_errors() {
     let too_long = Segments { lengths: Some(&[3, 4]), resets: None };
     assert_eq!(run(case.dims, &Args { segments: too_long, ..args }, 16), Err("lengths"));
     let mut y = vec![0.0; 8];
-    let stepped = step(case.dims, &case.part(0, 0, 1).args(), &mut [0.0; 16], RowsMut::new(&mut y, 4));
-    assert_eq!(stepped.unwrap_err().argument, "u");
+    let (part, mut state) = (case.part(0, 0, 1), [0.0; 16]);
+    assert_eq!(fault(step(case.dims, part.args(), &mut state, RowsMut::new(&mut y, 4))).argument, "u");
+    // Sizes whose product wraps to that of no rows.
+    let nothing = Args { u: Rows::new(&[], 4), delta: Rows::new(&[], 4), b: Rows::new(&[], 2), z: None, ..args };
+    let nothing = Args { c: nothing.b, initial: None, segments: Segments::default(), ..nothing };
+    let wrapping = Dims { b: 1 << 32, l: 1 << 32, ..case.dims };
+    assert_eq!(fault(forward(wrapping, nothing, &mut [0.0; 0], &mut [0.0; 0], None)).argument, "u");
+    let saved = Saved::new();
+    let outputs = Outputs { y: args.u, dy: args.u, dlast: None };
+    let [mut du, mut ddelta, mut da, mut db, mut dc] = [24, 24, 8, 12, 12].map(|len| vec![0.0; len]);
+    let (du, ddelta) = (RowsMut::new(&mut du, 4), RowsMut::new(&mut ddelta, 4));
+    let (db, dc) = (RowsMut::new(&mut db, 2), RowsMut::new(&mut dc, 2));
+    let (ddelta_bias, dskip, dz, dinitial) = (None, None, None, None);
+    let grads = Grads { du, ddelta, ddelta_bias, da: &mut da, db, dc, dskip, dz, dinitial };
+    assert_eq!(fault(backward(case.dims, args, &saved, outputs, grads)).argument, "saved");
 }

@@ -6,23 +6,24 @@ use pulp::bytemuck;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::Saved;
 use super::rule::{Bilinear, ExpEuler, Rule, Zoh};
 use super::tiles::{
     BLOCK, Buffer, GROUP, SMALL, STRIDE, TILE, Unit, blocks, from_lanes, load, load_or_zero, pack, prefetch, share,
     store, take, tiles, to_lanes,
 };
 use crate::parallel::{grain, split};
-use crate::selective_scan::{Args, Dims, Discretisation, Grads, Saved};
+use crate::selective_scan::{Args, Dims, Discretisation, Grads};
 use crate::{Isa, Rows, RowsMut, math};
 
 pub(in super::super) fn backward(
     isa: Isa,
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Rows<'_>>,
     saved: &Saved,
     dy: Rows<'_>,
     dlast: Option<&[f32]>,
-    grads: Grads<'_>,
+    grads: Grads<RowsMut<'_>>,
 ) {
     match args.rule {
         Discretisation::ExpEuler => backward_by::<ExpEuler>(isa, dims, args, saved, dy, dlast, grads),
@@ -35,11 +36,11 @@ pub(in super::super) fn backward(
 fn backward_by<R: Rule>(
     isa: Isa,
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Rows<'_>>,
     saved: &Saved,
     dy: Rows<'_>,
     dlast: Option<&[f32]>,
-    grads: Grads<'_>,
+    grads: Grads<RowsMut<'_>>,
 ) {
     let Dims { b, l, d, n } = dims;
     let tiles = tiles(&args.segments, b, l);

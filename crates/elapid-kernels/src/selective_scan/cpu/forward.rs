@@ -5,18 +5,19 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::Saved;
 use super::rule::{Bilinear, ExpEuler, Rule, Zoh};
 use super::tiles::{
     BLOCK, Buffer, GROUP, SMALL, STRIDE, TILE, Unit, blocks, from_lanes, load, pack, prefetch, share, store, take,
     tiles, to_lanes,
 };
-use crate::selective_scan::{Args, Dims, Discretisation, Saved};
-use crate::{Isa, RowsMut, math};
+use crate::selective_scan::{Args, Dims, Discretisation};
+use crate::{Isa, Rows, RowsMut, math};
 
 pub(in super::super) fn forward(
     isa: Isa,
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Rows<'_>>,
     y: RowsMut<'_>,
     last: &mut [f32],
     saved: Option<&mut Saved>,
@@ -31,7 +32,7 @@ pub(in super::super) fn forward(
 fn forward_by<R: Rule>(
     isa: Isa,
     dims: Dims,
-    args: &Args<'_>,
+    args: &Args<Rows<'_>>,
     mut y: RowsMut<'_>,
     mut last: &mut [f32],
     saved: Option<&mut Saved>,
@@ -214,7 +215,7 @@ fn advance<S: Simd, R: Rule>(simd: S, delta: S::f32s, du: S::f32s, a: S::f32s, b
     simd.mul_add_e_f32s(R::decay(simd, coef), h, drive)
 }
 
-pub(in super::super) fn step(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) {
+pub(in super::super) fn step(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state: &mut [f32], y: RowsMut<'_>) {
     match args.rule {
         Discretisation::ExpEuler => step_by::<ExpEuler>(isa, dims, args, state, y),
         Discretisation::Zoh => step_by::<Zoh>(isa, dims, args, state, y),
@@ -222,7 +223,7 @@ pub(in super::super) fn step(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut 
     }
 }
 
-fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y: RowsMut<'_>) {
+fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state: &mut [f32], y: RowsMut<'_>) {
     let Dims { b, d, n, .. } = dims;
     if b > 1 && b * d * n > SMALL {
         let half = b / 2;
@@ -252,17 +253,17 @@ fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<'_>, state: &mut [f32], y:
     }
 }
 
-/// One position. A state is `[d n]`, so here lanes are neighbouring states of a channel, which avoids a transposition. The
-/// operations on each value are the same as in [`block_forward`], and Σ C h is in the same order.
-struct Step<'a, R> {
+/// One position. A state is `[d n]`, so here lanes are neighbouring states of a channel: the same operations on each
+/// number as in [`block_forward`], and Σ C h in the same order, without a transposition.
+struct Step<'s, 'a, R> {
     dims: Dims,
-    args: &'a Args<'a>,
+    args: &'a Args<Rows<'s>>,
     state: &'a mut [f32],
     y: RowsMut<'a>,
     rule: PhantomData<R>,
 }
 
-impl<R: Rule> WithSimd for Step<'_, R> {
+impl<R: Rule> WithSimd for Step<'_, '_, R> {
     type Output = ();
 
     #[inline(always)]

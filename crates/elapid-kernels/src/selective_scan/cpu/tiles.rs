@@ -67,7 +67,14 @@ pub(super) struct Unit<'a> {
 
 impl<'a> Unit<'a> {
     /// Up to `most` channels from `from` on.
-    pub(super) fn new(dims: Dims, args: &Args<'a>, b: usize, from: usize, most: usize, tiles: &'a [Tile]) -> Self {
+    pub(super) fn new<'s: 'a>(
+        dims: Dims,
+        args: &Args<Rows<'s>>,
+        b: usize,
+        from: usize,
+        most: usize,
+        tiles: &'a [Tile],
+    ) -> Self {
         let Dims { l, n, .. } = dims;
         let d = most.min(dims.d - from);
         let columns = |rows: Rows<'a>| rows.slice(b * l, l).columns(from, d);
