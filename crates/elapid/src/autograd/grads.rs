@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::cuda::{self, MatMut};
-use elapid_kernels::{RowsMut, ViewMut, elementwise};
+use elapid_kernels::{RowsMut, ViewMut, cuda, elementwise};
 
 use super::slots::{Form, Grads, Slot};
 use super::var::{Place, Var};
@@ -12,23 +11,23 @@ use crate::{Result, Tensor};
 /// How an operation writes the gradient of an input.
 #[derive(Clone, Copy)]
 pub enum Want<'a> {
-    /// The operation overwrites it (`=`) completely.
+    /// The operation stores it (`=`): all of it, whatever was there. That of a constant is thrown away.
     Set(&'a Var),
-    /// The operation adds to it (`+=`): it holds the sum so far.
+    /// The operation adds to it (`+=`): it holds the sum so far. That of a constant is thrown away.
     Add(&'a Var),
-    /// The input is absent; its matrix has no elements.
+    /// Nobody wants it: no matrix is handed out.
     Nothing,
 }
 
 impl<'a> Want<'a> {
-    /// [`Want::Set`], or nothing for an absent input.
+    /// [`Want::Set`] for an operation that can leave it out: nothing for an absent input or a constant.
     pub fn set(var: Option<&'a Var>) -> Self {
-        var.map_or(Want::Nothing, Want::Set)
+        var.filter(|var| var.wants_grad()).map_or(Want::Nothing, Want::Set)
     }
 
-    /// [`Want::Add`], or nothing for an absent input.
+    /// [`Want::Add`] for an operation that can leave it out: nothing for an absent input or a constant.
     pub fn add(var: Option<&'a Var>) -> Self {
-        var.map_or(Want::Nothing, Want::Add)
+        var.filter(|var| var.wants_grad()).map_or(Want::Nothing, Want::Add)
     }
 }
 
@@ -103,8 +102,8 @@ impl Grads {
         self.add(var, &gradient)
     }
 
-    /// Hands out the matrices that an operation writes its inputs' gradients to, and files what it wrote. An absent input has
-    /// no matrix.
+    /// Hands out the matrices that an operation writes its inputs' gradients to, and files what it wrote. What nobody
+    /// wants has no matrix.
     ///
     /// # Errors
     /// What `write` returns.
@@ -125,13 +124,10 @@ impl Grads {
     /// # Errors
     /// What `write` returns.
     pub fn add_by(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>) -> cuda::Result<()>) -> Result<()> {
-        match var.wants_grad() {
-            true => self.write([Want::Add(var)], |[matrix]| matrix.map_or(Ok(()), write)),
-            false => Ok(()),
-        }
+        self.write([Want::add(Some(var))], |[matrix]| matrix.map_or(Ok(()), write))
     }
 
-    /// [`write`](Self::write) for operations that the CPU alone has; an absent input has a matrix without elements.
+    /// [`write`](Self::write) for operations that the CPU alone has; what nobody wants has a matrix without elements.
     ///
     /// # Errors
     /// What `write` returns.
@@ -148,21 +144,6 @@ impl Grads {
             }))?;
             Ok(())
         })
-    }
-
-    /// [`write`](Self::write) for operations on a GPU; an absent input has no matrix.
-    ///
-    /// # Errors
-    /// What `write` returns.
-    pub fn write_cuda<const N: usize>(
-        &mut self,
-        wants: [Want<'_>; N],
-        write: impl FnOnce([Option<MatMut<'_>>; N]) -> cuda::Result<()>,
-    ) -> Result<()> {
-        let mut targets = self.targets(wants)?;
-        let mut opened = self.open(&targets)?;
-        write(lend_cuda(&mut targets, &mut opened))?;
-        self.close(targets, opened)
     }
 
     /// Hands out the matrix of one gradient to an operation that can store as well as add, and tells it which: it adds
@@ -298,23 +279,4 @@ fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usiz
         }
     }
     lent
-}
-
-/// [`lend`] on a GPU.
-fn lend_cuda<'a, const N: usize>(
-    targets: &'a mut [Target; N],
-    opened: &'a mut [(usize, Slot)],
-) -> [Option<MatMut<'a>>; N] {
-    // Views share a device's memory; `separate` made sure that they do not overlap.
-    let opened = &*opened;
-    targets.each_mut().map(|target| match (&mut target.own, target.slot) {
-        (Some(own), _) => Some(own.mat_mut()),
-        (None, Some(index)) => opened.iter().find(|(i, _)| *i == index).map(|(_, slot)| {
-            let (buffer, dtype) = slot.data.buffer();
-            let whole = slot.data.mat();
-            let offset = (whole.address() - buffer.address()) as usize + target.from * dtype.bytes();
-            MatMut::new(buffer, offset, (whole.rows(), target.cols), whole.stride(), dtype)
-        }),
-        (None, None) => None,
-    })
 }

@@ -34,9 +34,7 @@ pub fn causal_conv1d(
     let [y, last] = record(&inputs, [y, last], move |grads, [y, last]| {
         let dlast = grads.take(last)?;
         let dy = grads.take_or_zeros(y)?;
-        let bias_wanted = bias.as_ref().filter(|bias| bias.wants_grad());
-        let carried = window.wants_grad().then_some(&window);
-        let wants = [Want::Set(&x), Want::Add(&weight), Want::add(bias_wanted), Want::set(carried)];
+        let wants = [Want::Set(&x), Want::Add(&weight), Want::add(bias.as_ref()), Want::set(Some(&window))];
         grads.write(wants, |[dx, dweight, dbias, dinitial]| {
             let (Some(dx), Some(dweight)) = (dx, dweight) else { return Ok(()) };
             kernel::backward(

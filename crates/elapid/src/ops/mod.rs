@@ -1,5 +1,5 @@
-//! Differentiable operations: each calls a kernel's forward and records its backward on the tape. One file is one operation.
-//! Operations are dispatched to devices here: an operation runs on the device of its first argument.
+//! Differentiable operations: each a kernel's forward, and on the tape its backward. One file is one operation, written
+//! once for all devices: it runs where its arguments are, and the kernel tells devices apart.
 
 mod add_norm;
 mod attention;

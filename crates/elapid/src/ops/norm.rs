@@ -107,8 +107,9 @@ fn layer_norm(x: &Var, weight: Option<&Var>, bias: Option<&Var>, eps: f32) -> Re
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let wants = [Want::Set(&x), Want::add(weight.as_ref()), Want::add(bias.as_ref())];
         grads.write_rows(wants, |[dx, dweight, dbias]| {
-            let dweight = weight.is_some().then(|| dweight.into_slice());
-            let dbias = bias.is_some().then(|| dbias.into_slice());
+            let wanted = |var: &Option<Var>| var.as_ref().is_some_and(Var::wants_grad);
+            let dweight = wanted(&weight).then(|| dweight.into_slice());
+            let dbias = wanted(&bias).then(|| dbias.into_slice());
             let w = weight.as_ref().map(|w| w.value().as_slice());
             kernel::backward(x.value().rows(), w, statistics.rows(), dy.rows(), dx, dweight, dbias)
         })
