@@ -280,3 +280,90 @@ fn lend<'a, const N: usize>(targets: &'a mut [Target; N], opened: &'a mut [(usiz
     }
     lent
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::Tape;
+    use crate::params::ParamGrads;
+
+    fn counted(rows: usize, cols: usize) -> Tensor {
+        Tensor::new((0..rows * cols).map(|i| i as f32).collect(), &[rows, cols])
+    }
+
+    /// The gradients of a tape that nothing was recorded on.
+    fn grads_of(tape: &Tape) -> Grads {
+        tape.backward_from(&[], &mut ParamGrads::default()).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_wants_is_not_asked_for() {
+        let tape = Tape::new();
+        let (leaf, constant) = (tape.leaf(counted(2, 3)), Var::from(counted(2, 3)));
+        let mut grads = grads_of(&tape);
+        let wants = [Want::set(Some(&leaf)), Want::set(Some(&constant)), Want::add(Some(&constant)), Want::add(None)];
+        grads
+            .write(wants, |matrices| {
+                assert_eq!(matrices.each_ref().map(Option::is_some), [true, false, false, false]);
+                Ok(())
+            })
+            .unwrap();
+        grads.add_by(&constant, |_| panic!("the gradient of a constant")).unwrap();
+        grads.accumulate(&constant, |_, _| panic!("the gradient of a constant")).unwrap();
+        // An operation that cannot leave it out gets memory to throw away.
+        let written = |[matrix]: [Option<ViewMut<'_>>; 1]| {
+            assert_eq!(matrix.map(|matrix| matrix.shape()), Some((2, 3)));
+            Ok(())
+        };
+        grads.write([Want::Set(&constant)], written).unwrap();
+    }
+
+    #[test]
+    fn a_slot_goes_from_absent_to_whole() {
+        let tape = Tape::new();
+        let leaf = tape.leaf(counted(2, 4));
+        let mut grads = grads_of(&tape);
+        let store = |cols: &Var, value: f32, grads: &mut Grads| {
+            grads
+                .accumulate(cols, |matrix, adds| {
+                    let ViewMut::Host(mut rows) = matrix else { unreachable!("on the CPU") };
+                    for r in 0..rows.rows() {
+                        rows.row(r).iter_mut().for_each(|x| *x = if adds { *x + value } else { value });
+                    }
+                    Ok(())
+                })
+                .unwrap();
+        };
+        // Columns 1 and 2 are stored, then 2 and 3 added to, of which 3 was absent.
+        store(&leaf.columns(1, 2), 1.0, &mut grads);
+        store(&leaf.columns(2, 2), 10.0, &mut grads);
+        assert_eq!(grads.take(&leaf).unwrap().unwrap().as_slice(), [[0.0, 1.0, 11.0, 10.0]; 2].concat());
+        assert!(grads.take(&leaf).unwrap().is_none());
+        // The same variable twice in one operation: the second in a temporary, added afterwards.
+        let wants = [Want::Set(&leaf), Want::Set(&leaf), Want::Add(&leaf)];
+        grads
+            .write(wants, |matrices| {
+                for (value, matrix) in [1.0, 2.0, 4.0].into_iter().zip(matrices) {
+                    let Some(ViewMut::Host(mut rows)) = matrix else { unreachable!("on the CPU") };
+                    rows.fill(value);
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(grads.take(&leaf).unwrap().unwrap().as_slice(), [7.0; 8]);
+    }
+
+    /// On the CPU clones of a gradient are copied when one is added to.
+    #[test]
+    fn a_gradient_given_twice_is_two() {
+        let tape = Tape::new();
+        let (a, b) = (tape.leaf(counted(2, 2)), tape.leaf(counted(2, 2)));
+        let mut grads = grads_of(&tape);
+        let gradient = counted(2, 2);
+        grads.give(&a, gradient.clone()).unwrap();
+        grads.give(&b, gradient.clone()).unwrap();
+        grads.give(&a, gradient).unwrap();
+        assert_eq!(grads.take(&a).unwrap().unwrap().as_slice(), [0.0, 2.0, 4.0, 6.0]);
+        assert_eq!(grads.take(&b).unwrap().unwrap().as_slice(), [0.0, 1.0, 2.0, 3.0]);
+    }
+}
