@@ -35,6 +35,7 @@ struct Raw {
     keeps: i32,
 }
 
+// Long: products and a kernel alternate over blocks of rows; all share the buffers.
 pub(super) fn forward(
     args: &Args<Mat<'_>>,
     nll: MatMut<'_>,
