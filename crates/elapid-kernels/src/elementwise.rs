@@ -72,11 +72,8 @@ pub fn repeat<'a>(row: impl Into<View<'a>>, y: impl Into<ViewMut<'a>>) -> Result
             Ok(())
         }
         ViewMut::Device(y) => {
-            let (gpu, rows) = (y.gpu(), y.rows());
-            // Row 0 for every row.
-            let first = gpu.alloc(4 * rows)?;
-            gpu.zero(first.mat_mut(1, rows, crate::DType::F32))?;
-            cuda::elementwise::select_rows(&gpu, CHECK.device("row", row, gpu)?, &first, y)
+            let gpu = y.gpu();
+            cuda::elementwise::repeat(&gpu, CHECK.device("row", row, gpu)?, y)
         }
     }
 }

@@ -412,12 +412,7 @@ fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
         }
         let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<Vec<_>>>()?;
         let mut last = Tensor::uninit(gpu, hidden.value().dtype(), &[layout.b, d])?;
-        elapid_kernels::cuda::elementwise::select_rows(
-            &gpu,
-            hidden.value().mat(),
-            &gpu.upload(&rows)?,
-            last.mat_mut(),
-        )?;
+        elapid_kernels::cuda::elementwise::select_rows(&gpu, hidden.value().mat(), &rows, last.mat_mut())?;
         return Ok(last);
     }
     Tensor::filled(&[layout.b, d], |mut last| {

@@ -67,18 +67,31 @@ pub fn first_non_finite(gpu: &Gpu, x: Mat<'_>, out: &Buffer) -> Result<()> {
     launch(gpu, "first_non_finite", Some(x), &x.into_mut(), Extra { found: out.address(), ..Extra::default() })
 }
 
-/// Row r of `to` (=) is row `rows[r]` of `from`; `rows` u32. Rows must exist; the caller checks that.
+/// Row r of `to` (=) is row `rows[r]` of `from`.
 ///
 /// # Errors
-/// If widths differ, or `rows` is too short.
-pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> Result<()> {
-    CHECK.that(
-        to.cols() == from.cols(),
-        "to",
-        || format!("rows of {}", from.cols()),
-        || format!("rows of {}", to.cols()),
-    )?;
-    CHECK.that(rows.bytes() / 4 >= to.rows(), "rows", || to.rows().to_string(), || (rows.bytes() / 4).to_string())?;
+/// If widths differ, there is not one number for every row of `to`, or a row does not exist; while a graph is captured.
+pub fn select_rows(gpu: &Gpu, from: Mat<'_>, rows: &[u32], to: MatMut<'_>) -> Result<()> {
+    CHECK.shape("to", to.shape(), (rows.len(), from.cols()))?;
+    let missing = rows.iter().find(|&&row| row as usize >= from.rows());
+    CHECK.that(missing.is_none(), "rows", || format!("rows below {}", from.rows()), || format!("{missing:?}"))?;
+    take_rows(gpu, from, &gpu.upload(rows)?, to)
+}
+
+/// Every row of `to` (=) is `row`.
+///
+/// # Errors
+/// If widths differ, or there is too little memory.
+pub(crate) fn repeat(gpu: &Gpu, row: Mat<'_>, to: MatMut<'_>) -> Result<()> {
+    CHECK.shape("row", row.shape(), (1, to.cols()))?;
+    // Row 0 for every row.
+    let first = gpu.alloc(size_of::<u32>() * to.rows())?;
+    gpu.zero(first.mat_mut(1, to.rows(), DType::F32))?;
+    take_rows(gpu, row, &first, to)
+}
+
+/// `rows` has a u32 for every row of `to`, below the rows of `from`.
+fn take_rows(gpu: &Gpu, from: Mat<'_>, rows: &Buffer, to: MatMut<'_>) -> Result<()> {
     launch(gpu, "select_rows", Some(from), &to, Extra { order: rows.address(), ..Extra::default() })
 }
 
@@ -104,6 +117,8 @@ struct Extra {
 }
 
 fn launch(gpu: &Gpu, entry: &'static str, from: Option<Mat<'_>>, to: &MatMut<'_>, extra: Extra) -> Result<()> {
+    let here = to.gpu() == *gpu && from.is_none_or(|from| from.gpu() == *gpu);
+    CHECK.that(here, "device", || format!("{gpu:?}"), || format!("{from:?}, {to:?}"))?;
     if to.is_empty() {
         return Ok(());
     }
@@ -125,7 +140,7 @@ fn launch(gpu: &Gpu, entry: &'static str, from: Option<Mat<'_>>, to: &MatMut<'_>
     let across = cols.div_ceil(256).min(most);
     let down = rows.min(most.div_ceil(across)).min(65_535);
     let launch = Launch { grid: (across as u32, down as u32, 1), ..Launch::linear(1, 256) };
-    // SAFETY: `Args` is laid out as in the source; both matrices lie inside their buffers.
+    // SAFETY: `Args` is laid out as in the source; both matrices lie inside their buffers, and rows that are taken exist.
     unsafe { kernel.launch(launch, &args) }
 }
 
