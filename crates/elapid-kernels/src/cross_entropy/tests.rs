@@ -46,6 +46,10 @@ fn compare(m: usize, v: usize, d: usize, gap: usize, size: f32, (smoothing, soft
     let (dh, dw) = (RowsMut::new(&mut want_dh, d), RowsMut::new(&mut want_dw, d));
     naive::forward(&args, &mut want_nll, Some(Grads { dh, dw, scale: 0.5 }));
     let want_nll: Vec<f64> = want_nll.iter().map(|nll| nll.value).collect();
+    // A probability below the normal range of f32 may be the least normal value or 0; dw has it times h, and nothing else where
+    // the word is far from likely.
+    let least = 1e6 * f64::from(f32::MIN_POSITIVE) * h_terms.iter().map(|h| h.size).fold(0.0, f64::max);
+    want_dw.iter_mut().for_each(|dw| dw.size += least);
     let args = Args { h: Rows::new(&h, d), w: Rows::new(&w, d), targets: &targets[..], smoothing, softcap };
     for isa in Isa::available() {
         // dw is stored, whatever was there.

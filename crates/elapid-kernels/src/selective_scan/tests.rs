@@ -460,7 +460,7 @@ fn names_and_errors() {
     let args = case.args();
     assert_eq!(run(case.dims, &args, 16), Ok(()));
     assert_eq!(run(case.dims, &args, 15), Err("last"));
-    assert_eq!(run(Dims { n: 3, ..case.dims }, &args, 16), Err("a"));
+    assert_eq!(run(Dims { n: 3, ..case.dims }, &args, 16), Err("b"));
     assert_eq!(run(Dims { n: 0, ..case.dims }, &args, 16), Err("n"));
     assert_eq!(run(Dims { d: 0, ..case.dims }, &args, 16), Err("d"));
     assert_eq!(run(Dims { l: 2, ..case.dims }, &args, 16), Err("u"));
