@@ -35,6 +35,7 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),
     ("mamba1_step", "step", 52, 24),
+    ("pointwise", "glu_forward", 0, 8),
     // Rows of 2560 and more values on sm_80.
     ("mamba1_one_row", "one_row", 80, 0),
 ];

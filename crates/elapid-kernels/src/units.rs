@@ -13,6 +13,7 @@ pub fn all() -> Vec<Unit> {
         crate::linear::cuda::units(),
         crate::mamba1_step::cuda::units(),
         crate::neg_exp::cuda::units(),
+        crate::pointwise::cuda::units(),
         crate::sampling::cuda::units(),
         crate::selective_scan::cuda::units(),
         crate::cuda::elementwise::units(),

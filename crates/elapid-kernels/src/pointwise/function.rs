@@ -20,3 +20,20 @@ pub enum Function {
     /// tanh(x).
     Tanh,
 }
+
+/// A function between two factors: β f(α x).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Map {
+    /// f.
+    pub f: Function,
+    /// α.
+    pub alpha: f32,
+    /// β.
+    pub beta: f32,
+}
+
+impl From<Function> for Map {
+    fn from(f: Function) -> Self {
+        Self { f, alpha: 1.0, beta: 1.0 }
+    }
+}

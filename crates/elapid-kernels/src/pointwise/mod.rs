@@ -1,88 +1,146 @@
-//! Elementwise functions: y = f(x), y = f(x) z of two halves, y = α a + β b.
+//! Elementwise functions: y = β f(α x), y = β f(α x) z of two halves, y = α a + β b, y = x + c. Arithmetic is f32 in every
+//! format; a result is rounded once.
 //!
 //! A result depends only on its own elements, whatever the shape and the number of threads.
 
+mod cpu;
+pub(crate) mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 mod function;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Check, Result};
-use crate::parallel::{grain, split};
-use crate::{Rows, RowsMut};
+use crate::cuda::Result;
+use crate::error::Check;
+use crate::view::Shaped;
+use crate::{View, ViewMut};
 
-pub use function::Function;
+pub use function::{Function, Map};
 
-/// Elementary steps per element, for splitting work among threads.
-const WORK: usize = 16;
-/// Minimum steps for waking a thread.
-const LEAST: usize = 1 << 16;
+const CHECK: Check = Check("pointwise");
 
-/// y (=) = f(x), both `[m d]`.
+/// y (=) = β f(α x), both `[m d]` of one format.
 ///
 /// # Errors
-/// If shapes differ.
-pub fn forward(f: Function, x: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
-    Check("pointwise").shape("y", y.shape(), x.shape())?;
-    let (m, d) = x.shape();
-    split(m, grain(m, d * WORK, LEAST, 1), y, &|from, rows, y| naive::forward(f, x.slice(from, rows), y));
-    Ok(())
-}
-
-/// dx (=) = f'(x) dy, all `[m d]`.
-///
-/// # Errors
-/// If shapes differ.
-pub fn backward(f: Function, x: Rows<'_>, dy: Rows<'_>, dx: RowsMut<'_>) -> Result<()> {
-    let check = Check("pointwise");
-    check.shape("dy", dy.shape(), x.shape())?;
-    check.shape("dx", dx.shape(), x.shape())?;
-    let (m, d) = x.shape();
-    split(m, grain(m, d * WORK, LEAST, 1), dx, &|from, rows, dx| {
-        naive::backward(f, x.slice(from, rows), dy.slice(from, rows), dx);
-    });
-    Ok(())
-}
-
-/// y (=) = f(x) z for xz `[m 2d]`, x its first half and z its second, y `[m d]`: gated linear units (Shazeer 2020).
-///
-/// # Errors
-/// If shapes do not fit.
-pub fn glu_forward(f: Function, xz: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
-    let (m, d) = y.shape();
-    Check("pointwise").shape("xz", xz.shape(), (m, 2 * d))?;
-    split(m, grain(m, d * WORK, LEAST, 1), y, &|from, rows, y| naive::glu_forward(f, xz.slice(from, rows), y));
-    Ok(())
-}
-
-/// dxz `[m 2d]` (=) of [`glu_forward`], from xz and dy `[m d]`.
-///
-/// # Errors
-/// If shapes do not fit.
-pub fn glu_backward(f: Function, xz: Rows<'_>, dy: Rows<'_>, dxz: RowsMut<'_>) -> Result<()> {
-    let check = Check("pointwise");
-    let (m, d) = dy.shape();
-    check.shape("xz", xz.shape(), (m, 2 * d))?;
-    check.shape("dxz", dxz.shape(), (m, 2 * d))?;
-    split(m, grain(m, d * WORK, LEAST, 1), dxz, &|from, rows, dxz| {
-        naive::glu_backward(f, xz.slice(from, rows), dy.slice(from, rows), dxz);
-    });
-    Ok(())
-}
-
-/// y (=) = α a + β b, all `[m d]`; without b, α a. If α and β are 1 it is exactly the plain sum.
-///
-/// # Errors
-/// If shapes differ.
-pub fn add_scaled(alpha: f32, a: Rows<'_>, b: Option<(f32, Rows<'_>)>, y: RowsMut<'_>) -> Result<()> {
-    let check = Check("pointwise");
-    check.shape("y", y.shape(), a.shape())?;
-    if let Some((_, b)) = b {
-        check.shape("b", b.shape(), a.shape())?;
+/// If shapes, formats or devices differ, or a device failed.
+pub fn forward<'a>(f: impl Into<Map>, x: impl Into<View<'a>>, y: impl Into<ViewMut<'a>>) -> Result<()> {
+    let (f, x, y) = (f.into(), x.into(), y.into());
+    CHECK.matrix("y", &y, x.shape())?;
+    CHECK.dtype("y", &y, x.dtype())?;
+    match y {
+        ViewMut::Host(y) => cpu::forward(f, CHECK.host("x", x)?, y),
+        ViewMut::Device(y) => cuda::forward(f, CHECK.device("x", x, y.gpu())?, y)?,
     }
-    let (m, d) = a.shape();
-    split(m, grain(m, d, LEAST, 1), y, &|from, rows, y| {
-        naive::add_scaled(alpha, a.slice(from, rows), b.map(|(beta, b)| (beta, b.slice(from, rows))), y);
-    });
+    Ok(())
+}
+
+/// dx (=) = α β f'(α x) dy, all `[m d]` of one format.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward<'a>(
+    f: impl Into<Map>,
+    x: impl Into<View<'a>>,
+    dy: impl Into<View<'a>>,
+    dx: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    let (f, x, dy, dx) = (f.into(), x.into(), dy.into(), dx.into());
+    CHECK.matrix("dy", &dy, x.shape())?;
+    CHECK.dtype("dy", &dy, x.dtype())?;
+    CHECK.matrix("dx", &dx, x.shape())?;
+    CHECK.dtype("dx", &dx, x.dtype())?;
+    match dx {
+        ViewMut::Host(dx) => cpu::backward(f, CHECK.host("x", x)?, CHECK.host("dy", dy)?, dx),
+        ViewMut::Device(dx) => {
+            let gpu = dx.gpu();
+            cuda::backward(f, CHECK.device("x", x, gpu)?, CHECK.device("dy", dy, gpu)?, dx)?;
+        }
+    }
+    Ok(())
+}
+
+/// y (=) = β f(α x) z for xz `[m 2d]`, x its first half and z its second, y `[m d]` of its format: gated linear units
+/// (Shazeer 2020).
+///
+/// # Errors
+/// As [`forward`].
+pub fn glu_forward<'a>(f: impl Into<Map>, xz: impl Into<View<'a>>, y: impl Into<ViewMut<'a>>) -> Result<()> {
+    let (f, xz, y) = (f.into(), xz.into(), y.into());
+    let (m, d) = y.shape();
+    CHECK.matrix("xz", &xz, (m, 2 * d))?;
+    CHECK.dtype("y", &y, xz.dtype())?;
+    match y {
+        ViewMut::Host(y) => cpu::glu_forward(f, CHECK.host("xz", xz)?, y),
+        ViewMut::Device(y) => cuda::glu_forward(f, CHECK.device("xz", xz, y.gpu())?, y)?,
+    }
+    Ok(())
+}
+
+/// dxz `[m 2d]` (=) of [`glu_forward`], from xz and dy `[m d]`, all of one format.
+///
+/// # Errors
+/// As [`forward`].
+pub fn glu_backward<'a>(
+    f: impl Into<Map>,
+    xz: impl Into<View<'a>>,
+    dy: impl Into<View<'a>>,
+    dxz: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    let (f, xz, dy, dxz) = (f.into(), xz.into(), dy.into(), dxz.into());
+    let (m, d) = dy.shape();
+    CHECK.matrix("xz", &xz, (m, 2 * d))?;
+    CHECK.dtype("dy", &dy, xz.dtype())?;
+    CHECK.matrix("dxz", &dxz, (m, 2 * d))?;
+    CHECK.dtype("dxz", &dxz, xz.dtype())?;
+    match dxz {
+        ViewMut::Host(dxz) => cpu::glu_backward(f, CHECK.host("xz", xz)?, CHECK.host("dy", dy)?, dxz),
+        ViewMut::Device(dxz) => {
+            let gpu = dxz.gpu();
+            cuda::glu_backward(f, CHECK.device("xz", xz, gpu)?, CHECK.device("dy", dy, gpu)?, dxz)?;
+        }
+    }
+    Ok(())
+}
+
+/// y (=) = α a + β b, all `[m d]` of any formats; without b, α a. If α and β are 1 it is exactly the plain sum, rounded to
+/// the format of y. Without b and with α = 1 it converts.
+///
+/// # Errors
+/// If shapes or devices differ, or a device failed.
+pub fn add_scaled<'a>(
+    alpha: f32,
+    a: impl Into<View<'a>>,
+    b: Option<(f32, View<'a>)>,
+    y: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    sum(alpha, a.into(), b, 0.0, y.into())
+}
+
+/// y (=) = x + c, both `[m d]` of any formats.
+///
+/// # Errors
+/// As [`add_scaled`].
+pub fn add_constant<'a>(x: impl Into<View<'a>>, c: f32, y: impl Into<ViewMut<'a>>) -> Result<()> {
+    sum(1.0, x.into(), None, c, y.into())
+}
+
+fn sum(alpha: f32, a: View<'_>, b: Option<(f32, View<'_>)>, gamma: f32, y: ViewMut<'_>) -> Result<()> {
+    CHECK.matrix("y", &y, a.shape())?;
+    if let Some((_, b)) = &b {
+        CHECK.matrix("b", b, a.shape())?;
+    }
+    match y {
+        ViewMut::Host(y) => {
+            let b = b.map(|(beta, b)| Ok::<_, crate::Error>((beta, CHECK.host("b", b)?))).transpose()?;
+            cpu::add_scaled(alpha, CHECK.host("a", a)?, b, gamma, y);
+        }
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            let b = b.map(|(beta, b)| Ok::<_, crate::Error>((beta, CHECK.device("b", b, gpu)?))).transpose()?;
+            cuda::add_scaled(alpha, CHECK.device("a", a, gpu)?, b, gamma, y)?;
+        }
+    }
     Ok(())
 }

@@ -1,7 +1,18 @@
 //! The equations as loops.
 
-use super::Function;
+use super::{Function, Map};
 use crate::{Float, Rows, RowsMut};
+
+/// β f(α x).
+pub fn map_value<T: Float>(map: Map, x: T) -> T {
+    T::of(map.beta.into()) * value(map.f, T::of(map.alpha.into()) * x)
+}
+
+/// The derivative of [`map_value`]: α β f'(α x).
+pub fn map_derivative<T: Float>(map: Map, x: T) -> T {
+    let (alpha, beta) = (T::of(map.alpha.into()), T::of(map.beta.into()));
+    alpha * beta * derivative(map.f, alpha * x)
+}
 
 /// f(x).
 pub fn value<T: Float>(f: Function, x: T) -> T {
@@ -55,52 +66,54 @@ fn inner<T: Float>(x: T) -> T {
 }
 
 /// Shapes as in [`super::forward`].
-pub fn forward<T: Float>(f: Function, x: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+pub fn forward<T: Float>(f: impl Into<Map>, x: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    let f = f.into();
     for r in 0..x.rows() {
-        y.row(r).iter_mut().zip(x.row(r)).for_each(|(y, &x)| *y = value(f, x));
+        y.row(r).iter_mut().zip(x.row(r)).for_each(|(y, &x)| *y = map_value(f, x));
     }
 }
 
 /// Shapes as in [`super::backward`].
-pub fn backward<T: Float>(f: Function, x: Rows<'_, T>, dy: Rows<'_, T>, mut dx: RowsMut<'_, T>) {
+pub fn backward<T: Float>(f: impl Into<Map>, x: Rows<'_, T>, dy: Rows<'_, T>, mut dx: RowsMut<'_, T>) {
+    let f = f.into();
     for r in 0..x.rows() {
         for ((dx, &x), &dy) in dx.row(r).iter_mut().zip(x.row(r)).zip(dy.row(r)) {
-            *dx = derivative(f, x) * dy;
+            *dx = map_derivative(f, x) * dy;
         }
     }
 }
 
 /// Shapes as in [`super::glu_forward`].
-pub fn glu_forward<T: Float>(f: Function, xz: Rows<'_, T>, mut y: RowsMut<'_, T>) {
-    let d = y.cols();
+pub fn glu_forward<T: Float>(f: impl Into<Map>, xz: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    let (f, d) = (f.into(), y.cols());
     for r in 0..xz.rows() {
         let (x, z) = xz.row(r).split_at(d);
         for ((y, &x), &z) in y.row(r).iter_mut().zip(x).zip(z) {
-            *y = value(f, x) * z;
+            *y = map_value(f, x) * z;
         }
     }
 }
 
 /// Shapes as in [`super::glu_backward`].
-pub fn glu_backward<T: Float>(f: Function, xz: Rows<'_, T>, dy: Rows<'_, T>, mut dxz: RowsMut<'_, T>) {
-    let d = dy.cols();
+pub fn glu_backward<T: Float>(f: impl Into<Map>, xz: Rows<'_, T>, dy: Rows<'_, T>, mut dxz: RowsMut<'_, T>) {
+    let (f, d) = (f.into(), dy.cols());
     for r in 0..xz.rows() {
         let ((x, z), (dx, dz)) = (xz.row(r).split_at(d), dxz.row(r).split_at_mut(d));
         for (i, &dy) in dy.row(r).iter().enumerate() {
-            dx[i] = derivative(f, x[i]) * z[i] * dy;
-            dz[i] = value(f, x[i]) * dy;
+            dx[i] = map_derivative(f, x[i]) * z[i] * dy;
+            dz[i] = map_value(f, x[i]) * dy;
         }
     }
 }
 
-/// Shapes as in [`super::add_scaled`].
-pub fn add_scaled<T: Float>(alpha: T, a: Rows<'_, T>, b: Option<(T, Rows<'_, T>)>, mut y: RowsMut<'_, T>) {
+/// y = α a + β b + γ. Shapes as in [`super::add_scaled`].
+pub fn add_scaled<T: Float>(alpha: T, a: Rows<'_, T>, b: Option<(T, Rows<'_, T>)>, gamma: T, mut y: RowsMut<'_, T>) {
     for r in 0..a.rows() {
         match b {
-            None => y.row(r).iter_mut().zip(a.row(r)).for_each(|(y, &a)| *y = alpha * a),
+            None => y.row(r).iter_mut().zip(a.row(r)).for_each(|(y, &a)| *y = alpha * a + gamma),
             Some((beta, b)) => {
                 for ((y, &a), &b) in y.row(r).iter_mut().zip(a.row(r)).zip(b.row(r)) {
-                    *y = alpha * a + beta * b;
+                    *y = alpha * a + beta * b + gamma;
                 }
             }
         }

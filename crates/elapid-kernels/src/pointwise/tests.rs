@@ -1,7 +1,8 @@
 use super::*;
 use crate::testing::{Random, central_difference, err_ratio, wide};
+use crate::{Rows, RowsMut};
 
-const ALL: [Function; 8] = [
+pub(super) const ALL: [Function; 8] = [
     Function::Identity,
     Function::Relu,
     Function::SquaredRelu,
@@ -36,7 +37,8 @@ fn naive_gradients_are_difference_quotients() {
     let x: Vec<f64> = random.normal(m * 2 * d).iter().map(|&x| f64::from(x) + 0.05f64.copysign(f64::from(x))).collect();
     let dy = wide(&random.normal(m * 2 * d));
     let dot = |y: &[f64]| y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>();
-    for f in ALL {
+    let scaled = Map { f: Function::Gelu, alpha: 0.7, beta: -1.5 };
+    for f in ALL.map(Map::from).into_iter().chain([scaled]) {
         let loss = |x: &[f64]| {
             let mut y = vec![0.0; x.len()];
             naive::forward(f, Rows::new(x, 2 * d), RowsMut::new(&mut y, 2 * d));
@@ -71,8 +73,10 @@ fn f32_is_f64_on_any_number_of_rows() {
             assert!(err_ratio(&want, &y) < 1e-6, "{f:?} glu");
         }
         let mut y = vec![f32::NAN; m * d];
-        add_scaled(2.0, Rows::new(&x, d), Some((-0.5, Rows::new(&x, d))), RowsMut::new(&mut y, d)).unwrap();
+        add_scaled(2.0, Rows::new(&x, d), Some((-0.5, Rows::new(&x, d).into())), RowsMut::new(&mut y, d)).unwrap();
         assert!(y.iter().zip(&x).all(|(y, x)| (y - 1.5 * x).abs() <= 1e-6 * x.abs()));
+        add_constant(Rows::new(&x, d), 1.0, RowsMut::new(&mut y, d)).unwrap();
+        assert!(y.iter().zip(&x).all(|(y, x)| *y == x + 1.0));
     }
     let (x, mut y) = ([0.0; 6], [0.0; 4]);
     assert!(forward(Function::Relu, Rows::new(&x, 3), RowsMut::new(&mut y, 2)).is_err());

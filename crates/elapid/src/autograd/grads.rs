@@ -95,7 +95,8 @@ impl Grads {
     pub fn give(&mut self, var: &Var, gradient: Tensor) -> Result<()> {
         let Some(place) = self.place(var) else { return Ok(()) };
         let form = self.forms[place.slot];
-        if self.slots[place.slot].is_none() && gradient.len() == form.rows * form.cols {
+        let fits = gradient.len() == form.rows * form.cols && gradient.dtype() == form.dtype;
+        if self.slots[place.slot].is_none() && fits {
             self.put_whole(place.slot, gradient.reshape(&[form.rows, form.cols]));
             return Ok(());
         }
@@ -125,6 +126,15 @@ impl Grads {
     /// What `write` returns.
     pub fn add_by(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>) -> cuda::Result<()>) -> Result<()> {
         self.write([Want::add(Some(var))], |[matrix]| matrix.map_or(Ok(()), write))
+    }
+
+    /// Hands out the matrix of one gradient to an operation that stores it (`=`). For a constant the operation is not
+    /// called.
+    ///
+    /// # Errors
+    /// What `write` returns.
+    pub fn set_by(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>) -> cuda::Result<()>) -> Result<()> {
+        self.write([Want::set(Some(var))], |[matrix]| matrix.map_or(Ok(()), write))
     }
 
     /// [`write`](Self::write) for operations that the CPU alone has; what nobody wants has a matrix without elements.

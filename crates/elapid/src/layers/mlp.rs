@@ -8,7 +8,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{Function, glu, map, scaled};
+use crate::ops::{Function, Map, glu, map};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Problem, Size};
@@ -109,12 +109,8 @@ impl Settings {
 impl Layer for Mlp {
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
         let up = self.up.forward(cx, x)?; // [b l 2w] with a gate, else [b l w]
-        let up = scaled(&up, self.activation_scale)?;
-        let inner = match self.gate {
-            // The factor is of the activation alone: V x has it as well, and loses it again.
-            true => scaled(&glu(self.activation, &up)?, 1.0 / self.activation_scale)?, // [b l w]
-            false => map(self.activation, &up)?,
-        };
+        let f = Map { alpha: self.activation_scale, ..self.activation.into() };
+        let inner = if self.gate { glu(f, &up)? } else { map(f, &up)? }; // [b l w]
         Ok((self.down.forward(cx, &inner)?, state)) // [b l d]
     }
 

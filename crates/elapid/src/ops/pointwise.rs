@@ -1,57 +1,60 @@
 //! Elementwise functions and sums.
 
 use elapid_kernels::pointwise as kernel;
-pub use elapid_kernels::pointwise::Function;
+pub use elapid_kernels::pointwise::{Function, Map};
 
-use super::place::on_cpu;
-use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use crate::autograd::{Var, record};
+use crate::{DType, Result, Tensor};
 
-/// y = f(x), element by element.
+/// y = β f(α x), element by element; a [`Function`] has factors of 1.
 ///
 /// # Errors
-/// If x is not on the CPU.
-pub fn map(f: Function, x: &Var) -> Result<Var> {
-    on_cpu("pointwise", x)?;
-    let y = Tensor::filled(x.shape(), |y| kernel::forward(f, x.value().rows(), y))?;
+/// If a device failed, or has too little memory.
+pub fn map(f: impl Into<Map>, x: &Var) -> Result<Var> {
+    let f = f.into();
+    let mut y = Tensor::output(x.value().device(), x.value().dtype(), x.shape())?;
+    kernel::forward(f, x.value().view(), y.view_mut())?;
     let kept = x.clone();
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_rows([Want::Set(&kept)], |[dx]| kernel::backward(f, kept.value().rows(), dy.rows(), dx))
+        grads.set_by(&kept, |dx| kernel::backward(f, kept.value().view(), dy.view(), dx))
     });
     Ok(y)
 }
 
-/// y `[.. d]` = f(x) z of xz `[.. 2d]`, its first half x and its second z.
+/// y `[.. d]` = β f(α x) z of xz `[.. 2d]`, its first half x and its second z; a [`Function`] has factors of 1.
 ///
 /// # Errors
-/// If the last dimension is odd, or xz is not on the CPU.
-pub fn glu(f: Function, xz: &Var) -> Result<Var> {
-    on_cpu("pointwise", xz)?;
+/// If the last dimension is odd; if a device failed, or has too little memory.
+pub fn glu(f: impl Into<Map>, xz: &Var) -> Result<Var> {
+    let f = f.into();
     let mut shape = xz.shape().to_vec();
     *shape.last_mut().unwrap_or(&mut 0) /= 2;
-    let y = Tensor::filled(&shape, |y| kernel::glu_forward(f, xz.value().rows(), y))?;
+    let mut y = Tensor::output(xz.value().device(), xz.value().dtype(), &shape)?;
+    kernel::glu_forward(f, xz.value().view(), y.view_mut())?;
     let kept = xz.clone();
     let [y] = record(&[xz], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_rows([Want::Set(&kept)], |[dxz]| kernel::glu_backward(f, kept.value().rows(), dy.rows(), dxz))
+        grads.set_by(&kept, |dxz| kernel::glu_backward(f, kept.value().view(), dy.view(), dxz))
     });
     Ok(y)
 }
 
-/// y = α a + β b of two tensors of one shape.
+/// y = α a + β b of two tensors of one shape, in the format of a.
 ///
 /// # Errors
-/// If shapes differ, or they are not on the CPU.
+/// If shapes differ; if a device failed, or has too little memory.
 pub fn add_scaled(a: &Var, alpha: f32, b: &Var, beta: f32) -> Result<Var> {
-    on_cpu("pointwise", a)?;
-    let y =
-        Tensor::filled(a.shape(), |y| kernel::add_scaled(alpha, a.value().rows(), Some((beta, b.value().rows())), y))?;
+    let mut y = Tensor::output(a.value().device(), a.value().dtype(), a.shape())?;
+    kernel::add_scaled(alpha, a.value().view(), Some((beta, b.value().view())), y.view_mut())?;
     let (first, second) = (a.without_numbers(), b.without_numbers());
     let [y] = record(&[a, b], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_rows([Want::Set(&first)], |[da]| kernel::add_scaled(alpha, dy.rows(), None, da))?;
-        grads.write_rows([Want::Set(&second)], |[db]| kernel::add_scaled(beta, dy.rows(), None, db))
+        grads.set_by(&second, |db| kernel::add_scaled(beta, dy.view(), None, db))?;
+        match alpha {
+            1.0 => grads.give(&first, dy),
+            _ => grads.set_by(&first, |da| kernel::add_scaled(alpha, dy.view(), None, da)),
+        }
     });
     Ok(y)
 }
@@ -59,12 +62,12 @@ pub fn add_scaled(a: &Var, alpha: f32, b: &Var, beta: f32) -> Result<Var> {
 /// y = x + c.
 ///
 /// # Errors
-/// If x is not on the CPU.
+/// If a device failed, or has too little memory.
 pub fn add_constant(x: &Var, c: f32) -> Result<Var> {
-    on_cpu("pointwise", x)?;
-    let values = x.value().rows().to_vec().into_iter().map(|x| x + c).collect();
+    let mut y = Tensor::output(x.value().device(), x.value().dtype(), x.shape())?;
+    kernel::add_constant(x.value().view(), c, y.view_mut())?;
     let kept = x.without_numbers();
-    let [y] = record(&[x], [Tensor::new(values, x.shape())], move |grads, [y]| {
+    let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         grads.give(&kept, dy)
     });
@@ -74,17 +77,18 @@ pub fn add_constant(x: &Var, c: f32) -> Result<Var> {
 /// y = α x; x itself if α is 1.
 ///
 /// # Errors
-/// If α is not 1 and x is not on the CPU.
+/// If a device failed, or has too little memory.
 pub fn scaled(x: &Var, alpha: f32) -> Result<Var> {
-    if alpha == 1.0 {
-        return Ok(x.clone());
-    }
-    on_cpu("pointwise", x)?;
-    let y = Tensor::filled(x.shape(), |y| kernel::add_scaled(alpha, x.value().rows(), None, y))?;
+    if alpha == 1.0 { Ok(x.clone()) } else { times(x, alpha, x.value().dtype()) }
+}
+
+fn times(x: &Var, alpha: f32, dtype: DType) -> Result<Var> {
+    let mut y = Tensor::output(x.value().device(), dtype, x.shape())?;
+    kernel::add_scaled(alpha, x.value().view(), None, y.view_mut())?;
     let kept = x.without_numbers();
     let [y] = record(&[x], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_rows([Want::Set(&kept)], |[dx]| kernel::add_scaled(alpha, dy.rows(), None, dx))
+        grads.set_by(&kept, |dx| kernel::add_scaled(alpha, dy.view(), None, dx))
     });
     Ok(y)
 }
@@ -92,7 +96,7 @@ pub fn scaled(x: &Var, alpha: f32) -> Result<Var> {
 /// y = c tanh(x / c) (Gemma 2, arXiv 2408.00118, section 2); x itself if c is 0.
 ///
 /// # Errors
-/// If c is not 0 and x is not on the CPU.
+/// If a device failed, or has too little memory.
 pub fn soft_cap(x: &Var, c: f32) -> Result<Var> {
-    if c == 0.0 { Ok(x.clone()) } else { scaled(&map(Function::Tanh, &scaled(x, 1.0 / c)?)?, c) }
+    if c == 0.0 { Ok(x.clone()) } else { map(Map { f: Function::Tanh, alpha: 1.0 / c, beta: c }, x) }
 }
