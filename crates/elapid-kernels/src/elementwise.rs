@@ -44,6 +44,20 @@ pub fn scale<'a>(x: impl Into<ViewMut<'a>>, factor: f32) -> Result<()> {
     }
 }
 
+/// x = value, everywhere.
+///
+/// # Errors
+/// If a device failed.
+pub fn fill<'a>(x: impl Into<ViewMut<'a>>, value: f32) -> Result<()> {
+    match x.into() {
+        ViewMut::Host(mut x) => {
+            x.fill(value);
+            Ok(())
+        }
+        ViewMut::Device(x) => cuda::elementwise::fill(&x.gpu(), x, value),
+    }
+}
+
 /// x = 0.
 ///
 /// # Errors
@@ -94,6 +108,8 @@ mod tests {
         assert_eq!(to, [22.0, 44.0, 66.0, 88.0]);
         zero(RowsMut::strided(&mut to, 2, 1, 2).unwrap()).unwrap();
         assert_eq!(to, [0.0, 44.0, 0.0, 88.0]);
+        fill(RowsMut::strided(&mut to[1..], 2, 1, 2).unwrap(), 3.0).unwrap();
+        assert_eq!(to, [0.0, 3.0, 0.0, 3.0]);
         repeat(&[5.0, 6.0], RowsMut::new(&mut to, 2)).unwrap();
         assert_eq!(to, [5.0, 6.0, 5.0, 6.0]);
         assert_eq!(fault(add(from, RowsMut::new(&mut to, 4))).argument, "to");

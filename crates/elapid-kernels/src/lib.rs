@@ -31,6 +31,7 @@ mod memory;
 pub mod neg_exp;
 mod parallel;
 pub mod pointwise;
+pub mod positions;
 pub mod rotate;
 mod rows;
 pub mod sampling;

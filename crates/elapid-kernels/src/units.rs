@@ -14,6 +14,8 @@ pub fn all() -> Vec<Unit> {
         crate::mamba1_step::cuda::units(),
         crate::neg_exp::cuda::units(),
         crate::pointwise::cuda::units(),
+        crate::positions::cuda::units(),
+        crate::rotate::cuda::units(),
         crate::sampling::cuda::units(),
         crate::selective_scan::cuda::units(),
         crate::cuda::elementwise::units(),

@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use elapid::Layout;
 use elapid::autograd::{Tape, Var};
+use elapid::config::PositionKind;
 use elapid::models::Model;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, State, Tensor};
 use elapid_kernels::cuda::{Buffer, Gpu, Graph, MemoryUse, Pinned, elementwise};
 
-use crate::Result;
 use crate::objectives::{Array, ArraySpec, Batch, Inputs, Kind, ObjectiveOf};
 use crate::parallel::Reducer;
+use crate::{Error, Result};
 
 /// Calls that run eagerly before one is captured: they compile kernels and allocate memory.
 const WARM_UP: u32 = 2;
@@ -97,9 +98,18 @@ impl<M: Model> CudaStep<M> {
     /// A step over the batches of an objective, `parts` of them.
     ///
     /// # Errors
-    /// If the device fails, or has too little memory.
+    /// If the state is carried by a model with positions: the graph would begin at the same ones every time. If the device
+    /// fails, or has too little memory.
     pub fn new(gpu: Gpu, objective: Arc<ObjectiveOf<M>>, model: &M, parts: usize) -> Result<Self> {
         let ((b, l), specs) = (objective.shape(), objective.arrays());
+        let positions = model.core().config().stack.model.positions;
+        if objective.carries() && positions != PositionKind::None {
+            return Err(Error::Argument {
+                argument: "data.mode",
+                wanted: "\"windows\" on a GPU for a model with positions".into(),
+                got: "\"streams\"; or use --device cpu".into(),
+            });
+        }
         let alloc = |bytes| -> Result<Arc<Buffer>> { Ok(Arc::new(gpu.alloc(bytes)?)) };
         let staging = |_| -> Result<Staging> {
             Ok(Staging {

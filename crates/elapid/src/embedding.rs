@@ -1,12 +1,16 @@
 //! The input of the first layer: a row of a table for each token, optionally scaled, normed, and with its position added.
 
+use std::sync::Arc;
+
+use elapid_kernels::positions::Width;
+
 use crate::autograd::Var;
 use crate::config::{ModelSettings, PositionKind};
-use crate::ops::{self, Ids, NormKind, add_scaled, scaled, sinusoids};
+use crate::ops::{self, Ids, NormKind, add_scaled, scaled, sinusoids_like};
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::stack::Norm;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Layout, Result};
 
 /// The table of tokens, and how its rows are transformed.
 #[derive(Debug, Clone)]
@@ -57,24 +61,24 @@ impl Embedding {
         let x = scaled(&ops::embedding(tokens, &cx.param(self.table), shape)?, self.scale)?;
         let x = match self.positions {
             Positions::None => x,
-            Positions::Sinusoidal => {
-                let d = x.value().cols();
-                let waves = Tensor::new(sinusoids(&cx.layout.document_positions()?, d), x.shape());
-                add_scaled(&x, 1.0, &waves.to(x.value().device(), x.value().dtype())?.into(), 1.0)?
-            }
+            Positions::Sinusoidal => add_scaled(&x, 1.0, &sinusoids_like(x.value(), &cx.layout)?.into(), 1.0)?,
             Positions::Learned(table, max) => {
-                let positions = cx.layout.document_positions()?;
-                if let Some(at) = positions.iter().find(|&&at| at >= max as u64) {
-                    let what = format!("position {at} of a document, where max_positions is {max}");
-                    return Err(Error::Argument(format!("{what}; give shorter texts")));
-                }
-                let ids: Vec<u32> = positions.iter().map(|&at| at as u32).collect();
-                add_scaled(&x, 1.0, &ops::embedding(ids.as_slice(), &cx.param(table), shape)?, 1.0)?
+                let ids = position_ids(&cx.layout, x.value().device(), max)?;
+                add_scaled(&x, 1.0, &ops::embedding(ids, &cx.param(table), shape)?, 1.0)?
             }
         };
         match self.norm.kind {
             NormKind::None => Ok(x),
             _ => self.norm.apply(cx, &x),
         }
+    }
+}
+
+/// Positions in documents as ids of a table of `max` rows.
+fn position_ids(layout: &Layout, device: Device, max: usize) -> Result<Ids<'static>> {
+    layout.check_positions(max)?;
+    match device {
+        Device::Cpu => Ok(Ids::Host(layout.document_positions()?.into_iter().map(|at| at as u32).collect())),
+        Device::Cuda(gpu) => Ok(Ids::Device(Arc::new(layout.positions_as(gpu, Width::U32)?))),
     }
 }

@@ -3,9 +3,28 @@
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{self, Buffer, Gpu};
-use elapid_kernels::{Segments, SegmentsView};
+use elapid_kernels::positions::{self, Width};
+use elapid_kernels::{Array, Segments, SegmentsView};
 
 use crate::{Device, Error, Result};
+
+/// Positions in documents, on the device of an operation.
+#[derive(Debug, Clone)]
+pub(crate) enum Positions {
+    /// On the CPU.
+    Host(Arc<[u64]>),
+    /// u64 on a GPU.
+    Device(Arc<Buffer>),
+}
+
+impl Positions {
+    pub(crate) fn view(&self) -> Array<'_, u64> {
+        match self {
+            Self::Host(positions) => Array::Host(positions),
+            Self::Device(positions) => Array::Device(positions),
+        }
+    }
+}
 
 /// The layout of a batch: its size, where rows end, where documents begin.
 #[derive(Debug, Clone, Default)]
@@ -64,30 +83,58 @@ impl Layout {
         self.lengths.is_some() || self.device.as_ref().is_some_and(|device| device.lengths.is_some())
     }
 
-    /// Positions of its document that a row has read before this pass.
-    pub(crate) fn start(&self, row: usize) -> u64 {
-        self.starts.as_ref().map_or(0, |starts| starts[row])
-    }
-
     /// `[b l]`: the position of each in its document, counted from the last reset.
     ///
     /// # Errors
     /// If resets are only on a device.
     pub(crate) fn document_positions(&self) -> Result<Vec<u64>> {
-        if self.resets.is_none() && self.has_resets() {
+        if self.resets_elsewhere() {
             return Err(Error::Argument("positions of documents whose resets are only on a GPU".into()));
         }
-        let segments = self.segments();
-        let mut positions = Vec::with_capacity(self.positions());
-        for row in 0..self.b {
-            let mut at = self.start(row);
-            for t in 0..self.l {
-                at = if segments.reset(row, t, self.l) { 0 } else { at };
-                positions.push(at);
-                at += 1;
-            }
+        Ok(positions::on_host(self.b, self.l, self.starts.as_deref(), &self.segments())?)
+    }
+
+    /// [`document_positions`](Self::document_positions) where an operation on `device` reads them.
+    ///
+    /// # Errors
+    /// If resets are on another device, or the device failed; while a graph is captured, if a row has read something before.
+    pub(crate) fn positions_on(&self, device: Device) -> Result<Positions> {
+        match device {
+            Device::Cpu => Ok(Positions::Host(self.document_positions()?.into())),
+            Device::Cuda(gpu) => Ok(Positions::Device(Arc::new(self.positions_as(gpu, Width::U64)?))),
         }
-        Ok(positions)
+    }
+
+    /// Checks that a table of `max` rows has one for every position. Where resets are only on a GPU, rows must be short enough
+    /// without them.
+    ///
+    /// # Errors
+    /// If a position has no row.
+    pub(crate) fn check_positions(&self, max: usize) -> Result<()> {
+        let last = if self.resets_elsewhere() {
+            let begins = self.starts.as_deref().and_then(|starts| starts.iter().max().copied()).unwrap_or(0);
+            (self.positions() > 0).then(|| begins + self.l as u64 - 1)
+        } else {
+            self.document_positions()?.into_iter().max()
+        };
+        last.filter(|&at| at >= max as u64).map_or(Ok(()), |at| {
+            let what = format!("position {at} of a document, where max_positions is {max}");
+            Err(Error::Argument(format!("{what}; give shorter texts")))
+        })
+    }
+
+    fn resets_elsewhere(&self) -> bool {
+        self.resets.is_none() && self.has_resets()
+    }
+
+    /// Positions in documents on a GPU, in a format.
+    ///
+    /// # Errors
+    /// As [`positions_on`](Self::positions_on).
+    pub(crate) fn positions_as(&self, gpu: Gpu, width: Width) -> Result<Buffer> {
+        let starts = self.starts.as_deref();
+        let on_gpu = self.on(gpu)?;
+        Ok(positions::on_device(gpu, self.b, self.l, starts, &on_gpu.device_segments(), width)?)
     }
 
     /// Number of positions.

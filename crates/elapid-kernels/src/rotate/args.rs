@@ -1,5 +1,11 @@
 //! Arguments of the rotation.
 
+use super::CHECK;
+use crate::cuda::{Gpu, Mat};
+use crate::error;
+use crate::view::Matrix;
+use crate::{Rows, View};
+
 /// Which columns of a head make a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairs {
@@ -11,15 +17,46 @@ pub enum Pairs {
 
 /// Arguments of the rotation.
 #[derive(Debug, Clone, Copy)]
-pub struct Args<'a> {
+pub struct Args<'f, V: Matrix> {
     /// Columns per head; columns after the last whole head are an error.
     pub dim: usize,
-    /// Radians per position for each pair; the first `2 frequencies.len()` columns of a head are rotated, the others copied.
-    pub frequencies: &'a [f64],
+    /// Radians per position for each pair, on the CPU whatever the device; the first `2 frequencies.len()` columns of a
+    /// head are rotated, the others copied.
+    pub frequencies: &'f [f64],
     /// Which columns make a pair.
     pub pairs: Pairs,
     /// What rotated columns are multiplied by.
     pub factor: f64,
     /// The position of each row, `[m]`.
-    pub positions: &'a [u64],
+    pub positions: V::Array<u64>,
+}
+
+impl<'f, V: Matrix> Args<'f, V> {
+    /// The same, with positions in another form.
+    pub fn at<W: Matrix>(&self, positions: W::Array<u64>) -> Args<'f, W> {
+        let Self { dim, frequencies, pairs, factor, .. } = *self;
+        Args { dim, frequencies, pairs, factor, positions }
+    }
+}
+
+impl<'f, 'a> Args<'f, View<'a>> {
+    pub(super) fn host(&self) -> error::Result<Args<'f, Rows<'a>>> {
+        Ok(self.at(CHECK.host_array("positions", self.positions)?))
+    }
+
+    pub(super) fn device(&self, gpu: Gpu) -> error::Result<Args<'f, Mat<'a>>> {
+        Ok(self.at(CHECK.device_array("positions", self.positions, gpu)?))
+    }
+}
+
+impl<'f, 'a> From<Args<'f, Rows<'a>>> for Args<'f, View<'a>> {
+    fn from(args: Args<'f, Rows<'a>>) -> Self {
+        args.at(args.positions.into())
+    }
+}
+
+impl<'f, 'a> From<Args<'f, Mat<'a>>> for Args<'f, View<'a>> {
+    fn from(args: Args<'f, Mat<'a>>) -> Self {
+        args.at(args.positions.into())
+    }
 }

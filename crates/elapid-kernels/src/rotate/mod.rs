@@ -4,37 +4,80 @@
 //! The gradient is the inverse rotation.
 
 mod args;
+pub(crate) mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Check, Result};
+use crate::cuda::Result;
+use crate::error::{self, Check};
 use crate::parallel::{grain, split};
-use crate::{Rows, RowsMut};
+use crate::view::Shaped;
+use crate::{Rows, View, ViewMut};
 
 pub use args::{Args, Pairs};
 
-/// y `[m h·dim]` (=): x rotated, or rotated back if `inverse`.
+const CHECK: Check = Check("rotate");
+
+/// y `[m h·dim]` (=) of the format of x: x rotated, or rotated back if `inverse`.
 ///
 /// # Errors
-/// If shapes do not fit.
-pub fn forward(args: &Args<'_>, inverse: bool, x: Rows<'_>, y: RowsMut<'_>) -> Result<()> {
-    let check = Check("rotate");
-    let (m, d) = x.shape();
-    check.shape("y", y.shape(), (m, d))?;
-    check.len("positions", args.positions.len(), m)?;
+/// If shapes, formats or devices do not fit, or a device failed.
+pub fn forward<'f, 'a, 'x, 'y>(
+    args: impl Into<Args<'f, View<'a>>>,
+    inverse: bool,
+    x: impl Into<View<'x>>,
+    y: impl Into<ViewMut<'y>>,
+) -> Result<()> {
+    let (args, x, y) = (args.into(), x.into(), y.into());
+    CHECK.matrix("y", &y, x.shape())?;
+    CHECK.dtype("y", &y, x.dtype())?;
+    check(&args, x.shape())?;
+    match y {
+        ViewMut::Host(mut y) => {
+            y.copy_from(CHECK.host("x", x)?);
+            on_host(&args.host()?, inverse, y);
+        }
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            cuda::forward(&args.device(gpu)?, inverse, Some(CHECK.device("x", x, gpu)?), y)?;
+        }
+    }
+    Ok(())
+}
+
+/// x `[m h·dim]` rotated in place, or rotated back if `inverse`: what [`forward`] gives, bit for bit.
+///
+/// # Errors
+/// As [`forward`].
+pub fn in_place<'f, 'a, 'y>(
+    args: impl Into<Args<'f, View<'a>>>,
+    inverse: bool,
+    x: impl Into<ViewMut<'y>>,
+) -> Result<()> {
+    let (args, x) = (args.into(), x.into());
+    check(&args, x.shape())?;
+    match x {
+        ViewMut::Host(x) => on_host(&args.host()?, inverse, x),
+        ViewMut::Device(x) => cuda::forward(&args.device(x.gpu())?, inverse, None, x)?,
+    }
+    Ok(())
+}
+
+fn check(args: &Args<'_, View<'_>>, (m, d): (usize, usize)) -> error::Result<()> {
+    CHECK.len("positions", args.positions.len(), m)?;
     let whole = args.dim > 0 && d.is_multiple_of(args.dim);
-    check.that(whole, "dim", || format!("a divisor of {d} columns"), || args.dim.to_string())?;
-    let most = args.dim / 2;
-    check.that(
-        args.frequencies.len() <= most,
-        "frequencies",
-        || format!("at most {most}"),
-        || args.frequencies.len().to_string(),
-    )?;
+    CHECK.that(whole, "dim", || format!("a divisor of {d} columns"), || args.dim.to_string())?;
+    let (most, got) = (args.dim / 2, args.frequencies.len());
+    CHECK.that(got <= most, "frequencies", || format!("at most {most}"), || got.to_string())
+}
+
+fn on_host(args: &Args<'_, Rows<'_>>, inverse: bool, y: crate::RowsMut<'_>) {
+    let (m, d) = y.shape();
     split(m, grain(m, 4 * d, 1 << 16, 1), y, &|from, rows, y| {
         let args = Args { positions: &args.positions[from..from + rows], ..*args };
-        naive::forward(&args, inverse, x.slice(from, rows), y);
+        naive::in_place(&args, inverse, y);
     });
-    Ok(())
 }

@@ -4,10 +4,15 @@ use super::{Args, Pairs};
 use crate::{Float, Rows, RowsMut};
 
 /// Shapes as in [`super::forward`].
-pub fn forward<T: Float>(args: &Args<'_>, inverse: bool, x: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+pub fn forward<T: Float>(args: &Args<'_, Rows<'_, T>>, inverse: bool, x: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    y.copy_from(x);
+    in_place(args, inverse, y);
+}
+
+/// Shapes as in [`super::in_place`].
+pub fn in_place<T: Float>(args: &Args<'_, Rows<'_, T>>, inverse: bool, mut x: RowsMut<'_, T>) {
     let half = args.frequencies.len();
     for r in 0..x.rows() {
-        y.row(r).copy_from_slice(x.row(r));
         // Angles in f64: at position 2^20 an f32 is wrong by a twentieth of a radian.
         let angles = args.frequencies.iter().map(|frequency| args.positions[r] as f64 * frequency);
         for (i, (sin, cos)) in angles.map(f64::sin_cos).enumerate() {
@@ -16,9 +21,8 @@ pub fn forward<T: Float>(args: &Args<'_>, inverse: bool, x: Rows<'_, T>, mut y: 
                 Pairs::Halves => (i, i + half),
                 Pairs::Interleaved => (2 * i, 2 * i + 1),
             };
-            for (x, y) in x.row(r).chunks_exact(args.dim).zip(y.row(r).chunks_exact_mut(args.dim)) {
-                y[a] = x[a] * cos - x[b] * sin;
-                y[b] = x[a] * sin + x[b] * cos;
+            for x in x.row(r).chunks_exact_mut(args.dim) {
+                (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
             }
         }
     }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{Random, central_difference, err_ratio, wide};
+use crate::RowsMut;
+use crate::testing::{Random, central_difference, err_ratio, fault, wide};
 
 const FREQUENCIES: [f64; 3] = [1.0, 0.1, 0.01];
 
@@ -40,10 +41,16 @@ fn f32_is_f64_far_out() {
     let mut random = Random::new(3);
     let x = random.normal(16 * 500);
     let positions: Vec<u64> = (0..500).map(|i| i * 4001).collect();
-    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs: Pairs::Halves, factor: 1.0, positions: &positions };
+    let args: Args<'_, Rows<'_>> =
+        Args { dim: 8, frequencies: &FREQUENCIES, pairs: Pairs::Halves, factor: 1.0, positions: &positions };
     let mut y = vec![f32::NAN; x.len()];
-    forward(&args, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap();
+    forward(args, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap();
     assert!(err_ratio(&rotated(&wide(&x), Pairs::Halves, &positions, false), &y) < 1e-6);
+    let mut again = x.clone();
+    in_place(args, false, RowsMut::new(&mut again, 16)).unwrap();
+    assert_eq!(again, y);
     let wrong = Args { dim: 5, ..args };
-    assert_eq!(forward(&wrong, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16)).unwrap_err().argument, "dim");
+    assert_eq!(fault(forward(wrong, false, Rows::new(&x, 16), RowsMut::new(&mut y, 16))).argument, "dim");
+    let short = Args { positions: &positions[1..], ..args };
+    assert_eq!(fault(in_place(short, false, RowsMut::new(&mut y, 16))).argument, "positions");
 }

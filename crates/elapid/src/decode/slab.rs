@@ -12,6 +12,7 @@ use elapid_kernels::cuda::{Buffer, Gpu, Graph};
 use elapid_kernels::sampling::cuda as sampling;
 
 use crate::Layout;
+use crate::config::PositionKind;
 use crate::fused::{self, FusedStep};
 use crate::lm::{LanguageModel, Positions};
 use crate::ops::Ids;
@@ -86,8 +87,14 @@ impl Slab {
     }
 
     pub(super) fn step(&mut self, model: &LanguageModel) -> Result<()> {
+        self.submit(model)?;
+        // After the pass, which reads how far its rows were before it.
         self.state.advance();
         self.places.iter_mut().for_each(|place| place.stepped = true);
+        Ok(())
+    }
+
+    fn submit(&mut self, model: &LanguageModel) -> Result<()> {
         if let Some(step) = &self.fused {
             step.launch()?;
             // The step has chosen the likeliest.
@@ -100,8 +107,10 @@ impl Slab {
         if let Some((graph, _)) = &self.graph {
             return Ok(graph.launch()?);
         }
-        self.runs += 1;
-        if self.runs <= WARM_UP {
+        self.runs = self.runs.saturating_add(1);
+        // A graph would go on from the positions at which it was captured.
+        let moves = model.config().stack.model.positions != PositionKind::None;
+        if self.runs <= WARM_UP || moves {
             self.logits = Some(self.advance(model)?);
             return Ok(());
         }

@@ -14,7 +14,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{self, Mask, Rotary, Scaling, attention, rotate};
+use crate::ops::{self, Mask, Rotary, Scaling, attention, rotate_columns};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -254,9 +254,12 @@ impl Layer for Attention {
         let [mut past_k, mut past_v] = state.into_caches()?;
         let (hc, gc) = (self.sizes.heads * self.head_dim, self.sizes.kv_heads * self.head_dim);
         let qkv = self.qkv.forward(cx, x)?; // [b l (h+2g)c]
-        let turned = |x: Var| self.rotary.as_ref().map_or(Ok(x.clone()), |rotary| rotate(&x, rotary, &cx.layout));
-        let q = turned(qkv.columns(0, hc))?; // [b l hc]
-        let k = turned(qkv.columns(hc, gc))?; // [b l gc]
+        let qkv = match &self.rotary {
+            None => qkv,
+            Some(rotary) => rotate_columns(qkv, hc + gc, rotary, &cx.layout)?, // q and k
+        };
+        let q = qkv.columns(0, hc); // [b l hc]
+        let k = qkv.columns(hc, gc); // [b l gc]
         let v = qkv.columns(hc + gc, gc); // [b l gc]
         let y = attention(&q, &k, &v, (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hc]
         past_k.push(&k, &cx.layout)?;

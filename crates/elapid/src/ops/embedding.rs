@@ -1,5 +1,6 @@
 //! Rows of a table.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use elapid_kernels::cuda::Buffer;
@@ -12,26 +13,26 @@ use crate::{Device, Error, Result, Tensor};
 #[derive(Debug, Clone)]
 pub enum Ids<'a> {
     /// In memory of the host.
-    Host(&'a [u32]),
+    Host(Cow<'a, [u32]>),
     /// u32 in a GPU's memory, checked by the caller.
     Device(Arc<Buffer>),
 }
 
 impl<'a> From<&'a [u32]> for Ids<'a> {
     fn from(ids: &'a [u32]) -> Self {
-        Self::Host(ids)
+        Self::Host(ids.into())
     }
 }
 
 impl<'a, const N: usize> From<&'a [u32; N]> for Ids<'a> {
     fn from(ids: &'a [u32; N]) -> Self {
-        Self::Host(ids)
+        ids[..].into()
     }
 }
 
 impl<'a> From<&'a Vec<u32>> for Ids<'a> {
     fn from(ids: &'a Vec<u32>) -> Self {
-        Self::Host(ids)
+        ids[..].into()
     }
 }
 

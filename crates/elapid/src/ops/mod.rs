@@ -29,6 +29,7 @@ pub use neg_exp::neg_exp;
 pub use norm::{Norm, NormKind, norm};
 pub use pointwise::{Function, Map, add_constant, add_scaled, glu, map, scaled, soft_cap};
 pub use repeat::repeat;
-pub use rotate::{Pairs, Rotary, rotate, sinusoids};
+pub(crate) use rotate::sinusoids_like;
+pub use rotate::{Pairs, Rotary, rotate, rotate_columns, sinusoids};
 pub use selective_scan::{ScanArgs, selective_scan};
 pub use squared_error::squared_error;

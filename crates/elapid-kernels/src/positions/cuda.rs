@@ -1,0 +1,54 @@
+//! On a GPU: a block counts a row.
+
+use super::Width;
+use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Segments, Source, Unit};
+use crate::error::product;
+
+static SOURCE: Source = Source { name: "positions", text: include_str!("positions.cu") };
+const THREADS: u32 = 1024;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Raw {
+    starts: u64,
+    resets: u64,
+    positions: u64,
+    l: i64,
+}
+
+pub(super) fn forward(
+    gpu: Gpu,
+    b: usize,
+    l: usize,
+    starts: Option<&[u64]>,
+    segments: &Segments<'_>,
+    width: Width,
+) -> Result<Buffer> {
+    let bytes = if width == Width::U32 { 4 } else { 8 };
+    let positions = gpu.alloc(product(&[b, l, bytes]))?;
+    let starts = starts.map(|starts| gpu.upload(starts)).transpose()?;
+    if b * l == 0 {
+        return Ok(positions);
+    }
+    let args = Raw {
+        starts: starts.as_ref().map_or(0, Buffer::address),
+        resets: segments.resets_address(),
+        positions: positions.address(),
+        l: l as i64,
+    };
+    let kernel = gpu.kernel(&SOURCE, "count", &[define(width)])?;
+    // SAFETY: `Raw` is laid out as in the source; `super` has checked the sizes of starts and resets, and `positions` has
+    // room for all.
+    unsafe { kernel.launch(Launch::linear(b, THREADS), &args)? };
+    Ok(positions)
+}
+
+fn define(width: Width) -> Define {
+    Define::new("P", if width == Width::U32 { "u32" } else { "u64" })
+}
+
+/// Every specialisation.
+pub(crate) fn units() -> Vec<Unit> {
+    let unit = |width| Unit { source: &SOURCE, entries: &["count"], defines: vec![define(width)] };
+    [Width::U32, Width::U64].map(unit).to_vec()
+}
