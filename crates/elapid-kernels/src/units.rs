@@ -10,6 +10,7 @@ pub fn all() -> Vec<Unit> {
         crate::causal_conv1d::cuda::units(),
         crate::cross_entropy::cuda::units(),
         crate::embedding::cuda::units(),
+        crate::layer_norm::cuda::units(),
         crate::linear::cuda::units(),
         crate::mamba1_step::cuda::units(),
         crate::neg_exp::cuda::units(),

@@ -21,7 +21,7 @@ use crate::ops;
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::state::{LayerState, Spec, State};
-use crate::{Device, Error, Result};
+use crate::{DType, Device, Error, Result};
 
 /// A norm with its parameters.
 #[derive(Debug, Clone)]
@@ -106,12 +106,17 @@ impl Stream {
         Self { x, r: None, scale: 1.0, keep: 1.0 }
     }
 
-    /// The sum itself.
+    /// The sum itself, f32.
     fn sum(&self) -> Result<Var> {
         match &self.r {
-            None => Ok(self.x.clone()),
-            Some(r) => ops::add_scaled(r, self.keep, &self.x, self.scale),
+            None => ops::cast(&self.x, DType::F32),
+            Some(r) => ops::add_scaled(&ops::cast(r, DType::F32)?, self.keep, &self.x, self.scale),
         }
+    }
+
+    /// A sum in the format of activations, which layers read.
+    fn activation(&self, sum: &Var) -> Result<Var> {
+        ops::cast(sum, self.x.value().dtype())
     }
 
     fn vars(&self) -> impl Iterator<Item = Var> {
@@ -136,12 +141,12 @@ impl Sublayer {
             }
             Place::Sum => {
                 let r = stream.sum()?;
-                let (y, state) = self.layer.forward(cx, &r, state)?;
+                let (y, state) = self.layer.forward(cx, &stream.activation(&r)?, state)?;
                 Ok((Stream::new(self.norm.of(cx, &next(y, r))?.0), state))
             }
             Place::Output => {
                 let r = stream.sum()?;
-                let (y, state) = self.layer.forward(cx, &r, state)?;
+                let (y, state) = self.layer.forward(cx, &stream.activation(&r)?, state)?;
                 Ok((next(self.norm.of(cx, &Stream::new(y))?.0, r), state))
             }
             Place::Both => {

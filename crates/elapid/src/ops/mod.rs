@@ -27,6 +27,7 @@ pub use frequencies::Scaling;
 pub use linear::{linear, linear_recomputed};
 pub use neg_exp::neg_exp;
 pub use norm::{Norm, NormKind, norm};
+pub(crate) use pointwise::cast;
 pub use pointwise::{Function, Map, add_constant, add_scaled, glu, map, scaled, soft_cap};
 pub use repeat::repeat;
 pub(crate) use rotate::sinusoids_like;

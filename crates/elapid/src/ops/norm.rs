@@ -1,13 +1,13 @@
 //! The norms of a model, fused with the residual sum before them.
 
-use elapid_kernels::{RowsMut, layer_norm as kernel};
+use elapid_kernels::{elementwise, layer_norm as kernel};
+use kernel::{Args, Residual, Saved};
 use serde::{Deserialize, Serialize};
 
 use super::add_norm::add_norm;
-use super::place::on_cpu;
-use super::pointwise::{add_constant, add_scaled};
-use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use super::pointwise::{add_constant, add_scaled, cast};
+use crate::autograd::{Grads, Var, Want, record};
+use crate::{DType, Result, Tensor};
 
 /// A kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,30 +51,28 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
-/// s = keep r + scale x and y = norm(s); returns (y, s). Without a residual r, s is x.
+/// s = keep r + scale x and y = norm(s); returns (y, s). Without a residual r, s is x. On a GPU x and y are of the
+/// activations' format and a sum is f32.
 ///
-/// A plain sum and an RMSNorm are one pass over memory.
+/// The sum and the norm are one pass over memory, unless an RMSNorm has factors other than 1.
 ///
 /// # Errors
-/// If shapes do not fit.
+/// If shapes do not fit; if a device failed, or has too little memory.
 pub fn norm(x: &Var, r: Option<&Var>, (keep, scale): (f32, f32), norm: &Norm<'_>) -> Result<(Var, Var)> {
+    // A stream that began as an activation.
+    let r = r.map(|r| cast(r, DType::F32)).transpose()?;
     let plain = r.is_none() || (keep, scale) == (1.0, 1.0);
-    let fused = matches!(norm.kind, NormKind::Rms | NormKind::Rms1);
-    if !(plain && fused) {
-        let s = match r {
-            None => x.clone(),
-            Some(r) => add_scaled(r, keep, x, scale)?,
-        };
-        return Ok((of_sum(&s, norm)?, s));
-    }
-    rms(x, r, norm)
-}
-
-fn of_sum(s: &Var, norm: &Norm<'_>) -> Result<Var> {
     match norm.kind {
-        NormKind::Rms | NormKind::Rms1 => Ok(rms(s, None, norm)?.0),
-        NormKind::Layer | NormKind::LayerNoBias => layer_norm(s, norm.weight, norm.bias, norm.eps),
-        NormKind::None => Ok(s.clone()),
+        NormKind::Rms | NormKind::Rms1 if plain => rms(x, r.as_ref(), norm),
+        NormKind::Layer | NormKind::LayerNoBias => layer_norm(x, r.as_ref(), (keep, scale), norm),
+        kind => {
+            let s = match &r {
+                None => x.clone(),
+                Some(r) => add_scaled(r, keep, x, scale)?,
+            };
+            let y = if kind == NormKind::None { s.clone() } else { rms(&s, None, norm)?.0 };
+            Ok((cast(&y, x.value().dtype())?, s))
+        }
     }
 }
 
@@ -83,36 +81,54 @@ fn rms(x: &Var, r: Option<&Var>, norm: &Norm<'_>) -> Result<(Var, Var)> {
         (Some(weight), NormKind::Rms1) => add_constant(weight, 1.0)?,
         (Some(weight), _) => weight.clone(),
         (None, _) => {
-            let ones = Tensor::new(vec![1.0; x.value().cols()], &[x.value().cols()]);
-            ones.to(x.value().device(), elapid_kernels::DType::F32)?.into()
+            let mut ones = Tensor::output(x.value().device(), DType::F32, &[x.value().cols()])?;
+            elementwise::fill(ones.view_mut(), 1.0)?;
+            ones.into()
         }
     };
     add_norm(x, r, &weight, norm.eps)
 }
 
-/// y = (x - mean) / sqrt(variance + eps) · weight + bias, row by row.
-///
-/// # Errors
-/// If shapes do not fit.
-fn layer_norm(x: &Var, weight: Option<&Var>, bias: Option<&Var>, eps: f32) -> Result<Var> {
-    on_cpu("layer_norm", x)?;
-    let m = x.value().row_count();
-    let mut statistics = Tensor::zeros(&[m, 2])?;
-    let [w, b] = [weight, bias].map(|v| v.map(|v| v.value().as_slice()));
-    let rows = RowsMut::new(statistics.make_mut(), 2);
-    let y = Tensor::filled(x.shape(), |y| kernel::forward(x.value().rows(), w, b, eps, y, rows))?;
-    let inputs: Vec<&Var> = [x].into_iter().chain(weight).chain(bias).collect();
-    let (x, weight, bias) = (x.clone(), weight.cloned(), bias.cloned());
-    let [y] = record(&inputs, [y], move |grads, [y]| {
-        let Some(dy) = grads.take(y)? else { return Ok(()) };
-        let wants = [Want::Set(&x), Want::add(weight.as_ref()), Want::add(bias.as_ref())];
-        grads.write_rows(wants, |[dx, dweight, dbias]| {
-            let wanted = |var: &Option<Var>| var.as_ref().is_some_and(Var::wants_grad);
-            let dweight = wanted(&weight).then(|| dweight.into_slice());
-            let dbias = wanted(&bias).then(|| dbias.into_slice());
-            let w = weight.as_ref().map(|w| w.value().as_slice());
-            kernel::backward(x.value().rows(), w, statistics.rows(), dy.rows(), dx, dweight, dbias)
+/// y = (s - mean) / sqrt(variance + eps) · weight + bias, row by row, and s.
+fn layer_norm(x: &Var, r: Option<&Var>, (keep, scale): (f32, f32), norm: &Norm<'_>) -> Result<(Var, Var)> {
+    let (device, dtype, eps) = (x.value().device(), x.value().dtype(), norm.eps);
+    let mut y = Tensor::output(device, dtype, x.shape())?;
+    let mut sum = r.map(|_| Tensor::output(device, DType::F32, x.shape())).transpose()?;
+    let mut statistics = Tensor::output(device, DType::F32, &[x.value().row_count(), 2])?;
+    let [weight, bias] = [norm.weight, norm.bias].map(|v| v.map(|v| v.value().view_flat()));
+    let residual = r.map(|r| Residual { r: r.value().view(), keep, scale });
+    let args = Args { x: x.value().view(), residual, weight, bias, eps };
+    kernel::forward(args, y.view_mut(), sum.as_mut().map(Tensor::view_mut), statistics.view_mut())?;
+    let inputs: Vec<&Var> = [x].into_iter().chain(r).chain(norm.weight).chain(norm.bias).collect();
+    let (weight, bias) = (norm.weight.cloned(), norm.bias.cloned());
+    let (input, residual) = (x.without_numbers(), r.map(Var::without_numbers));
+    let saved_s = sum.clone().unwrap_or_else(|| x.value().clone());
+    let factors = if r.is_some() { (keep, scale) } else { (1.0, 1.0) };
+    let back = move |grads: &mut Grads, y: &Var, sum: Option<&Var>| {
+        let dsum = sum.map(|sum| grads.take(sum)).transpose()?.flatten();
+        let dy = grads.take_or_zeros(y)?;
+        let wants =
+            [Want::Set(&input), Want::set(residual.as_ref()), Want::add(weight.as_ref()), Want::add(bias.as_ref())];
+        let saved = Saved {
+            s: saved_s.view(),
+            weight: weight.as_ref().map(|weight| weight.value().view_flat()),
+            statistics: statistics.view_flat(),
+            factors,
+        };
+        grads.write(wants, |[dx, dresidual, dweight, dbias]| {
+            let Some(dx) = dx else { return Ok(()) };
+            let outputs = kernel::Grads { dx, dresidual, dweight, dbias };
+            kernel::backward(saved, dy.view(), dsum.as_ref().map(Tensor::view), outputs)
         })
-    });
-    Ok(y)
+    };
+    match sum {
+        None => {
+            let [y] = record(&inputs, [y], move |grads, [y]| back(grads, y, None));
+            Ok((y, x.clone()))
+        }
+        Some(sum) => {
+            let [y, sum] = record(&inputs, [y, sum], move |grads, [y, sum]| back(grads, y, Some(sum)));
+            Ok((y, sum))
+        }
+    }
 }

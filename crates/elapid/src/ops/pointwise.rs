@@ -82,6 +82,14 @@ pub fn scaled(x: &Var, alpha: f32) -> Result<Var> {
     if alpha == 1.0 { Ok(x.clone()) } else { times(x, alpha, x.value().dtype()) }
 }
 
+/// x in another format, as its gradient is in that of x; x itself if it has it.
+///
+/// # Errors
+/// If a device failed, or has too little memory.
+pub(crate) fn cast(x: &Var, dtype: DType) -> Result<Var> {
+    if x.value().dtype() == dtype { Ok(x.clone()) } else { times(x, 1.0, dtype) }
+}
+
 fn times(x: &Var, alpha: f32, dtype: DType) -> Result<Var> {
     let mut y = Tensor::output(x.value().device(), dtype, x.shape())?;
     kernel::add_scaled(alpha, x.value().view(), None, y.view_mut())?;
