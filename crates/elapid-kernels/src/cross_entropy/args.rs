@@ -19,7 +19,7 @@ pub struct Args<V: Matrix> {
     pub targets: V::Array<i32>,
     /// ε, 0 to below 1: what part of a target all tokens share alike.
     pub smoothing: f32,
-    /// c: logits become c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); 0 leaves them alone. On the CPU only.
+    /// c: logits become c tanh(z / c) (Gemma 2, arXiv 2408.00118, section 2); 0 leaves them alone.
     pub softcap: f32,
 }
 
@@ -43,7 +43,6 @@ impl<'a> Args<View<'a>> {
 
     pub(super) fn device(self, gpu: Gpu) -> error::Result<Args<Mat<'a>>> {
         let Self { h, w, targets, smoothing, softcap } = self;
-        CHECK.that(softcap == 0.0, "softcap", || "0 on a GPU".into(), || softcap.to_string())?;
         let targets = CHECK.device_array("targets", targets, gpu)?;
         Ok(Args { h: CHECK.device("h", h, gpu)?, w: CHECK.device("w", w, gpu)?, targets, smoothing, softcap })
     }

@@ -1,4 +1,5 @@
-// From logits to losses and the gradient of the logits. T is the dtype of logits.
+// From logits to losses and the gradient of the logits. T is the dtype of logits. CAPPED: logits z become c tanh(z / c) as
+// they are read, in both passes; their gradient has the factor 1 - tanh².
 
 struct Args {
   Mat<T> logits;       // [rows v], becomes the gradient
@@ -12,11 +13,29 @@ struct Args {
   i64 m;
   float scale;
   float smoothing;
+  float softcap;
   i32 gradient;
   i32 keeps;  // whether a row of logits fits in shared memory
 };
 
 #define THREADS 1024
+
+// The logit, and the factor of its gradient.
+__device__ __forceinline__ float capped(const Args& a, float z) {
+#if CAPPED
+  return a.softcap * tanhf(z / a.softcap);
+#else
+  return z;
+#endif
+}
+__device__ __forceinline__ float slope(const Args& a, float logit) {
+#if CAPPED
+  float t = logit / a.softcap;
+  return 1.0f - t * t;
+#else
+  return 1.0f;
+#endif
+}
 
 // Over a block of THREADS, or of one warp.
 template <typename F>
@@ -71,7 +90,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       load8(logits + j, x);
       if (a.keeps) store8(kept + j, x);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) max = fmaxf(max, x[i]), total += x[i];
+      for (int i = 0; i < 8; ++i) {
+        x[i] = capped(a, x[i]);
+        max = fmaxf(max, x[i]), total += x[i];
+      }
       others *= fast_exp2(LOG2_E * (before - max));
 #pragma unroll
       for (int i = 0; i < 8; ++i) others += j + i == target ? 0.0f : fast_exp2(LOG2_E * (x[i] - max));
@@ -80,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) {
       T z = logits[j];
       if (a.keeps) kept[j] = z;
-      float x = to_float(z), before = max;
+      float x = capped(a, to_float(z)), before = max;
       max = fmaxf(max, x), total += x;
       others = others * fast_exp2(LOG2_E * (before - max)) + (j == target ? 0.0f : fast_exp2(LOG2_E * (x - max)));
     }
@@ -89,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
     max = reduce(max, shared, [](float x, float y) { return fmaxf(x, y); });
     others = reduce(others * fast_exp2(LOG2_E * (mine - max)), shared, add);
     bool known = target < a.v;
-    float above = known ? to_float(row[target]) - max : __int_as_float(0x7fc00000);
+    float above = known ? capped(a, to_float(row[target])) - max : __int_as_float(0x7fc00000);
     float own = expf(above), sum = own + others;
     // The target's logit minus the mean of the logits.
     float lead = 0.0f;
@@ -111,15 +133,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows(const __grid_constant
       load8(row + j, x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        x[i] = j + i == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (x[i] - max)) - shared_by_all;
+        float z = capped(a, x[i]);
+        x[i] = j + i == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (z - max)) - shared_by_all;
+        x[i] *= slope(a, z);
       }
       store8(logits + j, x);
     }
 #else
     for (i64 j = threadIdx.x; j < a.v; j += blockDim.x) {
-      float x = to_float(row[j]);
-      x = j == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (x - max)) - shared_by_all;
-      logits[j] = from_float<T>(x);
+      float z = capped(a, to_float(row[j]));
+      float x = j == target ? own_part - factor * others : factor * fast_exp2(LOG2_E * (z - max)) - shared_by_all;
+      logits[j] = from_float<T>(x * slope(a, z));
     }
 #endif
     __syncthreads();

@@ -31,6 +31,7 @@ struct Raw {
     m: i64,
     scale: f32,
     smoothing: f32,
+    softcap: f32,
     gradient: i32,
     keeps: i32,
 }
@@ -42,7 +43,7 @@ pub(super) fn forward(
     mean: MatMut<'_>,
     mut grads: Option<Grads<MatMut<'_>>>,
 ) -> Result<()> {
-    let Args { h, w, targets, smoothing, .. } = *args;
+    let Args { h, w, targets, smoothing, softcap } = *args;
     let (gpu, m, v) = (h.gpu(), h.rows(), w.rows());
     let dtype = h.dtype();
     let chunks = product(&[m, v, dtype.bytes()]).div_ceil(LOGITS).max(1);
@@ -67,10 +68,11 @@ pub(super) fn forward(
         m: m as i64,
         scale: grads.as_ref().map_or(0.0, |grads| grads.scale),
         smoothing,
+        softcap,
         gradient: grads.is_some().into(),
         keeps: keeps.into(),
     };
-    let defines = defines(dtype, vector);
+    let defines = defines(dtype, vector, softcap > 0.0);
     // SAFETY: `Raw` is laid out as in the source; `super` has checked sizes and formats, and `buffer` has `chunk` rows of
     // logits. The kernel compares targets with v.
     unsafe { gpu.kernel(&SOURCE, "count", &defines)?.launch(Launch::linear(1, THREADS), &args)? };
@@ -99,13 +101,18 @@ pub(super) fn forward(
     unsafe { gpu.kernel(&SOURCE, "mean", &defines)?.launch(Launch::linear(1, THREADS), &args) }
 }
 
-fn defines(dtype: DType, vector: bool) -> Vec<Define> {
-    vec![Define::dtype("T", dtype), Define::new("VECTOR", i32::from(vector))]
+fn defines(dtype: DType, vector: bool, capped: bool) -> Vec<Define> {
+    let [vector, capped] = [("VECTOR", vector), ("CAPPED", capped)].map(|(name, on)| Define::new(name, i32::from(on)));
+    vec![Define::dtype("T", dtype), vector, capped]
 }
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    let forms = [(DType::F32, false), (DType::F32, true), (DType::Bf16, false), (DType::Bf16, true)];
-    let unit = |(dtype, vector)| Unit { source: &SOURCE, entries: &ENTRIES, defines: defines(dtype, vector) };
-    forms.map(unit).to_vec()
+    let mut units = Vec::new();
+    for dtype in [DType::F32, DType::Bf16] {
+        for (vector, capped) in [(false, false), (true, false), (false, true), (true, true)] {
+            units.push(Unit { source: &SOURCE, entries: &ENTRIES, defines: defines(dtype, vector, capped) });
+        }
+    }
+    units
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::{OnDevice, Random, err_ratio, gpu, median, rounded, wide};
 use crate::{DType, Rows, RowsMut};
 
-fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType, seed: u64) {
+fn compare(m: usize, v: usize, d: usize, size: f32, (smoothing, softcap): (f32, f32), dtype: DType, seed: u64) {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(seed);
     let h: Vec<f32> = rounded(&random.normal(m * d), dtype);
@@ -13,7 +13,7 @@ fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType
     let count = targets.iter().filter(|&&t| t >= 0).count().max(1);
     let (wh, ww) = (wide(&h), wide(&w));
     let (mut nll, mut dh, mut dw) = (vec![0.0; m], vec![0.0; m * d], vec![0.0; v * d]);
-    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets[..], smoothing, softcap: 0.0 };
+    let args = Args { h: Rows::new(&wh, d), w: Rows::new(&ww, d), targets: &targets[..], smoothing, softcap };
     let (dh_rows, dw_rows) = (RowsMut::new(&mut dh, d), RowsMut::new(&mut dw, d));
     naive::forward(&args, &mut nll, Some(Grads { dh: dh_rows, dw: dw_rows, scale: 2.0 }));
     let mean = nll.iter().sum::<f64>() / count as f64;
@@ -23,12 +23,12 @@ fn compare(m: usize, v: usize, d: usize, size: f32, smoothing: f32, dtype: DType
     let (gdh, gdw) = (OnDevice::poisoned(gpu, m, d, 8, dtype), OnDevice::poisoned(gpu, v, d, 0, DType::F32));
     let ids = gpu.upload(&targets).unwrap();
     let grads = Grads { dh: gdh.mat_mut(), dw: gdw.mat_mut(), scale: 2.0 };
-    let args = Args { h: gh.mat(), w: gw.mat(), targets: &ids, smoothing, softcap: 0.0 };
+    let args = Args { h: gh.mat(), w: gw.mat(), targets: &ids, smoothing, softcap };
     forward(args, gnll.mat_mut(), gmean.mat_mut(), Some(grads.into())).unwrap();
     let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
     for (name, want, got) in [("nll", nll, gnll), ("mean", vec![mean], gmean), ("dh", dh, gdh), ("dw", dw, gdw)] {
         let error = err_ratio(&want, &got.values());
-        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {m} {v} {d} {size} {smoothing}");
+        assert!(error <= tolerance, "{dtype} {name}: {error:e} for {m} {v} {d} {size} {smoothing} {softcap}");
     }
 }
 
@@ -37,12 +37,13 @@ fn sizes() {
     for (i, (m, v, d)) in
         [(1, 1, 1), (5, 7, 3), (40, 256, 64), (33, 1001, 20), (130, 50_280, 16)].into_iter().enumerate()
     {
-        for smoothing in [0.0, 0.1] {
-            compare(m, v, d, 1.0, smoothing, DType::F32, i as u64);
-            compare(m, v, d, 0.3, smoothing, DType::Bf16, i as u64);
+        for with in [(0.0, 0.0), (0.1, 0.0), (0.0, 2.0), (0.1, 30.0)] {
+            compare(m, v, d, 1.0, with, DType::F32, i as u64);
+            compare(m, v, d, 0.3, with, DType::Bf16, i as u64);
         }
     }
-    compare(20, 60_000, 8, 0.5, 0.0, DType::F32, 8);
+    compare(20, 60_000, 8, 0.5, (0.0, 0.0), DType::F32, 8);
+    compare(20, 60_000, 8, 0.5, (0.0, 3.0), DType::F32, 8);
 }
 
 #[test]

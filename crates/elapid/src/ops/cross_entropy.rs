@@ -105,13 +105,9 @@ impl<'a> From<&'a Vec<i32>> for Targets<'a> {
 /// never all. Under a tape the gradients are computed in the same pass, while the block's logits are there.
 ///
 /// # Errors
-/// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range; if logits are capped on a
-/// GPU.
+/// If shapes do not fit, a target is not in the vocabulary, or the smoothing is not in its range.
 pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>, softcap: f32) -> Result<Loss> {
     let Targets { ids, smoothing } = targets.into();
-    if softcap != 0.0 {
-        super::place::on_cpu("cross_entropy with a soft cap", h)?;
-    }
     let (value, device) = (h.value(), h.value().device());
     let targets = ids.on(device, weight.value().row_count())?;
     let mut mean = Tensor::output(device, DType::F32, &[1])?;
