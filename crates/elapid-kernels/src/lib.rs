@@ -38,6 +38,7 @@ pub mod sampling;
 pub mod scan;
 mod segments;
 pub mod selective_scan;
+pub mod squared_error;
 pub mod testing;
 pub mod units;
 mod view;

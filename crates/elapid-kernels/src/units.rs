@@ -19,6 +19,7 @@ pub fn all() -> Vec<Unit> {
         crate::rotate::cuda::units(),
         crate::sampling::cuda::units(),
         crate::selective_scan::cuda::units(),
+        crate::squared_error::cuda::units(),
         crate::cuda::elementwise::units(),
     ]
     .concat()

@@ -184,22 +184,11 @@ impl<'a> Inputs<'a> {
         let wanted = "real values";
         let spec = self.specs.get(i).ok_or_else(|| self.wrong(i, wanted))?;
         match self.arrays {
-            Arrays::Host(_) => Ok(Tensor::new(self.values(i)?.to_vec(), &spec.shape)),
-            Arrays::Device(_) => Ok(Tensor::part_of(self.buffer(i, Kind::F32, wanted)?, 0, DType::F32, &spec.shape)),
-        }
-    }
-
-    /// Array `i` as real values on the host.
-    ///
-    /// # Errors
-    /// If it is of another kind, or on a GPU.
-    pub fn values(&self, i: usize) -> Result<&'a [f32]> {
-        match self.arrays {
             Arrays::Host(arrays) => match arrays.get(i) {
-                Some(Array::F32(values)) => Ok(values),
-                _ => Err(self.wrong(i, "real values")),
+                Some(Array::F32(values)) => Ok(Tensor::new(values.clone(), &spec.shape)),
+                _ => Err(self.wrong(i, wanted)),
             },
-            Arrays::Device(_) => Err(self.wrong(i, "real values on the CPU")),
+            Arrays::Device(_) => Ok(Tensor::part_of(self.buffer(i, Kind::F32, wanted)?, 0, DType::F32, &spec.shape)),
         }
     }
 

@@ -68,7 +68,7 @@ impl Objective for Regress {
         state: &State,
         recompute: bool,
     ) -> Result<(Var, State)> {
-        Ok(model.value_loss(cx, sequence(batch, self.set.form)?, batch.values(1)?, state, recompute)?)
+        Ok(model.value_loss(cx, sequence(batch, self.set.form)?, &batch.tensor(1)?, state, recompute)?)
     }
 
     fn validate(&self, model: &SequenceModel, _step: u64) -> Result<Option<Validation>> {

@@ -11,7 +11,7 @@ use elapid_train::metrics;
 use elapid_train::progress::Progress;
 use elapid_train::{Result, Start, Trainer};
 
-use super::objectives::{classify, small};
+use super::objectives::{classify, regress, small};
 use super::{SMALL_TASK, config};
 
 /// Training losses, and the loss of the last validation.
@@ -50,7 +50,18 @@ fn text_and_tasks_train_as_on_the_cpu() {
     let streams = ["data.mode=streams", "data.val=tinyshakespeare", "train.eval_batches=2"];
     let task = [&SMALL_TASK[..], &["train.steps=12", "train.eval_every=4"]].concat();
     let groups = [super::groups::GROUPS];
-    for settings in [&windows[..], &streams[..], &task[..], &groups[..]] {
+    // Norms, gates, positions and a soft cap. Documents begin inside rows, which only the device knows.
+    let stack = [
+        "model.ffn=[\"mlp\"]",
+        "model.norm=layer",
+        "model.positions=learned",
+        "model.max_positions=32",
+        "model.logit_softcap=5.0",
+        "model.layer.mlp.scale=0.5",
+        "data.pack=true",
+    ];
+    let sums = ["model.ffn=[\"mlp\"]", "model.norm=rms1", "model.positions=sinusoidal", "model.layer.mlp.place=output"];
+    for settings in [&windows[..], &streams[..], &task[..], &groups[..], &stack[..], &sums[..]] {
         alike::<LanguageModel>(&format!("{settings:?}"), &|dir| config(dir, settings), run);
     }
 }
@@ -70,4 +81,19 @@ fn streams_start_anew_as_on_the_cpu() {
 fn classes_are_learned_as_on_the_cpu() {
     let run = |config, device| Trainer::with_objective(config, Start::New, device, None, classify(), 8);
     alike("classes", &|dir| small(dir, &["train.steps=12", "train.eval_every=4"]), run);
+}
+
+#[test]
+fn values_are_learned_as_on_the_cpu() {
+    let run = |config, device| Trainer::with_objective(config, Start::New, device, None, regress(), 1);
+    alike("values", &|dir| small(dir, &["train.steps=12", "train.eval_every=4"]), run);
+}
+
+#[test]
+fn streams_are_refused_where_positions_go_on() {
+    let Some(gpu) = gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["data.mode=streams", "data.val=tinyshakespeare", "model.positions=sinusoidal"];
+    let error = Trainer::new(config(dir.path(), &settings), Start::New, Device::Cuda(gpu), &mut |_| ()).err().unwrap();
+    assert!(error.to_string().contains("windows"), "{error}");
 }

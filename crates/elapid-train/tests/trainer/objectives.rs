@@ -54,7 +54,7 @@ pub(crate) fn classify() -> Classify {
 }
 
 /// Values between -1 and 1, one of them marked; the label is that one.
-fn regress() -> Regress {
+pub(crate) fn regress() -> Regress {
     let make = |split, number| {
         let value = |i| (mix(split, number, i) % 2001) as f32 / 1000.0 - 1.0;
         let marked = mix(split, number, 99) % 10;

@@ -153,12 +153,12 @@ impl SequenceModel {
     /// The mean squared error of the values `targets` `[b l n]` (NaN is ignored), and the state after the last position.
     ///
     /// # Errors
-    /// As [`hidden`](Self::hidden); if the model is not on the CPU.
+    /// As [`hidden`](Self::hidden); if there are more or fewer targets.
     pub fn value_loss<'s>(
         &self,
         cx: &Cx,
         sequence: Sequence<'_>,
-        targets: &[f32],
+        targets: &Tensor,
         state: impl Into<Cow<'s, State>>,
         recompute: bool,
     ) -> Result<(Var, State)> {

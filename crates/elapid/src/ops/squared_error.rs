@@ -1,30 +1,28 @@
 //! The loss of a regression.
 
-use super::place::on_cpu;
-use crate::autograd::{Var, record};
-use crate::{Error, Result, Tensor};
+use elapid_kernels::squared_error as kernel;
 
-/// Mean of (y - t)² over the targets t; NaN targets are ignored. y and `targets` have the same number of elements.
+use crate::autograd::{Var, record};
+use crate::{DType, Result, Tensor};
+
+/// Mean of (y - t)² over the targets t; NaN targets are ignored. y and `targets` have the same number of elements; targets
+/// on another device are moved.
 ///
 /// # Errors
-/// If they differ in length, or y is not on the CPU.
-pub fn squared_error(y: &Var, targets: &[f32]) -> Result<Var> {
-    on_cpu("squared_error", y)?;
-    if y.value().len() != targets.len() {
-        return Err(Error::Argument(format!("{} targets for {} values", targets.len(), y.value().len())));
-    }
-    let values = y.value().contiguous();
-    let asked = targets.iter().filter(|target| !target.is_nan()).count().max(1);
-    // y - t, 0 where the target is ignored.
-    let difference = |(y, t): (&f32, &f32)| if t.is_nan() { 0.0 } else { y - t };
-    let mut dy: Vec<f32> = values.as_slice().iter().zip(targets).map(difference).collect();
-    let mean = dy.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / asked as f64;
-    let kept = y.without_numbers();
-    let [mean] = record(&[y], [Tensor::new(vec![mean as f32], &[1])], move |grads, [mean]| {
+/// If they differ in length; if a device failed, or has too little memory.
+pub fn squared_error(y: &Var, targets: &Tensor) -> Result<Var> {
+    let device = y.value().device();
+    let targets = targets.to(device, DType::F32)?;
+    let mut mean = Tensor::output(device, DType::F32, &[1])?;
+    let mut count = Tensor::output(device, DType::F32, &[1])?;
+    kernel::forward(y.value().view(), targets.view_flat(), mean.view_mut(), count.view_mut())?;
+    let kept = y.clone();
+    let [mean] = record(&[y], [mean], move |grads, [mean]| {
         let Some(seed) = grads.take(mean)? else { return Ok(()) };
-        let scale = 2.0 * seed.to_vec()?[0] / asked as f32;
-        dy.iter_mut().for_each(|x| *x *= scale);
-        grads.give(&kept, Tensor::new(dy, kept.shape()))
+        let scale = seed.to_vec()?[0];
+        grads.set_by(&kept, |dy| {
+            kernel::backward(kept.value().view(), targets.view_flat(), count.view_flat(), scale, dy)
+        })
     });
     Ok(mean)
 }
@@ -39,7 +37,7 @@ mod tests {
     fn the_mean_is_over_what_is_asked_and_so_is_the_gradient() {
         let tape = Tape::new();
         let y = tape.leaf(Tensor::new(vec![1.0, 2.0, -1.0, 7.0], &[2, 2]));
-        let loss = squared_error(&y, &[0.0, 4.0, -1.0, f32::NAN]).unwrap();
+        let loss = squared_error(&y, &Tensor::new(vec![0.0, 4.0, -1.0, f32::NAN], &[4])).unwrap();
         assert!((loss.value().as_slice()[0] - 5.0 / 3.0).abs() < 1e-6);
         let seed = Tensor::new(vec![1.5], &[1]);
         let mut grads = tape.backward_from(&[(&loss, seed)], &mut ParamGrads::default()).unwrap();
@@ -47,8 +45,8 @@ mod tests {
         for (got, want) in dy.as_slice().iter().zip([1.0, -2.0, 0.0, 0.0]) {
             assert!((got - want).abs() < 1e-6, "{dy:?}");
         }
-        let nothing = squared_error(&y, &[f32::NAN; 4]).unwrap();
+        let nothing = squared_error(&y, &Tensor::new(vec![f32::NAN; 4], &[4])).unwrap();
         assert_eq!(nothing.value().as_slice(), [0.0]);
-        assert!(squared_error(&y, &[0.0; 3]).is_err());
+        assert!(squared_error(&y, &Tensor::new(vec![0.0; 3], &[3])).is_err());
     }
 }
