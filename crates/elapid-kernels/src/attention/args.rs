@@ -1,9 +1,14 @@
 //! Arguments of attention.
 
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::{Rows, RowsMut};
+use super::{CHECK, cuda as device};
+use crate::cuda::{self, Gpu, Mat, MatMut};
+use crate::error::Result;
+use crate::view::{Matrix, MatrixMut};
+use crate::{Rows, RowsMut, View, ViewMut};
 
 /// Sizes, scores, and what a position sees.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,26 +105,159 @@ impl Stretch {
     }
 }
 
-/// The inputs of attention.
+/// Which rows of a batch on a GPU belong together: `b` rows of `l` positions, the queries and the keys of each, without keys
+/// of earlier calls.
 #[derive(Debug, Clone, Copy)]
-pub struct Args<'a, T = f32> {
-    /// `[m heads·dk]`.
-    pub q: Rows<'a, T>,
-    /// `[n kv_heads·dk]`.
-    pub k: Rows<'a, T>,
-    /// `[n kv_heads·dv]`.
-    pub v: Rows<'a, T>,
-    /// Which rows belong together; queries outside all stretches are padding.
-    pub stretches: &'a [Stretch],
+pub struct Batch<'a> {
+    /// Rows.
+    pub b: usize,
+    /// Positions per row.
+    pub l: usize,
+    /// Padding and packed documents; the kernels read them at every launch, so that a captured one sees those of its time.
+    pub segments: cuda::Segments<'a>,
 }
 
-/// Gradients of [`forward`](super::forward).
+/// [`Stretch`]es on the CPU, a [`Batch`] on a GPU.
+#[derive(Debug, Clone, Copy)]
+pub enum Together<'a> {
+    /// On the CPU.
+    Host(&'a [Stretch]),
+    /// On a GPU.
+    Device(Batch<'a>),
+}
+
+/// What [`Args`] are generic over.
+pub trait Side: Matrix {
+    /// Which rows belong together.
+    type Stretches: Copy + Debug;
+}
+
+impl<'a> Side for View<'a> {
+    type Stretches = Together<'a>;
+}
+
+impl<'a, E: Copy + Debug> Side for Rows<'a, E> {
+    type Stretches = &'a [Stretch];
+}
+
+impl<'a> Side for Mat<'a> {
+    type Stretches = Batch<'a>;
+}
+
+/// The inputs of attention, of one dtype.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<V: Side> {
+    /// `[m heads·dk]`.
+    pub q: V,
+    /// `[n kv_heads·dk]`.
+    pub k: V,
+    /// `[n kv_heads·dv]`.
+    pub v: V,
+    /// Which rows belong together; queries outside all stretches are padding.
+    pub stretches: V::Stretches,
+}
+
+/// What [`forward`](super::forward) wrote, and the gradient that arrives there.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<V: Matrix> {
+    /// `[m heads·dv]`, as [`forward`](super::forward) left it; the CPU does not read it.
+    pub y: V,
+    /// `[m heads·dv]`.
+    pub dy: V,
+}
+
+/// Gradients of [`forward`](super::forward), of the dtype of the inputs.
 #[derive(Debug)]
-pub struct Grads<'a, T = f32> {
+pub struct Grads<M: MatrixMut> {
     /// As q (=), 0 at padding.
-    pub dq: RowsMut<'a, T>,
-    /// As k (+=).
-    pub dk: RowsMut<'a, T>,
-    /// As v (+=).
-    pub dv: RowsMut<'a, T>,
+    pub dq: M,
+    /// As k (=).
+    pub dk: M,
+    /// As v (=).
+    pub dv: M,
+}
+
+/// What [`forward`](super::forward) leaves for [`backward`](super::backward): on a GPU the log-sum-exp of each query's
+/// scores, on the CPU nothing.
+#[derive(Debug, Default)]
+pub struct Saved(pub(super) Option<device::Saved>);
+
+impl Saved {
+    /// An empty one, for [`forward`](super::forward) to fill.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, device::Saved::bytes)
+    }
+}
+
+impl<'a> Args<View<'a>> {
+    pub(super) fn host(self) -> Result<Args<Rows<'a>>> {
+        let on = |name, m| CHECK.host(name, m);
+        let (q, k, v) = (on("q", self.q)?, on("k", self.k)?, on("v", self.v)?);
+        match self.stretches {
+            Together::Host(stretches) => Ok(Args { q, k, v, stretches }),
+            Together::Device(_) => Err(CHECK.fault("stretches", "those of a CPU".into(), "those of a GPU".into())),
+        }
+    }
+
+    pub(super) fn device(self, gpu: Gpu) -> Result<Args<Mat<'a>>> {
+        let on = |name, m| CHECK.device(name, m, gpu);
+        let (q, k, v) = (on("q", self.q)?, on("k", self.k)?, on("v", self.v)?);
+        let stretches = match self.stretches {
+            Together::Device(batch) => batch,
+            Together::Host(_) => {
+                return Err(CHECK.fault("stretches", "those of a GPU".into(), "those of a CPU".into()));
+            }
+        };
+        match stretches.segments.gpu() {
+            Some(other) if other != gpu => CHECK.wrong_place("segments", Some(gpu), Some(other)),
+            _ => Ok(Args { q, k, v, stretches }),
+        }
+    }
+}
+
+impl<'a> From<Args<Rows<'a>>> for Args<View<'a>> {
+    fn from(Args { q, k, v, stretches }: Args<Rows<'a>>) -> Self {
+        Self { q: q.into(), k: k.into(), v: v.into(), stretches: Together::Host(stretches) }
+    }
+}
+
+impl<'a> From<Args<Mat<'a>>> for Args<View<'a>> {
+    fn from(Args { q, k, v, stretches }: Args<Mat<'a>>) -> Self {
+        Self { q: q.into(), k: k.into(), v: v.into(), stretches: Together::Device(stretches) }
+    }
+}
+
+impl<'a> From<Outputs<Rows<'a>>> for Outputs<View<'a>> {
+    fn from(Outputs { y, dy }: Outputs<Rows<'a>>) -> Self {
+        Self { y: y.into(), dy: dy.into() }
+    }
+}
+
+impl<'a> From<Outputs<Mat<'a>>> for Outputs<View<'a>> {
+    fn from(Outputs { y, dy }: Outputs<Mat<'a>>) -> Self {
+        Self { y: y.into(), dy: dy.into() }
+    }
+}
+
+impl<M: MatrixMut> Grads<M> {
+    pub(super) fn map<W: MatrixMut>(self, f: impl Fn(&'static str, M) -> Result<W>) -> Result<Grads<W>> {
+        Ok(Grads { dq: f("dq", self.dq)?, dk: f("dk", self.dk)?, dv: f("dv", self.dv)? })
+    }
+}
+
+impl<'a> From<Grads<RowsMut<'a>>> for Grads<ViewMut<'a>> {
+    fn from(Grads { dq, dk, dv }: Grads<RowsMut<'a>>) -> Self {
+        Self { dq: dq.into(), dk: dk.into(), dv: dv.into() }
+    }
+}
+
+impl<'a> From<Grads<MatMut<'a>>> for Grads<ViewMut<'a>> {
+    fn from(Grads { dq, dk, dv }: Grads<MatMut<'a>>) -> Self {
+        Self { dq: dq.into(), dk: dk.into(), dv: dv.into() }
+    }
 }

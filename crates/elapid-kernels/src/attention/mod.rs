@@ -1,64 +1,124 @@
 //! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), causal: y_t = Σ_s softmax_s(scale q_t k_s) v_s over
 //! the keys s that position t sees ([`Mask`]).
 //!
-//! A batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the last
-//! query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so any
-//! split of a document gives the same bits.
+//! On the CPU a batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the
+//! last query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so
+//! any split of a document gives the same bits. On a GPU it is a [`Batch`] of rows that begin with their own keys.
 
 mod args;
+pub(crate) mod cuda;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Check, Result};
-use crate::{Rows, RowsMut};
+use crate::cuda::Result;
+use crate::error::{self, Check};
+use crate::view::Shaped;
+use crate::{View, ViewMut};
 
-pub use args::{Args, Attention, Grads, Mask, Stretch};
+pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, Saved, Side, Stretch, Together};
 
-/// y `[m heads·dv]` (=), 0 at padding.
+const CHECK: Check = Check("attention");
+
+/// y `[m heads·dv]` (=) of the dtype of q, 0 at padding. `saved` is for [`backward`].
 ///
 /// # Errors
-/// If shapes do not fit.
-pub fn forward(attention: &Attention, args: &Args<'_>, y: RowsMut<'_>) -> Result<()> {
-    let dv = check(attention, args)?;
-    Check("attention").shape("y", y.shape(), (args.q.rows(), attention.heads * dv))?;
-    naive::forward(attention, args, y);
+/// If shapes, dtypes or devices do not fit, or a device failed or has no kernel for the mask or the widths.
+pub fn forward<'a, 'y>(
+    attention: &Attention,
+    args: impl Into<Args<View<'a>>>,
+    y: impl Into<ViewMut<'y>>,
+    saved: Option<&mut Saved>,
+) -> Result<()> {
+    let (args, y) = (args.into(), y.into());
+    let dv = check(attention, &args)?;
+    beside(&args, "y", &y, (args.q.shape().0, attention.heads * dv))?;
+    match y {
+        ViewMut::Host(y) => naive::forward(attention, &args.host()?, y),
+        ViewMut::Device(y) => {
+            let kept = cuda::forward(attention, &args.device(y.gpu())?, y, saved.is_some())?;
+            if let Some(saved) = saved {
+                saved.0 = kept;
+            }
+        }
+    }
     Ok(())
 }
 
-/// The gradients from dy `[m heads·dv]`.
+/// The gradient of [`forward`]; `saved` is what that left for the same arguments.
 ///
 /// # Errors
-/// If shapes do not fit.
-pub fn backward(attention: &Attention, args: &Args<'_>, dy: Rows<'_>, grads: Grads<'_>) -> Result<()> {
-    let dv = check(attention, args)?;
-    let check = Check("attention");
-    check.shape("dy", dy.shape(), (args.q.rows(), attention.heads * dv))?;
-    check.shape("dq", grads.dq.shape(), args.q.shape())?;
-    check.shape("dk", grads.dk.shape(), args.k.shape())?;
-    check.shape("dv", grads.dv.shape(), args.v.shape())?;
-    naive::backward(attention, args, dy, grads);
-    Ok(())
+/// As [`forward`], or if `saved` is of other sizes or another device.
+pub fn backward<'a, 'y, 'g>(
+    attention: &Attention,
+    args: impl Into<Args<View<'a>>>,
+    saved: &Saved,
+    outputs: impl Into<Outputs<View<'y>>>,
+    grads: impl Into<Grads<ViewMut<'g>>>,
+) -> Result<()> {
+    let (args, Outputs { y, dy }, grads) = (args.into(), outputs.into(), grads.into());
+    let dv = check(attention, &args)?;
+    let shape = (args.q.shape().0, attention.heads * dv);
+    beside(&args, "y", &y, shape)?;
+    beside(&args, "dy", &dy, shape)?;
+    beside(&args, "dq", &grads.dq, args.q.shape())?;
+    beside(&args, "dk", &grads.dk, args.k.shape())?;
+    beside(&args, "dv", &grads.dv, args.v.shape())?;
+    match dy {
+        View::Host(dy) => {
+            let mut grads = grads.map(|name, m| CHECK.host_mut(name, m))?;
+            grads.dk.fill(0.0);
+            grads.dv.fill(0.0);
+            naive::backward(attention, &args.host()?, dy, grads);
+            Ok(())
+        }
+        View::Device(dy) => {
+            let gpu = dy.gpu();
+            let outputs = Outputs { y: CHECK.device("y", y, gpu)?, dy };
+            let grads = grads.map(|name, m| CHECK.device_mut(name, m, gpu))?;
+            let args = args.device(gpu)?;
+            let saved = saved.0.as_ref().filter(|saved| saved.is_for(attention, &args));
+            let saved =
+                saved.ok_or_else(|| CHECK.fault("saved", "what a forward of these left".into(), "other".into()))?;
+            cuda::backward(attention, &args, saved, outputs, grads)
+        }
+    }
+}
+
+/// A matrix of the dtype of q.
+fn beside(args: &Args<View<'_>>, name: &'static str, m: &impl Shaped, shape: (usize, usize)) -> error::Result<()> {
+    CHECK.matrix(name, m, shape)?;
+    CHECK.dtype(name, m, args.q.dtype())
 }
 
 /// Checks everything except the outputs; returns the width of a value head.
-fn check(attention: &Attention, args: &Args<'_>) -> Result<usize> {
-    let check = Check("attention");
+fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
     let &Attention { heads, kv_heads, ref mask, .. } = attention;
     let dilated = mask.dilation > 0 && (mask.dilation == 1 || mask.window > 0);
-    check.that(dilated, "dilation", || "1, or more with a window".into(), || mask.dilation.to_string())?;
+    CHECK.that(dilated, "dilation", || "1, or more with a window".into(), || mask.dilation.to_string())?;
     let grouped = kv_heads > 0 && heads > 0 && heads.is_multiple_of(kv_heads);
-    check.that(grouped, "kv_heads", || format!("a divisor of {heads} heads"), || kv_heads.to_string())?;
-    let (q, k, v) = (args.q, args.k, args.v);
+    CHECK.that(grouped, "kv_heads", || format!("a divisor of {heads} heads"), || kv_heads.to_string())?;
+    let ((m, q_cols), (n, _), (_, v_cols)) = (args.q.shape(), args.k.shape(), args.v.shape());
     let whole = |cols: usize, heads: usize| cols.is_multiple_of(heads);
-    check.that(whole(q.cols(), heads), "q", || format!("columns for {heads} heads"), || q.cols().to_string())?;
-    check.that(whole(v.cols(), kv_heads), "v", || format!("columns for {kv_heads} heads"), || v.cols().to_string())?;
-    check.shape("k", k.shape(), (v.rows(), q.cols() / heads * kv_heads))?;
-    for stretch in args.stretches {
-        let inside = stretch.queries.end <= q.rows()
-            && stretch.keys.end <= k.rows()
-            && stretch.offset.checked_add(stretch.queries.len()).is_some_and(|end| end <= stretch.keys.len());
-        check.that(inside, "stretches", || "rows that are there".into(), || format!("{stretch:?}"))?;
+    CHECK.that(whole(q_cols, heads), "q", || format!("columns for {heads} heads"), || q_cols.to_string())?;
+    CHECK.that(whole(v_cols, kv_heads), "v", || format!("columns for {kv_heads} heads"), || v_cols.to_string())?;
+    beside(args, "k", &args.k, (args.v.shape().0, q_cols / heads * kv_heads))?;
+    beside(args, "v", &args.v, (n, v_cols))?;
+    match args.stretches {
+        Together::Host(stretches) => {
+            for stretch in stretches {
+                let inside = stretch.queries.end <= m
+                    && stretch.keys.end <= n
+                    && stretch.offset.checked_add(stretch.queries.len()).is_some_and(|end| end <= stretch.keys.len());
+                CHECK.that(inside, "stretches", || "rows that are there".into(), || format!("{stretch:?}"))?;
+            }
+        }
+        Together::Device(Batch { b, l, segments }) => {
+            let rows = CHECK.product("b l", &[b, l])?;
+            let all = m == rows && n == rows;
+            CHECK.that(all, "stretches", || format!("{m} queries and {n} keys"), || format!("{b} rows of {l}"))?;
+            segments.check(CHECK.0, b, l)?;
+        }
     }
-    Ok(v.cols() / kv_heads)
+    Ok(v_cols / kv_heads)
 }

@@ -51,7 +51,7 @@ fn probabilities<T: Float>(
 }
 
 /// Shapes as in [`super::forward`].
-pub fn forward<T: Float>(attention: &Attention, args: &Args<'_, T>, mut y: RowsMut<'_, T>) {
+pub fn forward<T: Float>(attention: &Attention, args: &Args<Rows<'_, T>>, mut y: RowsMut<'_, T>) {
     let &Attention { heads, kv_heads, .. } = attention;
     let (dk, dv) = (args.q.cols() / heads, args.v.cols() / kv_heads);
     (0..y.rows()).for_each(|r| y.row(r).fill(T::zero()));
@@ -70,9 +70,14 @@ pub fn forward<T: Float>(attention: &Attention, args: &Args<'_, T>, mut y: RowsM
     }
 }
 
-/// With p the probabilities and ds = p (dy v - Σ p dy v), times the slope of the soft cap: dq = scale Σ ds k, dk += scale ds q, dv += p dy. Shapes as in
+/// With p the probabilities and ds = p (dy v - Σ p dy v), times the slope of the soft cap: dq = scale Σ ds k (=), dk += scale ds q, dv += p dy. Shapes as in
 /// [`super::backward`].
-pub fn backward<T: Float>(attention: &Attention, args: &Args<'_, T>, dy: Rows<'_, T>, grads: Grads<'_, T>) {
+pub fn backward<T: Float>(
+    attention: &Attention,
+    args: &Args<Rows<'_, T>>,
+    dy: Rows<'_, T>,
+    grads: Grads<RowsMut<'_, T>>,
+) {
     let &Attention { heads, kv_heads, .. } = attention;
     let (dk_cols, dv_cols) = (args.q.cols() / heads, args.v.cols() / kv_heads);
     let scale = T::of(f64::from(attention.scale));

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{Random, bits, central_difference, err_ratio, wide};
+use crate::testing::{Random, argument_of, bits, central_difference, err_ratio, wide};
+use crate::{Rows, RowsMut};
 
 fn attention(mask: Mask) -> Attention {
     Attention { heads: 4, kv_heads: 2, scale: 0.6, mask, softcap: 0.0, alibi: false }
@@ -71,7 +72,7 @@ fn splits_give_the_same_bits_and_padding_is_zero() {
     let run = |attention: &Attention, stretches: &[Stretch]| {
         let args = Args { q: Rows::new(&q, 4 * DK), k: Rows::new(&k, 2 * DK), v: Rows::new(&v, 2 * DV), stretches };
         let mut y = vec![f32::NAN; 9 * 4 * DV];
-        forward(attention, &args, RowsMut::new(&mut y, 4 * DV)).unwrap();
+        forward(attention, args, RowsMut::new(&mut y, 4 * DV), None).unwrap();
         y
     };
     for mask in masks() {
@@ -98,14 +99,17 @@ fn wrong_shapes_are_errors() {
     let x = [0.0; 48];
     let args = Args { q: Rows::new(&x, 12), k: Rows::new(&x, 6), v: Rows::new(&x, 4), stretches: &[] };
     let mut y = [0.0; 32];
-    assert_eq!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "k");
+    assert_eq!(argument_of(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)), Some("k"));
     let args = Args { k: Rows::new(&x[..24], 6), v: Rows::new(&x[..16], 4), ..args };
     let outside = [Stretch::whole(0..2, 0..2, 1)];
-    assert!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).is_ok());
-    let args = Args { stretches: &outside, ..args };
-    assert_eq!(forward(&attention(Mask::default()), &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "stretches");
+    assert!(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None).is_ok());
+    let args = Args { stretches: &outside[..], ..args };
+    assert_eq!(
+        argument_of(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)),
+        Some("stretches")
+    );
     let odd = Attention { kv_heads: 3, ..attention(Mask::default()) };
-    assert_eq!(forward(&odd, &args, RowsMut::new(&mut y, 8)).unwrap_err().argument, "kv_heads");
+    assert_eq!(argument_of(forward(&odd, args, RowsMut::new(&mut y, 8), None)), Some("kv_heads"));
 }
 
 /// Keys that a cache has dropped change nothing where the mask does not see them.
@@ -118,7 +122,7 @@ fn keys_that_are_not_there_have_their_positions() {
         let run = |k: &[f32], v: &[f32], stretch: Stretch| {
             let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
             let mut y = vec![f32::NAN; 4 * DV];
-            forward(&attention, &Args { q, k, v, stretches: &[stretch] }, RowsMut::new(&mut y, 4 * DV)).unwrap();
+            forward(&attention, Args { q, k, v, stretches: &[stretch] }, RowsMut::new(&mut y, 4 * DV), None).unwrap();
             bits(&y)
         };
         // Positions 3 and 4 of 9 are gone.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use elapid_kernels::attention::{self as kernel, Args, Stretch};
+use elapid_kernels::attention::{self as kernel, Args, Outputs, Saved, Stretch};
 pub use elapid_kernels::attention::{Attention, Mask};
 use elapid_kernels::{Rows, RowsMut};
 
@@ -40,7 +40,7 @@ pub fn attention(
         v: Rows::new(&all_v, kv_v),
         stretches: &keys.stretches,
     };
-    let y = Tensor::filled(&shape, |y| kernel::forward(sizes, &args, y))?;
+    let y = Tensor::filled(&shape, |y| kernel::forward(sizes, args, y, None))?;
     let sources = [past_k.sources(), past_v.sources()];
     let mut inputs = vec![q, k, v];
     inputs.extend(sources.iter().flatten().map(|source| &source.var));
@@ -63,7 +63,8 @@ pub fn attention(
             v: Rows::new(&all_v, kv_v),
             stretches: &keys.stretches,
         };
-        kernel::backward(&sizes, &args, dy.rows(), outputs)?;
+        let dy = dy.rows();
+        kernel::backward(&sizes, args, &Saved::new(), Outputs { y: dy, dy }, outputs)?;
         grads.give(&q, dq)?;
         for ((chunk, d), sources) in [(&k, &dk), (&v, &dv)].into_iter().zip(&sources) {
             grads.give(chunk, keys.of_chunk(chunk.shape(), d))?;
