@@ -31,6 +31,10 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     // Kernels of chunked scans, run once per channel and chunk, and of the bilinear rule.
     ("selective_scan", "forward_ends", 16, 32),
     ("selective_scan", "backward_ends", 0, 8),
+    // 255 registers; a few words that are read once per tile.
+    ("attention_forward", "forward", 0, 48),
+    ("attention_queries", "backward_queries", 16, 0),
+    ("attention_keys", "backward_keys", 24, 0),
     ("causal_conv1d", "forward", 40, 192),
     ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),

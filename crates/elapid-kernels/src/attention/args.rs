@@ -28,9 +28,11 @@ pub struct Attention {
     pub alibi: bool,
 }
 
-/// Which positions s of a document position t sees, all of them at or before it.
+/// Which positions s of a document position t sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
+    /// Whether it sees none after it; else distances count in both directions.
+    pub causal: bool,
     /// The last so many positions, t among them; 0 is all.
     pub window: usize,
     /// Of the window, every so many: t - s is 0, r, ..., (window - 1) r.
@@ -46,14 +48,17 @@ pub struct Mask {
 impl Default for Mask {
     /// Everything before.
     fn default() -> Self {
-        Self { window: 0, dilation: 1, strided: false, sinks: 0, globals: Arc::new([]) }
+        Self { causal: true, window: 0, dilation: 1, strided: false, sinks: 0, globals: Arc::new([]) }
     }
 }
 
 impl Mask {
     /// Whether t sees s.
     pub fn visible(&self, t: usize, s: usize) -> bool {
-        let Some(distance) = t.checked_sub(s) else { return false };
+        if self.causal && s > t {
+            return false;
+        }
+        let distance = t.abs_diff(s);
         if self.window == 0 || s < self.sinks || self.globals.contains(&t) || self.globals.contains(&s) {
             return true;
         }
@@ -61,7 +66,7 @@ impl Mask {
         near || (self.strided && distance.is_multiple_of(self.window))
     }
 
-    /// How many positions, counted back from each, it may have to see beside the first ones; none if any.
+    /// How many positions, counted from each, it may have to see beside the first ones; none if any.
     pub fn reach(&self) -> Option<usize> {
         let bounded = self.window > 0 && !self.strided && self.globals.is_empty();
         bounded.then(|| (self.window - 1) * self.dilation + 1)
@@ -100,8 +105,9 @@ impl Stretch {
         let t = self.position(last);
         // Keys before the first that is near: those of sinks.
         let near = mask.reach().map_or(0, |reach| (last + 1).saturating_sub(reach));
-        let keys = (0..self.sinks.max(mask.sinks).min(near)).chain(near..last + 1).map(|key| (key, self.position(key)));
-        keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (self.keys.start + key, t - s)).collect()
+        let end = if mask.causal { last + 1 } else { self.keys.len() };
+        let keys = (0..self.sinks.max(mask.sinks).min(near)).chain(near..end).map(|key| (key, self.position(key)));
+        keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (self.keys.start + key, t.abs_diff(s))).collect()
     }
 }
 

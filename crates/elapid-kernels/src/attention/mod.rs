@@ -7,6 +7,8 @@
 
 mod args;
 pub(crate) mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 #[cfg(test)]
 mod tests;

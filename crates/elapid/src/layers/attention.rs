@@ -217,6 +217,7 @@ impl Settings {
                 kv_heads: g,
                 scale: self.softmax_scale.or((c as f32).powf(-0.5)),
                 mask: Mask {
+                    causal: true,
                     window: self.window.get(),
                     dilation: self.dilation.get(),
                     strided: self.strided,

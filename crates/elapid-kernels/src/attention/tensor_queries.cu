@@ -1,0 +1,163 @@
+// dq of a tile of queries, over tiles of keys, and Σ dy y for the kernel over keys:
+//
+//   delta = Σ dy y
+//   for each tile of keys: P = 2^(scores - lse); dS = P (dY Vᵀ - delta); dQ += dS K
+//   dq = scale dQ
+//
+// As in the forward a warp owns MT x 16 queries, with all results in registers. The kernel over keys computes S and dY Vᵀ
+// again: seven products where a single kernel for all gradients needs five, but no sums over blocks, so that the result does
+// not depend on their order.
+
+#define BM (WARPS * MT * 16)
+#define THREADS (WARPS * 32)
+#define STAGE (BN * (LK + LV))
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) u8 memory[];
+  bf16* queries = reinterpret_cast<bf16*>(memory);
+  bf16* dys = queries + BM * LK;
+  bf16* stages = dys + BM * LV;
+  __shared__ float deltas[BM];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = (lane & 3) * 2;
+  int tiles = (a.l + BM - 1) / BM;
+  Place place(a, tiles, a.heads);
+  int t0 = (tiles - 1 - place.tile) * BM, h = place.h, kv = h / (a.heads / a.kv_heads);
+  i64 row = i64(place.b) * a.l;
+  Walk walk = keys_of(a, place.b, t0, t0 + BM, BN);
+  const bf16 *k = a.k.row(row) + kv * HK, *v = a.v.row(row) + kv * HV;
+
+  clear_padding<BM, HK, LK, THREADS>(queries);
+  clear_padding<BM, HV, LV, THREADS>(dys);
+#pragma unroll
+  for (int stage = 0; stage < 2; ++stage) {
+    clear_padding<BN, HK, LK, THREADS>(stages + stage * STAGE);
+    clear_padding<BN, HV, LV, THREADS>(stages + stage * STAGE + BN * LK);
+  }
+  auto load = [&](int s, int stage) {
+    u32 to = shared_address(stages) + 2 * stage * STAGE;
+    load_tile<BN, HK, LK, THREADS>(to, k + s * a.k.stride, a.k.stride, a.l - s);
+    load_tile<BN, HV, LV, THREADS>(to + 2 * BN * LK, v + s * a.v.stride, a.v.stride, a.l - s);
+  };
+  load_tile<BM, HK, LK, THREADS>(shared_address(queries), a.q.row(row + t0) + h * HK, a.q.stride, a.l - t0);
+  load_tile<BM, HV, LV, THREADS>(shared_address(dys), a.dy.row(row + t0) + h * HV, a.dy.stride, a.l - t0);
+  if (walk.all > 0) load(walk.at(0, BN), 0);
+  commit();
+
+  // THREADS / BM neighbouring threads for a query.
+  i64 rows_before = (i64(place.b) * a.heads + h) * a.padded;
+  {
+    constexpr int SHARE = THREADS / BM;
+    int r = threadIdx.x / SHARE, part = threadIdx.x % SHARE;
+    float x = 0.0f;
+    if (t0 + r < a.l) {
+      const bf16 *y = a.y.row(row + t0 + r) + h * HV, *dy = a.dy.row(row + t0 + r) + h * HV;
+#pragma unroll
+      for (int chunk = 0; chunk < HV / 8; ++chunk) {
+        if (chunk % SHARE != part) continue;
+        float left[8], right[8];
+        load8(y + chunk * 8, left), load8(dy + chunk * 8, right);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) x += left[e] * right[e];
+      }
+    }
+    if (SHARE == 2) x += __shfl_xor_sync(0xffffffffu, x, 1);
+    if (part == 0) deltas[r] = x, a.delta[rows_before + t0 + r] = x;
+  }
+  __syncthreads();
+
+  int mine = t0 + warp * MT * 16;
+  u32 q = lane_down(shared_address(queries + warp * MT * 16 * LK), LK);
+  u32 dy = lane_down(shared_address(dys + warp * MT * 16 * LV), LV);
+  float dq[MT][DK / 8][4], lse[MT][2], delta[MT][2];
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+#pragma unroll
+    for (int j = 0; j < DK / 8; ++j) dq[m][j][0] = dq[m][j][1] = dq[m][j][2] = dq[m][j][3] = 0.0f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = m * 16 + g + half * 8;
+      lse[m][half] = a.lse[rows_before + mine + r];
+      delta[m][half] = deltas[warp * MT * 16 + r];
+    }
+  }
+  Row of_row(a, place.b);
+  int start[MT][2], last_start = MASK > 0 ? of_row.starts[mine + MT * 16 - 1] : 0;
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) start[m][half] = MASK > 0 ? of_row.starts[mine + m * 16 + g + half * 8] : 0;
+#if SCORES
+  float slope = alibi_slope(a, h);
+#else
+  float factor = a.scale * LOG2_E;
+#endif
+  u32 kept_q[DK / 16][MT][4], kept_dy[DV / 16][MT][4];
+
+  for (int i = 0; i < walk.all; ++i) {
+    int s0 = walk.at(i, BN);
+    wait<0>();
+    __syncthreads();
+    if (i + 1 < walk.all) load(walk.at(i + 1, BN), (i + 1) & 1);
+    commit();
+    if (KEEP && i == 0) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int kk = 0; kk < DK / 16; ++kk) load4(kept_q[kk][m], q + 2 * (m * 16 * LK + kk * 16));
+#pragma unroll
+        for (int kk = 0; kk < DV / 16; ++kk) load4(kept_dy[kk][m], dy + 2 * (m * 16 * LV + kk * 16));
+      }
+    }
+    if (is_causal(a) && s0 > mine + MT * 16 - 1) continue;
+    u32 stage = shared_address(stages) + 2 * (i & 1) * STAGE;
+    float s[MT][BN / 8][4], dp[MT][BN / 8][4];
+    product_across<MT, BN, DK, LK, LK, KEEP>(s, q, kept_q, lane_across(stage, LK));
+    bool all = whole(a, of_row, mine, mine + MT * 16 - 1, s0, s0 + BN - 1, last_start);
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int j = 0; j < BN / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+#if SCORES
+          float gradient;
+          int t = mine + m * 16 + g + (e >> 1) * 8;
+          float x = score(a, s[m][j][e], slope, t - (s0 + j * 8 + c + (e & 1)), &gradient);
+          s[m][j][e] = gradient * fast_exp2(x - lse[m][e >> 1]);
+#else
+          s[m][j][e] = fast_exp2(s[m][j][e] * factor - lse[m][e >> 1]);
+#endif
+        }
+    if (!all) {
+#pragma unroll
+      for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int j = 0; j < BN / 8; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int t = mine + m * 16 + g + (e >> 1) * 8, at = s0 + j * 8 + c + (e & 1);
+            if (!visible(a, of_row, t, at, start[m][e >> 1])) s[m][j][e] = 0.0f;
+          }
+    }
+    product_across<MT, BN, DV, LV, LV, KEEP>(dp, dy, kept_dy, lane_across(stage + 2 * BN * LK, LV));
+    u32 ds[MT][BN / 16][4];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+      for (int j = 0; j < BN / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][j][e] *= dp[m][j][e] - delta[m][e >> 1];
+#pragma unroll
+      for (int kk = 0; kk < BN / 16; ++kk) as_a(ds[m][kk], s[m][2 * kk], s[m][2 * kk + 1]);
+    }
+    product_down<MT, BN, DK, LK>(dq, ds, lane_down(stage, LK));
+  }
+  // Others may still load what lies where this warp stores.
+  wait<0>();
+  __syncthreads();
+  float scale[MT][2];
+#pragma unroll
+  for (int m = 0; m < MT; ++m) scale[m][0] = scale[m][1] = a.scale;
+  bf16* rows = queries + warp * MT * 16 * LK;
+  store_rows<MT, HK, DK, LK>(a.dq.row(row + mine) + h * HK, a.dq.stride, a.l - mine, rows, dq, scale);
+}
