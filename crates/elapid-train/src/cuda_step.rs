@@ -118,11 +118,15 @@ impl<M: Model> CudaStep<M> {
                 results: Pinned::new(gpu, 3)?,
             })
         };
+        let state = own(&model.core().zero_state(b)?)?;
+        if objective.carries() {
+            state.check_carried(Device::Cuda(gpu))?;
+        }
         Ok(Self {
             gpu,
             arrays: specs.iter().map(|spec| alloc(spec.len() * spec.kind.bytes())).collect::<Result<_>>()?,
             resets: objective.resets().then(|| alloc(b * l)).transpose()?,
-            state: own(&model.core().zero_state(b)?)?,
+            state,
             carries: objective.carries(),
             loss: Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[1])?,
             graph: None,

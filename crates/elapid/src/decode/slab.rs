@@ -54,6 +54,7 @@ impl Slab {
         let v = model.config().padded_vocab_size();
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let state = model.zero_state(rows)?.to(model.device())?.own()?;
+        state.check_carried(model.device())?;
         let fused = if fused { fused::plan(model, &state, &ids)? } else { None };
         let draws = sampling::Draws::new(gpu, rows, v)?;
         let (steps, places) = (Arc::default(), vec![Place::default(); rows]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::Layout;
 use crate::autograd::Var;
-use crate::{Error, Result};
+use crate::{DType, Device, Error, Result};
 
 /// Positions per page. Page k of a document holds its positions 64 k to 64 k + 63.
 pub const PAGE: usize = 64;
@@ -177,9 +177,11 @@ impl Cache {
         Ok(())
     }
 
-    /// Moves leading chunks that are constants into pages, and drops pages that the window has passed.
+    /// Moves leading chunks that are constants into pages, and drops pages that the window has passed. Pages are on the CPU:
+    /// chunks on a GPU stay as they are.
     pub(crate) fn settle(&mut self) {
-        let constant = self.recorded.iter().take_while(|span| !span.var.wants_grad()).count();
+        let settles = |span: &&Span| !span.var.wants_grad() && span.var.value().device() == Device::Cpu;
+        let constant = self.recorded.iter().take_while(settles).count();
         for span in self.recorded.drain(..constant).collect::<Vec<_>>() {
             let l = span.var.shape()[1];
             let chunk = span.var.value().rows();
@@ -199,16 +201,42 @@ impl Cache {
         detached
     }
 
+    /// The same positions as constants on a device; only the CPU has pages.
+    ///
+    /// # Errors
+    /// If there are any and the device is a GPU, or it failed.
+    pub(crate) fn to(&self, device: Device) -> Result<Self> {
+        if device != Device::Cpu && !self.is_empty() {
+            let reason = format!("attention caches do not work on {device} yet; use --device cpu");
+            return Err(Error::State { path: None, reason });
+        }
+        let mut moved = self.clone();
+        for span in &mut moved.recorded {
+            span.var = span.var.value().to(Device::Cpu, DType::F32)?.into();
+        }
+        moved.settle();
+        Ok(moved)
+    }
+
     /// The rows in that order, as constants; pages are shared.
-    pub(crate) fn select(&self, rows: &[usize]) -> Self {
-        let settled = self.detach();
-        Self { rows: rows.iter().map(|&row| settled.rows[row].clone()).collect(), ..settled }
+    ///
+    /// # Errors
+    /// If positions are on a GPU and it failed.
+    pub(crate) fn select(&self, rows: &[usize]) -> Result<Self> {
+        let settled = self.to(Device::Cpu)?;
+        Ok(Self { rows: rows.iter().map(|&row| settled.rows[row].clone()).collect(), ..settled })
     }
 
     /// The rows of several caches, as constants; pages are shared.
-    pub(crate) fn stack<'a>(caches: impl IntoIterator<Item = &'a Cache>, spec: &CacheSpec) -> Self {
-        let rows = caches.into_iter().flat_map(|cache| cache.detach().rows).collect();
-        Self { spec: spec.clone(), rows, recorded: Vec::new() }
+    ///
+    /// # Errors
+    /// If positions are on a GPU and it failed.
+    pub(crate) fn stack<'a>(caches: impl IntoIterator<Item = &'a Cache>, spec: &CacheSpec) -> Result<Self> {
+        let mut rows = Vec::new();
+        for cache in caches {
+            rows.extend(cache.to(Device::Cpu)?.rows);
+        }
+        Ok(Self { spec: spec.clone(), rows, recorded: Vec::new() })
     }
 
     /// Variables not yet in pages: inputs and outputs of a recomputed segment.
@@ -393,7 +421,7 @@ mod tests {
     fn clones_share_pages_until_one_writes() {
         let spec = CacheSpec::growing(2, 1);
         let cache = grown(&spec, &[100]);
-        let mut fork = cache.select(&[0, 0]);
+        let mut fork = cache.select(&[0, 0]).unwrap();
         assert_eq!(fork.page_addresses(), [cache.page_addresses(), cache.page_addresses()].concat());
         fork.push(&chunk(2, 1, 2, 900), &Layout::new(2, 1)).unwrap();
         fork.settle();

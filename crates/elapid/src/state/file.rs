@@ -12,7 +12,7 @@ use safetensors::tensor::Dtype;
 
 use super::{Cache, CacheSpec, LayerState, Row, Slot, Spec, State, StateKind, StateSpec, with_batch};
 use crate::files::{self, Elements, FileError, TensorFile};
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// The version that is written.
 const VERSION: &str = "2";
@@ -39,7 +39,7 @@ impl State {
                 tensors.push(match slot {
                     Slot::Fixed(x) => Elements { name, shape: x.shape().to_vec(), data: x.value().to_vec()? },
                     Slot::Cache(cache) => {
-                        let (rows, data) = cache.detach().export();
+                        let (rows, data) = cache.to(Device::Cpu)?.export();
                         metadata.insert(format!("cache.{name}"), list(rows.into_iter().flatten()));
                         let cols = cache.spec().cols;
                         Elements { name, shape: vec![data.len() / cols.max(1), cols], data }

@@ -186,10 +186,10 @@ impl LayerState {
         Self(self.0.iter().map(slot).collect())
     }
 
-    fn map(&self, tensor: &impl Fn(&Var) -> Result<Var>, cache: &impl Fn(&Cache) -> Cache) -> Result<Self> {
+    fn map(&self, tensor: &impl Fn(&Var) -> Result<Var>, cache: &impl Fn(&Cache) -> Result<Cache>) -> Result<Self> {
         let slot = |slot: &Slot| match slot {
             Slot::Fixed(var) => tensor(var).map(Slot::Fixed),
-            Slot::Cache(pages) => Ok(Slot::Cache(cache(pages))),
+            Slot::Cache(pages) => cache(pages).map(Slot::Cache),
         };
         Ok(Self(self.0.iter().map(slot).collect::<Result<_>>()?))
     }
@@ -344,13 +344,25 @@ impl State {
     /// The same state on a device.
     ///
     /// # Errors
-    /// If the device has too little memory, or the state has caches, which only exist on the CPU so far.
+    /// If the device has too little memory, or caches hold positions, which only the CPU can keep so far.
     pub fn to(&self, device: Device) -> Result<Self> {
-        let caches = self.spec.iter().flat_map(|(_, specs)| specs).any(|spec| matches!(spec.kind, StateKind::Cache(_)));
-        if let (Device::Cuda(_), true) = (device, caches) {
-            return Err(state_error(format!("attention caches do not work on {device} yet; use --device cpu")));
+        self.map(&|x| Ok(x.value().to(device, DType::F32)?.into()), &|cache| cache.to(device))
+    }
+
+    /// Whether it may grow: whether a layer keeps earlier positions in a cache.
+    pub fn has_caches(&self) -> bool {
+        self.spec.iter().flat_map(|(_, specs)| specs).any(|spec| matches!(spec.kind, StateKind::Cache(_)))
+    }
+
+    /// Refuses to carry caches from pass to pass on a GPU.
+    ///
+    /// # Errors
+    /// If it has caches.
+    pub fn check_carried(&self, device: Device) -> Result<()> {
+        match device != Device::Cpu && self.has_caches() {
+            true => Err(state_error(format!("attention caches do not work on {device} yet; use --device cpu"))),
+            false => Ok(()),
         }
-        self.map(&|x| Ok(x.value().to(device, DType::F32)?.into()), &Cache::detach)
     }
 
     pub(crate) fn fits(&self, spec: &Spec) -> bool {
@@ -442,7 +454,7 @@ impl State {
                 }
                 StateKind::Cache(spec) => {
                     let parts = slots.filter_map(|slot| if let Slot::Cache(cache) = slot { Some(cache) } else { None });
-                    Ok(Slot::Cache(Cache::stack(parts, spec)))
+                    Ok(Slot::Cache(Cache::stack(parts, spec)?))
                 }
             }
         };
@@ -455,7 +467,7 @@ impl State {
         Ok(Self { layers, spec: first.spec.clone(), rows })
     }
 
-    fn map(&self, tensor: &impl Fn(&Var) -> Result<Var>, cache: &impl Fn(&Cache) -> Cache) -> Result<Self> {
+    fn map(&self, tensor: &impl Fn(&Var) -> Result<Var>, cache: &impl Fn(&Cache) -> Result<Cache>) -> Result<Self> {
         let layers = self.layers.iter().map(|layer| layer.map(tensor, cache)).collect::<Result<_>>()?;
         Ok(Self { layers, ..self.clone() })
     }
