@@ -1,5 +1,6 @@
 //! `elapid bench`: speed on random values, compared with the limits of this machine, measured in the same run.
 
+mod attention;
 mod decode;
 mod measure;
 mod prefill;
@@ -18,6 +19,8 @@ use crate::output::Output;
 pub(crate) enum Command {
     /// The selective scan alone, forward and backward
     Scan(scan::Arguments),
+    /// Softmax attention alone, forward and backward
+    Attention(attention::Arguments),
     /// One token after another, as generation does
     Decode(decode::Arguments),
     /// Reading a prompt
@@ -29,6 +32,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command, place: Place, output: Output) -> Result<()> {
     match command {
         Command::Scan(arguments) => scan::run(arguments, place, output),
+        Command::Attention(arguments) => attention::run(arguments, place, output),
         Command::Decode(arguments) => decode::run(arguments, place, output),
         Command::Prefill(arguments) => prefill::run(arguments, place, output),
         Command::Train(arguments) => train::run(arguments, place, output),
