@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 
-use super::CHECK;
 use crate::cuda::{Gpu, Mat, MatMut, Result};
-use crate::error;
+use crate::error::{self, Check};
 use crate::view::{Matrix, MatrixMut};
 use crate::{Rows, RowsMut, View, ViewMut};
+
+pub(super) const CHECK: Check = Check("causal_conv1d");
 
 /// Sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

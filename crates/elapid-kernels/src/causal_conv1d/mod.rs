@@ -20,13 +20,12 @@ pub mod naive;
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{Isa, Rows, RowsMut, Segments, View, ViewMut};
 
+use args::CHECK;
 pub use args::{Args, Dims, Grads};
-
-const CHECK: Check = Check("causal_conv1d");
 
 /// Convolves.
 ///

@@ -14,13 +14,12 @@ pub mod naive;
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{DType, Isa, View, ViewMut};
 
+use args::CHECK;
 pub use args::{Args, Grads};
-
-const CHECK: Check = Check("cross_entropy");
 
 /// The negative log-likelihood of each row's target, in nats, over smoothed targets their mean; the mean of those that
 /// count, and its gradients.

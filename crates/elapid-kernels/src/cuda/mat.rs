@@ -5,26 +5,6 @@ use std::fmt;
 use super::{Buffer, Gpu, Held};
 use crate::DType;
 
-/// Plain values with the same representation on the host and the device.
-///
-/// # Safety
-/// Every bit pattern is a value, and there is no padding.
-pub unsafe trait Pod: Copy + Send + Sync + 'static {}
-// SAFETY: plain numbers.
-unsafe impl Pod for f32 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for f64 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for u8 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for u16 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for i32 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for u32 {}
-// SAFETY: plain numbers.
-unsafe impl Pod for u64 {}
-
 /// A matrix on a device, rows `stride` elements apart. Every element lies inside its buffer, and rows do not overlap:
 /// the constructors check it, and nothing can change it later.
 #[derive(Clone, Copy)]

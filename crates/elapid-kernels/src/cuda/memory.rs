@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::result as driver;
 
 use super::gpu::{Gpu, lock};
-use super::mat::Pod;
+use super::pod::Pod;
 use super::{Error, Result};
 
 /// Addresses are multiples of this.

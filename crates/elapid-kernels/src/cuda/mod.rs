@@ -19,6 +19,7 @@ mod mat;
 mod memory;
 pub mod nccl;
 mod pinned;
+mod pod;
 mod transfer;
 
 pub use compile::{Define, Source, Unit};
@@ -26,7 +27,8 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use gpu::{Gpu, Kernel, Launch, count};
 pub use graph::Graph;
-pub use mat::{Mat, MatMut, Pod, RawMat, Segments};
+pub use mat::{Mat, MatMut, RawMat, Segments};
 pub(crate) use memory::Held;
 pub use memory::{Buffer, MemoryUse};
 pub use pinned::Pinned;
+pub use pod::Pod;

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::{result as driver, sys};
 
-use super::mat::Pod;
+use super::pod::Pod;
 use super::{Buffer, Error, Event, Gpu, Result};
 
 /// Memory of the host that a device copies from and to while the host goes on. Whoever reads or writes it here waits for

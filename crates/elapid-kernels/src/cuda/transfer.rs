@@ -3,8 +3,9 @@
 use cudarc::driver::{result as driver, sys};
 
 use super::gpu::Gpu;
-use super::mat::{Mat, MatMut, Pod};
+use super::mat::{Mat, MatMut};
 use super::memory::Buffer;
+use super::pod::Pod;
 use super::{Error, Result};
 
 impl Gpu {

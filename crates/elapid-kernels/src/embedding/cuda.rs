@@ -4,7 +4,7 @@
 
 use crate::DType;
 use crate::cuda::{Buffer, Define, Launch, Mat, MatMut, RawMat, Result, Source, Unit};
-use crate::error::product;
+use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "embedding", text: include_str!("embedding.cu") };
 const ENTRIES: [&str; 7] = ["forward", "count", "scan", "place", "bound", "backward", "join"];
@@ -56,7 +56,7 @@ pub(super) fn backward(ids: &Buffer, dy: Mat<'_>, dtable: MatMut<'_>) -> Result<
         return Ok(());
     }
     let (gpu, m) = (dtable.gpu(), dy.rows());
-    super::CHECK.that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
+    Check("embedding").that(u32::try_from(m).is_ok(), "ids", || "at most 2^32 - 1".into(), || m.to_string())?;
     let (stretches, chunk) = (m.div_ceil(STRETCH), (m / (16 * gpu.multiprocessors())).max(CHUNK));
     let chunks = m.div_ceil(chunk);
     let partial = gpu.alloc(product(&[2, chunks, d, 4]))?;

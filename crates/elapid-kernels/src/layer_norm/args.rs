@@ -1,10 +1,11 @@
 //! Arguments of the norm.
 
-use super::CHECK;
 use crate::cuda::{Gpu, Mat, MatMut};
-use crate::error::Result;
+use crate::error::{Check, Result};
 use crate::view::{Matrix, MatrixMut};
 use crate::{Rows, RowsMut, View, ViewMut};
+
+pub(super) const CHECK: Check = Check("layer_norm");
 
 /// What is added to x before the norm: s = keep r + scale x.
 #[derive(Debug, Clone, Copy)]

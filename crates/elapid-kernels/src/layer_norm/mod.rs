@@ -17,13 +17,12 @@ pub mod naive;
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{DType, View, ViewMut};
 
+use args::CHECK;
 pub use args::{Args, Grads, Residual, Saved};
-
-const CHECK: Check = Check("layer_norm");
 
 /// Adds the residual and normalises.
 ///

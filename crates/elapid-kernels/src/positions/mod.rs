@@ -9,6 +9,8 @@ use crate::Segments;
 use crate::cuda::{Buffer, Gpu, Result};
 use crate::error::{self, Check};
 
+pub use cuda::Width;
+
 const CHECK: Check = Check("positions");
 
 /// Positions `[b l]` on the CPU. `starts` `[b]`: what each row has read of its document before; none: nothing.
@@ -28,15 +30,6 @@ pub fn on_host(b: usize, l: usize, starts: Option<&[u64]>, segments: &Segments<'
         }
     }
     Ok(positions)
-}
-
-/// The format of positions on a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Width {
-    /// u32, as ids of a table; what is larger wraps.
-    U32,
-    /// u64.
-    U64,
 }
 
 /// Positions `[b l]` on a GPU, of a format. `starts` as in [`on_host`].

@@ -1,10 +1,11 @@
 //! Arguments of the rotation.
 
-use super::CHECK;
 use crate::cuda::{Gpu, Mat};
-use crate::error;
+use crate::error::{self, Check};
 use crate::view::Matrix;
 use crate::{Rows, View};
+
+pub(super) const CHECK: Check = Check("rotate");
 
 /// Which columns of a head make a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

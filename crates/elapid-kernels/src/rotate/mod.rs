@@ -12,14 +12,13 @@ pub mod naive;
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::parallel::{grain, split};
 use crate::view::Shaped;
 use crate::{Rows, View, ViewMut};
 
+use args::CHECK;
 pub use args::{Args, Pairs};
-
-const CHECK: Check = Check("rotate");
 
 /// y `[m h·dim]` (=) of the format of x: x rotated, or rotated back if `inverse`.
 ///

@@ -9,7 +9,8 @@
 //! The common case, bf16 with 16 states and Ā = exp(ΔA), has separate kernels on tensor cores (`tensor.cuh`), and a single
 //! position has one in `step.cu`.
 
-use super::{Args, CHECK, Dims, Discretisation, Grads, Outputs};
+use super::args::CHECK;
+use super::{Args, Dims, Discretisation, Grads, Outputs};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
 use crate::error::product;

@@ -21,18 +21,19 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{Isa, View, ViewMut};
 
-use args::Kept;
-pub use args::{Args, Dims, Discretisation, Grads, Outputs, Saved};
-
-const CHECK: Check = Check("selective_scan");
+use args::CHECK;
+pub use args::{Args, Dims, Discretisation, Grads, Outputs};
+use saved::Kept;
+pub use saved::Saved;
 
 /// Scans.
 ///

@@ -23,33 +23,9 @@
 mod backward;
 mod forward;
 mod rule;
+mod saved;
 mod tiles;
 
 pub(super) use backward::backward;
 pub(super) use forward::{forward, step};
-
-use super::Dims;
-use crate::Isa;
-
-/// The states before every tile of up to 32 positions, laid out for the vectors of an instruction set.
-#[derive(Debug, Default)]
-pub(super) struct Saved {
-    states: Vec<f32>,
-    /// Sizes and lanes.
-    made_for: Option<(Dims, usize)>,
-}
-
-impl Saved {
-    pub(super) fn bytes(&self) -> usize {
-        self.states.capacity() * size_of::<f32>()
-    }
-
-    pub(super) fn dims(&self) -> Option<Dims> {
-        self.made_for.map(|(dims, _)| dims)
-    }
-
-    /// Whether a forward of these sizes left it, by the same instruction set.
-    pub(super) fn is_for(&self, dims: Dims, isa: Isa) -> bool {
-        self.made_for == Some((dims, isa.lanes()))
-    }
-}
+pub(super) use saved::Saved;
