@@ -230,7 +230,7 @@ impl<M: Model> CudaStep<M> {
         let cx = model.core().training(&tape, layout);
         let inputs = Inputs::device(&self.specs, &self.arrays);
         let (loss, next) = self.objective.loss(model, &cx, &inputs, &self.state, recompute)?;
-        let sides = cx.take_side_losses();
+        let sides = cx.take_side_losses()?;
         let sides = sides.iter().map(|(side, weight)| (side, weight * share));
         let losses: Vec<(&Var, f32)> = [(&loss, share)].into_iter().chain(sides).collect();
         match &mut self.reducer {

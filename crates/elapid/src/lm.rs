@@ -267,9 +267,9 @@ impl LanguageModel {
         Cx::new(self.params.clone(), None, layout)
     }
 
-    /// A pass recorded on `tape`.
+    /// A pass of training, recorded on `tape`.
     pub fn training(&self, tape: &Arc<Tape>, layout: Layout) -> Cx {
-        Cx::new(self.params.clone(), Some(tape.clone()), layout)
+        Cx::new(self.params.clone(), Some(tape.clone()), layout).in_training()
     }
 
     /// The normed output of the last layer `[b l d]`, and the state after the last position.

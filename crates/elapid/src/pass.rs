@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Layout;
 use crate::autograd::{Tape, Var};
+use crate::ops;
 use crate::params::{ParamId, Params};
 use crate::trace::Trace;
 use crate::{Error, Result, Tensor};
@@ -18,7 +19,8 @@ pub struct Cx {
     trace: Option<Arc<Trace>>,
     /// Inputs of layers besides the stream: the embedding, or what the pass is conditioned on.
     given: Vec<Var>,
-    side_losses: Arc<Mutex<Vec<(Var, f32)>>>,
+    trains: bool,
+    side_losses: Arc<Mutex<Vec<Side>>>,
     /// Rows, positions, padding and document boundaries.
     pub layout: Layout,
 }
@@ -26,7 +28,19 @@ pub struct Cx {
 impl Cx {
     /// A pass over positions with this layout; operations are recorded if there is a tape.
     pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
-        Self { params, tape, steps: None, trace: None, given: Vec::new(), side_losses: Arc::default(), layout }
+        let side_losses = Arc::default();
+        Self { params, tape, steps: None, trace: None, given: Vec::new(), trains: false, side_losses, layout }
+    }
+
+    /// The same pass as part of training: what a layer does in training alone (capacity of experts, side losses) it does.
+    #[must_use]
+    pub fn in_training(self) -> Self {
+        Self { trains: true, ..self }
+    }
+
+    /// Whether the pass is part of training.
+    pub fn trains(&self) -> bool {
+        self.trains
     }
 
     /// One of many passes over the same parameters, each continuing from the state of the previous one. On a GPU a pass over
@@ -98,12 +112,36 @@ impl Cx {
 
     /// Adds a scalar loss of a layer, such as the load balance of experts, to that of the model with weight `weight`.
     pub fn side_loss(&self, loss: Var, weight: f32) {
-        self.side_losses.lock().unwrap_or_else(PoisonError::into_inner).push((loss, weight));
+        self.add_side(Side { value: loss, weight, joint: false });
+    }
+
+    /// Adds the spread of a router ([`ops::spread`]) to those whose common load balance is a loss with weight `weight`.
+    pub fn balanced_together(&self, spread: Var, weight: f32) {
+        self.add_side(Side { value: spread, weight, joint: true });
+    }
+
+    pub(crate) fn add_side(&self, side: Side) {
+        self.side_losses.lock().unwrap_or_else(PoisonError::into_inner).push(side);
+    }
+
+    /// Moves out what side losses are made of.
+    pub(crate) fn take_sides(&self) -> Vec<Side> {
+        std::mem::take(&mut *self.side_losses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Moves out the side losses so far, with their weights.
-    pub fn take_side_losses(&self) -> Vec<(Var, f32)> {
-        std::mem::take(&mut *self.side_losses.lock().unwrap_or_else(PoisonError::into_inner))
+    ///
+    /// # Errors
+    /// If routers that are balanced together have different numbers of experts.
+    pub fn take_side_losses(&self) -> Result<Vec<(Var, f32)>> {
+        let (joint, alone): (Vec<Side>, Vec<Side>) = self.take_sides().into_iter().partition(|side| side.joint);
+        let mut losses: Vec<(Var, f32)> = alone.into_iter().map(|side| (side.value, side.weight)).collect();
+        if let Some(first) = joint.first() {
+            let weight = first.weight;
+            let spreads: Vec<Var> = joint.into_iter().map(|side| side.value).collect();
+            losses.push((ops::balance(&spreads)?, weight));
+        }
+        Ok(losses)
     }
 
     /// The same pass with another layout.
@@ -129,6 +167,16 @@ impl Cx {
         let given = self.given.iter().map(|var| captured.next().unwrap_or_else(|| var.detach())).collect();
         Self { tape: Some(tape.clone()), given, side_losses: Arc::default(), ..self.clone() }
     }
+}
+
+/// What a side loss is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Side {
+    /// The loss, or a router's spread.
+    pub(crate) value: Var,
+    pub(crate) weight: f32,
+    /// Whether it is one of the spreads whose common balance is a loss.
+    pub(crate) joint: bool,
 }
 
 /// Values shared by passes over the same parameters.

@@ -19,7 +19,7 @@ use crate::config::{Place, Placement, StackConfig, Wiring};
 use crate::layer::{At, Layer, Promises};
 use crate::ops;
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
-use crate::pass::Cx;
+use crate::pass::{Cx, Side};
 use crate::state::{LayerState, Spec, State};
 use crate::{DType, Device, Error, Result};
 
@@ -318,15 +318,14 @@ impl Part {
             let states = part.states.iter().map(|state| state.with_vars(&mut inputs)).collect();
             let cx = outer.on(tape, &mut inputs);
             let (next, states) = Part { states, ..part.clone() }.forward(&cx, &stream)?;
-            let losses = cx.take_side_losses();
+            let sides = cx.take_sides();
             let mut outputs: Vec<Var> = next.vars().collect();
             if carry == Carry::Keep {
                 outputs.extend(states.iter().flat_map(LayerState::vars));
             }
-            outputs.extend(losses.iter().map(|(loss, _)| loss.clone()));
-            let weights = losses.iter().map(|(_, weight)| *weight).collect();
+            outputs.extend(sides.iter().map(|side| side.value.clone()));
             let mut form = made.lock().unwrap_or_else(PoisonError::into_inner);
-            form.get_or_insert(Form { stream: next, states, weights });
+            form.get_or_insert(Form { stream: next, states, sides });
             Ok(outputs)
         })?;
         let form = form.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -339,8 +338,8 @@ impl Part {
             Carry::Keep => form.states.iter().map(|state| state.with_vars(&mut outputs)).collect(),
             Carry::Drop => form.states,
         };
-        for (weight, loss) in form.weights.into_iter().zip(outputs) {
-            cx.side_loss(loss, weight);
+        for (side, value) in form.sides.into_iter().zip(outputs) {
+            cx.add_side(Side { value, ..side });
         }
         Ok((stream, states))
     }
@@ -350,5 +349,5 @@ impl Part {
 struct Form {
     stream: Stream,
     states: Vec<LayerState>,
-    weights: Vec<f32>,
+    sides: Vec<Side>,
 }

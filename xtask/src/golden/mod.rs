@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::checkpoint::Checkpoint;
 use elapid::generate::{Generator, Sampling};
+use elapid::layers::moe;
 use elapid::lm::Positions;
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, LanguageModel};
@@ -124,6 +125,9 @@ fn check(folder: &Path, device: Device, report: &mut Report) -> Result<()> {
         })?;
     }
     ensure!(left.is_empty(), "gradients of parameters that elapid does not have: {left:?}");
+    if golden.shape("aux.loss").is_ok() {
+        balance(folder, &golden, device, report)?;
+    }
 
     let want = golden.ids("greedy.tokens")?;
     let got = greedy(&model, &golden.ids("greedy.prompt")?, want.len())?;
@@ -134,6 +138,39 @@ fn check(folder: &Path, device: Device, report: &mut Report) -> Result<()> {
     let (losses, norms) = train(&mut model, &golden, &layout)?;
     report.ratio("train.loss", &want_losses, &losses, TRAINING);
     report.ratio("train.grad_norm", &want_norms, &norms, TRAINING);
+    Ok(())
+}
+
+/// The load balance of a model's routers, and its gradients.
+fn balance(folder: &Path, golden: &Golden<'_>, device: Device, report: &mut Report) -> Result<()> {
+    let mut checkpoint = Checkpoint::open(folder)?;
+    for named in checkpoint.config.stack.named.values_mut() {
+        if let Some(settings) = named.layer.settings_mut::<moe::Settings>() {
+            settings.balance = 1.0;
+        }
+    }
+    let model = LanguageModel::load(&checkpoint)?.to_train(device, DType::F32)?;
+    let Batch { layout, tokens, targets } = batch(golden)?;
+    let tape = Arc::new(Tape::new());
+    let cx = model.training(&tape, layout.clone());
+    model.loss(&cx, &tokens, &targets, &model.zero_state(layout.b)?, true)?;
+    let sides = cx.take_side_losses()?;
+    let [(loss, weight)] = sides.as_slice() else { bail!("{} losses of routers", sides.len()) };
+    report.close("aux.loss", &golden.floats("aux.loss")?, &loss.value().to_vec()?);
+    let mut grads = ParamGrads::of(model.params())?;
+    tape.backward(&[(loss, *weight)], &mut grads, &mut |_| Ok(()))?;
+    let mut left: BTreeSet<String> = golden.names_after("aux.grad.");
+    for (id, param) in model.params().iter() {
+        let Some(got) = grads.get(id).map(elapid::Tensor::to_vec).transpose()? else { continue };
+        checkpoint.places.of(&param.name).write(param.value.shape(), &got, &mut |theirs, _, got| {
+            if left.remove(theirs) {
+                let name = format!("aux.grad.{theirs}");
+                report.close(&name, &golden.floats(&name)?, &got);
+            }
+            Ok::<(), anyhow::Error>(())
+        })?;
+    }
+    ensure!(left.is_empty(), "gradients of routers that elapid does not have: {left:?}");
     Ok(())
 }
 

@@ -45,18 +45,32 @@ impl Golden<'_> {
         self.0.names().into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
     }
 
+    /// The shape of a tensor; of `NAME[i]`, that of a part of its first dimension.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?.shape().to_vec())
+        let (whole, part) = part_of(name)?;
+        let shape = self.0.tensor(whole).with_context(|| format!("no tensor `{whole}`"))?.shape().to_vec();
+        match part {
+            None => Ok(shape),
+            Some(i) if shape.first().is_some_and(|parts| i < *parts) => Ok(shape[1..].to_vec()),
+            Some(_) => bail!("no `{name}`: the tensor is {shape:?}"),
+        }
     }
 
     pub(super) fn floats(&self, name: &str) -> Result<Vec<f64>> {
-        let view = self.0.tensor(name).with_context(|| format!("no tensor `{name}`"))?;
+        let (count, (whole, part)) = (self.shape(name)?.iter().product::<usize>(), part_of(name)?);
+        let view = self.0.tensor(whole).with_context(|| format!("no tensor `{whole}`"))?;
         let data = view.data();
-        match view.dtype() {
-            Dtype::F32 => Ok(data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()),
-            Dtype::F64 => Ok(data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+        let all: Vec<f64> = match view.dtype() {
+            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            Dtype::F64 => data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
             other => bail!("tensor `{name}` is {other:?}, wanted F32 or F64"),
-        }
+        };
+        Ok(part.map_or_else(|| all.clone(), |i| all[i * count..(i + 1) * count].to_vec()))
+    }
+
+    /// The same in f32.
+    pub(super) fn singles(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.floats(name)?.into_iter().map(|x| x as f32).collect())
     }
 
     pub(super) fn ids(&self, name: &str) -> Result<Vec<u32>> {
@@ -68,5 +82,13 @@ impl Golden<'_> {
             other => bail!("tensor `{name}` is {other:?}, wanted I32 or I64"),
         };
         ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("{name}: id {id}"))).collect()
+    }
+}
+
+/// The name of a tensor, and the number of the part of it that `NAME[i]` means.
+fn part_of(name: &str) -> Result<(&str, Option<usize>)> {
+    match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
+        None => Ok((name, None)),
+        Some((whole, i)) => Ok((whole, Some(i.parse().with_context(|| format!("no part `{name}`"))?))),
     }
 }

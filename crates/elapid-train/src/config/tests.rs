@@ -86,6 +86,38 @@ fn the_other_configs_are_valid() {
     assert!(seen >= 4);
 }
 
+/// configs/models has published models: vocabulary, and parameters as their authors count them. MoE-Mamba's are 542,212,096 without
+/// norms and embedding.
+#[test]
+fn published_models_have_as_many_parameters() {
+    let published = [
+        ("blackmamba", 0, None),
+        ("gpt2", 50257, Some(124_439_808)),
+        ("jamba", 65536, Some(51_570_323_328)),
+        ("llama-1.1b", 32000, Some(1_100_048_384)),
+        ("mistral-7b", 32000, Some(7_241_732_096)),
+        ("mixtral-8x7b", 32000, Some(46_702_792_704)),
+        ("moe-mamba", 8, Some(542_212_096 + (17 + 8) * 512)),
+        ("pythia-160m", 50277, Some(162_322_944)),
+        ("qwen2-0.5b", 151_936, Some(494_032_768)),
+        ("qwen2-moe", 151_936, Some(14_315_784_192)),
+        ("samba", 0, None),
+        ("transformer-125m", 0, None),
+    ];
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/models");
+    for (name, vocab_size, count) in published {
+        let path = dir.join(format!("{name}.toml"));
+        let config = TrainConfig::load(&path).unwrap();
+        config.validate(&path.display().to_string()).unwrap();
+        let mut model = config.model.resolve(&Tokenizer::byte()).unwrap();
+        if let Some(count) = count {
+            (model.vocab_size, model.bos_token_id, model.eos_token_id) = (vocab_size, None, None);
+            assert_eq!(LanguageModel::parameter_count(&model).unwrap(), count, "{name}");
+        }
+    }
+    assert_eq!(fs::read_dir(dir).unwrap().count(), published.len());
+}
+
 /// configs/to-come has models whose layers do not all exist: one error names those, and it is the only one.
 #[test]
 fn configs_to_come_lack_layers_alone() {

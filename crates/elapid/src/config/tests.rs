@@ -497,6 +497,7 @@ proptest! {
             dt_scale: real(3, 1.0),
             dt_init: if bits[2] { DtInit::Random } else { DtInit::Constant },
             discretisation: Rule(Discretisation::ALL[rule]),
+            ..Settings::default()
         };
         let mut config = ModelConfig {
             vocab_size: vocab,

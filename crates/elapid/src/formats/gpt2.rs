@@ -8,6 +8,7 @@ use super::names::{Config, Module, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, PositionKind};
+use crate::layers::LayerConfig;
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
 use crate::ops::NormKind;
@@ -110,11 +111,11 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         ..ModelSettings::default()
     };
     let end = Some(50256);
-    read_ends(fields, 50257, stack(model, attention, mlp), [end, end, None])
+    read_ends(fields, 50257, stack(model, attention, LayerConfig::mlp(mlp)), [end, end, None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
-    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
+    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn::<mlp::Settings>(config)?);
     let scaled = attention.softmax_scale != Auto::Is(1.0);
     with_ends(
         config,

@@ -8,6 +8,7 @@ use super::names::{Config, Module, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
+use crate::layers::LayerConfig;
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
 use crate::ops::NormKind;
@@ -98,11 +99,11 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         initializer_range: fields.real("initializer_range", 0.02)?,
         ..ModelSettings::default()
     };
-    read_ends(fields, 50432, stack(model, attention, mlp), [Some(0), Some(2), None])
+    read_ends(fields, 50432, stack(model, attention, LayerConfig::mlp(mlp)), [Some(0), Some(2), None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
-    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
+    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn::<mlp::Settings>(config)?);
     let share = attention.rotary_dim.or(Count::new(0)).get() as f32 / attention.head_dim.or(Size::new(1)).get() as f32;
     with_ends(
         config,

@@ -8,6 +8,7 @@ use super::names::{Config, Module, PROJ, Result, Tensors};
 use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings};
+use crate::layers::LayerConfig;
 use crate::layers::attention::{Rope, Settings};
 use crate::layers::mlp::{self, Activation};
 use crate::settings::{Auto, Count, Size};
@@ -55,15 +56,34 @@ pub(super) fn ignores(name: &str) -> bool {
 fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     let bias = fields.flag("attention_bias", false)?;
     fields.get("pretraining_tp"); // how products were cut while it was trained
-    model(fields, Count::new(0), [bias, bias], [Some(1), Some(2)])
+    let mlp = gated_mlp(fields)?;
+    model(fields, Count::new(0), [bias, bias], [Some(1), Some(2)], mlp)
 }
 
-/// Reads what the relatives have in common.
+/// Reads the gated MLP.
+pub(super) fn gated_mlp(fields: &mut Fields) -> Result<LayerConfig, ConfigError> {
+    Ok(LayerConfig::mlp(mlp::Settings {
+        width: Auto::Is(fields.bounded("intermediate_size", Size::new(11008))?),
+        activation: activation(fields, "hidden_act", Activation::Silu)?,
+        gate: true,
+        bias: fields.flag("mlp_bias", false)?,
+        ..mlp::Settings::default()
+    }))
+}
+
+/// Writes the gated MLP.
+pub(super) fn write_mlp(mlp: &mlp::Settings, map: &mut Map<String, Value>) {
+    map.insert("intermediate_size".into(), json!(mlp.width));
+    map.insert("hidden_act".into(), activation_name(mlp.activation).into());
+}
+
+/// Reads what the relatives have in common beside the feed-forward.
 pub(super) fn model(
     fields: &mut Fields,
     window: Count,
     [qkv_bias, out_bias]: [bool; 2],
     [bos, eos]: [Option<u32>; 2],
+    ffn: LayerConfig,
 ) -> Result<ModelConfig, ConfigError> {
     let (d_model, heads): (Size, Size) =
         (fields.bounded("hidden_size", Size::new(4096))?, fields.bounded("num_attention_heads", Size::new(32))?);
@@ -79,13 +99,6 @@ pub(super) fn model(
         out_bias,
         ..rotary.of(head_dim.get())
     };
-    let mlp = mlp::Settings {
-        width: Auto::Is(fields.bounded("intermediate_size", Size::new(11008))?),
-        activation: activation(fields, "hidden_act", Activation::Silu)?,
-        gate: true,
-        bias: fields.flag("mlp_bias", false)?,
-        ..mlp::Settings::default()
-    };
     dropouts(fields, &["attention_dropout"])?;
     let model = ModelSettings {
         d_model,
@@ -95,19 +108,21 @@ pub(super) fn model(
         initializer_range: fields.real("initializer_range", 0.02)?,
         ..ModelSettings::default()
     };
-    read_ends(fields, 32000, stack(model, attention, mlp), [bos, eos, None])
+    read_ends(fields, 32000, stack(model, attention, ffn), [bos, eos, None])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
     let mut map = common(config, "LlamaForCausalLM", "llama")?;
     map.insert("attention_bias".into(), mixer(config, 0)?.qkv_bias.into());
-    map.insert("mlp_bias".into(), ffn(config)?.bias.into());
+    let mlp: mlp::Settings = ffn(config)?;
+    write_mlp(&mlp, &mut map);
+    map.insert("mlp_bias".into(), mlp.bias.into());
     Some(map)
 }
 
-/// The keys that the relatives have in common; none if the model is not of their kind.
+/// The keys that the relatives have in common beside the feed-forward; none if the model is not of their kind.
 pub(super) fn common(config: &ModelConfig, class: &str, model_type: &str) -> Option<Map<String, Value>> {
-    let (model, attention, mlp) = (&config.stack.model, mixer(config, 0)?, ffn(config)?);
+    let (model, attention) = (&config.stack.model, mixer(config, 0)?);
     with_ends(
         config,
         json!({
@@ -119,8 +134,6 @@ pub(super) fn common(config: &ModelConfig, class: &str, model_type: &str) -> Opt
             "num_attention_heads": attention.heads,
             "num_key_value_heads": attention.kv_heads,
             "head_dim": attention.head_dim,
-            "intermediate_size": mlp.width,
-            "hidden_act": activation_name(mlp.activation),
             "rope_parameters": rope_parameters(&attention, None)?,
             "rms_norm_eps": real(model.norm_eps),
             "initializer_range": real(model.initializer_range),

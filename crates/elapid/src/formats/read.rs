@@ -32,7 +32,7 @@ const HARMLESS: &str = "
     return_dict return_dict_in_generate sep_token_id suppress_tokens tags task_specific_params temperature
     tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
     transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_associative_scan use_bfloat16
-    use_cache use_falcon_mambapy use_l2warp use_mambapy";
+    use_cache use_falcon_mambapy use_l2warp use_mamba_kernels use_mambapy";
 
 /// What such keys begin with: private attributes, and kernels that fuse operations.
 const HARMLESS_PREFIXES: [&str; 3] = ["_", "fuse_", "fused_"];

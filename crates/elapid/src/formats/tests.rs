@@ -176,6 +176,16 @@ fn configurations_of_other_formats_are_written_back() {
             {}, {"use_parallel_residual": false}, {"attention_bias": false},
             {"rope_parameters": null, "rotary_pct": 0.5, "rotary_emb_base": 300},
         ],
+        "mixtral": [
+            {}, {"num_experts_per_tok": 1}, {"sliding_window": 5},
+            {"output_router_logits": true, "router_aux_loss_coef": 0.02},
+        ],
+        "qwen2_moe": [{}, {"mlp_only_layers": []}, {"norm_topk_prob": true}, {"qkv_bias": false}],
+        "jamba": [
+            {}, {"num_experts": 1, "num_experts_per_tok": 1}, {"num_hidden_layers": 4}, {"attn_layer_offset": 0},
+            {"expert_layer_period": 1, "expert_layer_offset": 0}, {"mamba_proj_bias": true, "mamba_conv_bias": false},
+            {"output_router_logits": true, "router_aux_loss_coef": 0.02}, {"tie_word_embeddings": true},
+        ],
         "mamba": [{}, {"use_bias": true}],
     });
     for (name, config, _) in readable() {

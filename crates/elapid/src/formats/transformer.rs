@@ -1,29 +1,31 @@
 //! What formats of Transformers share: a stack of attention and feed-forward layers, its rotary positions and activations.
 
+use std::any::Any;
+
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::values::real;
-use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
+use super::values::{named, real};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
 use crate::layers::attention::RopeScaling;
 use crate::layers::mlp::Activation;
-use crate::layers::{LayerConfig, attention, mlp};
+use crate::layers::{LayerConfig, attention};
 use crate::settings::{Auto, Count, Size};
 
 type Result<T, E = ConfigError> = std::result::Result<T, E>;
 
-/// Attention and a feed-forward in every layer.
-pub(super) fn stack(model: ModelSettings, mixer: attention::Settings, ffn: mlp::Settings) -> StackConfig {
-    let named = |layer| Named { layer, placement: Placement::default() };
-    let layers = [("attention", LayerConfig::attention(mixer)), ("mlp", LayerConfig::mlp(ffn))];
+/// Attention and a feed-forward in every layer, under the names of their kinds.
+pub(super) fn stack(model: ModelSettings, mixer: attention::Settings, ffn: LayerConfig) -> StackConfig {
+    let kind = ffn.kind();
+    let layers = [LayerConfig::attention(mixer), ffn];
     let model = ModelSettings {
         layers: vec!["attention".into()],
-        ffn: vec!["mlp".into()],
+        ffn: vec![kind.into()],
         pad_vocab_multiple: Size::new(1),
         rescale_prenorm_residual: false,
         ..model
     };
-    StackConfig { model, named: layers.map(|(name, layer)| (name.to_owned(), named(layer))).into() }
+    StackConfig { model, named: layers.map(named).into() }
 }
 
 /// The attention of a layer, "auto" replaced by what it stands for; none if the layer has another mixer.
@@ -32,10 +34,20 @@ pub(super) fn mixer(config: &ModelConfig, index: usize) -> Option<attention::Set
     layer.resolved(&config.stack.at(index)).settings().cloned()
 }
 
-/// The feed-forward of the first layer, in the same way.
-pub(super) fn ffn(config: &ModelConfig) -> Option<mlp::Settings> {
-    let layer = &config.stack.named.get(config.stack.layer(0).1?)?.layer;
-    layer.resolved(&config.stack.at(0)).settings().cloned()
+/// The feed-forward of the first layer that has one of this kind, in the same way.
+pub(super) fn ffn<S: Any + Clone>(config: &ModelConfig) -> Option<S> {
+    settings_of(config, |i| config.stack.layer(i).1)
+}
+
+/// The settings of this type of the first layer that has such, among those which `name` names by their number.
+pub(super) fn settings_of<'a, S: Any + Clone>(
+    config: &'a ModelConfig,
+    name: impl Fn(usize) -> Option<&'a str>,
+) -> Option<S> {
+    (0..config.n_layer()).find_map(|i| {
+        let layer = &config.stack.named.get(name(i)?)?.layer;
+        layer.resolved(&config.stack.at(i)).settings().cloned()
+    })
 }
 
 /// The names that `transformers` has for activations.

@@ -10,8 +10,12 @@ use crate::settings::{Auto, Count, Size};
 
 /// A stack of Mamba-1 blocks alone.
 pub(super) fn stack(model: ModelSettings, mixer: Settings) -> StackConfig {
-    let named = Named { layer: LayerConfig::mamba1(mixer), placement: Placement::default() };
-    StackConfig { model, named: [("mamba1".to_owned(), named)].into() }
+    StackConfig { model, named: [named(LayerConfig::mamba1(mixer))].into() }
+}
+
+/// A layer with the usual placement, under the name of its kind.
+pub(super) fn named(layer: LayerConfig) -> (String, Named) {
+    (layer.kind().to_owned(), Named { layer, placement: Placement::default() })
 }
 
 /// The rank of the step sizes: "auto" and the number that it stands for are the same.

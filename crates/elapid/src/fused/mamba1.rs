@@ -65,6 +65,7 @@ fn layer<'a>(
         && mamba.in_proj.bias().is_none()
         && mamba.out_proj.bias().is_none()
         && mamba.gate
+        && mamba.inner_norm.is_none()
         && matches!((mamba.b, mamba.c), (Source::Columns(_), Source::Columns(_)));
     let (true, Some(x_proj), Some(dt_proj)) = (plain, &mamba.x_proj, &mamba.dt_proj) else { return None };
     let (conv_state, ssm_state) = (state.fixed(0).ok()?, state.fixed(1).ok()?);

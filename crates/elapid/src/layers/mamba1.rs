@@ -18,7 +18,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
-use crate::ops::{Discretisation, ScanArgs, causal_conv1d, neg_exp, repeat, selective_scan};
+use crate::ops::{
+    Discretisation, Norm, NormKind, ScanArgs, causal_conv1d, neg_exp, norm as norm_of, repeat, selective_scan,
+};
 use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -61,6 +63,10 @@ crate::settings! {
         @init dt_init: DtInit = DtInit::Random,
         /// Discretisation of the continuous system: "exp-euler" (the released models), "zoh" or "bilinear".
         discretisation: Rule = Rule::default(),
+        /// RMSNorm of Δ before its projection, of B and of C: "none", "rms" (Jamba), "rms-no-weight" (Falcon-Mamba).
+        inner_norm: InnerNorm = InnerNorm::None,
+        /// Its epsilon.
+        inner_norm_eps: f32 = 1e-6,
     }
 }
 
@@ -108,6 +114,19 @@ impl<'de> Deserialize<'de> for Selective {
         }
         Ok(selective)
     }
+}
+
+/// RMSNorm of Δ before its projection, of B and of C (Jamba, Lieber et al. 2024, section 6.4): large models train steadily with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InnerNorm {
+    /// None.
+    #[default]
+    None,
+    /// Each with a weight.
+    Rms,
+    /// The same without weights.
+    RmsNoWeight,
 }
 
 /// How A is initialised (Mamba, table 8). The same in every channel, except for the last variant.
@@ -185,9 +204,18 @@ pub struct Mamba1 {
     pub(crate) b: Source,
     pub(crate) c: Source,
     pub(crate) gate: bool,
+    /// Norms of Δ before its projection, of B and of C.
+    pub(crate) inner_norm: Option<InnerNorms>,
     pub(crate) a_log: ParamId,
     pub(crate) d: ParamId,
     pub(crate) out_proj: Linear,
+}
+
+/// Norms of Δ before its projection, of B and of C: their weights, absent where a norm has none or there is nothing to norm.
+#[derive(Debug)]
+pub(crate) struct InnerNorms {
+    weights: [Option<ParamId>; 3],
+    eps: f32,
 }
 
 /// The source of B or C.
@@ -221,6 +249,7 @@ impl Settings {
             expand: Size::new(1),
             d_inner: Auto::Is(Size::new(self.d_inner(at.d_model))),
             dt_rank: Auto::Is(Count::new(self.delta_rank(at.d_model))),
+            inner_norm_eps: if self.inner_norm == InnerNorm::None { 0.0 } else { self.inner_norm_eps },
             ..self.clone()
         }
     }
@@ -229,6 +258,9 @@ impl Settings {
         let positive = [("dt_min", self.dt_min), ("dt_max", self.dt_max), ("dt_scale", self.dt_scale)];
         positive.into_iter().try_for_each(|(field, x)| Problem::unless_positive(field, x))?;
         Problem::unless_not_negative("dt_init_floor", self.dt_init_floor)?;
+        if self.inner_norm != InnerNorm::None {
+            Problem::unless_positive("inner_norm_eps", self.inner_norm_eps)?;
+        }
         if self.dt_min > self.dt_max {
             let wanted = format!("at most the largest step size, {}", self.dt_max);
             return Err(Problem::value("dt_min", wanted, self.dt_min));
@@ -280,10 +312,31 @@ impl Settings {
             b,
             c,
             gate: self.gate,
+            inner_norm: self.inner_norms(r, p)?,
             a_log: p.param("A_log", &[ed, n], &self.a_log(), Traits::PRECISE)?,
             d: p.param("D", &[ed], &Init::Constant(1.0), Traits::PRECISE)?,
             out_proj,
         })
+    }
+
+    fn inner_norms(&self, r: usize, p: &mut ParamBuilder<'_>) -> Result<Option<InnerNorms>> {
+        let (n, selective) = (self.d_state.get(), self.selective);
+        let sizes = [
+            ("dt_norm.weight", r),
+            ("b_norm.weight", if selective.b { n } else { 0 }),
+            ("c_norm.weight", if selective.c { n } else { 0 }),
+        ];
+        let mut weights = [None; 3];
+        match self.inner_norm {
+            InnerNorm::None => return Ok(None),
+            InnerNorm::RmsNoWeight => {}
+            InnerNorm::Rms => {
+                for (weight, (name, size)) in weights.iter_mut().zip(sizes).filter(|(_, (_, size))| *size > 0) {
+                    *weight = Some(p.param(name, &[size], &Init::Constant(1.0), Traits::VECTOR)?);
+                }
+            }
+        }
+        Ok(Some(InnerNorms { weights, eps: self.inner_norm_eps }))
     }
 
     /// ln 1, ln 2, … ln n in every row, so that A_n = -n (S4D-real), and the other initialisations of table 8.
@@ -318,7 +371,10 @@ impl Settings {
         let lti = Selective { delta: false, b: false, c: false };
         let rule = Rule(Discretisation::Zoh);
         let constant = Self { selective: lti, gate: false, proj_bias: true, discretisation: rule, ..plain.clone() };
-        vec![plain, constant]
+        let normed = Self { inner_norm: InnerNorm::Rms, ..plain.clone() };
+        let some = Selective { c: false, ..Selective::default() };
+        let plainly_normed = Self { inner_norm: InnerNorm::RmsNoWeight, selective: some, ..plain.clone() };
+        vec![plain, constant, normed, plainly_normed]
     }
 }
 
@@ -333,12 +389,12 @@ impl Layer for Mamba1 {
 
         let dbc = self.x_proj.as_ref().map(|proj| proj.forward(cx, &x)).transpose()?; // [b l r+2n], less constants
         let delta = match (&self.dt_proj, &dbc) {
-            (Some(proj), Some(dbc)) => proj.forward_recomputed(cx, &dbc.columns(0, r))?, // [b l ed]
+            (Some(proj), Some(dbc)) => proj.forward_recomputed(cx, &self.normed(cx, 0, dbc.columns(0, r))?)?, // [b l ed]
             _ => Tensor::zeros_on(x.value().device(), x.value().dtype(), x.shape())?.into(),
         };
         cx.trace(DELTA, || step_sizes(delta.value(), cx.param(self.dt_bias).value()))?;
-        let b = self.read(self.b, cx, &dbc, &x)?; // [b l n]
-        let c = self.read(self.c, cx, &dbc, &x)?; // [b l n]
+        let b = self.read(self.b, 1, cx, &dbc, &x)?; // [b l n]
+        let c = self.read(self.c, 2, cx, &dbc, &x)?; // [b l n]
         let (y, ssm) = selective_scan(
             ScanArgs {
                 u: x,
@@ -374,20 +430,32 @@ impl Layer for Mamba1 {
         let scan = ed * n * 7 + ed * 12;
         let biases = self.in_proj.bias().map_or(0, |_| halves * ed) + self.out_proj.bias().map_or(0, |_| d);
         let conv_bias = self.conv1d.1.map_or(0, |_| ed);
+        let dbc = r + (2 - constants) * n;
+        let normed = self.inner_norm.as_ref().map_or(0, |_| dbc);
+        let weights = self.inner_norm.as_ref().map_or(0, |norms| if norms.weights == [None; 3] { 0 } else { dbc });
         Cost {
-            flops: 2 * products + 2 * ed * k + 4 * ed + scan,
-            params: products + ed * k + conv_bias + biases + 2 * ed + ed * n + constants * n,
+            flops: 2 * products + 2 * ed * k + 4 * ed + scan + 4 * normed,
+            params: products + ed * k + conv_bias + biases + 2 * ed + ed * n + constants * n + weights,
             state: ed * (k - 1) + ed * n,
             // [x z], x after the convolution, [Δ B C] before the projection, y; a state every 32 positions.
-            kept: (halves + 2) * ed + r + (2 - constants) * n + ed * n / 32,
+            kept: (halves + 2) * ed + dbc + normed + ed * n / 32,
         }
     }
 }
 
 impl Mamba1 {
-    fn read(&self, source: Source, cx: &Cx, dbc: &Option<Var>, x: &Var) -> Result<Var> {
+    /// Δ before its projection, B or C, normed if the block has such norms.
+    fn normed(&self, cx: &Cx, which: usize, x: Var) -> Result<Var> {
+        let Some(norms) = &self.inner_norm else { return Ok(x) };
+        let weight = norms.weights[which].map(|id| cx.param(id));
+        let norm = Norm { kind: NormKind::Rms, weight: weight.as_ref(), bias: None, eps: norms.eps };
+        Ok(norm_of(&x, None, (1.0, 1.0), &norm)?.0)
+    }
+
+    /// B (`which` 1) or C (2).
+    fn read(&self, source: Source, which: usize, cx: &Cx, dbc: &Option<Var>, x: &Var) -> Result<Var> {
         match (source, dbc) {
-            (Source::Columns(from), Some(dbc)) => Ok(dbc.columns(from, self.d_state)),
+            (Source::Columns(from), Some(dbc)) => self.normed(cx, which, dbc.columns(from, self.d_state)),
             (Source::Constant(id), _) => repeat(&cx.param(id), x),
             (Source::Columns(_), None) => Err(Error::Argument("a selective B or C needs x_proj".into())),
         }

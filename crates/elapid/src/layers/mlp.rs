@@ -43,7 +43,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn function(self) -> Function {
+    pub(super) fn function(self) -> Function {
         match self {
             Self::Silu => Function::Silu,
             Self::Gelu => Function::Gelu,

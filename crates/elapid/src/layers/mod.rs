@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod mamba1;
 pub mod mlp;
+pub mod moe;
 pub mod sum;
 
 use std::any::Any;
@@ -17,6 +18,7 @@ use toml::de::DeValue;
 pub use attention::Attention;
 pub use mamba1::Mamba1;
 pub use mlp::Mlp;
+pub use moe::Moe;
 pub use sum::Sum;
 
 use crate::Result;
@@ -111,4 +113,4 @@ macro_rules! layers {
     };
 }
 
-layers! { attention, mamba1, mlp, sum }
+layers! { attention, mamba1, mlp, moe, sum }

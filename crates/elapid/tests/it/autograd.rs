@@ -329,8 +329,8 @@ fn losses_are_added_by_their_weights() {
         let (loss, _) = model.loss(&cx, &[5, 6, 7, 8], &targets, &state, false).unwrap();
         let (side, _) = add_norm(&cx.param(id).reshape(&[1, 20]), None, &cx.param(id), 1e-5).unwrap();
         cx.side_loss(side, weights[1]);
-        let sides = cx.take_side_losses();
-        assert!(sides.len() == 1 && cx.take_side_losses().is_empty());
+        let sides = cx.take_side_losses().unwrap();
+        assert!(sides.len() == 1 && cx.take_side_losses().unwrap().is_empty());
         let losses: Vec<(&Var, f32)> =
             [(&loss.mean, weights[0])].into_iter().chain(sides.iter().map(|(side, w)| (side, *w))).collect();
         let mut grads = ParamGrads::default();

@@ -8,7 +8,7 @@ use elapid::settings::{Auto, Count, Size};
 
 use super::subject::{Class, Keys, Subject};
 
-pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key("mask"), subject };
+pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key("mask"), subject, also: None };
 
 fn subject(keys: &mut Keys) -> Result<Subject> {
     let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);

@@ -5,6 +5,8 @@ use elapid::formats::stored::Stored;
 use elapid::layers::LayerConfig;
 use serde_json::{Map, Value};
 
+use crate::golden::record::{Golden, Report};
+
 /// The `config` of a file, of which every key has to be read.
 pub(super) struct Keys {
     pub(super) left: Map<String, Value>,
@@ -57,4 +59,6 @@ pub(super) struct Subject {
 pub(super) struct Class {
     pub(super) matches: fn(source: &str, config: &Map<String, Value>) -> bool,
     pub(super) subject: fn(&mut Keys) -> Result<Subject>,
+    /// What is compared besides.
+    pub(super) also: Option<fn(&Golden<'_>, &Subject, &mut Report) -> Result<()>>,
 }

@@ -43,7 +43,7 @@ impl OnCpu {
             let found = learner.objective.first_non_finite(&learner.model, batch, &state)?;
             return Err(learner.not_finite(step, value, found));
         }
-        let sides = cx.take_side_losses();
+        let sides = cx.take_side_losses()?;
         let sides = sides.iter().map(|(side, weight)| (side, weight * share));
         let losses: Vec<(&Var, f32)> = [(&loss, share)].into_iter().chain(sides).collect();
         tape.backward(&losses, &mut learner.grads, &mut |_| Ok(()))?;

@@ -1,0 +1,61 @@
+//! On a GPU, against the oracle.
+
+use super::*;
+use crate::testing::{OnDevice, Random, err_ratio, gpu, rounded, wide};
+use crate::{Rows, RowsMut};
+
+#[test]
+fn sizes() {
+    let Some(gpu) = gpu() else { return };
+    for (m, experts) in [(1, 6), (37, 6), (1000, 60), (333, 1020)] {
+        for (i, router) in super::tests::all().into_iter().enumerate() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let (k, mut random) = (router.top_k, Random::new(i as u64));
+                let logits = rounded(&random.normal(m * experts), dtype);
+                let (dweights, dspread) = (random.normal(m * k), random.normal(2 * experts));
+                // With ties broken apart, as scores near each other differ in f32 and f64.
+                let correction: Vec<f32> = (0..experts).map(|e| e as f32 * 1e-3).collect();
+                let corrected = (i % 2 == 1).then_some(&correction);
+                let on_logits = OnDevice::of(gpu, &logits, experts, i % 2, dtype);
+                let weights = OnDevice::poisoned(gpu, m, k, 1, DType::F32);
+                let on_correction = OnDevice::of(gpu, &correction, experts, 0, DType::F32);
+                let flat = corrected.map(|_| on_correction.mat().into());
+                let picked = forward(&router, on_logits.mat(), flat, weights.mat_mut()).unwrap();
+                let Indices::Device(on_picked) = &picked else { unreachable!("on a GPU") };
+                let got: Vec<u32> = gpu.download(on_picked, 0, m * k).unwrap();
+
+                let (wide_logits, mut want) = (wide(&logits), vec![0.0; m * k]);
+                let rows = Rows::new(&wide_logits, experts);
+                let wide_correction = corrected.map(|c| wide(c));
+                let picks = naive::forward(&router, rows, wide_correction.as_deref(), RowsMut::new(&mut want, k));
+                let same = picks.iter().zip(&got).filter(|(a, b)| a == b).count();
+                assert!(same as f64 >= 0.999 * picks.len() as f64, "{same} of {}", picks.len());
+                if same < picks.len() {
+                    continue;
+                }
+                assert!(err_ratio(&want, &weights.values()) < 1e-5, "{m} {experts} {router:?}");
+
+                let on_dweights = OnDevice::of(gpu, &dweights, k, 2, DType::F32);
+                let dlogits = OnDevice::poisoned(gpu, m, experts, 1, dtype);
+                backward(&router, on_logits.mat(), picked.view(), on_dweights.mat(), dlogits.mat_mut()).unwrap();
+                let mut want = vec![0.0; m * experts];
+                let d = RowsMut::new(&mut want, experts);
+                naive::backward(&router, rows, &picks, Rows::new(&wide(&dweights), k), d);
+                let tolerance = if dtype == DType::Bf16 { 5e-3 } else { 1e-5 };
+                assert!(err_ratio(&want, &dlogits.values()) < tolerance, "{m} {experts} {router:?}");
+
+                let spreads = OnDevice::poisoned(gpu, 2, experts, 0, DType::F32);
+                spread(on_logits.mat(), picked.view(), spreads.mat_mut()).unwrap();
+                let mut want = vec![0.0; 2 * experts];
+                naive::spread(rows, &picks, RowsMut::new(&mut want, experts));
+                assert!(err_ratio(&want, &spreads.values()) < 1e-5, "{m} {experts} {router:?}");
+                let on_dspread = OnDevice::of(gpu, &dspread, experts, 0, DType::F32);
+                spread_backward(on_logits.mat(), on_dspread.mat(), dlogits.mat_mut()).unwrap();
+                let mut want = vec![0.0; m * experts];
+                let dp = wide(&dspread[experts..]);
+                naive::spread_backward(rows, &dp, RowsMut::new(&mut want, experts));
+                assert!(err_ratio(&want, &dlogits.values()) < tolerance, "{m} {experts} {router:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+use super::*;
+use crate::testing::{Random, central_difference, fault, wide};
+use crate::{Rows, RowsMut};
+
+/// Routers of all kinds, for six experts.
+pub(super) fn all() -> Vec<Router> {
+    let plain = Router::top(2);
+    vec![
+        plain,
+        Router { top_k: 1, renormalise: true, ..plain },
+        Router { sigmoid: true, scale: 2.5, renormalise: true, ..plain },
+        Router { sigmoid: true, top_k: 3, groups: 3, top_groups: 2, ..plain },
+        Router { groups: 2, top_groups: 1, top_k: 3, ..plain },
+    ]
+}
+
+#[test]
+fn gradients_are_difference_quotients() {
+    let (m, experts) = (5, 6);
+    let mut random = Random::new(1);
+    let logits = wide(&random.normal(m * experts));
+    for router in all() {
+        let k = router.top_k;
+        let dweights = wide(&random.normal(m * k));
+        let mut weights = vec![0.0; m * k];
+        let picked = naive::forward(&router, Rows::new(&logits, experts), None, RowsMut::new(&mut weights, k));
+        let loss = |z: &[f64]| -> f64 {
+            let mut weights = vec![0.0; m * k];
+            naive::forward(&router, Rows::new(z, experts), None, RowsMut::new(&mut weights, k));
+            weights.iter().zip(&dweights).map(|(w, d)| w * d).sum()
+        };
+        let mut dlogits = vec![f64::NAN; m * experts];
+        let d = RowsMut::new(&mut dlogits, experts);
+        naive::backward(&router, Rows::new(&logits, experts), &picked, Rows::new(&dweights, k), d);
+        assert!(central_difference(loss, &logits, &dlogits) < 1e-7, "{router:?}");
+    }
+    let dp = wide(&random.normal(experts));
+    let loss = |z: &[f64]| -> f64 {
+        let mut spread = vec![0.0; 2 * experts];
+        naive::spread(Rows::new(z, experts), &[0; 5], RowsMut::new(&mut spread, experts));
+        assert_eq!(spread[..2], [1.0, 0.0]);
+        spread[experts..].iter().zip(&dp).map(|(p, d)| p * d).sum()
+    };
+    let mut dlogits = vec![f64::NAN; m * experts];
+    naive::spread_backward(Rows::new(&logits, experts), &dp, RowsMut::new(&mut dlogits, experts));
+    assert!(central_difference(loss, &logits, &dlogits) < 1e-7);
+}
+
+#[test]
+fn picks() {
+    let logits = [0.0_f32, 3.0, 3.0, -1.0, 2.0, 2.5];
+    let pick = |router: Router, correction: Option<&[f32]>| {
+        let mut weights = vec![0.0; router.top_k];
+        let to = RowsMut::new(&mut weights, router.top_k);
+        let picked = forward(&router, Rows::new(&logits, 6), correction.map(Into::into), to).unwrap();
+        let Indices::Host(picked) = picked else { unreachable!("on the CPU") };
+        (picked, weights)
+    };
+    let (picked, weights) = pick(Router { renormalise: true, ..Router::top(3) }, None);
+    assert_eq!(picked, [1, 2, 5], "of equal ones the first");
+    assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6 && weights[0] == weights[1] && weights[1] > weights[2]);
+    // Groups (0 1) (2 3) (4 5): the best are in the first two; with a correction the sums of two count.
+    let grouped = Router { groups: 3, top_groups: 2, sigmoid: true, ..Router::top(3) };
+    assert_eq!(pick(grouped, None).0, [1, 2, 0]);
+    assert_eq!(pick(grouped, Some(&[0.0; 6])).0, [1, 5, 4]);
+    assert_eq!(pick(Router::top(1), Some(&[0.0, 0.0, 0.0, 5.0, 0.0, 0.0])).0, [3]);
+    let wrong =
+        |router| fault(forward(&router, Rows::new(&logits, 6), None, &mut [0.0_f32; 7][..router.top_k])).argument;
+    assert_eq!(wrong(Router::top(7)), "top_k");
+    assert_eq!(wrong(Router { groups: 4, ..Router::top(1) }), "groups");
+    assert_eq!(wrong(Router { groups: 3, top_groups: 1, ..Router::top(3) }), "top_k");
+}
