@@ -26,13 +26,34 @@ const MAMBA: [(usize, f64); 15] = {
 };
 const H3: [(usize, f64); 3] = [(256, 100.0), (512, 80.9), (1024, 39.5)];
 const HYENA: [(usize, f64); 3] = [(256, 100.0), (512, 100.0), (1024, 44.1)];
+/// Multi-head attention with absolute positions, rotary ones, and xPos, from 2^8 on.
+const ABSOLUTE: [(usize, f64); 7] = from_256([100.0, 58.6, 26.6, 18.8, 9.8, 10.9, 7.8]);
+const ROPE: [(usize, f64); 7] = from_256([100.0, 83.6, 31.3, 18.4, 8.6, 9.0, 5.5]);
+const XPOS: [(usize, f64); 7] = from_256([100.0, 99.6, 67.6, 25.4, 7.0, 9.0, 7.8]);
+
+const fn from_256(shares: [f64; 7]) -> [(usize, f64); 7] {
+    let mut all = [(256, 0.0); 7];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = (256 << i, shares[i]);
+        i += 1;
+    }
+    all
+}
 
 pub(super) static KIND: Kind = Kind {
     name: "induction-heads",
     settings: include_str!("../../../../configs/induction-heads.toml"),
     paper: Paper {
         source: "Mamba, table 11. H3 and Hyena go on falling at longer lengths.",
-        models: &[("Mamba", &MAMBA), ("H3", &H3), ("Hyena", &HYENA)],
+        models: &[
+            ("Mamba", &MAMBA),
+            ("H3", &H3),
+            ("Hyena", &HYENA),
+            ("MHA-Abs", &ABSOLUTE),
+            ("MHA-RoPE", &ROPE),
+            ("MHA-xPos", &XPOS),
+        ],
     },
     make: |config| Ok(Arc::new(InductionHeads::new(config)?)),
 };
