@@ -5,8 +5,11 @@
 
 use std::time::Instant;
 
+use elapid_kernels::attention::{self, Attention, Mask, Stretch};
 use elapid_kernels::testing::Random;
-use elapid_kernels::{Isa, Rows, RowsMut, Segments, adamw, add_norm, causal_conv1d, cross_entropy, embedding, linear};
+use elapid_kernels::{
+    Isa, Rows, RowsMut, Segments, adamw, add_norm, causal_conv1d, ceiling, cross_entropy, embedding, linear,
+};
 
 /// Median and least seconds of a call.
 fn measure(mut f: impl FnMut()) -> (f64, f64) {
@@ -22,10 +25,12 @@ fn measure(mut f: impl FnMut()) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-fn report(name: &str, amount: f64, unit: &str, f: impl FnMut()) {
+/// Prints a line; returns the best call's amount per second.
+fn report(name: &str, amount: f64, unit: &str, f: impl FnMut()) -> f64 {
     let (median, least) = measure(f);
     let speed = |seconds| amount / seconds / 1e9;
     println!("{name:<44} {:>10.1} us {:>8.1} {unit}, best {:>8.1}", median * 1e6, speed(median), speed(least));
+    amount / least
 }
 
 fn linears(random: &mut Random) {
@@ -167,6 +172,72 @@ fn optimisers(random: &mut Random) {
     });
 }
 
+/// Two products of `c` multiply-adds per key that a query sees; in the backward pass five.
+fn attentions(random: &mut Random) {
+    let peak = ceiling::fma_ceiling() / 1e9;
+    println!("multiply-adds in registers: {peak:.1} GFLOP/s");
+    for (b, h, g, l, c, window) in [
+        // A call that is shorter than a time slice of a busy machine.
+        (1, 2, 2, 2048, 64, 0),
+        (1, 12, 12, 2048, 64, 0),
+        (8, 12, 12, 256, 64, 0),
+        (1, 12, 2, 2048, 128, 0),
+        (1, 12, 12, 4096, 64, 256),
+        (2, 4, 4, 1024, 80, 0),
+    ] {
+        let m = b * l;
+        let (q, k, v) = (random.normal(m * h * c), random.normal(m * g * c), random.normal(m * g * c));
+        let (dy, mut y) = (random.normal(m * h * c), vec![0.0; m * h * c]);
+        let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
+        let row = |r: usize| Stretch::whole(r * l..(r + 1) * l, r * l..(r + 1) * l, 0);
+        let stretches: Vec<Stretch> = (0..b).map(row).collect();
+        let args = attention::Args {
+            q: Rows::new(&q, h * c),
+            k: Rows::new(&k, g * c),
+            v: Rows::new(&v, g * c),
+            stretches: &stretches,
+        };
+        let mask = Mask { window, ..Mask::default() };
+        let seen: usize = (0..l).map(|t| if window == 0 { t + 1 } else { window.min(t + 1) }).sum();
+        let flops = 4.0 * (b * h * c) as f64 * seen as f64;
+        let settings =
+            Attention { heads: h, kv_heads: g, scale: (c as f32).powf(-0.5), mask, softcap: 0.0, alibi: false };
+        let name = |pass: &str| format!("attention {pass} b{b} h{h}/{g} l{l} c{c} w{window}");
+        if window == 0 && l == 2048 && h == 12 && h == g {
+            let start = Instant::now();
+            attention::naive::forward(&settings, &args, RowsMut::new(&mut y, h * c));
+            println!("{} {:>8.1} GFLOP/s", name("naive"), flops / start.elapsed().as_secs_f64() / 1e9);
+        }
+        let forward = report(&name("forward"), flops, "GFLOP/s", || {
+            attention::forward(&settings, &args, RowsMut::new(&mut y, h * c)).unwrap();
+        });
+        let backward = report(&name("backward"), 2.5 * flops, "GFLOP/s", || {
+            let (dq, dk, dv) =
+                (RowsMut::new(&mut dq, h * c), RowsMut::new(&mut dk, g * c), RowsMut::new(&mut dv, g * c));
+            let grads = attention::Grads { dq, dk, dv };
+            attention::backward(&settings, &args, Rows::new(&dy, h * c), grads).unwrap();
+        });
+        let share = |speed: f64| 100.0 * speed / 1e9 / peak;
+        println!("    of multiply-adds in registers: {:.0} %, {:.0} %", share(forward), share(backward));
+    }
+    for (h, g, c, past) in [(12, 12, 64, 2048), (32, 8, 128, 2048)] {
+        let n = past + 1;
+        let (q, k, v) = (random.normal(h * c), random.normal(n * g * c), random.normal(n * g * c));
+        let (mut y, stretches) = (vec![0.0; h * c], [Stretch::whole(0..1, 0..n, past)]);
+        let args = attention::Args {
+            q: Rows::new(&q, h * c),
+            k: Rows::new(&k, g * c),
+            v: Rows::new(&v, g * c),
+            stretches: &stretches,
+        };
+        let mask = Mask::default();
+        let settings = Attention { heads: h, kv_heads: g, scale: 0.1, mask, softcap: 0.0, alibi: false };
+        report(&format!("attention step h{h}/{g} c{c} past {past}"), 8.0 * (n * g * c) as f64, "GB/s", || {
+            attention::forward(&settings, &args, RowsMut::new(&mut y, h * c)).unwrap();
+        });
+    }
+}
+
 fn main() {
     let wanted = std::env::args().nth(1).unwrap_or_default();
     println!("{}, {} threads", Isa::best().name(), std::thread::available_parallelism().map_or(1, usize::from));
@@ -176,6 +247,7 @@ fn main() {
             group(&mut random);
         }
     };
+    run("attention", attentions);
     run("linear", linears);
     run("conv", convs);
     run("norm", norms);

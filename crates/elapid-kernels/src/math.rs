@@ -10,6 +10,7 @@
 //! | `softplus` | -87.33 | 3.4e38 | 2.5e-7 (2.0e-7, 2.1e-7)   |
 //! | `sigmoid`  | -87.33 | 3.4e38 | 2e-7 (1.4e-7, 1.3e-7)     |
 //! | `silu`     | -83    | 1e38   | 2e-7 (1.7e-7, 1.7e-7)     |
+//! | `tanh`     | -3e38  | 3e38   | 2.5e-7 (1.4e-7, 1.3e-7)   |
 //!
 //! `dsilu` has a root: its error is at most 3e-7 of its two terms' magnitudes.
 //!
@@ -114,6 +115,22 @@ pub(crate) fn softplus_sigmoid<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32
     (softplus, simd.div_f32s(above, simd.add_f32s(t, c(1.0))))
 }
 
+/// tanh(x): an odd polynomial below 5/8 (Cephes), else 1 - 2 / (e^2|x| + 1) with the sign of x.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let c = |v: f32| simd.splat_f32s(v);
+    let (size, square) = (simd.abs_f32s(x), simd.mul_f32s(x, x));
+    let p = c(-5.704_988_7e-3);
+    let p = simd.mul_add_e_f32s(p, square, c(2.063_908_8e-2));
+    let p = simd.mul_add_e_f32s(p, square, c(-5.373_971_6e-2));
+    let p = simd.mul_add_e_f32s(p, square, c(1.333_144_2e-1));
+    let p = simd.mul_add_e_f32s(p, square, c(-3.333_328e-1));
+    let near = simd.mul_add_e_f32s(simd.mul_f32s(p, square), x, x);
+    let far = simd.div_f32s(c(2.0), simd.add_f32s(exp(simd, simd.add_f32s(size, size)), c(1.0)));
+    let far = simd.or_f32s(simd.sub_f32s(c(1.0), far), simd.and_f32s(x, c(-0.0)));
+    simd.select_f32s(simd.less_than_f32s(size, c(0.625)), near, far)
+}
+
 /// 1 / (1 + e^-x).
 #[inline(always)]
 pub(crate) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
@@ -159,6 +176,7 @@ mod tests {
         Sigmoid,
         Silu,
         Dsilu,
+        Tanh,
     }
 
     struct Map<'a>(Function, &'a mut [f32]);
@@ -177,6 +195,7 @@ mod tests {
                     Function::Sigmoid => sigmoid(simd, x),
                     Function::Silu => silu(simd, x),
                     Function::Dsilu => dsilu(simd, x),
+                    Function::Tanh => tanh(simd, x),
                 };
                 simd.partial_store_f32s(part, y);
             }
@@ -221,6 +240,7 @@ mod tests {
             check("exp", 1e-7, worst(isa, Function::Exp, f64::exp, -87.33, 88.02));
             check("softplus", 2.5e-7, worst(isa, Function::Softplus, softplus, -87.33, f32::MAX));
             check("sigmoid", 2e-7, worst(isa, Function::Sigmoid, f64::sigmoid, -87.33, f32::MAX));
+            check("tanh", 2.5e-7, worst(isa, Function::Tanh, f64::tanh, -3e38, 3e38));
             check("silu", 2e-7, worst(isa, Function::Silu, f64::silu, -83.0, 1e38));
         }
     }

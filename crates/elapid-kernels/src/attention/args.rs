@@ -28,6 +28,13 @@ pub struct Attention {
     pub alibi: bool,
 }
 
+impl Attention {
+    /// How much ALiBi lowers the scores of a head for each position of distance.
+    pub(super) fn slope(&self, head: usize) -> f64 {
+        (-8.0 * (head + 1) as f64 / self.heads as f64).exp2()
+    }
+}
+
 /// Which positions s of a document position t sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
@@ -97,6 +104,22 @@ impl Stretch {
     /// The position in the document of a key.
     fn position(&self, key: usize) -> usize {
         if key < self.sinks { key } else { key + self.gap }
+    }
+
+    /// The position in the document of a query.
+    pub(super) fn time(&self, query: usize) -> usize {
+        self.position(self.offset + query)
+    }
+
+    /// Positions up to the last key.
+    pub(super) fn end(&self) -> usize {
+        self.position(self.keys.len())
+    }
+
+    /// The row of the key at a position of the document.
+    pub(super) fn row(&self, position: usize) -> Option<usize> {
+        let key = if position < self.sinks { position } else { position.checked_sub(self.gap)? };
+        (self.position(key) == position && key < self.keys.len()).then_some(self.keys.start + key)
     }
 
     /// The keys that query `i` sees, in the order of their positions, each with its distance.

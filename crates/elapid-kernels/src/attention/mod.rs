@@ -1,11 +1,12 @@
-//! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), causal: y_t = Σ_s softmax_s(scale q_t k_s) v_s over
+//! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): y_t = Σ_s softmax_s(scale q_t k_s) v_s over
 //! the keys s that position t sees ([`Mask`]).
 //!
 //! On the CPU a batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the
 //! last query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so
-//! any split of a document gives the same bits. On a GPU it is a [`Batch`] of rows that begin with their own keys.
+//! any split of a document gives the same bits. Values must be finite. On a GPU it is a [`Batch`] of rows that begin with their own keys.
 
 mod args;
+mod cpu;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
@@ -16,7 +17,7 @@ mod tests;
 use crate::cuda::Result;
 use crate::error::{self, Check};
 use crate::view::Shaped;
-use crate::{View, ViewMut};
+use crate::{Isa, View, ViewMut};
 
 pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, Saved, Side, Stretch, Together};
 
@@ -36,7 +37,7 @@ pub fn forward<'a, 'y>(
     let dv = check(attention, &args)?;
     beside(&args, "y", &y, (args.q.shape().0, attention.heads * dv))?;
     match y {
-        ViewMut::Host(y) => naive::forward(attention, &args.host()?, y),
+        ViewMut::Host(y) => cpu::forward(Isa::best(), attention, &args.host()?, y),
         ViewMut::Device(y) => {
             let kept = cuda::forward(attention, &args.device(y.gpu())?, y, saved.is_some())?;
             if let Some(saved) = saved {
@@ -71,7 +72,7 @@ pub fn backward<'a, 'y, 'g>(
             let mut grads = grads.map(|name, m| CHECK.host_mut(name, m))?;
             grads.dk.fill(0.0);
             grads.dv.fill(0.0);
-            naive::backward(attention, &args.host()?, dy, grads);
+            cpu::backward(Isa::best(), attention, &args.host()?, dy, grads);
             Ok(())
         }
         View::Device(dy) => {
@@ -114,6 +115,11 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
                     && stretch.offset.checked_add(stretch.queries.len()).is_some_and(|end| end <= stretch.keys.len());
                 CHECK.that(inside, "stretches", || "rows that are there".into(), || format!("{stretch:?}"))?;
             }
+            let mut queries: Vec<_> = stretches.iter().map(|stretch| stretch.queries.clone()).collect();
+            queries.retain(|queries| !queries.is_empty());
+            queries.sort_by_key(|queries| queries.start);
+            let apart = queries.windows(2).all(|pair| pair[0].end <= pair[1].start);
+            CHECK.that(apart, "stretches", || "queries of one stretch each".into(), || "a query of several".into())?;
         }
         Together::Device(Batch { b, l, segments }) => {
             let rows = CHECK.product("b l", &[b, l])?;

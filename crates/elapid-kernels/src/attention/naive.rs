@@ -27,7 +27,7 @@ fn probabilities<T: Float>(
     let kv = h / (attention.heads / attention.kv_heads);
     let (scale, cap) = (T::of(f64::from(attention.scale)), T::of(f64::from(attention.softcap)));
     let slope = match attention.alibi {
-        true => T::of((-8.0 * (h + 1) as f64 / attention.heads as f64).exp2()),
+        true => T::of(attention.slope(h)),
         false => T::zero(),
     };
     let mut slopes = Vec::new();
