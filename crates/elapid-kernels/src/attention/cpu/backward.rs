@@ -47,7 +47,7 @@ pub(in crate::attention) fn backward(
     attention: &Attention,
     args: &Host<'_>,
     dy: Rows<'_>,
-    Grads { dq, mut dk, mut dv }: Grads<'_>,
+    Grads { dq, mut dk, mut dv }: Grads<RowsMut<'_>>,
 ) {
     let (widths, vectors) = (Widths::of(attention, args), Vectors::of(isa));
     let ranges: Vec<_> = args.stretches.iter().map(|stretch| stretch.queries.clone()).collect();
