@@ -11,10 +11,13 @@ static PRODUCT: Source = Source { name: "experts_product", text: include_str!("p
 const ENTRIES: [&str; 7] = ["count", "scan", "place", "gather", "gather_backward", "combine", "combine_backward"];
 /// Uses that a block sorts: `STRETCH` of the source.
 const STRETCH: usize = 2048;
-/// Side of a tile of the output, on tensor cores and by plain sums.
-const SIDES: [usize; 2] = [128, 64];
-/// Buffers that are filled ahead.
-const STAGES: usize = 3;
+/// Rows of a tile of the output, on tensor cores and by plain sums.
+const ROWS_OF_TILE: [usize; 2] = [128, 64];
+/// Columns of a tile by plain sums, and on tensor cores: `BN` of the source; the wide ones need matrices that fill them.
+const PLAIN: usize = 64;
+const WIDTHS: [usize; 2] = [128, 256];
+/// Buffers that are filled ahead, at each width.
+const STAGES: [usize; 2] = [3, 4];
 
 /// Uses in the order of their experts, on a GPU.
 #[derive(Debug)]
@@ -177,8 +180,9 @@ fn multiply(order: &Order, form: Form, all: [&Mat<'_>; 3], args: Product) -> Res
     let (gpu, dtype) = (all[0].gpu(), all[0].dtype());
     let sizes = [args.depth, args.cols, args.m];
     let tensor = dtype == DType::Bf16 && sizes.iter().all(|size| size % 8 == 0) && all.iter().all(|m| m.is_aligned());
-    let side = SIDES[usize::from(!tensor)];
-    let across = (args.cols as usize).div_ceil(side);
+    let side = ROWS_OF_TILE[usize::from(!tensor)];
+    let wide = usize::from(args.cols >= 512);
+    let across = (args.cols as usize).div_ceil(if tensor { WIDTHS[wide] } else { PLAIN });
     let tiles = order.n / side + order.experts;
     let blocks = product(&[tiles, across]);
     CHECK.that(blocks < 1 << 31, "x", || "fewer rows or columns on a GPU".into(), || format!("{blocks} tiles"))?;
@@ -186,10 +190,10 @@ fn multiply(order: &Order, form: Form, all: [&Mat<'_>; 3], args: Product) -> Res
         Form::Weight => (count(across), count((args.m as usize).div_ceil(side)), count(order.experts)),
         _ => (count(blocks), 1, 1),
     };
-    let shared = if tensor { STAGES * 2 * 128 * 64 * 2 } else { 0 };
+    let shared = if tensor { STAGES[wide] * (128 + WIDTHS[wide]) * 64 * 2 } else { 0 };
     let launch = Launch { grid, shared: count(shared), ..Launch::linear(1, 256) };
     let args = Product { starts: order.starts.address(), experts: count(order.experts), tiles: count(tiles), ..args };
-    let kernel = gpu.kernel(&PRODUCT, "product", &products(dtype, form, tensor))?;
+    let kernel = gpu.kernel(&PRODUCT, "product", &products(dtype, form, tensor.then_some(wide)))?;
     // SAFETY: `Args` is laid out as in the source; `super` has checked the shapes; the order's rows are below n.
     unsafe { kernel.launch(launch, &args) }
 }
@@ -219,11 +223,11 @@ fn moves(dtype: DType, wide: bool) -> Vec<Define> {
     vec![Define::dtype("T", dtype), Define::new("V", if wide { 8 } else { 1 })]
 }
 
-fn products(dtype: DType, form: Form, tensor: bool) -> Vec<Define> {
+fn products(dtype: DType, form: Form, wide: Option<usize>) -> Vec<Define> {
     let mut defines =
         vec![Define::dtype("T", dtype), Define::new("FORM", form as u32), Define::new("TENSOR", u32::from(tensor))];
-    if tensor {
-        defines.push(Define::new("STAGES", STAGES));
+    if let Some(wide) = wide {
+        defines.extend([Define::new("STAGES", STAGES[wide]), Define::new("BN", WIDTHS[wide])]);
     }
     defines
 }
@@ -234,8 +238,8 @@ pub(crate) fn units() -> Vec<Unit> {
     for dtype in [DType::F32, DType::Bf16] {
         units.extend([false, true].map(|wide| Unit { source: &ROWS, entries: &ENTRIES, defines: moves(dtype, wide) }));
         for form in [Form::Forward, Form::Input, Form::Weight] {
-            for tensor in [false, true].into_iter().filter(|tensor| !tensor || dtype == DType::Bf16) {
-                units.push(Unit { source: &PRODUCT, entries: &["product"], defines: products(dtype, form, tensor) });
+            for wide in [None, Some(0), Some(1)].into_iter().filter(|wide| wide.is_none() || dtype == DType::Bf16) {
+                units.push(Unit { source: &PRODUCT, entries: &["product"], defines: products(dtype, form, wide) });
             }
         }
     }

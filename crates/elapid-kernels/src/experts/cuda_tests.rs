@@ -60,7 +60,14 @@ fn rows_are_moved_as_on_the_cpu() {
 #[test]
 fn products() {
     let Some(gpu) = gpu() else { return };
-    let sizes = [(1, 1, 1, 8, 8), (37, 2, 5, 19, 33), (700, 2, 3, 200, 136), (64, 1, 70, 16, 8), (900, 2, 8, 256, 392)];
+    let sizes = [
+        (1, 1, 1, 8, 8),
+        (37, 2, 5, 19, 33),
+        (700, 2, 3, 200, 136),
+        (64, 1, 70, 16, 8),
+        (900, 2, 8, 256, 392),
+        (300, 2, 4, 776, 520),
+    ];
     for (i, (m, k, experts, d, rows)) in sizes.into_iter().enumerate() {
         let picked = super::tests::picks(m, k, experts, i as u64);
         let (host, order) = both(gpu, &picked, k, experts, usize::MAX);

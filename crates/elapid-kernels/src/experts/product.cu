@@ -3,7 +3,7 @@
 // FORM 0: c_r = W_e a_r, W_e [cols depth]: the forward. FORM 1: c_r = W_eᵀ a_r, W_e [depth cols]: the gradient of the input. Both
 // have `depth` terms a sum. FORM 2: C_e += Σ_r a_rᵀ b_r, [m cols]: the gradient of W_e, with as many terms as e has rows.
 //
-// TENSOR: bf16 on tensor cores. Tiles of 128 by 128 of the output, 64 terms at a time, in STAGES buffers that are filled ahead
+// TENSOR: bf16 on tensor cores. Tiles of 128 by BN of the output, 64 terms at a time, in STAGES buffers that are filled ahead
 // by asynchronous copies. Otherwise plain sums in f32.
 
 struct Args {
@@ -43,8 +43,9 @@ __device__ __forceinline__ bool tile_of(const Args& a, u32 size, u32 columns, Ti
 #if TENSOR
 
 #define BM 128
-#define BN 128
 #define BK 64
+// Columns of a warp, of which four are side by side.
+#define WN (BN / 4)
 #define THREADS 256
 
 // 16 bytes from global to shared memory, zeros if they are not there.
@@ -69,37 +70,43 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Rows of 64 elements (a row of the output, 64 terms) or of 128 (a term, 128 rows or columns of the output), 16 bytes of which
-// are swapped by the row's number, so that eight rows lie in different banks.
-__device__ __forceinline__ u32 at64(u32 row, u32 chunk) { return (row * 8 + (chunk ^ (row & 7))) * 16; }
-__device__ __forceinline__ u32 at128(u32 row, u32 chunk) { return (row * 16 + (chunk ^ (row & 7))) * 16; }
+// A tile of rows of 64 terms, or of terms of so many rows or columns of the output; 16 bytes are a chunk. Chunks are swapped by
+// the row's number, so that eight rows lie in different banks.
+template <int CHUNKS>
+__device__ __forceinline__ u32 place(u32 row, u32 chunk) {
+  return (row * CHUNKS + (chunk ^ (row & 7))) * 16;
+}
 
-#define BYTES (BM * BK * 2)
+#define BYTES_A (BM * BK * 2)
+#define BYTES_B (BN * BK * 2)
 
-// A tile of 128 rows of 64 terms: rows `from` to `to`, terms from `term` on.
+// A tile of ROWS rows of 64 terms: rows `from` to `to`, terms from `term` on.
+template <int ROWS>
 __device__ __forceinline__ void load_rows(u32 to_shared, const Mat<T>& x, i64 from, i64 to, i64 term, i64 depth) {
 #pragma unroll
-  for (int i = 0; i < BM * 8 / THREADS; ++i) {
+  for (int i = 0; i < ROWS * 8 / THREADS; ++i) {
     u32 at = threadIdx.x + i * THREADS, row = at / 8, chunk = at % 8;
     bool there = from + row < to && term + chunk * 8 < depth;
-    copy16(to_shared + at64(row, chunk), x.row(there ? from + row : 0) + (there ? term + chunk * 8 : 0), there);
+    copy16(to_shared + place<8>(row, chunk), x.row(there ? from + row : 0) + (there ? term + chunk * 8 : 0), there);
   }
 }
-// A tile of 64 terms of 128 columns: terms `term` to `end`, columns from `col` on.
+// A tile of 64 terms of COLS columns: terms `term` to `end`, columns from `col` on.
+template <int COLS>
 __device__ __forceinline__ void load_terms(u32 to_shared, const Mat<T>& x, i64 term, i64 end, i64 col, i64 cols) {
+  constexpr int CHUNKS = COLS / 8;
 #pragma unroll
-  for (int i = 0; i < BK * 16 / THREADS; ++i) {
-    u32 at = threadIdx.x + i * THREADS, row = at / 16, chunk = at % 16;
+  for (int i = 0; i < BK * CHUNKS / THREADS; ++i) {
+    u32 at = threadIdx.x + i * THREADS, row = at / CHUNKS, chunk = at % CHUNKS;
     bool there = term + row < end && col + chunk * 8 < cols;
-    copy16(to_shared + at128(row, chunk), x.row(there ? term + row : 0) + (there ? col + chunk * 8 : 0), there);
+    copy16(to_shared + place<CHUNKS>(row, chunk), x.row(there ? term + row : 0) + (there ? col + chunk * 8 : 0), there);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) product(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BN == 128 ? 2 : 1) product(const __grid_constant__ Args a) {
   extern __shared__ __align__(128) u8 memory[];
   u32 shared = u32(__cvta_generic_to_shared(memory));
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u32 row0 = warp / 4 * 64, col0 = warp % 4 * 32;
+  const u32 row0 = warp / 4 * 64, col0 = warp % 4 * WN;
 #if FORM == 2
   u32 e = blockIdx.z;
   i64 first = i64(blockIdx.y) * BM, col = i64(blockIdx.x) * BN;
@@ -111,25 +118,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) product(const __grid_co
   i64 first = tile.from, col = tile.col, begin = 0, end = a.depth;
 #endif
   auto load = [&](i64 term, u32 stage) {
-    u32 to = shared + stage * 2 * BYTES;
+    u32 to = shared + stage * (BYTES_A + BYTES_B);
     if (term < end) {
 #if FORM == 2
-      load_terms(to, a.a, term, end, first, a.m);
-      load_terms(to + BYTES, a.b, term, end, col, a.cols);
+      load_terms<BM>(to, a.a, term, end, first, a.m);
+      load_terms<BN>(to + BYTES_A, a.b, term, end, col, a.cols);
 #else
-      load_rows(to, a.a, first, tile.to, term, a.depth);
+      load_rows<BM>(to, a.a, first, tile.to, term, a.depth);
 #if FORM == 0
       i64 w = i64(tile.e) * a.cols;
-      load_rows(to + BYTES, a.b, w + col, w + a.cols, term, a.depth);
+      load_rows<BN>(to + BYTES_A, a.b, w + col, w + a.cols, term, a.depth);
 #else
       i64 w = i64(tile.e) * a.depth;
-      load_terms(to + BYTES, a.b, w + term, w + a.depth, col, a.cols);
+      load_terms<BN>(to + BYTES_A, a.b, w + term, w + a.depth, col, a.cols);
 #endif
 #endif
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
-  float c[4][4][4] = {};
+  float c[4][WN / 8][4] = {};
 #pragma unroll
   for (int stage = 0; stage < STAGES - 1; ++stage) load(begin + stage * BK, stage);
   u32 stage = 0;
@@ -137,32 +144,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) product(const __grid_co
     asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
     __syncthreads();
     load(term + (STAGES - 1) * BK, stage == 0 ? STAGES - 1 : stage - 1);
-    u32 of_a = shared + stage * 2 * BYTES, of_b = of_a + BYTES;
+    u32 of_a = shared + stage * (BYTES_A + BYTES_B), of_b = of_a + BYTES_A;
 #pragma unroll
     for (int k = 0; k < BK / 16; ++k) {
-      u32 x[4][4], w[2][4];
+      u32 x[4][4], w[WN / 16][4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         u32 row = row0 + i * 16;
 #if FORM == 2
-        four_transposed(x[i], of_a + at128(k * 16 + lane % 8 + lane / 16 * 8, (row + lane / 8 % 2 * 8) / 8));
+        four_transposed(x[i], of_a + place<BM / 8>(k * 16 + lane % 8 + lane / 16 * 8, (row + lane / 8 % 2 * 8) / 8));
 #else
-        four_matrices(x[i], of_a + at64(row + lane % 16, k * 2 + lane / 16));
+        four_matrices(x[i], of_a + place<8>(row + lane % 16, k * 2 + lane / 16));
 #endif
       }
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < WN / 16; ++j) {
         u32 at = col0 + j * 16;
 #if FORM == 0
-        four_matrices(w[j], of_b + at64(at + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+        four_matrices(w[j], of_b + place<8>(at + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
 #else
-        four_transposed(w[j], of_b + at128(k * 16 + lane % 16, at / 8 + lane / 16));
+        four_transposed(w[j], of_b + place<BN / 8>(k * 16 + lane % 16, at / 8 + lane / 16));
 #endif
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply(c[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < WN / 8; ++j) multiply(c[i][j], x[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
       }
     }
     stage = stage + 1 == STAGES ? 0 : stage + 1;
@@ -180,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) product(const __grid_co
       T* to = a.c.row(r);
 #endif
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < WN / 8; ++j) {
         i64 at = col + col0 + j * 8 + lane % 4 * 2;
         if (at >= a.cols) continue;
         float x = c[i][j][half * 2], y = c[i][j][half * 2 + 1];

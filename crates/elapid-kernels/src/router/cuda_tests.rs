@@ -42,7 +42,11 @@ fn sizes() {
                 let d = RowsMut::new(&mut want, experts);
                 naive::backward(&router, rows, &picks, Rows::new(&wide(&dweights), k), d);
                 let tolerance = if dtype == DType::Bf16 { 5e-3 } else { 1e-5 };
-                assert!(err_ratio(&want, &dlogits.values()) < tolerance, "{m} {experts} {router:?}");
+                // The weight of a single expert that is divided by itself has no gradient.
+                match router.renormalise && k == 1 {
+                    true => assert!(dlogits.values().iter().all(|d| d.abs() < 1e-6), "{m} {experts} {router:?}"),
+                    false => assert!(err_ratio(&want, &dlogits.values()) < tolerance, "{m} {experts} {router:?}"),
+                }
 
                 let spreads = OnDevice::poisoned(gpu, 2, experts, 0, DType::F32);
                 spread(on_logits.mat(), picked.view(), spreads.mat_mut()).unwrap();
