@@ -3,7 +3,7 @@
 
 use super::{Args, Grads, Saved};
 use crate::DType;
-use crate::cuda::{Define, Gpu, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
+use crate::cuda::{Define, Gpu, Kernel, Launch, Mat, MatMut, RawMat, Result, Source, Unit, elementwise};
 use crate::error::product;
 
 static SOURCE: Source = Source { name: "layer_norm", text: include_str!("layer_norm.cu") };
@@ -97,8 +97,9 @@ pub(super) fn forward(
     };
     let s_dtype = if residual.is_some() { DType::F32 } else { x.dtype() };
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype(), s_dtype, form))?;
+    let blocks = blocks(&kernel, gpu, x.rows(), form, 0)?;
     // SAFETY: `Raw` is laid out as in the source; `super` has checked shapes and formats.
-    unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows(), form, 8), THREADS as u32), &raw) }
+    unsafe { kernel.launch(Launch::linear(blocks, THREADS as u32), &raw) }
 }
 
 pub(super) fn backward(
@@ -115,7 +116,9 @@ pub(super) fn backward(
     let (gpu, d) = (dy.gpu(), dy.cols());
     let all = [Some(&dy), Some(&s), saved.weight.as_ref(), dsum.as_ref(), Some(&dx), dresidual.as_ref()];
     let form = form(d, &all);
-    let blocks = blocks(gpu, dy.rows(), form, 4);
+    let kernel = gpu.kernel(&SOURCE, "backward", &defines(dy.dtype(), s.dtype(), form))?;
+    let shared = (rows_at_once(form) * d * 4) as u32;
+    let blocks = blocks(&kernel, gpu, dy.rows(), form, shared)?;
     let partial = gpu.alloc(product(&[blocks, 2, d, 4]))?;
     let partial = partial.mat_mut(blocks, 2 * d, DType::F32);
     let raw = Raw {
@@ -127,8 +130,6 @@ pub(super) fn backward(
         partial: partial.raw(),
         ..Raw::new(dy.shape(), saved.factors, saved.weight.as_ref(), saved.statistics.address())
     };
-    let kernel = gpu.kernel(&SOURCE, "backward", &defines(dy.dtype(), s.dtype(), form))?;
-    let shared = (rows_at_once(form) * d * 4) as u32;
     // SAFETY: as in `forward`; `partial` has a row of 2 d for every block.
     unsafe { kernel.launch(Launch { shared, ..Launch::linear(blocks, THREADS as u32) }, &raw)? };
     for (from, to) in [(0, dweight), (d, dbias)] {
@@ -139,9 +140,10 @@ pub(super) fn backward(
     Ok(())
 }
 
-/// Blocks that take all rows between them, at most `resident` a multiprocessor.
-fn blocks(gpu: Gpu, rows: usize, form: Form, resident: usize) -> usize {
-    rows.div_ceil(rows_at_once(form).max(1)).min(resident * gpu.multiprocessors())
+/// Blocks that take all rows between them, at most as many as run at once: one more would run alone at the end.
+fn blocks(kernel: &Kernel, gpu: Gpu, rows: usize, form: Form, shared: u32) -> Result<usize> {
+    let resident = kernel.resident_blocks(THREADS as u32, shared)?.max(1);
+    Ok(rows.div_ceil(rows_at_once(form).max(1)).min(resident * gpu.multiprocessors()))
 }
 
 /// Rows that a block holds in registers at once; 0 for the form that reads each row several times.

@@ -108,6 +108,21 @@ __device__ __forceinline__ float row_sum(float x, float* shared) {
   return total;
 }
 
+// Two such sums, at the price of one's barriers.
+__device__ __forceinline__ float2 row_sums(float x, float y, float2* shared) {
+  x = warp_sum(x);
+  y = warp_sum(y);
+  if (LANES == 32) return make_float2(x, y);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = make_float2(x, y);
+  __syncthreads();
+  float2 total = make_float2(0.0f, 0.0f);
+  int first = threadIdx.x / LANES * (LANES / 32);
+#pragma unroll
+  for (int w = 0; w < LANES / 32; ++w) total.x += shared[first + w].x, total.y += shared[first + w].y;
+  return total;
+}
+
 // Eight values of a parameter, or of a constant in its place.
 __device__ __forceinline__ void load_or(const float* from, int c, float other, float* x) {
   if (from) {
@@ -188,7 +203,7 @@ __device__ __forceinline__ void write_partial(const Args& a, float (*sums)[8], f
 
 extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) float parts[];  // [GROUPS d]
-  __shared__ float shared[THREADS / 32];
+  __shared__ float2 shared[THREADS / 32];
   int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
   float dw[VECTORS][8], db[VECTORS][8];
 #pragma unroll
@@ -200,7 +215,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
   for (i64 round = 0; round < rounds; ++round) {
     i64 r = (round * gridDim.x + blockIdx.x) * GROUPS + group;
     bool live = r < a.rows;
-    float g[VECTORS][8], hat[VECTORS][8];
+    // What arrives at the sum is read before the row's sums are known, so that the memory has more to do.
+    float g[VECTORS][8], hat[VECTORS][8], ds[VECTORS][8];
     float mean = live ? a.statistics[2 * r] : 0.0f, rstd = live ? a.statistics[2 * r + 1] : 0.0f;
     float total = 0.0f, dot = 0.0f;
 #pragma unroll
@@ -211,6 +227,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
       load8(a.dy.row(r) + c, g[k]);
       load8(a.s.row(r) + c, hat[k]);
       load_or(a.weight, c, 1.0f, w);
+      if (a.dsum.data) {
+        load8(a.dsum.row(r) + c, ds[k]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) ds[k][i] = 0.0f;
+      }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         hat[k][i] = (hat[k][i] - mean) * rstd;
@@ -221,23 +243,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
         dot += g[k][i] * hat[k][i];
       }
     }
-    float mean_g = row_sum(total, shared) / a.d, mean_dot = row_sum(dot, shared) / a.d;
+    float2 sums = row_sums(total, dot, shared);
+    float mean_g = sums.x / a.d, mean_dot = sums.y / a.d;
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
       int c = (k * LANES + lane) * 8;
       if (!live || c >= a.d) continue;
-      float ds[8] = {};
-      if (a.dsum.data) load8(a.dsum.row(r) + c, ds);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        ds[i] += rstd * (g[k][i] - mean_g - hat[k][i] * mean_dot);
-        g[k][i] = a.scale * ds[i];
+        ds[k][i] += rstd * (g[k][i] - mean_g - hat[k][i] * mean_dot);
+        g[k][i] = a.scale * ds[k][i];
       }
       store8(a.dx.row(r) + c, g[k]);
       if (a.dresidual.data) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) ds[i] *= a.keep;
-        store8(a.dresidual.row(r) + c, ds);
+        for (int i = 0; i < 8; ++i) ds[k][i] *= a.keep;
+        store8(a.dresidual.row(r) + c, ds[k]);
       }
     }
   }
