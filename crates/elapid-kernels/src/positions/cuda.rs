@@ -1,19 +1,11 @@
 //! On a GPU: a block counts a row.
 
+use super::width::Width;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Segments, Source, Unit};
 use crate::error::product;
 
 static SOURCE: Source = Source { name: "positions", text: include_str!("positions.cu") };
 const THREADS: u32 = 1024;
-
-/// The format of positions on a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Width {
-    /// u32, as ids of a table; what is larger wraps.
-    U32,
-    /// u64.
-    U64,
-}
 
 #[derive(Clone, Copy)]
 #[repr(C)]

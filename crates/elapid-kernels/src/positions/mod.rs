@@ -4,12 +4,13 @@
 //! With t₀ the last reset at or before t, position(r, t) = t - t₀; without one it is starts(r) + t. Padding counts on.
 
 pub(crate) mod cuda;
+mod width;
 
 use crate::Segments;
 use crate::cuda::{Buffer, Gpu, Result};
 use crate::error::{self, Check};
 
-pub use cuda::Width;
+pub use width::Width;
 
 const CHECK: Check = Check("positions");
 

@@ -1,0 +1,10 @@
+//! The format of positions on a GPU.
+
+/// The format of positions on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// u32, as ids of a table; what is larger wraps.
+    U32,
+    /// u64.
+    U64,
+}
