@@ -215,30 +215,34 @@ fn rotation_is_that_of_the_cpu() {
     }
 }
 
-/// A step reads the position that its row has, whatever the other rows have.
+/// A step reads the position that its row has, whatever the other rows have: not captured as a graph, as others are.
 #[test]
 fn decoding_counts_positions() {
     let Some(gpu) = gpu() else { return };
-    let settings =
-        ModelSettings { positions: PositionKind::Learned, max_positions: Count::new(64), ..ModelSettings::default() };
-    let model = model(24, settings, &Placement::default());
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    let run = |model: &LanguageModel| -> Vec<Vec<u32>> {
-        let mut decoder = Decoder::new(model, 2).unwrap();
-        let draws = Draws { sampling: greedy, ..Draws::default() };
-        let start = model.zero_state(1).unwrap();
-        let mut steps = Vec::new();
-        decoder.admit(&start, Next::Token(3), &draws).unwrap();
-        for step in 0..12 {
-            if step == 4 {
-                decoder.admit(&start, Next::Token(3), &draws).unwrap();
+    for (positions, rows) in [(PositionKind::Learned, 64), (PositionKind::Sinusoidal, 0), (PositionKind::None, 0)] {
+        let settings = ModelSettings { positions, max_positions: Count::new(rows), ..ModelSettings::default() };
+        let model = model(24, settings, &Placement::default());
+        let run = |model: &LanguageModel| {
+            let mut decoder = Decoder::new(model, 2).unwrap();
+            let draws = Draws { sampling: greedy, ..Draws::default() };
+            let start = model.zero_state(1).unwrap();
+            let mut steps: Vec<Vec<u32>> = Vec::new();
+            decoder.admit(&start, Next::Token(3), &draws).unwrap();
+            for step in 0..12 {
+                if step == 4 {
+                    decoder.admit(&start, Next::Token(3), &draws).unwrap();
+                }
+                decoder.step().unwrap();
+                steps.push(decoder.tokens().unwrap().into_iter().map(|(_, id)| id).collect());
             }
-            decoder.step().unwrap();
-            steps.push(decoder.tokens().unwrap().into_iter().map(|(_, id)| id).collect());
-        }
-        steps
-    };
-    let got = run(&model.to(Device::Cuda(gpu), DType::F32).unwrap());
-    assert_eq!(run(&model), got);
-    assert_eq!((0..8).map(|i| got[i][0]).collect::<Vec<_>>(), (4..12).map(|i| got[i][1]).collect::<Vec<_>>());
+            (steps, decoder.launches() > 0)
+        };
+        let (got, captured) = run(&model.to(Device::Cuda(gpu), DType::F32).unwrap());
+        assert_eq!(run(&model).0, got, "{positions:?}");
+        assert_eq!(captured, positions == PositionKind::None);
+        let (first, second): (Vec<u32>, Vec<u32>) =
+            ((0..8).map(|i| got[i][0]).collect(), (4..12).map(|i| got[i][1]).collect());
+        assert_eq!(first, second, "{positions:?}");
+    }
 }
