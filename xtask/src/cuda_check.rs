@@ -32,9 +32,13 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     ("selective_scan", "forward_ends", 16, 32),
     ("selective_scan", "backward_ends", 0, 8),
     // 255 registers; a few words that are read once per tile.
-    ("attention_forward", "forward", 0, 48),
-    ("attention_queries", "backward_queries", 16, 0),
+    ("attention_forward", "forward", 0, 8),
+    ("attention_queries", "backward_queries", 16, 8),
     ("attention_keys", "backward_keys", 24, 0),
+    // 168 registers allow three blocks per multiprocessor.
+    ("attention_hopper_keys", "backward_keys", 76, 32),
+    // Where it is not for, on sm_80 and from Blackwell on.
+    ("attention_hopper_forward", "forward", 124, 8),
     ("causal_conv1d", "forward", 40, 192),
     ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),

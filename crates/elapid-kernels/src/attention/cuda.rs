@@ -1,4 +1,5 @@
-//! On a GPU: bf16 on tensor cores (`tensor_*.cu`), everything else by plain sums (`plain.cu`), all with f32 sums.
+//! On a GPU: bf16 on tensor cores (`tensor_*.cu`, over the products of `tensor.cuh` or, at the usual widths on Hopper, of
+//! `hopper.cuh`), everything else by plain sums (`plain.cu`), all with f32 sums.
 //!
 //! No scores are ever in memory. The forward keeps the log-sum-exp of each query's scores, from which the backward
 //! recomputes them: once for dq, by blocks that own queries, and once for dk and dv, by blocks that own keys, so that every

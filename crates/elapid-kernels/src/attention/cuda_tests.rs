@@ -168,6 +168,8 @@ fn agrees(gpu: Gpu, case: &Case, dtype: DType, gap: usize) {
     for ((name, want), got) in ["y", "dq", "dk", "dv"].into_iter().zip(case.naive()).zip(device.values()) {
         let tolerance = match (dtype, name) {
             (DType::F32, _) => 1e-5,
+            // Of two keys, next to nothing may be left; f32 tells whether the gradients are right.
+            (DType::Bf16, "dq" | "dk") if case.l < 16 => 0.2,
             (DType::Bf16, "dq" | "dk") => BF16_SCORES,
             (DType::Bf16, _) => BF16,
         };
@@ -187,11 +189,13 @@ const BOTH: [DType; 2] = [DType::F32, DType::Bf16];
 fn sizes() {
     let Some(gpu) = gpu() else { return };
     for (i, (hk, hv)) in
-        [(8, 8), (64, 64), (80, 80), (96, 64), (128, 128), (256, 256), (16, 40), (7, 5)].iter().enumerate()
+        [(8, 8), (64, 64), (80, 80), (96, 64), (128, 64), (128, 128), (256, 256), (16, 40), (7, 5)].iter().enumerate()
     {
         for (j, l) in [0, 1, 2, 17, 64, 65, 130, 200].into_iter().enumerate() {
             let (heads, kv_heads) = [(1, 1), (4, 2), (3, 1), (2, 2)][(i + j) % 4];
-            let case = Case::new(attention(heads, kv_heads, Mask::default()), (1 + j % 2, l), (*hk, *hv), 7 + j as u64);
+            let scale = (*hk as f32).powf(-0.5);
+            let attention = Attention { scale, ..attention(heads, kv_heads, Mask::default()) };
+            let case = Case::new(attention, (1 + j % 2, l), (*hk, *hv), 7 + j as u64);
             // Gaps that keep rows aligned to 16 bytes, or not.
             BOTH.into_iter().for_each(|dtype| agrees(gpu, &case, dtype, [0, 8, 3][j % 3]));
         }
@@ -218,22 +222,39 @@ fn masks() -> Vec<Mask> {
     ]
 }
 
-#[test]
-fn every_mask_with_and_without_documents() {
+/// Every mask, with and without documents, of bare scores and of others.
+fn every_mask(width: usize) {
     let Some(gpu) = gpu() else { return };
     for (i, mask) in masks().into_iter().enumerate() {
-        for (j, width) in [64, 128, 256].into_iter().enumerate() {
-            let seed = (10 * i + j) as u64;
-            let plain = attention(4, 2, mask.clone());
-            let scored = Attention { softcap: 3.0, alibi: true, ..plain.clone() };
-            for (k, attention) in [plain, scored].into_iter().enumerate() {
-                let case = Case::new(attention, (2, 150 + 61 * ((i + j) % 3)), (width, width), seed);
-                let dtype = if (i + j + k) % 4 == 0 { DType::F32 } else { DType::Bf16 };
-                agrees(gpu, &case, dtype, 0);
-                agrees(gpu, &case.with_documents(seed), dtype, 8);
-            }
+        let plain = attention(4, 2, mask.clone());
+        let scored = Attention { softcap: 3.0, alibi: true, ..plain.clone() };
+        for (j, attention) in [plain, scored].into_iter().enumerate() {
+            let case = Case::new(attention, (2, 110 + 41 * (i % 3)), (width, width), (2 * i + j) as u64);
+            let dtype = if (i + j) % 4 == 0 { DType::F32 } else { DType::Bf16 };
+            agrees(gpu, &case, dtype, 0);
+            agrees(gpu, &case.with_documents(i as u64), dtype, 8);
         }
     }
+}
+
+#[test]
+fn every_mask_at_width_64() {
+    every_mask(64);
+}
+
+#[test]
+fn every_mask_at_width_80() {
+    every_mask(80);
+}
+
+#[test]
+fn every_mask_at_width_128() {
+    every_mask(128);
+}
+
+#[test]
+fn every_mask_at_width_256() {
+    every_mask(256);
 }
 
 #[test]

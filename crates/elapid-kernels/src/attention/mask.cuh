@@ -133,6 +133,13 @@ __device__ __forceinline__ Walk queries_of(const Args& a, int b, int s0, int s1,
   return walk;
 }
 
+// Kernels read per-query values by whole tiles, which may be longer than those that wrote them: the last tile's block fills
+// the row's padding after its own positions.
+__device__ __forceinline__ void fill_padding(const Args& a, float* row, int t1, float x) {
+  if (t1 < a.l) return;
+  for (int t = t1 + threadIdx.x; t < a.padded; t += blockDim.x) row[t] = x;
+}
+
 // 2^-(8 (h + 1) / heads), as a factor of scores in powers of two.
 __device__ __forceinline__ float alibi_slope(const Args& a, int h) {
   return a.alibi ? LOG2_E * fast_exp2(-8.0f * float(h + 1) / float(a.heads)) : 0.0f;

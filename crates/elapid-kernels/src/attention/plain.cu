@@ -154,6 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
       a.lse[(i64(b) * a.heads + h) * a.padded + t] = x > 0.0f && t < a.l ? top[i] + fast_log2(x) : INF;
     }
   }
+  if (a.lse) fill_padding(a, a.lse + (i64(b) * a.heads + h) * a.padded, t0 + TILE, INF);
   store<HV>(a.y.row(row + t0 + mine) + h * HV, a.y.stride, a.l - t0 - mine, o, inverse);
 }
 
@@ -180,6 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward_queries(const __g
     delta[i] = sum8(x), lse[i] = a.lse[before + t], scale[i] = a.scale, start[i] = start_of(a, b, t);
     if (c == 0) a.delta[before + t] = delta[i];
   }
+  fill_padding(a, a.delta + before, t0 + TILE, 0.0f);
 
   for (int n = 0; n < walk.all; ++n) {
     int s0 = walk.at(n, TILE);

@@ -3,19 +3,19 @@
 //   for each tile of keys: S = Q Kᵀ; top' = max(top, S); P = 2^(S - top'); O = O 2^(top - top') + P V; sum likewise
 //   y = O / sum
 //
-// A warp owns MT x 16 queries. S, P and O stay in registers: the result of the first product has the layout of the second
+// A warp owns MT x 16 queries, on Hopper four warps together 64. S, P and O stay in registers: the result of the first product has the layout of the second
 // one's left side. K and V are loaded into one of two stages of shared memory while the other is worked on. `top` is raised
 // only when a score exceeds it by 2^8 (of f32's 2^127), so that O is seldom rescaled.
 
 #define BM (WARPS * MT * 16)
 #define THREADS (WARPS * 32)
-#define LQ (LK > LV ? LK : LV)
-#define STAGE (BN * (LK + LV))
+#define WIDER (DK > DV ? DK : DV)
+#define STAGE (tile_bytes<BN, DK>() + tile_bytes<BN, DV>())
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) u8 memory[];
-  bf16* queries = reinterpret_cast<bf16*>(memory);
-  bf16* stages = queries + BM * LQ;
+  u8* queries = aligned(memory);
+  u8* stages = queries + tile_bytes<BM, WIDER>();
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = (lane & 3) * 2;
   int tiles = (a.l + BM - 1) / BM;
   Place place(a, tiles, a.heads);
@@ -24,25 +24,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
   Walk walk = keys_of(a, place.b, t0, t0 + BM, BN);
   const bf16 *k = a.k.row(row) + kv * HK, *v = a.v.row(row) + kv * HV;
 
-  clear_padding<BM, HK, LK, THREADS>(queries);
+  clear_padding<BM, HK, DK, THREADS>(queries);
 #pragma unroll
   for (int stage = 0; stage < 2; ++stage) {
-    clear_padding<BN, HK, LK, THREADS>(stages + stage * STAGE);
-    clear_padding<BN, HV, LV, THREADS>(stages + stage * STAGE + BN * LK);
+    clear_padding<BN, HK, DK, THREADS>(stages + stage * STAGE);
+    clear_padding<BN, HV, DV, THREADS>(stages + stage * STAGE + tile_bytes<BN, DK>());
   }
   auto load = [&](int s, int stage) {
-    u32 to = shared_address(stages) + 2 * stage * STAGE;
-    load_tile<BN, HK, LK, THREADS>(to, k + s * a.k.stride, a.k.stride, a.l - s);
-    load_tile<BN, HV, LV, THREADS>(to + 2 * BN * LK, v + s * a.v.stride, a.v.stride, a.l - s);
+    u32 to = shared_address(stages) + stage * STAGE;
+    load_tile<BN, HK, DK, THREADS>(to, k + s * a.k.stride, a.k.stride, a.l - s);
+    load_tile<BN, HV, DV, THREADS>(to + tile_bytes<BN, DK>(), v + s * a.v.stride, a.v.stride, a.l - s);
   };
-  load_tile<BM, HK, LK, THREADS>(shared_address(queries), a.q.row(row + t0) + h * HK, a.q.stride, a.l - t0);
+  u32 q = shared_address(queries);
+  load_tile<BM, HK, DK, THREADS>(q, a.q.row(row + t0) + h * HK, a.q.stride, a.l - t0);
   if (walk.all > 0) load(walk.at(0, BN), 0);
   commit();
 
   // The lane's rows: m x 16 + g and 8 further down.
   int mine = t0 + warp * MT * 16;
-  bf16* rows = queries + warp * MT * 16 * LK;
-  u32 q = lane_down(shared_address(rows), LK);
   float o[MT][DV / 8][4], top[MT][2], sum[MT][2];
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
@@ -61,24 +60,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
 #else
   float factor = a.scale * LOG2_E;
 #endif
-  u32 kept[DK / 16][MT][4];
+  Kept<MT, DK> kept;
 
   for (int i = 0; i < walk.all; ++i) {
     int s0 = walk.at(i, BN);
-    wait<0>();
+    loaded();
     __syncthreads();
     if (i + 1 < walk.all) load(walk.at(i + 1, BN), (i + 1) & 1);
     commit();
-    if (KEEP && i == 0) {
-#pragma unroll
-      for (int kk = 0; kk < DK / 16; ++kk)
-#pragma unroll
-        for (int m = 0; m < MT; ++m) load4(kept[kk][m], q + 2 * (m * 16 * LK + kk * 16));
-    }
+    if (KEEP && i == 0) kept.load<BM>(q);
     if (is_causal(a) && s0 > mine + MT * 16 - 1) continue;
-    u32 stage = shared_address(stages) + 2 * (i & 1) * STAGE;
+    u32 stage = shared_address(stages) + (i & 1) * STAGE;
     float s[MT][BN / 8][4];
-    product_across<MT, BN, DK, LK, LK, KEEP>(s, q, kept, lane_across(stage, LK));
+    product_across<MT, BN, DK, BM, KEEP>(s, q, kept, stage);
+    finished<0, MT, BN / 8>(s);
 #if SCORES
 #pragma unroll
     for (int m = 0; m < MT; ++m)
@@ -148,7 +143,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
 #pragma unroll
       for (int kk = 0; kk < BN / 16; ++kk) as_a(p[m][kk], s[m][2 * kk], s[m][2 * kk + 1]);
     }
-    product_down<MT, BN, DV, LV>(o, p, lane_down(stage + 2 * BN * LK, LV));
+    product_down<MT, BN, DV>(o, p, stage + tile_bytes<BN, DK>());
+    finished<0, MT, DV / 8>(o);
   }
 
   float inverse[MT][2];
@@ -164,8 +160,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
       int t = mine + m * 16 + g + half * 8;
       if (a.lse && c == 0) lse[t] = x > 0.0f && t < a.l ? top[m][half] + fast_log2(x) : INF;
     }
+  if (a.lse) fill_padding(a, lse, t0 + BM, INF);
   // Others may still load or read what lies where this warp stores.
-  wait<0>();
+  loaded();
   __syncthreads();
-  store_rows<MT, HV, DV, LV>(a.y.row(row + mine) + h * HV, a.y.stride, a.l - mine, queries + warp * MT * 16 * LV, o, inverse);
+  store_rows<MT, HV, DV>(a.y.row(row + mine) + h * HV, a.y.stride, a.l - mine, queries, o, inverse);
 }

@@ -10,13 +10,13 @@
 
 #define BM (WARPS * MT * 16)
 #define THREADS (WARPS * 32)
-#define STAGE (BN * (LK + LV))
+#define STAGE (tile_bytes<BN, DK>() + tile_bytes<BN, DV>())
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) u8 memory[];
-  bf16* queries = reinterpret_cast<bf16*>(memory);
-  bf16* dys = queries + BM * LK;
-  bf16* stages = dys + BM * LV;
+  u8* queries = aligned(memory);
+  u8* dys = queries + tile_bytes<BM, DK>();
+  u8* stages = dys + tile_bytes<BM, DV>();
   __shared__ float deltas[BM];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = (lane & 3) * 2;
   int tiles = (a.l + BM - 1) / BM;
@@ -26,20 +26,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
   Walk walk = keys_of(a, place.b, t0, t0 + BM, BN);
   const bf16 *k = a.k.row(row) + kv * HK, *v = a.v.row(row) + kv * HV;
 
-  clear_padding<BM, HK, LK, THREADS>(queries);
-  clear_padding<BM, HV, LV, THREADS>(dys);
+  clear_padding<BM, HK, DK, THREADS>(queries);
+  clear_padding<BM, HV, DV, THREADS>(dys);
 #pragma unroll
   for (int stage = 0; stage < 2; ++stage) {
-    clear_padding<BN, HK, LK, THREADS>(stages + stage * STAGE);
-    clear_padding<BN, HV, LV, THREADS>(stages + stage * STAGE + BN * LK);
+    clear_padding<BN, HK, DK, THREADS>(stages + stage * STAGE);
+    clear_padding<BN, HV, DV, THREADS>(stages + stage * STAGE + tile_bytes<BN, DK>());
   }
   auto load = [&](int s, int stage) {
-    u32 to = shared_address(stages) + 2 * stage * STAGE;
-    load_tile<BN, HK, LK, THREADS>(to, k + s * a.k.stride, a.k.stride, a.l - s);
-    load_tile<BN, HV, LV, THREADS>(to + 2 * BN * LK, v + s * a.v.stride, a.v.stride, a.l - s);
+    u32 to = shared_address(stages) + stage * STAGE;
+    load_tile<BN, HK, DK, THREADS>(to, k + s * a.k.stride, a.k.stride, a.l - s);
+    load_tile<BN, HV, DV, THREADS>(to + tile_bytes<BN, DK>(), v + s * a.v.stride, a.v.stride, a.l - s);
   };
-  load_tile<BM, HK, LK, THREADS>(shared_address(queries), a.q.row(row + t0) + h * HK, a.q.stride, a.l - t0);
-  load_tile<BM, HV, LV, THREADS>(shared_address(dys), a.dy.row(row + t0) + h * HV, a.dy.stride, a.l - t0);
+  u32 q = shared_address(queries), dy = shared_address(dys);
+  load_tile<BM, HK, DK, THREADS>(q, a.q.row(row + t0) + h * HK, a.q.stride, a.l - t0);
+  load_tile<BM, HV, DV, THREADS>(dy, a.dy.row(row + t0) + h * HV, a.dy.stride, a.l - t0);
   if (walk.all > 0) load(walk.at(0, BN), 0);
   commit();
 
@@ -62,12 +63,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
     }
     if (SHARE == 2) x += __shfl_xor_sync(0xffffffffu, x, 1);
     if (part == 0) deltas[r] = x, a.delta[rows_before + t0 + r] = x;
+    fill_padding(a, a.delta + rows_before, t0 + BM, 0.0f);
   }
   __syncthreads();
 
   int mine = t0 + warp * MT * 16;
-  u32 q = lane_down(shared_address(queries + warp * MT * 16 * LK), LK);
-  u32 dy = lane_down(shared_address(dys + warp * MT * 16 * LV), LV);
   float dq[MT][DK / 8][4], lse[MT][2], delta[MT][2];
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
@@ -91,27 +91,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
 #else
   float factor = a.scale * LOG2_E;
 #endif
-  u32 kept_q[DK / 16][MT][4], kept_dy[DV / 16][MT][4];
+  Kept<MT, DK> kept_q;
+  Kept<MT, DV> kept_dy;
 
   for (int i = 0; i < walk.all; ++i) {
     int s0 = walk.at(i, BN);
-    wait<0>();
+    loaded();
     __syncthreads();
     if (i + 1 < walk.all) load(walk.at(i + 1, BN), (i + 1) & 1);
     commit();
-    if (KEEP && i == 0) {
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-#pragma unroll
-        for (int kk = 0; kk < DK / 16; ++kk) load4(kept_q[kk][m], q + 2 * (m * 16 * LK + kk * 16));
-#pragma unroll
-        for (int kk = 0; kk < DV / 16; ++kk) load4(kept_dy[kk][m], dy + 2 * (m * 16 * LV + kk * 16));
-      }
-    }
+    if (KEEP && i == 0) kept_q.load<BM>(q), kept_dy.load<BM>(dy);
     if (is_causal(a) && s0 > mine + MT * 16 - 1) continue;
-    u32 stage = shared_address(stages) + 2 * (i & 1) * STAGE;
+    u32 stage = shared_address(stages) + (i & 1) * STAGE;
     float s[MT][BN / 8][4], dp[MT][BN / 8][4];
-    product_across<MT, BN, DK, LK, LK, KEEP>(s, q, kept_q, lane_across(stage, LK));
+    product_across<MT, BN, DK, BM, KEEP>(s, q, kept_q, stage);
+#if HOPPER
+    // Beside the exponentials.
+    product_across<MT, BN, DV, BM, KEEP>(dp, dy, kept_dy, stage + tile_bytes<BN, DK>());
+#endif
+    finished<HOPPER, MT, BN / 8>(s);
     bool all = whole(a, of_row, mine, mine + MT * 16 - 1, s0, s0 + BN - 1, last_start);
 #pragma unroll
     for (int m = 0; m < MT; ++m)
@@ -139,7 +137,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
             if (!visible(a, of_row, t, at, start[m][e >> 1])) s[m][j][e] = 0.0f;
           }
     }
-    product_across<MT, BN, DV, LV, LV, KEEP>(dp, dy, kept_dy, lane_across(stage + 2 * BN * LK, LV));
+#if HOPPER
+    finished<0, MT, BN / 8>(dp);
+#else
+    product_across<MT, BN, DV, BM, KEEP>(dp, dy, kept_dy, stage + tile_bytes<BN, DK>());
+#endif
     u32 ds[MT][BN / 16][4];
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
@@ -150,14 +152,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) backward_queries(c
 #pragma unroll
       for (int kk = 0; kk < BN / 16; ++kk) as_a(ds[m][kk], s[m][2 * kk], s[m][2 * kk + 1]);
     }
-    product_down<MT, BN, DK, LK>(dq, ds, lane_down(stage, LK));
+    product_down<MT, BN, DK>(dq, ds, stage);
+    finished<0, MT, DK / 8>(dq);
   }
   // Others may still load what lies where this warp stores.
-  wait<0>();
+  loaded();
   __syncthreads();
   float scale[MT][2];
 #pragma unroll
   for (int m = 0; m < MT; ++m) scale[m][0] = scale[m][1] = a.scale;
-  bf16* rows = queries + warp * MT * 16 * LK;
-  store_rows<MT, HK, DK, LK>(a.dq.row(row + mine) + h * HK, a.dq.stride, a.l - mine, rows, dq, scale);
+  store_rows<MT, HK, DK>(a.dq.row(row + mine) + h * HK, a.dq.stride, a.l - mine, queries, dq, scale);
 }

@@ -170,6 +170,8 @@ fn options((major, minor): (u32, u32)) -> Result<Vec<String>> {
     // A device that this NVRTC does not know gets PTX, which its driver translates.
     let architecture = match known.iter().rev().find(|&&known| known <= wanted) {
         Some(&known) if known < wanted => format!("compute_{known}"),
+        // With the instructions that Hopper alone has.
+        _ if wanted == 90 => "sm_90a".into(),
         _ => format!("sm_{wanted}"),
     };
     Ok(vec![format!("--gpu-architecture={architecture}"), "-std=c++17".into(), "-default-device".into()])

@@ -15,6 +15,18 @@ static KEYS: Source = Source {
     name: "attention_keys",
     text: concat!(include_str!("../mask.cuh"), include_str!("../tensor.cuh"), include_str!("../tensor_keys.cu")),
 };
+static HOPPER_FORWARD: Source = Source {
+    name: "attention_hopper_forward",
+    text: concat!(include_str!("../mask.cuh"), include_str!("../hopper.cuh"), include_str!("../tensor_forward.cu")),
+};
+static HOPPER_QUERIES: Source = Source {
+    name: "attention_hopper_queries",
+    text: concat!(include_str!("../mask.cuh"), include_str!("../hopper.cuh"), include_str!("../tensor_queries.cu")),
+};
+static HOPPER_KEYS: Source = Source {
+    name: "attention_hopper_keys",
+    text: concat!(include_str!("../mask.cuh"), include_str!("../hopper.cuh"), include_str!("../tensor_keys.cu")),
+};
 static PLAIN: Source =
     Source { name: "attention_plain", text: concat!(include_str!("../mask.cuh"), include_str!("../plain.cu")) };
 
@@ -86,6 +98,8 @@ impl Kind {
 pub(super) struct Form {
     kind: Kind,
     special: Special,
+    /// Whether by Hopper's own instructions.
+    hopper: bool,
     /// 16-row tiles of a warp: `MT`.
     rows: usize,
     warps: usize,
@@ -101,6 +115,10 @@ impl Form {
     /// The fastest of those measured on an H100, at widths of 64 and 128; the others follow from the registers.
     pub(super) fn new(kind: Kind, special: &Special, capability: (u32, u32)) -> Self {
         let plain = special.mask != Mask::Sparse && !special.scores;
+        let widths = [special.hk, special.hv].iter().all(|width| matches!(width, 64 | 128));
+        if special.tensor && plain && widths && capability == (9, 0) {
+            return Self::hopper(kind, special);
+        }
         let of_keys = !matches!(kind, Kind::Forward | Kind::Queries);
         let causal = special.mask == Mask::Causal;
         let (rows, step, keep, blocks) = match (special.width(), kind) {
@@ -114,13 +132,24 @@ impl Form {
             (..=128, _) => (1, 64, false, 2),
             _ => (1, 32, false, 1),
         };
-        let form = Self { kind, special: *special, rows, warps: 4, step, keep, blocks };
+        let form = Self { kind, special: *special, hopper: false, rows, warps: 4, step, keep, blocks };
         // Of 99 KiB of shared memory per block, as most GPUs have that are not for data centres.
         let large = matches!(capability, (8, 0) | (8, 7) | (9, _) | (10, _) | (11, _));
         match large || form.shared() < 96 << 10 {
             true => form,
             false => Self { warps: if special.width() > 128 { 2 } else { 4 }, step: step / 2, blocks: 1, ..form },
         }
+    }
+
+    /// The fastest of those measured on an H200.
+    fn hopper(kind: Kind, special: &Special) -> Self {
+        let (warps, step, blocks) = match (kind, special.width()) {
+            (Kind::Forward, 64) => (4, 128, 3),
+            (Kind::Forward, _) => (8, 128, 1),
+            (_, 64) => (4, 64, 3),
+            _ => (4, 64, 2),
+        };
+        Self { kind, special: *special, hopper: true, rows: 1, warps, step, keep: false, blocks }
     }
 
     /// Positions that a block owns.
@@ -148,6 +177,13 @@ impl Form {
                 _ => 2 * tile * (lk + lv) + 2 * scores,
             };
         }
+        let of_keys = !matches!(self.kind, Kind::Forward | Kind::Queries);
+        if self.hopper {
+            let owned = if self.kind == Kind::Forward { hk.max(hv) } else { hk + hv };
+            let per_query = if of_keys { (12 * self.step).next_multiple_of(1024) } else { 0 };
+            // Tiles begin at multiples of 1024.
+            return 2 * tile * owned + 2 * (2 * self.step * (hk + hv) + per_query) + 1024;
+        }
         let (lk, lv) = (hk.next_multiple_of(16) + 8, hv.next_multiple_of(16) + 8);
         let stages = 2 * self.step * (lk + lv);
         match self.kind {
@@ -158,11 +194,15 @@ impl Form {
     }
 
     pub(super) fn source(&self) -> &'static Source {
-        match (self.special.tensor, self.kind) {
-            (false, _) => &PLAIN,
-            (true, Kind::Forward) => &FORWARD,
-            (true, Kind::Queries) => &QUERIES,
-            (true, _) => &KEYS,
+        let [forward, queries, keys] = match (self.special.tensor, self.hopper) {
+            (false, _) => return &PLAIN,
+            (true, false) => [&FORWARD, &QUERIES, &KEYS],
+            (true, true) => [&HOPPER_FORWARD, &HOPPER_QUERIES, &HOPPER_KEYS],
+        };
+        match self.kind {
+            Kind::Forward => forward,
+            Kind::Queries => queries,
+            Kind::Keys | Kind::KeysK | Kind::KeysV => keys,
         }
     }
 
@@ -208,7 +248,7 @@ pub(super) fn documents() -> Vec<Define> {
 /// Specialisations: widths and masks of usual models, and the widest heads.
 pub(crate) fn units() -> Vec<Unit> {
     let mut units = vec![Unit { source: &super::DOCUMENTS, entries: &["documents"], defines: documents() }];
-    let hopper = (9, 0);
+    let (ampere, hopper) = ((8, 0), (9, 0));
     for (width, mask, scores) in [
         (64, Mask::Causal, false),
         (64, Mask::Window, false),
@@ -222,7 +262,11 @@ pub(crate) fn units() -> Vec<Unit> {
     ] {
         let special = Special { tensor: true, dtype: DType::Bf16, hk: width, hv: width, mask, scores };
         let kinds = [Kind::Forward, Kind::Queries].iter().chain(Kind::of_keys(&special));
-        units.extend(kinds.map(|&kind| Form::new(kind, &special, hopper).unit()));
+        for &kind in kinds {
+            let forms = [ampere, hopper].map(|capability| Form::new(kind, &special, capability));
+            units.extend(forms.iter().filter(|form| form.hopper).map(Form::unit));
+            units.push(forms[0].unit());
+        }
     }
     for (dtype, width, mask) in [
         (DType::F32, 64, Mask::Causal),
@@ -231,7 +275,7 @@ pub(crate) fn units() -> Vec<Unit> {
         (DType::Bf16, 7, Mask::Sparse),
     ] {
         let special = Special { tensor: false, dtype, hk: width, hv: width, mask, scores: true };
-        units.push(Form::new(Kind::Forward, &special, hopper).unit());
+        units.push(Form::new(Kind::Forward, &special, ampere).unit());
     }
     units
 }
