@@ -1,6 +1,6 @@
 //! `elapid bench attention`: softmax attention alone.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use elapid::DType;
 use elapid::memory::Needs;
 use elapid_kernels::attention::{self, Args, Attention, Batch, Grads, Mask, Outputs, Saved, Stretch, Together};
@@ -10,6 +10,7 @@ use elapid_kernels::{Isa, Rows, RowsMut, View, ViewMut};
 use serde_json::json;
 
 use super::measure::{Timing, at_least_1, repetitions};
+use crate::failure::wrong;
 use crate::model::Place;
 use crate::output::{Output, number, pairs, table, thousands};
 
@@ -62,7 +63,7 @@ impl Arguments {
     fn attention(&self) -> Result<Attention> {
         let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
         if !heads.is_multiple_of(kv_heads) {
-            bail!("--kv-heads {kv_heads} does not divide --heads {heads}");
+            return Err(wrong(format!("--kv-heads {kv_heads} does not divide --heads {heads}")));
         }
         let mask = Mask { causal: !self.bidirectional, window: self.window, ..Mask::default() };
         let scale = (self.width as f32).powf(-0.5);
@@ -71,7 +72,8 @@ impl Arguments {
 
     /// Columns of each matrix.
     fn cols(&self) -> [usize; MATRICES] {
-        let (q, k) = (self.heads * self.width, self.kv_heads.unwrap_or(self.heads) * self.width);
+        let of = |heads: usize| heads.saturating_mul(self.width);
+        let (q, k) = (of(self.heads), of(self.kv_heads.unwrap_or(self.heads)));
         [q, k, k, q, q, q, k, k]
     }
 

@@ -31,6 +31,18 @@ fn scan_beside_the_loop() {
 }
 
 #[test]
+fn attention_alone() {
+    let arguments = ["bench", "attention", "--device", "cpu", "--b", "2", "--heads", "4", "--l", "50", "--width", "8"];
+    for more in [&[][..], &["--kv-heads", "2", "--window", "7"], &["--bidirectional", "--window", "60"]] {
+        let found = elapid(&[&arguments[..], &["--reps", "2", "--json"], more].concat()).json();
+        positive(&found, &["forward_ms", "forward_backward_ms", "tflops", "forward_backward_tflops"]);
+        let text = elapid(&[&arguments[..], &["--reps", "1"], more].concat());
+        assert!(text.text().contains("TFLOP/s"), "{}", text.stdout);
+    }
+    elapid(&["bench", "attention", "--device", "cpu", "--heads", "4", "--kv-heads", "3"]).fails(2, &["--kv-heads"]);
+}
+
+#[test]
 fn models_of_any_size() {
     let size = ["--model-size", "32x2", "--random", "--vocab", "40"];
     for (what, more) in [

@@ -30,6 +30,9 @@ fn sizes_beyond_memory_are_refused_with_both_sizes() {
     for size in ["--b", "--l", "--d", "--n"] {
         elapid(&["bench", "scan", "--device", "cpu", size, HUGE]).fails(2, &with(size));
     }
+    for size in ["--b", "--heads", "--l", "--width"] {
+        elapid(&["bench", "attention", "--device", "cpu", size, HUGE]).fails(2, &with(size));
+    }
     elapid(&["bench", "decode", "--device", "cpu", "--model-size", "1000000x1000"]).fails(2, &with("model's sizes"));
 
     let dir = tempfile::tempdir().unwrap();

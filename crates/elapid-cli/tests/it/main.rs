@@ -98,6 +98,7 @@ fn every_command_explains_itself_with_examples() {
         vec!["tokenize"],
         vec!["doctor"],
         vec!["bench", "scan"],
+        vec!["bench", "attention"],
         vec!["bench", "decode"],
         vec!["bench", "prefill"],
         vec!["bench", "train"],
