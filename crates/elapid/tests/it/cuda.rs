@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use elapid::Layout;
-use elapid::config::ModelConfig;
+use elapid::config::{ModelConfig, Named, Placement};
 use elapid::decode::{Decoder, Draws, Next};
 use elapid::generate::{Generator, Sampling};
+use elapid::layers::LayerConfig;
+use elapid::layers::attention::{Rope, Settings};
 use elapid::lm::Positions;
+use elapid::settings::{Auto, Size};
+use elapid::state::State;
 use elapid::{DType, Device, LanguageModel};
 use elapid_kernels::selective_scan::Discretisation;
 use elapid_kernels::testing::{err_ratio, gpu, wide};
@@ -92,6 +96,44 @@ fn gradients_are_the_processors_with_lengths_and_resets() {
             same_gradients(&format!("layout {i}"), &model, &grads, &on_device);
             close("state", &numbers(&state), &numbers(&state_on_device));
         }
+    }
+}
+
+/// Mamba-1 and attention in turn.
+fn hybrid() -> LanguageModel {
+    let mut config = ModelConfig::mamba1("64x2").unwrap();
+    let settings =
+        Settings { heads: Size::new(4), kv_heads: Auto::Is(Size::new(2)), rope: Rope::None, ..Settings::default() };
+    let layer = LayerConfig::attention(settings);
+    config.stack.model.layers = vec!["mamba1".into(), "seen".into()];
+    config.stack.named = [("seen".to_owned(), Named { layer, placement: Placement::default() })].into();
+    config.stack.model.initializer_range = 0.2;
+    LanguageModel::new(config, 6).unwrap()
+}
+
+/// Without a cached past; with one it is an error, not a result without it.
+#[test]
+fn attention_trains_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let model = hybrid();
+    let device = model.to_train(Device::Cuda(gpu), DType::F32).unwrap();
+    let (b, l, v) = (3, 70, vocabulary(&model));
+    let (tokens, targets) = (ids(b * l, v), ids(b * l + 1, v)[1..].iter().map(|&id| id as i32).collect::<Vec<_>>());
+    let resets: Arc<[u8]> = (0..b * l).map(|i| u8::from(i % 31 == 4)).collect();
+    for layout in [Layout::new(b, l), Layout { resets: Some(resets), ..Layout::new(b, l) }] {
+        let (want, grads, own) = summed(&model, &layout, &tokens, &targets);
+        let (got, on_device, state) = summed(&device, &layout, &tokens, &targets);
+        assert!((want - got).abs() <= 1e-5 * want.abs(), "{want} {got}");
+        same_gradients("attention", &model, &grads, &on_device);
+        let next = |model: &LanguageModel, state: State| {
+            let cx = model.inference(Layout::new(b, 1));
+            model.logits(&cx, &tokens[..b], state, Positions::All).map(|(logits, _)| logits.value().to_vec().unwrap())
+        };
+        let refused = next(&device, state.clone()).unwrap_err().to_string();
+        assert!(refused.contains("cached positions"), "{refused}");
+        assert!(state.to(Device::Cuda(gpu)).is_err());
+        // The CPU goes on from it.
+        close("the next logits", &next(&model, own).unwrap(), &next(&model, state.to(Device::Cpu).unwrap()).unwrap());
     }
 }
 
