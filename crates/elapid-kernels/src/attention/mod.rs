@@ -102,7 +102,7 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
     let grouped = kv_heads > 0 && heads > 0 && heads.is_multiple_of(kv_heads);
     CHECK.that(grouped, "kv_heads", || format!("a divisor of {heads} heads"), || kv_heads.to_string())?;
     let ((m, q_cols), (n, _), (_, v_cols)) = (args.q.shape(), args.k.shape(), args.v.shape());
-    let whole = |cols: usize, heads: usize| cols.is_multiple_of(heads);
+    let whole = |cols: usize, heads: usize| cols > 0 && cols.is_multiple_of(heads);
     CHECK.that(whole(q_cols, heads), "q", || format!("columns for {heads} heads"), || q_cols.to_string())?;
     CHECK.that(whole(v_cols, kv_heads), "v", || format!("columns for {kv_heads} heads"), || v_cols.to_string())?;
     beside(args, "k", &args.k, (args.v.shape().0, q_cols / heads * kv_heads))?;

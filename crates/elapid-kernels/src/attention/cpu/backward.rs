@@ -21,7 +21,7 @@ use super::forward::{LOWEST, values};
 use super::pack::{Scratch, across, across_len, along, along_len, keys_of, read_along};
 use super::pieces::pieces;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
-use super::{Attention, BLOCK, Host, Stretch, TILE, Vectors, Widths, product, tiles};
+use super::{Attention, BLOCK, Host, Stretch, TILE, Vectors, Widths, is_wide, product, tiles};
 use crate::attention::Grads;
 use crate::parallel::split;
 use crate::{Isa, Rows, RowsMut};
@@ -192,7 +192,7 @@ impl WithSimd for Backward<'_> {
         let count = self.stretch.queries.len();
         for from in (0..count).step_by(QUERIES) {
             let queries = from..count.min(from + QUERIES);
-            if self.vectors.wide == 4 {
+            if is_wide::<S>() {
                 self.some::<S, 4>(simd, queries);
             } else {
                 self.some::<S, 2>(simd, queries);

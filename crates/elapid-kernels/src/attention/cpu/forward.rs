@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 use super::pack::{Scratch, across, across_len, along, along_len, keys_of};
 use super::pieces::pieces;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
-use super::{Attention, BLOCK, Host, ROWS, Stretch, TILE, Vectors, Widths, product, tiles};
+use super::{Attention, BLOCK, Host, ROWS, Stretch, TILE, Vectors, Widths, is_wide, product, tiles};
 use crate::parallel::split;
 use crate::{Isa, Rows, RowsMut};
 
@@ -130,13 +130,18 @@ impl WithSimd for Forward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let rows = self.queries.len() * self.widths.group;
-        match (self.vectors.wide, rows) {
-            (4, 1) => self.run::<S, 1, 4>(simd),
-            (4, 2..4) => self.run::<S, 4, 4>(simd),
-            (4, _) => self.run::<S, BLOCK, 4>(simd),
-            (_, 1) => self.run::<S, 1, 2>(simd),
-            (_, 2..4) => self.run::<S, 4, 2>(simd),
-            _ => self.run::<S, BLOCK, 2>(simd),
+        if is_wide::<S>() {
+            match rows {
+                1 => self.run::<S, 1, 4>(simd),
+                2..=4 => self.run::<S, 4, 4>(simd),
+                _ => self.run::<S, BLOCK, 4>(simd),
+            }
+        } else {
+            match rows {
+                1 => self.run::<S, 1, 2>(simd),
+                2..=4 => self.run::<S, 4, 2>(simd),
+                _ => self.run::<S, BLOCK, 2>(simd),
+            }
         }
     }
 }

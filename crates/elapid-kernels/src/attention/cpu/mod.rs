@@ -71,6 +71,11 @@ impl Widths {
     }
 }
 
+/// Whether 24 sums of a block fit the registers; scalar code is wide so that the compiler makes vectors of it.
+const fn is_wide<S: pulp::Simd>() -> bool {
+    S::REGISTER_COUNT >= 32 || S::IS_SCALAR
+}
+
 /// Vectors of an instruction set, and how many of them a block is wide.
 #[derive(Debug, Clone, Copy)]
 struct Vectors {
@@ -84,7 +89,7 @@ impl Vectors {
         impl pulp::WithSimd for Registers {
             type Output = Vectors;
             fn with_simd<S: pulp::Simd>(self, _: S) -> Vectors {
-                Vectors { lanes: S::F32_LANES, wide: if S::REGISTER_COUNT >= 32 { 4 } else { 2 } }
+                Vectors { lanes: S::F32_LANES, wide: if is_wide::<S>() { 4 } else { 2 } }
             }
         }
         isa.run(Registers)

@@ -46,31 +46,38 @@ pub(super) fn across_len(columns: usize) -> usize {
 }
 
 /// Writes rows in the order across; keys up to the end of the last block that begins are 0.
-#[inline(always)]
 pub(super) fn across<'a>(
     vectors: Vectors,
     columns: usize,
-    rows: impl Iterator<Item = Option<&'a [f32]>>,
+    mut rows: impl ExactSizeIterator<Item = Option<&'a [f32]>>,
     out: &mut [f32],
 ) {
-    let keys = vectors.keys();
-    let mut count = 0;
-    for (j, row) in rows.enumerate() {
-        let block = &mut out[j / keys * keys * columns..][..keys * columns];
-        put(row, block, keys, j % keys);
-        count = j + 1;
-    }
-    for j in count..count.next_multiple_of(keys) {
-        put(None, &mut out[j / keys * keys * columns..][..keys * columns], keys, j % keys);
+    let (keys, missing) = (vectors.keys(), vec![0.0; columns]);
+    let blocks = rows.len().div_ceil(keys);
+    for block in out.chunks_exact_mut((keys * columns).max(1)).take(blocks) {
+        for from in (0..keys).step_by(SOME) {
+            let four = [(); SOME].map(|()| rows.next().flatten().unwrap_or(&missing));
+            transpose(four, block, keys, from);
+        }
     }
 }
 
-#[inline(always)]
-fn put(row: Option<&[f32]>, block: &mut [f32], keys: usize, lane: usize) {
-    let lanes = block.chunks_exact_mut(keys);
-    match row {
-        Some(row) => lanes.zip(row).for_each(|(lanes, &x)| lanes[lane] = x),
-        None => lanes.for_each(|lanes| lanes[lane] = 0.0),
+/// Rows that are transposed together; every block of scores has a multiple of it.
+const SOME: usize = 4;
+
+/// block[i][from + j] = rows[j][i], in squares that the compiler turns into shuffles.
+fn transpose(rows: [&[f32]; SOME], block: &mut [f32], keys: usize, from: usize) {
+    let squares = rows.map(|row| row.as_chunks::<SOME>());
+    let mut whole = block.chunks_exact_mut(keys);
+    for i in 0..squares[0].0.len() {
+        let square = squares.map(|(chunks, _)| chunks[i]);
+        for u in 0..SOME {
+            let Some(lanes) = whole.next() else { return };
+            lanes[from..from + SOME].copy_from_slice(&square.map(|row| row[u]));
+        }
+    }
+    for (u, lanes) in whole.enumerate() {
+        lanes[from..from + SOME].copy_from_slice(&squares.map(|(_, tail)| tail[u]));
     }
 }
 
