@@ -28,6 +28,12 @@ pub struct Args<'f, V: Matrix> {
     pub pairs: Pairs,
     /// What rotated columns are multiplied by.
     pub factor: f64,
+    /// For each pair the logarithm by which it grows from position to position, beside the rotation; empty is 0 for all.
+    pub growth: &'f [f64],
+    /// The position at which what has grown is 1.
+    pub centre: f64,
+    /// Later positions are rotated as this one.
+    pub last: u64,
     /// The position of each row, `[m]`.
     pub positions: V::Array<u64>,
 }
@@ -35,8 +41,8 @@ pub struct Args<'f, V: Matrix> {
 impl<'f, V: Matrix> Args<'f, V> {
     /// The same, with positions in another form.
     pub fn at<W: Matrix>(&self, positions: W::Array<u64>) -> Args<'f, W> {
-        let Self { dim, frequencies, pairs, factor, .. } = *self;
-        Args { dim, frequencies, pairs, factor, positions }
+        let Self { dim, frequencies, pairs, factor, growth, centre, last, .. } = *self;
+        Args { dim, frequencies, pairs, factor, growth, centre, last, positions }
     }
 }
 

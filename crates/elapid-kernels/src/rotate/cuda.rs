@@ -30,8 +30,11 @@ struct Raw {
     rest: i32,
     factor: f32,
     sign: f32,
-    unused: f32,
+    grows: i32,
+    centre: f64,
+    last: u64,
     turns: [f64; PAIRS],
+    growth: [f32; PAIRS],
 }
 
 /// `x` into y, or without it y in place.
@@ -63,6 +66,10 @@ pub(super) fn forward(args: &Args<'_, Mat<'_>>, inverse: bool, x: Option<Mat<'_>
         for (turns, frequency) in turns.iter_mut().zip(&args.frequencies[first..first + count]) {
             *turns = frequency / std::f64::consts::TAU;
         }
+        let mut growth = [0.0; PAIRS];
+        for (to, growth) in growth.iter_mut().zip(args.growth.iter().skip(first).take(count)) {
+            *to = (growth * std::f64::consts::LOG2_E) as f32;
+        }
         let raw = Raw {
             x: x.raw(),
             y: y.raw(),
@@ -77,8 +84,11 @@ pub(super) fn forward(args: &Args<'_, Mat<'_>>, inverse: bool, x: Option<Mat<'_>
             rest: rest as i32,
             factor: args.factor as f32,
             sign: if inverse { -1.0 } else { 1.0 },
-            unused: 0.0,
+            grows: (!args.growth.is_empty()).into(),
+            centre: args.centre,
+            last: args.last,
             turns,
+            growth,
         };
         let blocks = y.rows().div_ceil(tile).min(16 * gpu.multiprocessors());
         let launch = Launch { shared: (tile * count * ENTRY) as u32, ..Launch::linear(blocks, THREADS as u32) };

@@ -1,7 +1,10 @@
 //! Rotary positions (Su et al. 2021, arXiv 2104.09864, equation 34): pairs of columns of each head are rotated by an angle
 //! proportional to the position, so that products of queries and keys depend only on their distance.
 //!
-//! The gradient is the inverse rotation.
+//! Pairs may grow or shrink with the position too (xPos, Sun et al. 2022, arXiv 2212.10554): queries by ζ^t and keys by ζ^-s,
+//! so that products fall with the distance.
+//!
+//! The gradient is the inverse rotation, with the same factors.
 
 mod args;
 pub(crate) mod cuda;
@@ -70,7 +73,9 @@ fn check(args: &Args<'_, View<'_>>, (m, d): (usize, usize)) -> error::Result<()>
     let whole = args.dim > 0 && d.is_multiple_of(args.dim);
     CHECK.that(whole, "dim", || format!("a divisor of {d} columns"), || args.dim.to_string())?;
     let (most, got) = (args.dim / 2, args.frequencies.len());
-    CHECK.that(got <= most, "frequencies", || format!("at most {most}"), || got.to_string())
+    CHECK.that(got <= most, "frequencies", || format!("at most {most}"), || got.to_string())?;
+    let grown = args.growth.len();
+    CHECK.that(grown == 0 || grown == got, "growth", || format!("none or {got}"), || grown.to_string())
 }
 
 fn on_host(args: &Args<'_, Rows<'_>>, inverse: bool, y: crate::RowsMut<'_>) {

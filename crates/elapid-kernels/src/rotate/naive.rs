@@ -14,9 +14,12 @@ pub fn in_place<T: Float>(args: &Args<'_, Rows<'_, T>>, inverse: bool, mut x: Ro
     let half = args.frequencies.len();
     for r in 0..x.rows() {
         // Angles in f64: at position 2^20 an f32 is wrong by a twentieth of a radian.
-        let angles = args.frequencies.iter().map(|frequency| args.positions[r] as f64 * frequency);
+        let position = args.positions[r].min(args.last) as f64;
+        let angles = args.frequencies.iter().map(|frequency| position * frequency);
         for (i, (sin, cos)) in angles.map(f64::sin_cos).enumerate() {
-            let (sin, cos) = (T::of(args.factor * if inverse { -sin } else { sin }), T::of(args.factor * cos));
+            let grown = args.growth.get(i).map_or(1.0, |growth| (growth * (position - args.centre)).exp());
+            let factor = args.factor * grown;
+            let (sin, cos) = (T::of(factor * if inverse { -sin } else { sin }), T::of(factor * cos));
             let (a, b) = match args.pairs {
                 Pairs::Halves => (i, i + half),
                 Pairs::Interleaved => (2 * i, 2 * i + 1),

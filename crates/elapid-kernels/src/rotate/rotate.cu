@@ -22,8 +22,11 @@ struct Args {
   i32 rest;  // columns at the end of a head to copy
   float factor;
   float sign;
-  float unused;
+  i32 grows;
+  double centre;
+  u64 last;           // later positions are rotated as this one
   double turns[256];  // per position, from pair `first` on
+  float growth[256];  // log2 of what a pair grows by per position
 };
 
 #define THREADS 256
@@ -68,17 +71,20 @@ __device__ __forceinline__ void rotate_step(const Args& a, const T* x, T* y, int
 extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_constant__ Args a) {
   extern __shared__ float2 table[];  // [tile count]
   __shared__ double turns[256];
-  for (int p = threadIdx.x; p < a.count; p += THREADS) turns[p] = a.turns[p];
+  __shared__ float growth[256];
+  for (int p = threadIdx.x; p < a.count; p += THREADS) turns[p] = a.turns[p], growth[p] = a.growth[p];
   int steps_of_a_head = a.count / PAIRS_OF_A_STEP, steps = a.heads * steps_of_a_head;
   for (i64 first = i64(blockIdx.x) * a.tile; first < a.rows; first += i64(gridDim.x) * a.tile) {
     int rows = int(a.rows - first < a.tile ? a.rows - first : a.tile);
     __syncthreads();
     for (int i = threadIdx.x; i < rows * a.count; i += THREADS) {
       int r = i / a.count;
-      double angle = double(a.positions[first + r]) * turns[i - r * a.count];
-      float sine, cosine;
+      u64 position = a.positions[first + r] < a.last ? a.positions[first + r] : a.last;
+      double angle = double(position) * turns[i - r * a.count];
+      float sine, cosine, factor = a.factor;
       sincospif(2.0f * float(angle - rint(angle)), &sine, &cosine);
-      table[i] = make_float2(a.factor * cosine, a.sign * a.factor * sine);
+      if (a.grows) factor *= exp2f(growth[i - r * a.count] * float(double(position) - a.centre));
+      table[i] = make_float2(factor * cosine, a.sign * factor * sine);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < rows * steps; i += THREADS) {

@@ -22,18 +22,40 @@ pub struct Rotary {
     pub pairs: Pairs,
     /// Factor of the rotated columns.
     pub factor: f64,
+    /// For each pair the logarithm by which it grows per position; empty is 0 for all.
+    pub growth: Arc<[f64]>,
+    /// The position at which what has grown is 1.
+    pub centre: f64,
+    /// Later positions are rotated as this one.
+    pub last: u64,
 }
 
 impl Rotary {
     /// The frequencies `base^(-2i/columns)`, scaled, for pairs i of the first `columns` columns of a head of `dim`.
     pub fn new(dim: usize, columns: usize, base: f64, scaling: Scaling, pairs: Pairs) -> Self {
         let frequencies = scaling.frequencies(columns, base).into();
-        Self { dim, frequencies, pairs, factor: scaling.attention_factor() }
+        let factor = scaling.attention_factor();
+        Self { dim, frequencies, pairs, factor, growth: Arc::new([]), centre: 0.0, last: u64::MAX }
+    }
+
+    /// With pairs that shrink with the position, ζ^(t / base) with ζ = (2i / r + 0.4) / 1.4 in pair i of r columns (xPos, Sun
+    /// et al. 2022): for queries. Keys grow, by [`inverse_growth`](Self::inverse_growth).
+    #[must_use]
+    pub fn with_xpos(self, base: f64) -> Self {
+        let pairs = self.frequencies.len();
+        let zeta = |i: usize| (i as f64 / pairs as f64 + 0.4) / 1.4;
+        Self { growth: (0..pairs).map(|i| zeta(i).ln() / base).collect(), ..self }
+    }
+
+    /// The same with growth where pairs shrink.
+    #[must_use]
+    pub fn inverse_growth(self) -> Self {
+        Self { growth: self.growth.iter().map(|growth| -growth).collect(), ..self }
     }
 
     fn args<'a>(&'a self, positions: &'a Positions) -> kernel::Args<'a, View<'a>> {
-        let &Self { dim, ref frequencies, pairs, factor } = self;
-        kernel::Args { dim, frequencies, pairs, factor, positions: positions.view() }
+        let &Self { dim, ref frequencies, pairs, factor, ref growth, centre, last } = self;
+        kernel::Args { dim, frequencies, pairs, factor, growth, centre, last, positions: positions.view() }
     }
 }
 
@@ -100,7 +122,8 @@ pub(crate) fn sinusoids_like(like: &Tensor, layout: &Layout) -> Result<Tensor> {
     // An odd width has a sine without its cosine at the end.
     let even = d.next_multiple_of(2);
     let frequencies = (0..even / 2).map(|i| 10000_f64.powf(-2.0 * i as f64 / d as f64)).collect();
-    let rotary = Rotary { dim: even, frequencies, pairs: Pairs::Interleaved, factor: 1.0 };
+    let plain = Rotary::new(even, 0, 1.0, Scaling::None, Pairs::Interleaved);
+    let rotary = Rotary { frequencies, ..plain };
     let mut pairs = Tensor::zeros_on(like.device(), DType::F32, &[m * even / 2, 2])?;
     elementwise::fill(pairs.view_mut().columns(1, 1), 1.0)?;
     let mut waves = pairs.reshape(&[m, even]);
