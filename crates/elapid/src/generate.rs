@@ -101,8 +101,9 @@ impl Generator {
     /// Reads tokens, whatever their number, in memory that does not depend on it.
     ///
     /// # Errors
-    /// If an id is not in the vocabulary.
+    /// If an id is not in the vocabulary, or a layer of the model is not causal.
     pub fn read(&mut self, tokens: &[u32]) -> Result<()> {
+        self.model.check_continues()?;
         self.catch_up()?;
         for part in tokens.chunks(self.chunk) {
             self.advance(part)?;

@@ -10,7 +10,7 @@ use crate::autograd::{Tape, Var};
 use crate::checkpoint::{Checkpoint, Named, SaveOptions};
 use crate::config::ModelConfig;
 use crate::embedding::Embedding;
-use crate::layer::{At, Cost, Layer, Layers, Promises};
+use crate::layer::{At, Cost, Layer, Layers, Promises, Split};
 use crate::memory::Needs;
 use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
 use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
@@ -372,6 +372,18 @@ impl LanguageModel {
         let settings = &self.config.stack.model;
         let hidden = scaled(&hidden, settings.logit_scale)?;
         Ok((cross_entropy(&hidden, &cx.param(self.head), targets, settings.logit_softcap)?, state))
+    }
+
+    /// Whether it can continue a sequence.
+    ///
+    /// # Errors
+    /// If a layer sees what follows.
+    pub(crate) fn check_continues(&self) -> Result<()> {
+        if self.promises().split < Split::Whole {
+            return Ok(());
+        }
+        let what = "a model with a layer that is not causal cannot generate: what it has read depends on what follows";
+        Err(Error::Argument(what.into()))
     }
 
     /// The promises that all its layers keep.

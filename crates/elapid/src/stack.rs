@@ -30,6 +30,7 @@ pub(crate) struct Norm {
     pub(crate) weight: Option<ParamId>,
     pub(crate) bias: Option<ParamId>,
     pub(crate) eps: f32,
+    width: usize,
 }
 
 /// A layer with its placement.
@@ -80,7 +81,17 @@ impl Norm {
         let (weight, bias) = (kind.has_weight(), kind.has_bias());
         let weight = weight.then(|| p.param("weight", &[d], &start, Traits::VECTOR)).transpose()?;
         let bias = bias.then(|| p.param("bias", &[d], &Init::Constant(0.0), Traits::VECTOR)).transpose()?;
-        Ok(Self { kind, weight, bias, eps })
+        Ok(Self { kind, weight, bias, eps, width: d })
+    }
+
+    /// Columns that it is over.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Its parameters.
+    pub(crate) fn params(&self) -> usize {
+        self.width * (usize::from(self.weight.is_some()) + usize::from(self.bias.is_some()))
     }
 
     /// norm(x).

@@ -380,7 +380,7 @@ impl Tensor {
         }
     }
 
-    fn is_contiguous(&self) -> bool {
+    pub(crate) fn is_contiguous(&self) -> bool {
         self.stride == self.cols() || self.row_count() <= 1
     }
 

@@ -63,7 +63,7 @@ impl Decoder {
     /// On a GPU a step costs the same however many of them are admitted.
     ///
     /// # Errors
-    /// If `rows` is 0, or the device has too little memory.
+    /// If `rows` is 0, a layer of the model is not causal, or the device has too little memory.
     pub fn new(model: &LanguageModel, rows: usize) -> Result<Self> {
         Self::build(model, rows, true)
     }
@@ -81,6 +81,7 @@ impl Decoder {
         if capacity == 0 {
             return Err(Error::Argument("a decoder of 0 rows; give at least 1".into()));
         }
+        model.check_continues()?;
         let engine = match model.device() {
             Device::Cpu => Engine::Cpu(Box::default()),
             Device::Cuda(gpu) => Engine::Gpu(Box::new(Slab::new(model, gpu, capacity, fused)?)),

@@ -1,4 +1,4 @@
-//! Causal softmax attention (Vaswani et al. 2017, section 3.2), with heads of keys shared by groups of heads of queries
+//! Softmax attention (Vaswani et al. 2017, section 3.2), causal or of all positions, with heads of keys shared by groups of heads of queries
 //! (Ainslie et al. 2023), a sliding window (Beltagy et al. 2020) and rotary positions (Su et al. 2021).
 //!
 //! | here | |
@@ -6,22 +6,31 @@
 //! | `b l d` | batch, positions, width of the stream |
 //! | `h` | heads of queries (`heads`) |
 //! | `g` | heads of keys and values (`kv_heads`) |
-//! | `c` | columns of a head (`head_dim`) |
+//! | `c` | columns of a head of queries and keys (`head_dim`) |
+//! | `v` | columns of a head of values (`value_dim`) |
+//!
+//! With `sink_positions` "cache" a key of the window has the distance t - s, and sink s the distance min(t, C) - s with C = sinks +
+//! window - 1, as if the cache were renumbered at every step. Keys stay rotated by their own positions, as both distances are
+//! differences; queries are rotated twice, and a head has two halves: the first meets keys of the window, the second sinks.
+//!
+//! Queries and keys may be normed before their positions are put in (QK-norm, Dehghani et al. 2023, section 2): by head, one
+//! weight for all heads (Qwen3, Gemma 3), or all heads together (OLMo 2).
 
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::autograd::Var;
-use crate::layer::{At, Cost, Layer};
+use crate::layer::{At, Cost, Layer, Promises, Split};
 use crate::linear::Linear;
-use crate::ops::{self, Mask, Rotary, Scaling, attention, rotate_columns};
+use crate::ops::{self, Half, Mask, NormKind, Rotary, Scaling, attention, rotate, rotate_columns, two_halves};
 use crate::params::{Bias, Init, ParamBuilder};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
-use crate::state::{CacheSpec, LayerState, Slot, StateSpec};
+use crate::stack::Norm;
+use crate::state::{Cache, CacheSpec, LayerState, Slot, StateSpec};
 
 crate::settings! {
-    /// Causal softmax attention.
+    /// Softmax attention.
     pub struct Settings {
         /// Number of query heads.
         heads: Size = Size::new(8),
@@ -29,7 +38,16 @@ crate::settings! {
         kv_heads: Auto<Size> = Auto::Auto,
         /// Columns per head; "auto" is d_model / heads.
         head_dim: Auto<Size> = Auto::Auto,
-        /// Sliding window: number of positions that each position sees, including itself. 0: all before it.
+        /// Columns per head of values; "auto" is head_dim.
+        value_dim: Auto<Size> = Auto::Auto,
+        /// Norm of queries and keys: "none", "rms", "rms1", "layer", "layer-no-bias".
+        qk_norm: NormKind = NormKind::None,
+        /// What a norm of queries and keys is over: "head" (each alone, with one weight), "all" (all heads together).
+        qk_norm_over: Over = Over::Head,
+        /// Whether positions see none after them. Without it, distances of masks count in both directions, and a model can
+        /// neither generate nor read a sequence in parts.
+        causal: bool = true,
+        /// Sliding window: number of positions that each position sees, including itself. 0: all.
         window: Count = Count::new(0),
         /// Of the window, every so many: distances 0, r, ..., (window - 1) r (Ding et al. 2023).
         dilation: Size = Size::new(1),
@@ -37,6 +55,9 @@ crate::settings! {
         strided: bool = false,
         /// First positions of a document that all see beside the window (Xiao et al. 2024).
         sinks: Count = Count::new(0),
+        /// Positions of sinks: "stream" (those of the document), "cache" (those in a rolling cache of sinks + window - 1 positions, so
+        /// that a distance never exceeds it: StreamingLLM, Xiao et al. 2024).
+        sink_positions: SinkPositions = SinkPositions::Stream,
         /// Positions that all see beside the window, and that see all before them (Beltagy et al. 2020).
         globals: Vec<u32> = Vec::new(),
         /// Rotary positions: "none", "halves" (column i with i + r/2, as Llama), "pairs" (2i with 2i + 1, as the paper).
@@ -59,6 +80,9 @@ crate::settings! {
         rope_truncate: bool = true,
         /// Factor of the rotated columns; "auto": 0.1 ln(rope_factor) + 1 for yarn, else 1.
         rope_attention_factor: Auto<f32> = Auto::Auto,
+        /// xPos (Sun et al. 2022): in pair i of r rotated columns products fall with the distance n by ((2i / r + 0.4) / 1.4)^(n /
+        /// xpos_base); the paper has 512. Up to 60 xpos_base positions of a document. 0: they do not fall.
+        xpos_base: f32 = 0.0,
         /// Whether scores fall with distance, by 2^(-8 (h + 1) / heads) in head h (ALiBi, Press et al. 2022).
         alibi: bool = false,
         /// Factor of the products of queries and keys; "auto": head_dim^-1/2.
@@ -70,6 +94,26 @@ crate::settings! {
         /// Whether the output projection has one.
         out_bias: bool = false,
     }
+}
+
+/// From where distances to the sinks are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SinkPositions {
+    /// From the position in the document.
+    Stream,
+    /// From the position in the cache, once that is full.
+    Cache,
+}
+
+/// What a norm of queries and keys is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Over {
+    /// Each head.
+    Head,
+    /// All heads together.
+    All,
 }
 
 /// Which columns rotary positions rotate together.
@@ -101,11 +145,17 @@ pub enum RopeScaling {
 pub struct Attention {
     d_model: usize,
     head_dim: usize,
+    value_dim: usize,
     sizes: ops::Attention,
-    rotary: Option<Rotary>,
-    /// Projection to queries, keys and values, packed, `[(h + 2g) c, d]`.
+    /// Positions of queries and of keys.
+    rotary: Option<[Rotary; 2]>,
+    /// Of queries that meet sinks, where those have positions in the cache.
+    to_sinks: Option<Rotary>,
+    /// Norms of queries and of keys.
+    norms: Option<[Norm; 2]>,
+    /// Projection to queries, keys and values, packed, `[(h + g) c + g v, d]`.
     qkv: Linear,
-    /// `[d h c]`.
+    /// `[d h v]`.
     out_proj: Linear,
 }
 
@@ -116,6 +166,10 @@ impl Settings {
 
     fn head_dim(&self, d_model: usize) -> usize {
         self.head_dim.or(Size::new(d_model / self.heads.get())).get()
+    }
+
+    fn value_dim(&self, d_model: usize) -> usize {
+        self.value_dim.or(Size::new(self.head_dim(d_model))).get()
     }
 
     fn rotary_dim(&self, d_model: usize) -> usize {
@@ -148,6 +202,7 @@ impl Settings {
         Self {
             kv_heads: Auto::Is(Size::new(self.kv_heads())),
             head_dim: Auto::Is(Size::new(c)),
+            value_dim: Auto::Is(Size::new(self.value_dim(at.d_model))),
             rope_base: if turned { self.rope_base } else { 0.0 },
             rope_fast: Auto::Is(self.rope_fast()),
             rope_attention_factor: Auto::Is(self.rope_attention_factor()),
@@ -171,7 +226,18 @@ impl Settings {
                 "1 or more, as dilation, strided, sinks and globals say what is seen of a window and beside it";
             return Err(Problem::value("window", wanted, 0));
         }
+        let rolling = self.sink_positions == SinkPositions::Cache;
+        let plain = self.causal && !self.strided && self.globals.is_empty() && self.dilation.get() == 1;
+        if rolling && (self.sinks.get() == 0 || self.rope == Rope::None || self.alibi || !plain) {
+            let wanted =
+                "\"stream\" but with rope, sinks and a plain causal window, without alibi, strided and globals";
+            return Err(Problem::value("sink_positions", wanted, "cache"));
+        }
         Problem::unless_not_negative("softcap", self.softcap)?;
+        Problem::unless_not_negative("xpos_base", self.xpos_base)?;
+        if self.rope == Rope::None && self.xpos_base > 0.0 {
+            return Err(Problem::value("xpos_base", "0 without rotary positions", self.xpos_base));
+        }
         self.check_scaling()?;
         let rotary = self.rotary_dim(at.d_model);
         if self.rope != Rope::None && (rotary > c || !rotary.is_multiple_of(2)) {
@@ -202,22 +268,55 @@ impl Settings {
         Ok(())
     }
 
+    /// Positions of queries and of keys.
+    fn rotary(&self, d_model: usize) -> Option<[Rotary; 2]> {
+        let pairs = match self.rope {
+            Rope::None => return None,
+            Rope::Halves => ops::Pairs::Halves,
+            Rope::Pairs => ops::Pairs::Interleaved,
+        };
+        let (c, base) = (self.head_dim(d_model), f64::from(self.rope_base));
+        let rotary = Rotary::new(c, self.rotary_dim(d_model), base, self.scaling(), pairs);
+        let rotary = Rotary { factor: f64::from(self.rope_attention_factor()), ..rotary };
+        Some(match self.xpos_base {
+            0.0 => [rotary.clone(), rotary],
+            base => {
+                let queries = rotary.with_xpos(f64::from(base));
+                [queries.clone(), queries.inverse_growth()]
+            }
+        })
+    }
+
+    /// Positions of queries that meet sinks.
+    fn to_sinks(&self, d_model: usize) -> Option<Rotary> {
+        let last = (self.sinks.get() + self.window.get()).saturating_sub(1) as u64;
+        let [queries, _] = self.rotary(d_model).filter(|_| self.sink_positions == SinkPositions::Cache)?;
+        Some(Rotary { last, ..queries })
+    }
+
     pub(super) fn build(&self, at: &At<'_>, p: &mut ParamBuilder<'_>) -> Result<Attention> {
         let (d, h, g, c) = (at.d_model, self.heads.get(), self.kv_heads(), self.head_dim(at.d_model));
-        let pairs = match self.rope {
-            Rope::None => None,
-            Rope::Halves => Some(ops::Pairs::Halves),
-            Rope::Pairs => Some(ops::Pairs::Interleaved),
+        let v = self.value_dim(d);
+        let norm = |heads: usize| if self.qk_norm_over == Over::All { heads * c } else { c };
+        let norms = match self.qk_norm {
+            NormKind::None => None,
+            kind => Some([
+                p.scope("q_norm", |p| Norm::build(kind, at.norm_eps, norm(h), p))?,
+                p.scope("k_norm", |p| Norm::build(kind, at.norm_eps, norm(g), p))?,
+            ]),
         };
         Ok(Attention {
             d_model: d,
             head_dim: c,
+            value_dim: v,
+            norms,
+            to_sinks: self.to_sinks(d),
             sizes: ops::Attention {
                 heads: h,
                 kv_heads: g,
                 scale: self.softmax_scale.or((c as f32).powf(-0.5)),
                 mask: Mask {
-                    causal: true,
+                    causal: self.causal,
                     window: self.window.get(),
                     dilation: self.dilation.get(),
                     strided: self.strided,
@@ -227,12 +326,9 @@ impl Settings {
                 softcap: self.softcap,
                 alibi: self.alibi,
             },
-            rotary: pairs.map(|pairs| Rotary {
-                factor: f64::from(self.rope_attention_factor()),
-                ..Rotary::new(c, self.rotary_dim(d), f64::from(self.rope_base), self.scaling(), pairs)
-            }),
-            qkv: p.linear("qkv", [(h + 2 * g) * c, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
-            out_proj: p.linear("out_proj", [d, h * c], &at.into_stream(h * c), Bias::zeros(self.out_bias))?,
+            rotary: self.rotary(d),
+            qkv: p.linear("qkv", [(h + g) * c + g * v, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
+            out_proj: p.linear("out_proj", [d, h * v], &at.into_stream(h * v), Bias::zeros(self.out_bias))?,
         })
     }
 
@@ -246,41 +342,115 @@ impl Settings {
         let capped = Self { rope: Rope::None, alibi: true, softcap: 2.0, ..plain.clone() };
         let scaled =
             Self { rope_scaling: RopeScaling::Yarn, rope_factor: 4.0, rope_original: Count::new(16), ..plain.clone() };
-        vec![plain, grouped, window, sparse, global, capped, scaled]
+        let narrow =
+            Self { value_dim: Auto::Is(Size::new(3)), qk_norm: NormKind::Rms, qkv_bias: true, ..grouped.clone() };
+        let together = Self { qk_norm: NormKind::Layer, qk_norm_over: Over::All, ..grouped.clone() };
+        let both_ways = Self { causal: false, alibi: true, ..plain.clone() };
+        let rolling = Self { sink_positions: SinkPositions::Cache, dilation: Size::new(1), ..sparse.clone() };
+        let near = Self { causal: false, ..window.clone() };
+        let falling = Self { rope: Rope::Pairs, xpos_base: 20.0, ..plain.clone() };
+        let mut all = vec![falling];
+        all.extend([
+            plain, grouped, window, sparse, global, capped, scaled, narrow, together, both_ways, near, rolling,
+        ]);
+        all
     }
 }
 
-impl Layer for Attention {
-    fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
-        let [mut past_k, mut past_v] = state.into_caches()?;
-        let (hc, gc) = (self.sizes.heads * self.head_dim, self.sizes.kv_heads * self.head_dim);
-        let qkv = self.qkv.forward(cx, x)?; // [b l (h+2g)c]
-        let qkv = match &self.rotary {
-            None => qkv,
-            Some(rotary) => rotate_columns(qkv, hc + gc, rotary, &cx.layout)?, // q and k
-        };
-        let q = qkv.columns(0, hc); // [b l hc]
-        let k = qkv.columns(hc, gc); // [b l gc]
-        let v = qkv.columns(hc + gc, gc); // [b l gc]
-        let y = attention(&q, &k, &v, (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hc]
-        past_k.push(&k, &cx.layout)?;
-        past_v.push(&v, &cx.layout)?;
-        let state = LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)]);
-        Ok((self.out_proj.forward(cx, &y)?, state)) // [b l d]
-    }
-
-    fn state(&self) -> Vec<StateSpec> {
+impl Attention {
+    /// What the caches of keys and values keep.
+    fn kept(&self) -> [CacheSpec; 2] {
         let groups = self.sizes.kv_heads;
         let (window, sinks) = match self.sizes.mask.reach() {
             None => (0, 0),
             Some(reach) => (reach, self.sizes.mask.sinks),
         };
-        let spec = CacheSpec { window, sinks, ..CacheSpec::growing(groups * self.head_dim, groups) };
-        vec![StateSpec::cache("k", spec.clone()), StateSpec::cache("v", spec)]
+        let spec = |dim: usize| CacheSpec { window, sinks, ..CacheSpec::growing(groups * dim, groups) };
+        [spec(self.key_dim()), spec(self.value_dim)]
+    }
+
+    /// Columns of a head of keys in the cache.
+    fn key_dim(&self) -> usize {
+        if self.to_sinks.is_some() { 2 * self.head_dim } else { self.head_dim }
+    }
+
+    /// Whether queries and keys are rotated alike and nothing else, so that both are at once, in place.
+    fn places_together(&self) -> bool {
+        let alike = self.rotary.as_ref().is_none_or(|[of_q, _]| of_q.growth.is_empty());
+        alike && self.norms.is_none() && self.to_sinks.is_none()
+    }
+
+    /// Queries and keys, normed and with their positions.
+    fn placed(&self, cx: &Cx, q: Var, k: Var) -> Result<[Var; 2]> {
+        let [q, k] = match &self.norms {
+            None => [q, k],
+            Some([of_q, of_k]) => [self.normed(cx, &q, of_q)?, self.normed(cx, &k, of_k)?],
+        };
+        let Some([of_q, of_k]) = &self.rotary else { return Ok([q, k]) };
+        let (near, k) = (rotate(&q, of_q, &cx.layout)?, rotate(&k, of_k, &cx.layout)?);
+        let Some(to_sinks) = &self.to_sinks else { return Ok([near, k]) };
+        let far = rotate(&q, to_sinks, &cx.layout)?;
+        let positions = cx.layout.document_positions()?;
+        let sinks = self.sizes.mask.sinks as u64;
+        let of_keys = positions.iter().map(|&at| if at < sinks { Half::Second } else { Half::First }).collect();
+        let of_queries = vec![Half::Both; positions.len()].into();
+        let c = self.head_dim;
+        Ok([two_halves(&near, &far, c, &of_queries)?, two_halves(&k, &k, c, &of_keys)?])
+    }
+
+    /// x `[b l heads·c]` normed over as many columns as the norm has weights.
+    fn normed(&self, cx: &Cx, x: &Var, norm: &Norm) -> Result<Var> {
+        let shape = x.shape().to_vec();
+        if norm.width() == x.value().cols() {
+            return norm.apply(cx, x);
+        }
+        let heads = ops::contiguous(x)?.reshape(&[x.value().len() / norm.width(), norm.width()]);
+        Ok(norm.apply(cx, &heads)?.reshape(&shape))
+    }
+}
+
+impl Layer for Attention {
+    fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
+        let causal = self.sizes.mask.causal;
+        let [mut past_k, mut past_v] = match causal {
+            true => state.into_caches()?,
+            false => self.kept().map(|spec| Cache::empty(&spec, cx.layout.b)),
+        };
+        let (h, g, c) = (self.sizes.heads, self.sizes.kv_heads, self.head_dim);
+        let qkv = self.qkv.forward(cx, x)?; // [b l (h+g)c+gv]
+        let qkv = match &self.rotary {
+            Some([of_both, _]) if self.places_together() => rotate_columns(qkv, (h + g) * c, of_both, &cx.layout)?,
+            _ => qkv,
+        };
+        let (q, k) = (qkv.columns(0, h * c), qkv.columns(h * c, g * c)); // [b l hc], [b l gc]
+        let [q, k] = if self.places_together() { [q, k] } else { self.placed(cx, q, k)? };
+        let v = qkv.columns((h + g) * c, g * self.value_dim); // [b l gv]
+        let y = attention(&q, &k, &v, (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hv]
+        let y = self.out_proj.forward(cx, &y)?; // [b l d]
+        if !causal {
+            return Ok((y, LayerState::default()));
+        }
+        past_k.push(&k, &cx.layout)?;
+        past_v.push(&v, &cx.layout)?;
+        Ok((y, LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)])))
+    }
+
+    fn state(&self) -> Vec<StateSpec> {
+        if !self.sizes.mask.causal {
+            return Vec::new();
+        }
+        let [k, v] = self.kept();
+        vec![StateSpec::cache("k", k), StateSpec::cache("v", v)]
+    }
+
+    fn promises(&self) -> Promises {
+        let split = if self.sizes.mask.causal { Split::Exact } else { Split::Whole };
+        Promises { split, ..Promises::ALL }
     }
 
     fn cost(&self, context: u64) -> Cost {
-        let (d, c) = (self.d_model as u64, self.head_dim as u64);
+        let (d, c, v) = (self.d_model as u64, self.head_dim as u64, self.value_dim as u64);
+        let wide = self.key_dim() as u64;
         let (h, g) = (self.sizes.heads as u64, self.sizes.kv_heads as u64);
         let mask = &self.sizes.mask;
         let (seen, window) = (context + 1, mask.window as u64);
@@ -293,14 +463,18 @@ impl Layer for Attention {
             }
         };
         let kept = mask.reach().map_or(seen, |reach| seen.min(reach as u64 + mask.sinks as u64));
-        let params = d * (h + 2 * g) * c + h * c * d;
-        let biases = self.qkv.bias().map_or(0, |_| (h + 2 * g) * c) + self.out_proj.bias().map_or(0, |_| d);
+        let qkv = (h + g) * c + g * v;
+        let params = d * qkv + h * v * d;
+        let biases = self.qkv.bias().map_or(0, |_| qkv) + self.out_proj.bias().map_or(0, |_| d);
+        let norms: u64 = self.norms.iter().flatten().map(|norm| norm.params() as u64).sum();
+        let normed = if self.norms.is_some() { 4 * (h + g) * c } else { 0 };
+        let kept = if mask.causal { kept } else { 0 };
         // A key of a head: its product, exponential, and what it adds to the output.
         Cost {
-            flops: 2 * params + biases + h * keys * (4 * c + 4),
-            params: params + biases,
-            state: 2 * g * c * kept,
-            kept: (h + 2 * g) * c + h * c,
+            flops: 2 * params + biases + normed + h * keys * (2 * wide + 2 * v + 4),
+            params: params + biases + norms,
+            state: g * (wide + v) * kept,
+            kept: qkv + h * v,
         }
     }
 }

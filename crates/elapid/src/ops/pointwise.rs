@@ -90,6 +90,14 @@ pub(crate) fn cast(x: &Var, dtype: DType) -> Result<Var> {
     if x.value().dtype() == dtype { Ok(x.clone()) } else { times(x, 1.0, dtype) }
 }
 
+/// The same values without gaps between rows, for another shape than a column slice can have.
+///
+/// # Errors
+/// If a device failed, or has too little memory.
+pub fn contiguous(x: &Var) -> Result<Var> {
+    if x.value().is_contiguous() { Ok(x.clone()) } else { times(x, 1.0, x.value().dtype()) }
+}
+
 fn times(x: &Var, alpha: f32, dtype: DType) -> Result<Var> {
     let mut y = Tensor::output(x.value().device(), dtype, x.shape())?;
     kernel::add_scaled(alpha, x.value().view(), None, y.view_mut())?;
