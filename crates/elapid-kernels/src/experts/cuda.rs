@@ -224,8 +224,11 @@ fn moves(dtype: DType, wide: bool) -> Vec<Define> {
 }
 
 fn products(dtype: DType, form: Form, wide: Option<usize>) -> Vec<Define> {
-    let mut defines =
-        vec![Define::dtype("T", dtype), Define::new("FORM", form as u32), Define::new("TENSOR", u32::from(tensor))];
+    let mut defines = vec![
+        Define::dtype("T", dtype),
+        Define::new("FORM", form as u32),
+        Define::new("TENSOR", u32::from(wide.is_some())),
+    ];
     if let Some(wide) = wide {
         defines.extend([Define::new("STAGES", STAGES[wide]), Define::new("BN", WIDTHS[wide])]);
     }

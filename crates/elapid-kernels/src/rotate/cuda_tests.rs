@@ -27,9 +27,18 @@ fn heads_of_any_size() {
                 let positions: Vec<u64> = (0..m as u64).map(|r| r * r * 37 % (1 << 21)).collect();
                 let frequencies = frequencies(pairs);
                 // In some sizes pairs shrink too.
-                let growth: Vec<f64> = (0..if i % 2 == 1 { pairs } else { 0 }).map(|p| -1e-5 * p as f64 / 8.0).collect();
-                let args: Args<'_, Rows<'_>> =
-                    Args { dim, frequencies: &frequencies, pairs: kind, factor: 1.25, growth: &growth, centre: 40.5, last: 90_000, positions: &positions[..] };
+                let growth: Vec<f64> =
+                    (0..if i % 2 == 1 { pairs } else { 0 }).map(|p| -1e-5 * p as f64 / 8.0).collect();
+                let args: Args<'_, Rows<'_>> = Args {
+                    dim,
+                    frequencies: &frequencies,
+                    pairs: kind,
+                    factor: 1.25,
+                    growth: &growth,
+                    centre: 40.5,
+                    last: 90_000,
+                    positions: &positions[..],
+                };
                 let on_gpu = gpu.upload(&positions).unwrap();
                 let on_device = args.at::<crate::cuda::Mat<'_>>(&on_gpu);
                 for inverse in [false, true] {
@@ -56,8 +65,16 @@ fn columns_of_a_packed_matrix() {
     let x = Random::new(2).normal(m * heads * dim);
     let positions: Vec<u64> = (0..m as u64).collect();
     let frequencies = frequencies(32);
-    let args: Args<'_, Rows<'_>> =
-        Args { dim, frequencies: &frequencies, pairs: Pairs::Halves, factor: 1.0, growth: &[], centre: 0.0, last: u64::MAX, positions: &positions[..] };
+    let args: Args<'_, Rows<'_>> = Args {
+        dim,
+        frequencies: &frequencies,
+        pairs: Pairs::Halves,
+        factor: 1.0,
+        growth: &[],
+        centre: 0.0,
+        last: u64::MAX,
+        positions: &positions[..],
+    };
     let on_gpu: Buffer = gpu.upload(&positions).unwrap();
     let packed = OnDevice::of(gpu, &x, heads * dim, 0, DType::F32);
     in_place(args.at::<crate::cuda::Mat<'_>>(&on_gpu), false, packed.mat_mut().columns(0, 4 * dim)).unwrap();
@@ -77,8 +94,16 @@ fn bench() {
     let on_gpu = gpu.upload(&positions).unwrap();
     let packed = OnDevice::of(gpu, &Random::new(3).normal(m * 3 * heads * dim), 3 * heads * dim, 0, DType::Bf16);
     for pairs in [Pairs::Halves, Pairs::Interleaved] {
-        let args: Args<'_, crate::cuda::Mat<'_>> =
-            Args { dim, frequencies: &frequencies, pairs, factor: 1.0, growth: &[], centre: 0.0, last: u64::MAX, positions: &on_gpu };
+        let args: Args<'_, crate::cuda::Mat<'_>> = Args {
+            dim,
+            frequencies: &frequencies,
+            pairs,
+            factor: 1.0,
+            growth: &[],
+            centre: 0.0,
+            last: u64::MAX,
+            positions: &on_gpu,
+        };
         let run = || {
             let qk = packed.mat_mut().columns(0, 2 * heads * dim);
             in_place(args, false, qk)

@@ -5,7 +5,16 @@ use crate::testing::{Random, central_difference, err_ratio, fault, wide};
 const FREQUENCIES: [f64; 3] = [1.0, 0.1, 0.01];
 
 fn rotated(x: &[f64], pairs: Pairs, positions: &[u64], inverse: bool) -> Vec<f64> {
-    let args = Args { dim: 8, frequencies: &FREQUENCIES, pairs, factor: 1.0, growth: &[], centre: 0.0, positions };
+    let args = Args {
+        dim: 8,
+        frequencies: &FREQUENCIES,
+        pairs,
+        factor: 1.0,
+        growth: &[],
+        centre: 0.0,
+        last: u64::MAX,
+        positions,
+    };
     let mut y = vec![0.0; x.len()];
     naive::forward(&args, inverse, Rows::new(x, 16), RowsMut::new(&mut y, 16));
     y
@@ -77,7 +86,7 @@ fn growth_falls_with_the_distance_and_has_the_transposed_gradient() {
             growth,
             centre: 50.0,
             last: u64::MAX,
-            positions: &[at],
+            positions: &[at][..],
         };
         let mut y = vec![0.0; x.len()];
         naive::forward(&args, inverse, Rows::new(x, 16), RowsMut::new(&mut y, 16));

@@ -371,6 +371,8 @@ impl Settings {
         let lti = Selective { delta: false, b: false, c: false };
         let rule = Rule(Discretisation::Zoh);
         let constant = Self { selective: lti, gate: false, proj_bias: true, discretisation: rule, ..plain.clone() };
+        // B and C are small at first, where the norm bends so much that a difference quotient is not the gradient.
+        let plain = Self { inner_norm_eps: 0.1, ..plain };
         let normed = Self { inner_norm: InnerNorm::Rms, ..plain.clone() };
         let some = Selective { c: false, ..Selective::default() };
         let plainly_normed = Self { inner_norm: InnerNorm::RmsNoWeight, selective: some, ..plain.clone() };

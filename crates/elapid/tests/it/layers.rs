@@ -218,7 +218,8 @@ fn gradients(name: &str, model: &LanguageModel) {
     let targets: Vec<i32> = ids(24, V).iter().rev().map(|&id| id as i32).collect();
     let (_, grads, _) = summed(model, &Layout::new(2, 12), &tokens, &targets);
     let mut changed = model.clone();
-    let ids: Vec<_> = model.params().iter().map(|(id, _)| id).collect();
+    let trained = model.params().iter().filter(|(_, param)| param.traits.trainable);
+    let ids: Vec<_> = trained.map(|(id, _)| id).collect();
     for id in ids {
         let value = model.params().value(id).to_vec().unwrap();
         let gradient = grads.get(id).unwrap().to_vec().unwrap();

@@ -3,12 +3,33 @@
 use anyhow::{Result, bail};
 use elapid::formats::stored::{Stored, file};
 use elapid::layers::LayerConfig;
-use elapid::layers::attention::{Rope, Settings};
+use elapid::layers::attention::{Rope, Settings, SinkPositions};
 use elapid::settings::{Auto, Count, Size};
 
 use super::subject::{Class, Keys, Subject};
 
 pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key("mask"), subject, also: None };
+
+/// StreamingLLM: sinks and a rolling cache, of which positions are counted.
+pub(super) const ROLLING: Class =
+    Class { matches: |source, _| source.contains("llama_pos_shift_attention_forward"), subject: rolling, also: None };
+
+fn rolling(keys: &mut Keys) -> Result<Subject> {
+    let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
+    keys.size("b")?;
+    keys.size("l")?;
+    let settings = Settings {
+        heads: Size::new(heads),
+        kv_heads: Auto::Is(Size::new(kv_heads)),
+        // The recent ones and the position itself.
+        window: Count::new(keys.size("recent")? + 1),
+        sinks: Count::new(keys.size("sinks")?),
+        sink_positions: SinkPositions::Cache,
+        rope_base: keys.real("rope_base")? as f32,
+        ..Settings::default()
+    };
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params: params(heads, kv_heads, d / heads) })
+}
 
 fn subject(keys: &mut Keys) -> Result<Subject> {
     let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
@@ -41,8 +62,12 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
         rotary_dim: Auto::Is(Count::new(keys.size("rotary_dim")?)),
         ..settings
     };
+    let params = params(heads, kv_heads, dim);
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params })
+}
+
+fn params(heads: usize, kv_heads: usize, dim: usize) -> Vec<(&'static str, Stored)> {
     let rows = |name: &str, rows: usize| (rows, file(format!("{name}_proj.weight")));
     let qkv = Stored::Rows(vec![rows("q", heads * dim), rows("k", kv_heads * dim), rows("v", kv_heads * dim)]);
-    let params = vec![("qkv.weight", qkv), ("out_proj.weight", file("o_proj.weight"))];
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params })
+    vec![("qkv.weight", qkv), ("out_proj.weight", file("o_proj.weight"))]
 }

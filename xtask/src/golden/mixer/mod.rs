@@ -6,6 +6,7 @@
 mod attention;
 mod experts;
 mod subject;
+mod xpos;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +29,7 @@ use self::subject::{Class, Keys, Subject};
 use super::record::{Golden, Report};
 
 /// One line a class.
-const CLASSES: &[Class] = &[attention::CLASS, experts::TOKEN_CHOICE, experts::BLACK_MAMBA];
+const CLASSES: &[Class] = &[attention::CLASS, attention::ROLLING, experts::TOKEN_CHOICE, experts::BLACK_MAMBA];
 
 /// Checks the file at `path`.
 pub(super) fn check(path: &Path, report: &mut Report) -> Result<()> {
@@ -38,13 +39,16 @@ pub(super) fn check(path: &Path, report: &mut Report) -> Result<()> {
     let notes = header.metadata().clone().unwrap_or_default();
     let source = notes.get("source").context("no `source` in the metadata")?;
     let config: Map<String, Value> = serde_json::from_str(notes.get("config").context("no `config` in the metadata")?)?;
+    if xpos::matches(source) {
+        let mut keys = Keys { left: config };
+        xpos::check(&golden, &mut keys, report)?;
+        return keys.all_read();
+    }
     let class = CLASSES.iter().find(|class| (class.matches)(source, &config));
     let Some(class) = class else { bail!("elapid has no layer for `{source}` yet") };
     let mut keys = Keys { left: config };
     let subject = (class.subject)(&mut keys)?;
-    if let Some((key, value)) = keys.left.iter().next() {
-        bail!("config: `{key}` = {value} is not understood");
-    }
+    keys.all_read()?;
     if let Some(also) = class.also {
         also(&golden, &subject, report)?;
     }

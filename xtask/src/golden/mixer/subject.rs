@@ -1,6 +1,6 @@
 //! What a class says of a file: the layer for it, and where its parameters are.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use elapid::formats::stored::Stored;
 use elapid::layers::LayerConfig;
 use serde_json::{Map, Value};
@@ -13,6 +13,14 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// An error for a key that nobody has read.
+    pub(super) fn all_read(&self) -> Result<()> {
+        match self.left.iter().next() {
+            None => Ok(()),
+            Some((key, value)) => bail!("config: `{key}` = {value} is not understood"),
+        }
+    }
+
     pub(super) fn take(&mut self, key: &str) -> Result<Value> {
         self.left.remove(key).with_context(|| format!("config: no key `{key}`"))
     }
