@@ -4,11 +4,12 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{CHECK, cuda as device};
 use crate::cuda::{self, Gpu, Mat, MatMut};
-use crate::error::Result;
+use crate::error::{Check, Result};
 use crate::view::{Matrix, MatrixMut};
 use crate::{Rows, RowsMut, View, ViewMut};
+
+pub(super) const CHECK: Check = Check("attention");
 
 /// Sizes, scores, and what a position sees.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,23 +205,6 @@ pub struct Grads<M: MatrixMut> {
     pub dk: M,
     /// As v (=).
     pub dv: M,
-}
-
-/// What [`forward`](super::forward) leaves for [`backward`](super::backward): on a GPU the log-sum-exp of each query's
-/// scores, on the CPU nothing.
-#[derive(Debug, Default)]
-pub struct Saved(pub(super) Option<device::Saved>);
-
-impl Saved {
-    /// An empty one, for [`forward`](super::forward) to fill.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Memory it takes, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, device::Saved::bytes)
-    }
 }
 
 impl<'a> Args<View<'a>> {

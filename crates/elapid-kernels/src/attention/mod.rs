@@ -11,17 +11,18 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{Isa, View, ViewMut};
 
-pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, Saved, Side, Stretch, Together};
-
-const CHECK: Check = Check("attention");
+use args::CHECK;
+pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, Side, Stretch, Together};
+pub use saved::Saved;
 
 /// y `[m heads·dv]` (=) of the dtype of q, 0 at padding. `saved` is for [`backward`].
 ///

@@ -14,8 +14,11 @@ fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F32 { 2e-6 } else { 4e-3 }
 }
 
+/// What is wanted, and what the GPU gave.
+type Compared = ([Vec<f64>; 4], [Vec<f32>; 4]);
+
 /// y, dx, and y and dxz of the gated form, of random inputs, and their references.
-fn run(f: Map, (m, d, gap): (usize, usize, usize), dtype: DType) -> Option<([Vec<f64>; 4], [Vec<f32>; 4])> {
+fn run(f: Map, (m, d, gap): (usize, usize, usize), dtype: DType) -> Option<Compared> {
     let gpu = gpu()?;
     let mut random = Random::new((m * 10_000 + d) as u64);
     let [x, dy] = [(); 2].map(|()| rounded(&random.normal(m * d), dtype));

@@ -9,7 +9,7 @@ fn softmax<T: Float>(logits: &[T]) -> Vec<T> {
     let most = logits.iter().copied().fold(T::neg_infinity(), T::max);
     let mut scores: Vec<T> = logits.iter().map(|&z| (z - most).exp()).collect();
     let sum: T = scores.iter().copied().sum();
-    scores.iter_mut().for_each(|score| *score = *score / sum);
+    scores.iter_mut().for_each(|score| *score /= sum);
     scores
 }
 

@@ -63,10 +63,13 @@ pub(super) struct Subject {
     pub(super) params: Vec<(&'static str, Stored)>,
 }
 
+/// A comparison beside that of the layer.
+pub(super) type Also = fn(&Golden<'_>, &Subject, &mut Report) -> Result<()>;
+
 /// A class that elapid has: whether a file is of it, and the layer for the file.
 pub(super) struct Class {
     pub(super) matches: fn(source: &str, config: &Map<String, Value>) -> bool,
     pub(super) subject: fn(&mut Keys) -> Result<Subject>,
     /// What is compared besides.
-    pub(super) also: Option<fn(&Golden<'_>, &Subject, &mut Report) -> Result<()>>,
+    pub(super) also: Option<Also>,
 }

@@ -18,11 +18,13 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::forward::{LOWEST, values};
+use super::marks::tiles;
 use super::pack::{Scratch, across, across_len, along, along_len, keys_of, read_along};
 use super::pieces::pieces;
+use super::product;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
-use super::{Attention, BLOCK, Host, Stretch, TILE, Vectors, Widths, is_wide, product, tiles};
-use crate::attention::Grads;
+use super::sizes::{BLOCK, Host, TILE, Vectors, Widths, is_wide};
+use crate::attention::{Attention, Grads, Stretch};
 use crate::parallel::split;
 use crate::{Isa, Rows, RowsMut};
 
@@ -332,7 +334,7 @@ fn probabilities<S: Simd, const N: usize>(
     let blocks = group.rows.len() / BLOCK;
     let (c, dv, width) = (group.q.len() / blocks, group.dy.len() / blocks, dq.len() / group.rows.len());
     let (p, ds) = (p.as_chunks_mut::<BLOCK>().0, ds.as_chunks_mut::<BLOCK>().0);
-    let mut all = TILE..0;
+    let mut all = Range { start: TILE, end: 0 };
     let mut slopes = [1.0; TILE];
     for (block, rows) in group.rows.chunks_exact(BLOCK).enumerate() {
         let (p, ds) = (&mut p[block], &mut ds[block]);
@@ -400,7 +402,8 @@ fn some_keys<S: Simd, const N: usize>(
 ) {
     let ((x, _), (out, _)) = (x.as_chunks::<N>(), out.as_chunks_mut::<N>());
     let (out, _) = out.as_chunks_mut::<KEYS>();
-    for at in hull.start / KEYS..hull.end.div_ceil(KEYS) {
-        out[at] = product::transposed::<S, KEYS, N>(simd, a, at * KEYS, x, out[at]);
+    let blocks = hull.start / KEYS..hull.end.div_ceil(KEYS);
+    for (at, out) in blocks.clone().zip(&mut out[blocks]) {
+        *out = product::transposed::<S, KEYS, N>(simd, a, at * KEYS, x, *out);
     }
 }

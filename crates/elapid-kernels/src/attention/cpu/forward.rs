@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::marks::tiles;
 use super::pack::{Scratch, across, across_len, along, along_len, keys_of};
 use super::pieces::pieces;
+use super::product;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
-use super::{Attention, BLOCK, Host, ROWS, Stretch, TILE, Vectors, Widths, is_wide, product, tiles};
+use super::sizes::{BLOCK, Host, ROWS, TILE, Vectors, Widths, is_wide};
+use crate::attention::{Attention, Stretch};
 use crate::parallel::split;
 use crate::{Isa, Rows, RowsMut};
 

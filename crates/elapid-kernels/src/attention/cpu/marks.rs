@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::TILE;
-use crate::attention::Mask;
+use super::sizes::TILE;
+use crate::attention::{Attention, Mask, Stretch};
 
 /// Keys of the tile at position `p0` outside of which queries at positions `t` see none, of a document of `n` positions.
 pub(super) fn hull(mask: &Mask, t: Range<usize>, n: usize, p0: usize) -> Range<usize> {
@@ -60,6 +60,18 @@ fn every(step: usize, t: usize, range: Range<usize>, p0: usize, marks: &mut [f32
     if first < to {
         marks[first - p0..to - p0].iter_mut().step_by(step).for_each(|mark| *mark = 1.0);
     }
+}
+
+/// The tiles that queries see, in order.
+pub(super) fn tiles(attention: &Attention, stretch: &Stretch, queries: Range<usize>) -> Vec<usize> {
+    let n = stretch.end();
+    if queries.is_empty() {
+        return Vec::new();
+    }
+    let (first, last) = (stretch.time(queries.start), stretch.time(queries.end - 1));
+    let there = |k: &usize| k * TILE < stretch.sinks || (k + 1) * TILE > stretch.sinks + stretch.gap;
+    let seen = |k: &usize| !hull(&attention.mask, first..last + 1, n, k * TILE).is_empty();
+    (0..n.div_ceil(TILE)).filter(there).filter(seen).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! Two orders: across, `[block][column][key]` with the keys of a block of scores as lanes, and along,
 //! `[block of columns][row][column]` with columns as lanes, the last block as many vectors wide as there are left.
 
-use super::{Stretch, TILE, Vectors};
+use super::sizes::{TILE, Vectors};
 use crate::Rows;
+use crate::attention::Stretch;
 
 /// Memory whose first element is at a multiple of 64 bytes, so that no vector crosses a cache line.
 #[derive(Debug)]

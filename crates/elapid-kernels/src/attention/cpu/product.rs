@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::TILE;
+use super::sizes::TILE;
 
 /// acc[r][n] += Σ_i a[i][r] b[i][n].
 #[inline(always)]

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::{Stretch, TILE, marks, product};
-use crate::attention::{Attention, Mask};
+use super::sizes::TILE;
+use super::{marks, product};
+use crate::attention::{Attention, Mask, Stretch};
 use crate::{Rows, math};
 
 /// How a product becomes a score.

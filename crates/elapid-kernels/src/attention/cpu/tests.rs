@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
+use super::sizes::*;
 use super::*;
-use crate::attention::{Grads, Mask, naive};
+use crate::attention::{Args, Attention, Grads, Mask, Stretch, naive};
 use crate::testing::{Poisoned, Random, bits, err_ratio, wide, with_threads};
 use crate::{Isa, Rows, RowsMut};
 

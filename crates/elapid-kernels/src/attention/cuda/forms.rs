@@ -3,6 +3,8 @@
 use crate::DType;
 use crate::cuda::{Define, Source, Unit};
 
+pub(super) static DOCUMENTS: Source =
+    Source { name: "attention_documents", text: concat!(include_str!("../mask.cuh"), include_str!("../documents.cu")) };
 static FORWARD: Source = Source {
     name: "attention_forward",
     text: concat!(include_str!("../mask.cuh"), include_str!("../tensor.cuh"), include_str!("../tensor_forward.cu")),
@@ -247,7 +249,7 @@ pub(super) fn documents() -> Vec<Define> {
 
 /// Specialisations: widths and masks of usual models, and the widest heads.
 pub(crate) fn units() -> Vec<Unit> {
-    let mut units = vec![Unit { source: &super::DOCUMENTS, entries: &["documents"], defines: documents() }];
+    let mut units = vec![Unit { source: &DOCUMENTS, entries: &["documents"], defines: documents() }];
     let (ampere, hopper) = ((8, 0), (9, 0));
     for (width, mask, scores) in [
         (64, Mask::Causal, false),

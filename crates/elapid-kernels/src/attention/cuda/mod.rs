@@ -6,15 +6,15 @@
 //! sum has one order. Documents are found on the device (`documents.cu`), at every launch. Tiles in which nothing is visible
 //! are left out; what else the mask hides is told element by element (`mask.cuh`).
 
-use super::{Args, Attention, CHECK, Grads, Outputs};
+use super::args::{Args, Attention, Batch, CHECK, Grads, Outputs};
 use crate::DType;
-use crate::cuda::{Buffer, Gpu, Launch, Mat, MatMut, RawMat, Result, Source};
+use crate::cuda::{Buffer, Gpu, Launch, Mat, MatMut, RawMat, Result};
 use crate::error::product;
 
 mod forms;
 
 pub(crate) use forms::units;
-use forms::{Form, Kind, Mask, Special};
+use forms::{DOCUMENTS, Form, Kind, Mask, Special};
 
 /// Global positions of a mask, at most.
 const GLOBALS: usize = 64;
@@ -24,9 +24,6 @@ const NOWHERE: i32 = 0x3fff_ffff;
 const PADDED: usize = 128;
 /// Keys and values of heads that are worked on side by side: a third of the L2 cache of a large GPU.
 const TOGETHER: usize = 16 << 20;
-
-static DOCUMENTS: Source =
-    Source { name: "attention_documents", text: concat!(include_str!("mask.cuh"), include_str!("documents.cu")) };
 
 /// What the forward leaves for the backward.
 #[derive(Debug)]
@@ -106,7 +103,7 @@ impl Call {
     // Long: each argument of the kernels is a line.
     fn new(attention: &Attention, args: &Args<Mat<'_>>, others: &[&Mat<'_>]) -> Result<Self> {
         let Attention { heads, kv_heads, scale, ref mask, softcap, alibi } = *attention;
-        let super::Batch { b, l, segments } = args.stretches;
+        let Batch { b, l, segments } = args.stretches;
         let (hk, hv) = (args.q.cols() / heads, args.v.cols() / kv_heads);
         for (name, width) in [("q", hk), ("v", hv)] {
             let fits = (1..=256).contains(&width);
