@@ -15,6 +15,7 @@ mod alloc;
 pub mod attention;
 pub mod causal_conv1d;
 pub mod ceiling;
+pub mod cell;
 pub mod cross_entropy;
 pub mod cuda;
 mod dtype;

@@ -70,6 +70,16 @@ impl Cut for Each<'_> {
     }
 }
 
+/// A matrix of which each unit owns `.1` neighbouring rows.
+pub(crate) struct Blocks<'a>(pub(crate) RowsMut<'a>, pub(crate) usize);
+
+impl Cut for Blocks<'_> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let (left, right) = self.0.split_rows(at * self.1);
+        (Self(left, self.1), Self(right, self.1))
+    }
+}
+
 /// Calls `f(first, count, part)` over units `0..count`, split at multiples of `grain`, in parallel. A grain of at least
 /// `count` is a plain call that wakes no thread.
 pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(usize, usize, C) + Sync)) {
