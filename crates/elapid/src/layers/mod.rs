@@ -4,9 +4,14 @@
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
 pub mod attention;
+pub mod gru;
+pub mod lstm;
 pub mod mamba1;
 pub mod mlp;
 pub mod moe;
+pub mod recurrent;
+pub mod rnn;
+pub mod slstm;
 pub mod sum;
 
 use std::any::Any;
@@ -19,6 +24,8 @@ pub use attention::Attention;
 pub use mamba1::Mamba1;
 pub use mlp::Mlp;
 pub use moe::Moe;
+pub use recurrent::Recurrent;
+pub use slstm::Slstm;
 pub use sum::Sum;
 
 use crate::Result;
@@ -113,4 +120,4 @@ macro_rules! layers {
     };
 }
 
-layers! { attention, mamba1, mlp, moe, sum }
+layers! { attention, gru, lstm, mamba1, mlp, moe, rnn, slstm, sum }

@@ -274,6 +274,25 @@ impl State {
         Self { layers, spec: self.spec.clone(), rows }
     }
 
+    /// The same progress with other states of the layers, one for each.
+    ///
+    /// # Errors
+    /// If there are more or fewer, or one has other entries.
+    pub fn with_layers(self, layers: Vec<LayerState>) -> Result<Self> {
+        let same = |(one, other): (&Slot, &Slot)| match (one, other) {
+            (Slot::Fixed(one), Slot::Fixed(other)) => one.shape() == other.shape(),
+            (Slot::Cache(one), Slot::Cache(other)) => one.spec() == other.spec() && one.rows() == other.rows(),
+            _ => false,
+        };
+        let all = |(one, other): (&LayerState, &LayerState)| {
+            one.0.len() == other.0.len() && one.0.iter().zip(&other.0).all(same)
+        };
+        match layers.len() == self.layers.len() && layers.iter().zip(&self.layers).all(all) {
+            true => Ok(Self { layers, ..self }),
+            false => Err(state_error("states of other layers".into())),
+        }
+    }
+
     /// Moves every layer's state out, in order.
     pub(crate) fn take_layers(&mut self) -> Vec<LayerState> {
         std::mem::take(&mut self.layers)

@@ -1,0 +1,118 @@
+//! Operations head by head: block-diagonal products, and a LayerNorm for each head.
+
+use elapid_kernels::{RowsMut, View, ViewMut, layer_norm, linear as kernel};
+
+use super::place::on_cpu;
+use crate::autograd::{Var, Want, record};
+use crate::{Result, Tensor};
+
+/// y = [W₁ x₁ | W₂ x₂ | …], every W `[heads n k]` block-diagonal: head i reads columns i k to (i + 1) k of its x
+/// `[.. heads k]`, and y is `[.. Σ heads n]`.
+///
+/// On the tape the products are the fastest ones, without it those whose order of sums depends on k alone.
+///
+/// # Errors
+/// If shapes do not fit, or an x is not on the CPU.
+pub fn block_linear(parts: &[(Var, Var)]) -> Result<Var> {
+    let inputs: Vec<&Var> = parts.iter().flat_map(|(x, weight)| [x, weight]).collect();
+    parts.iter().try_for_each(|(x, _)| on_cpu("block_linear", x))?;
+    let mut shape = parts.first().map_or(vec![0], |(x, _)| x.shape().to_vec());
+    *shape.last_mut().unwrap_or(&mut 0) = parts.iter().map(|(_, weight)| weight.value().row_count()).sum();
+    let recorded = inputs.iter().any(|x| x.wants_grad());
+    let y = Tensor::filled(&shape, |mut y| {
+        for block in blocks(parts) {
+            let (x, weight) = (block.x(), block.weight());
+            let y = y.reborrow().split_columns(block.to).1.split_columns(block.n).0;
+            match recorded {
+                true => kernel::forward(x, weight, None, ViewMut::from(y)),
+                false => kernel::forward_invariant(x, weight, None, ViewMut::from(y)),
+            }?;
+        }
+        Ok::<(), crate::Error>(())
+    })?;
+    let kept = parts.to_vec();
+    let [y] = record(&inputs, [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        for block in blocks(&kept) {
+            let dy = View::from(dy.rows().columns(block.to, block.n));
+            let x = block.part.0.columns(block.head * block.k, block.k);
+            grads.accumulate(&x, |dx, adds| kernel::backward_input(dy, block.weight(), dx, adds))?;
+            grads.add_by(&block.part.1, |dw| {
+                let ViewMut::Host(dw) = dw else { return Ok(()) };
+                let dw = dw.split_rows(block.head * block.n).1.split_rows(block.n).0;
+                kernel::backward_weight(dy, block.x(), dw)
+            })?;
+        }
+        Ok(())
+    });
+    Ok(y)
+}
+
+/// One head of one matrix.
+struct Block<'a> {
+    part: &'a (Var, Var),
+    head: usize,
+    n: usize,
+    k: usize,
+    /// First column in y.
+    to: usize,
+}
+
+impl<'a> Block<'a> {
+    fn x(&self) -> View<'a> {
+        self.part.0.value().rows().columns(self.head * self.k, self.k).into()
+    }
+
+    fn weight(&self) -> View<'a> {
+        self.part.1.value().rows().slice(self.head * self.n, self.n).into()
+    }
+}
+
+fn blocks(parts: &[(Var, Var)]) -> impl Iterator<Item = Block<'_>> {
+    let mut to = 0;
+    parts.iter().flat_map(move |part| {
+        let first = to;
+        let (rows, k) = (part.1.value().row_count(), part.1.value().cols());
+        to += rows;
+        let heads = part.1.shape().first().copied().unwrap_or(1).max(1);
+        let n = rows / heads;
+        (0..heads).map(move |head| Block { part, head, n, k, to: first + head * n })
+    })
+}
+
+/// LayerNorm of the columns of each head, y = (x - mean) / sqrt(variance + eps) · weight, x `[.. d]`, weight `[d]` (the
+/// group norm of xLSTM).
+///
+/// # Errors
+/// If shapes do not fit, or x is not on the CPU.
+pub fn head_norm(x: &Var, weight: &Var, heads: usize, eps: f32) -> Result<Var> {
+    on_cpu("head_norm", x)?;
+    let width = x.value().cols() / heads;
+    let mut statistics = Tensor::zeros(&[x.value().row_count(), 2 * heads])?;
+    let mut stored = RowsMut::new(statistics.make_mut(), 2 * heads);
+    let y = Tensor::filled(x.shape(), |mut y| {
+        for head in 0..heads {
+            let y = y.reborrow().split_columns(head * width).1.split_columns(width).0;
+            let stored = stored.reborrow().split_columns(2 * head).1.split_columns(2).0;
+            let weight = &weight.value().as_slice()[head * width..][..width];
+            layer_norm::forward(x.value().rows().columns(head * width, width), Some(weight), None, eps, y, stored)?;
+        }
+        Ok::<(), elapid_kernels::Error>(())
+    })?;
+    let (x, weight) = (x.clone(), weight.clone());
+    let [y] = record(&[&x.clone(), &weight.clone()], [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        grads.write_rows([Want::Set(&x), Want::Add(&weight)], |[mut dx, dweight]| {
+            let dweight = dweight.into_slice();
+            for (head, dweight) in dweight.chunks_exact_mut(width).enumerate() {
+                let [x, dy] = [x.value(), &dy].map(|x| x.rows().columns(head * width, width));
+                let dx = dx.reborrow().split_columns(head * width).1.split_columns(width).0;
+                let stored = statistics.rows().columns(2 * head, 2);
+                let weight = &weight.value().as_slice()[head * width..][..width];
+                layer_norm::backward(x, Some(weight), stored, dy, dx, Some(dweight), None)?;
+            }
+            Ok(())
+        })
+    });
+    Ok(y)
+}
