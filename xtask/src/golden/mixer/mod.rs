@@ -1,10 +1,15 @@
 //! Single layers: files with inputs, parameters, outputs, gradients, and outputs step by step.
 //!
+//! A parameter's name is that of the layer, or begins with `layers.` where a file has several layers. A file whose input is
+//! narrower than its layers is compared with zeros in the columns that it lacks, which changes nothing.
+//!
 //! The layer is picked by the class in the metadata's `source`, or by the keys of its `config` where that is a reference
 //! written for the files; every key of `config` is read, and an unknown one is an error.
 
 mod attention;
 mod experts;
+mod recurrent;
+mod states;
 mod subject;
 mod xpos;
 
@@ -29,7 +34,16 @@ use self::subject::{Class, Keys, Subject};
 use super::record::{Golden, Report};
 
 /// One line a class.
-const CLASSES: &[Class] = &[attention::CLASS, attention::ROLLING, experts::TOKEN_CHOICE, experts::BLACK_MAMBA];
+const CLASSES: &[Class] = &[
+    attention::CLASS,
+    attention::ROLLING,
+    experts::TOKEN_CHOICE,
+    experts::BLACK_MAMBA,
+    recurrent::RNN,
+    recurrent::LSTM,
+    recurrent::GRU,
+    recurrent::SLSTM,
+];
 
 /// Checks the file at `path`.
 pub(super) fn check(path: &Path, report: &mut Report) -> Result<()> {
@@ -57,11 +71,11 @@ pub(super) fn check(path: &Path, report: &mut Report) -> Result<()> {
 
 fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Result<()> {
     let shape = golden.shape("x")?;
-    ensure!(shape.len() == 3 && shape[2] == subject.d, "x: wanted [b, l, {}], got {shape:?}", subject.d);
-    let (b, l) = (shape[0], shape[1]);
+    ensure!(shape.len() == 3 && shape[2] <= subject.d, "x: wanted [b, l, {}], got {shape:?}", subject.d);
+    let (b, l, width) = (shape[0], shape[1], shape[2]);
     let (params, stack) = build(golden, subject)?;
     let params = Arc::new(params);
-    let x = Tensor::new(golden.singles("x")?, &shape);
+    let x = Tensor::new(with_columns(&golden.singles("x")?, width, subject.d), &[b, l, subject.d]);
 
     let tape = Arc::new(Tape::new());
     let leaf = tape.leaf(x.clone());
@@ -73,26 +87,52 @@ fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Resul
     let dy = Tensor::new(golden.singles("dy")?, y.shape());
     let mut others = tape.backward_from(&[(&y, dy)], &mut grads)?;
     let dx = others.take(&leaf)?.context("no gradient of x")?;
-    report.close("dx", &golden.floats("dx")?, &dx.to_vec()?);
-    for (name, stored) in &subject.params {
-        let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
-        let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
-        stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, _, values| {
-            let name = format!("grad.{theirs}");
-            report.close(&name, &golden.floats(&name)?, &values);
-            Ok::<(), anyhow::Error>(())
-        })?;
-    }
+    report.close("dx", &golden.floats("dx")?, &with_columns(&dx.to_vec()?, subject.d, width));
+    compare_gradients(golden, subject, &params, &grads, "", report)?;
     if golden.shape("step.y").is_ok() {
         let steps = steps(&stack, &params, &x, stack.zero_state(b)?)?;
         report.close("step.y", &golden.floats("step.y")?, &steps);
     }
+    states::check(golden, subject, &params, &stack, &x, report)
+}
+
+/// The gradients of all parameters with those of the file, `grad.NAME` after `prefix`.
+fn compare_gradients(
+    golden: &Golden<'_>,
+    subject: &Subject,
+    params: &Params,
+    grads: &ParamGrads,
+    prefix: &str,
+    report: &mut Report,
+) -> Result<()> {
+    for (name, stored) in &subject.params {
+        let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
+        let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
+        stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, shape, values| {
+            let name = format!("{prefix}grad.{theirs}");
+            let (from, to) = (last(shape), last(&golden.shape(&name)?));
+            report.close(&name, &golden.floats(&name)?, &with_columns(&values, from, to));
+            Ok::<(), anyhow::Error>(())
+        })?;
+    }
     Ok(())
+}
+
+fn last(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1)
+}
+
+/// Rows of `from` columns as rows of `to`: cut, or followed by zeros.
+fn with_columns(values: &[f32], from: usize, to: usize) -> Vec<f32> {
+    let row = |row: &[f32]| (0..to).map(|i| row.get(i).copied().unwrap_or(0.0)).collect::<Vec<f32>>();
+    values.chunks_exact(from.max(1)).flat_map(row).collect()
 }
 
 /// The stack of the layer alone: no norm, no residual stream.
 fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
-    let (d_model, n_layer) = (Size::new(subject.d), Size::new(1));
+    let named =
+        subject.params.iter().filter_map(|(name, _)| name.strip_prefix("layers.")?.split('.').next()?.parse().ok());
+    let (d_model, n_layer) = (Size::new(subject.d), Size::new(named.max().map_or(1, |last: usize| last + 1)));
     let layers = vec!["it".to_owned()];
     let model = ModelSettings { d_model, n_layer, layers, norm: NormKind::None, ..ModelSettings::default() };
     let placement = Placement { keep: 0.0, ..Placement::default() };
@@ -105,8 +145,11 @@ fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
             let (_, stored) = found.with_context(|| format!("no place for `{}`", wanted.name))?;
             stored.read(wanted.shape, &mut |theirs, shape| {
                 let name = format!("param.{theirs}");
-                ensure!(golden.shape(&name)? == shape, "{name}: wanted {shape:?}, got {:?}", golden.shape(&name)?);
-                golden.singles(&name)
+                let there = golden.shape(&name)?;
+                let fits =
+                    there.len() == shape.len() && there.split_last().map(|x| x.1) == shape.split_last().map(|x| x.1);
+                ensure!(fits && last(&there) <= last(shape), "{name}: wanted {shape:?}, got {there:?}");
+                                Ok(with_columns(&golden.singles(&name)?, last(&there), last(shape)))
             })
         };
         read().map_err(|error| elapid::Error::Argument(format!("{error:#}")))
@@ -119,7 +162,7 @@ fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
 }
 
 fn full(name: &str) -> String {
-    format!("layers.0.mixer.{name}")
+    if name.starts_with("layers.") { name.to_owned() } else { format!("layers.0.mixer.{name}") }
 }
 
 /// Outputs of one position at a time.
