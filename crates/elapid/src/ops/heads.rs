@@ -1,6 +1,6 @@
 //! Operations head by head: block-diagonal products, and a LayerNorm for each head.
 
-use elapid_kernels::{RowsMut, View, ViewMut, layer_norm, linear as kernel};
+use elapid_kernels::{DType, View, ViewMut, layer_norm, linear as kernel};
 
 use super::place::on_cpu;
 use crate::autograd::{Var, Want, record};
@@ -84,32 +84,45 @@ fn blocks(parts: &[(Var, Var)]) -> impl Iterator<Item = Block<'_>> {
 /// group norm of xLSTM).
 ///
 /// # Errors
-/// If shapes do not fit, or x is not on the CPU.
+/// If shapes do not fit; if a device failed, or has too little memory.
 pub fn head_norm(x: &Var, weight: &Var, heads: usize, eps: f32) -> Result<Var> {
-    on_cpu("head_norm", x)?;
-    let width = x.value().cols() / heads;
-    let mut statistics = Tensor::zeros(&[x.value().row_count(), 2 * heads])?;
-    let mut stored = RowsMut::new(statistics.make_mut(), 2 * heads);
-    let y = Tensor::filled(x.shape(), |mut y| {
-        for head in 0..heads {
-            let y = y.reborrow().split_columns(head * width).1.split_columns(width).0;
-            let stored = stored.reborrow().split_columns(2 * head).1.split_columns(2).0;
-            let weight = &weight.value().as_slice()[head * width..][..width];
-            layer_norm::forward(x.value().rows().columns(head * width, width), Some(weight), None, eps, y, stored)?;
-        }
-        Ok::<(), elapid_kernels::Error>(())
-    })?;
+    let (device, m, width) = (x.value().device(), x.value().row_count(), x.value().cols() / heads.max(1));
+    let part = move |head: usize| (head * width, width);
+    let mut y = Tensor::output(device, x.value().dtype(), x.shape())?;
+    let mut statistics = Vec::with_capacity(heads);
+    for head in 0..heads {
+        let (from, cols) = part(head);
+        let mut of_head = Tensor::output(device, DType::F32, &[m, 2])?;
+        let args = layer_norm::Args {
+            x: x.value().view().columns(from, cols),
+            residual: None,
+            weight: Some(weight.value().view_flat().columns(from, cols)),
+            bias: None,
+            eps,
+        };
+        layer_norm::forward(args, y.view_mut().columns(from, cols), None, of_head.view_mut())?;
+        statistics.push(of_head);
+    }
     let (x, weight) = (x.clone(), weight.clone());
     let [y] = record(&[&x.clone(), &weight.clone()], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.write_rows([Want::Set(&x), Want::Add(&weight)], |[mut dx, dweight]| {
-            let dweight = dweight.into_slice();
-            for (head, dweight) in dweight.chunks_exact_mut(width).enumerate() {
-                let [x, dy] = [x.value(), &dy].map(|x| x.rows().columns(head * width, width));
-                let dx = dx.reborrow().split_columns(head * width).1.split_columns(width).0;
-                let stored = statistics.rows().columns(2 * head, 2);
-                let weight = &weight.value().as_slice()[head * width..][..width];
-                layer_norm::backward(x, Some(weight), stored, dy, dx, Some(dweight), None)?;
+        grads.write([Want::Set(&x), Want::Add(&weight)], |matrices| {
+            let [Some(mut dx), Some(mut dweight)] = matrices else { return Ok(()) };
+            for (head, statistics) in statistics.iter().enumerate() {
+                let (from, cols) = part(head);
+                let saved = layer_norm::Saved {
+                    s: x.value().view().columns(from, cols),
+                    weight: Some(weight.value().view_flat().columns(from, cols)),
+                    statistics: statistics.view_flat(),
+                    factors: (1.0, 1.0),
+                };
+                let grads = layer_norm::Grads {
+                    dx: dx.reborrow().columns(from, cols),
+                    dresidual: None,
+                    dweight: Some(dweight.reborrow().columns(from, cols)),
+                    dbias: None,
+                };
+                layer_norm::backward(saved, dy.view().columns(from, cols), None, grads)?;
             }
             Ok(())
         })

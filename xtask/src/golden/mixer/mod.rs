@@ -149,7 +149,7 @@ fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
                 let fits =
                     there.len() == shape.len() && there.split_last().map(|x| x.1) == shape.split_last().map(|x| x.1);
                 ensure!(fits && last(&there) <= last(shape), "{name}: wanted {shape:?}, got {there:?}");
-                                Ok(with_columns(&golden.singles(&name)?, last(&there), last(shape)))
+                Ok(with_columns(&golden.singles(&name)?, last(&there), last(shape)))
             })
         };
         read().map_err(|error| elapid::Error::Argument(format!("{error:#}")))

@@ -10,16 +10,20 @@ use super::subject::{Class, Keys, Subject};
 pub(super) const RNN: Class = Class {
     matches: |source, _| source.starts_with("torch.nn.RNN "),
     subject: |keys| torch(LayerConfig::rnn(rnn::Settings::default()), keys),
+    also: None,
 };
 pub(super) const LSTM: Class = Class {
     matches: |source, _| source.starts_with("torch.nn.LSTM "),
     subject: |keys| torch(LayerConfig::lstm(lstm::Settings::default()), keys),
+    also: None,
 };
 pub(super) const GRU: Class = Class {
     matches: |source, _| source.starts_with("torch.nn.GRU "),
     subject: |keys| torch(LayerConfig::gru(gru::Settings::default()), keys),
+    also: None,
 };
-pub(super) const SLSTM: Class = Class { matches: |source, _| source.contains("sLSTMLayer"), subject: xlstm, also: None };
+pub(super) const SLSTM: Class =
+    Class { matches: |source, _| source.contains("sLSTMLayer"), subject: xlstm, also: None };
 
 /// The parameters of two layers, as [`Subject`] names them, and PyTorch's.
 const PARAMS: [(&str, &str); 8] = [

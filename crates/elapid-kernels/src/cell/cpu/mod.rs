@@ -88,14 +88,14 @@ impl Heads {
 
     /// One part per vector of a row that has the heads of a vector together: channels of head `head`.
     #[inline(always)]
-    fn of_vectors<'a>(self, row: &'a [f32], vectors: usize, head: usize) -> [&'a [f32]; 4] {
+    fn of_vectors(self, row: &[f32], vectors: usize, head: usize) -> [&[f32]; 4] {
         let d = self.count * self.width;
         std::array::from_fn(|i| if i < vectors { &row[i * d + head * self.width..][..self.width] } else { &[] })
     }
 
     /// One part per gate of a row of q, which has the gates of a head together.
     #[inline(always)]
-    fn of_gates<'a>(self, row: &'a [f32], head: usize) -> [&'a [f32]; 4] {
+    fn of_gates(self, row: &[f32], head: usize) -> [&[f32]; 4] {
         let at = |gate| (head * self.gates + gate) * self.width;
         std::array::from_fn(|gate| if gate < self.gates { &row[at(gate)..][..self.width] } else { &[] })
     }
