@@ -173,6 +173,7 @@ fn optimisers(random: &mut Random) {
 }
 
 /// Two products of `c` multiply-adds per key that a query sees; in the backward pass five.
+// Long: every measurement is a few lines.
 fn attentions(random: &mut Random) {
     let peak = ceiling::fma_ceiling() / 1e9;
     println!("multiply-adds in registers: {peak:.1} GFLOP/s");

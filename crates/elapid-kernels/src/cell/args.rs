@@ -1,13 +1,13 @@
 //! Arguments of the cells.
 
 use std::convert::Infallible;
-use std::fmt;
 
-use super::{CHECK, cpu};
 use crate::cuda::Result;
-use crate::error;
+use crate::error::{self, Check};
 use crate::view::{Matrix, MatrixMut};
 use crate::{Rows, RowsMut, View, ViewMut};
+
+pub(super) const CHECK: Check = Check("cell");
 
 /// What a cell computes; the equations are in the [module](super).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,52 +95,6 @@ pub struct Args<V: Matrix> {
     pub initial: Option<V::Flat>,
     /// Padding and packed documents.
     pub segments: V::Segments,
-}
-
-/// What [`forward`](super::forward) leaves for [`backward`](super::backward). On the CPU it may be used again for another call, and keeps its memory.
-#[derive(Debug, Default)]
-pub struct Saved(pub(super) Kept);
-
-#[derive(Debug, Default)]
-pub(super) enum Kept {
-    #[default]
-    Nothing,
-    Host(cpu::Saved),
-}
-
-impl Saved {
-    /// An empty one, for [`forward`](super::forward) to fill.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Memory it takes, in bytes: `4 b l d` times 1 (RNN), 5 (LSTM), 4 (GRU) or 7 (sLSTM).
-    pub fn bytes(&self) -> usize {
-        match &self.0 {
-            Kept::Nothing => 0,
-            Kept::Host(saved) => saved.bytes(),
-        }
-    }
-
-    /// That of the CPU, made if there is none.
-    pub(super) fn host(&mut self) -> &mut cpu::Saved {
-        if !matches!(self.0, Kept::Host(_)) {
-            self.0 = Kept::Host(cpu::Saved::default());
-        }
-        match &mut self.0 {
-            Kept::Host(saved) => saved,
-            _ => unreachable!("it was just made"),
-        }
-    }
-}
-
-impl fmt::Display for Kept {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => f.write_str("nothing"),
-            Self::Host(saved) => write!(f, "that of {:?} on the CPU", saved.made_for()),
-        }
-    }
 }
 
 /// What [`forward`](super::forward) wrote, and the gradients that arrive there.

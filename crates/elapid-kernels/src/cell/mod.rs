@@ -26,18 +26,19 @@
 mod args;
 mod cpu;
 pub mod naive;
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use crate::cuda::Result;
-use crate::error::{self, Check};
+use crate::error;
 use crate::view::Shaped;
 use crate::{Isa, View, ViewMut};
 
-use args::Kept;
-pub use args::{Args, Dims, Grads, Kind, Outputs, Saved};
-
-const CHECK: Check = Check("cell");
+use args::CHECK;
+pub use args::{Args, Dims, Grads, Kind, Outputs};
+use saved::Kept;
+pub use saved::Saved;
 
 /// Runs the cells.
 ///

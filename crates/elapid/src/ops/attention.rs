@@ -17,6 +17,7 @@ use crate::{Device, Error, Layout, Result, Tensor};
 ///
 /// # Errors
 /// If shapes do not fit, the mask sees more than what the caches keep, or caches hold something on a GPU.
+// Long: two devices, and keys from three sources.
 pub fn attention(
     q: &Var,
     k: &Var,

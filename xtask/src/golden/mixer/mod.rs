@@ -7,6 +7,7 @@
 //! written for the files; every key of `config` is read, and an unknown one is an error.
 
 mod attention;
+mod columns;
 mod experts;
 mod recurrent;
 mod states;
@@ -30,6 +31,7 @@ use elapid::{Layout, State, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
+use self::columns::{compare_gradients, full, last, with_columns};
 use self::subject::{Class, Keys, Subject};
 use super::record::{Golden, Report};
 
@@ -96,38 +98,6 @@ fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Resul
     states::check(golden, subject, &params, &stack, &x, report)
 }
 
-/// The gradients of all parameters with those of the file, `grad.NAME` after `prefix`.
-fn compare_gradients(
-    golden: &Golden<'_>,
-    subject: &Subject,
-    params: &Params,
-    grads: &ParamGrads,
-    prefix: &str,
-    report: &mut Report,
-) -> Result<()> {
-    for (name, stored) in &subject.params {
-        let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
-        let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
-        stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, shape, values| {
-            let name = format!("{prefix}grad.{theirs}");
-            let (from, to) = (last(shape), last(&golden.shape(&name)?));
-            report.close(&name, &golden.floats(&name)?, &with_columns(&values, from, to));
-            Ok::<(), anyhow::Error>(())
-        })?;
-    }
-    Ok(())
-}
-
-fn last(shape: &[usize]) -> usize {
-    shape.last().copied().unwrap_or(1)
-}
-
-/// Rows of `from` columns as rows of `to`: cut, or followed by zeros.
-fn with_columns(values: &[f32], from: usize, to: usize) -> Vec<f32> {
-    let row = |row: &[f32]| (0..to).map(|i| row.get(i).copied().unwrap_or(0.0)).collect::<Vec<f32>>();
-    values.chunks_exact(from.max(1)).flat_map(row).collect()
-}
-
 /// The stack of the layer alone: no norm, no residual stream.
 fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
     let named =
@@ -159,10 +129,6 @@ fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
         config.build(name, at, p)
     })?;
     Ok((params, stack))
-}
-
-fn full(name: &str) -> String {
-    if name.starts_with("layers.") { name.to_owned() } else { format!("layers.0.mixer.{name}") }
 }
 
 /// Outputs of one position at a time.

@@ -11,8 +11,8 @@ use elapid::state::LayerState;
 use elapid::{Layout, State, Tensor};
 
 use super::super::record::{Golden, Report};
+use super::columns::{self, compare_gradients, with_columns};
 use super::subject::Subject;
-use super::{compare_gradients, with_columns};
 
 /// Where a kind's states are in a file.
 struct Kind {
@@ -93,7 +93,7 @@ pub(super) fn check(
     let mut grads = ParamGrads::of(params)?;
     let mut others = tape.backward_from(&outputs, &mut grads)?;
     let dx = others.take(&leaf)?.context("no gradient of x")?.to_vec()?;
-    let (want, width) = (golden.floats("init.dx")?, super::last(&golden.shape("init.dx")?));
+    let (want, width) = (golden.floats("init.dx")?, columns::last(&golden.shape("init.dx")?));
     report.close("init.dx", &want, &with_columns(&dx, subject.d, width));
     compare_gradients(golden, subject, params, &grads, "init.", report)?;
     let dinitial: Vec<Tensor> =

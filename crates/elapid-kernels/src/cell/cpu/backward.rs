@@ -6,7 +6,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::gates::Gates;
-use super::{Heads, Saved, by_kind, group, load, product, store};
+use super::parts::{Heads, Saved, by_kind, group, load, product, store};
 use crate::cell::{Args, Dims, Grads, Kind, Outputs};
 use crate::linear::cpu as linear;
 use crate::parallel::{Blocks, Each, split};

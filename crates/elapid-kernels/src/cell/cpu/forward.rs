@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use pulp::{Simd, WithSimd};
 
 use super::gates::Gates;
-use super::{Heads, Saved, by_kind, group, load, product, start, store};
+use super::parts::{Heads, Saved, by_kind, group, load, product, start, store};
 use crate::cell::{Args, Dims, Kind};
 use crate::parallel::{Blocks, Each, split};
 use crate::{Isa, Rows, RowsMut, Segments};
