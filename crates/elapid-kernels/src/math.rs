@@ -115,20 +115,22 @@ pub(crate) fn softplus_sigmoid<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32
     (softplus, simd.div_f32s(above, simd.add_f32s(t, c(1.0))))
 }
 
-/// tanh(x): an odd polynomial below 5/8 (Cephes), else 1 - 2 / (e^2|x| + 1) with the sign of x.
+/// tanh(x): an odd polynomial up to 0.625 (Cephes); beyond it 1 - 2 / (e^2|x| + 1), which near 0 would cancel.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let c = |v: f32| simd.splat_f32s(v);
-    let (size, square) = (simd.abs_f32s(x), simd.mul_f32s(x, x));
+    let sign = simd.and_f32s(x, c(-0.0));
+    let size = simd.xor_f32s(x, sign);
+    let square = simd.mul_f32s(size, size);
     let p = c(-5.704_988_7e-3);
     let p = simd.mul_add_e_f32s(p, square, c(2.063_908_8e-2));
     let p = simd.mul_add_e_f32s(p, square, c(-5.373_971_6e-2));
     let p = simd.mul_add_e_f32s(p, square, c(1.333_144_2e-1));
     let p = simd.mul_add_e_f32s(p, square, c(-3.333_328e-1));
-    let near = simd.mul_add_e_f32s(simd.mul_f32s(p, square), x, x);
+    let near = simd.mul_add_e_f32s(simd.mul_f32s(p, square), size, size);
     let far = simd.div_f32s(c(2.0), simd.add_f32s(exp(simd, simd.add_f32s(size, size)), c(1.0)));
-    let far = simd.or_f32s(simd.sub_f32s(c(1.0), far), simd.and_f32s(x, c(-0.0)));
-    simd.select_f32s(simd.less_than_f32s(size, c(0.625)), near, far)
+    let far = simd.sub_f32s(c(1.0), far);
+    simd.or_f32s(simd.select_f32s(simd.less_than_f32s(size, c(0.625)), near, far), sign)
 }
 
 /// 1 / (1 + e^-x).

@@ -286,6 +286,18 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// The same elements in another shape.
+    ///
+    /// # Panics
+    /// If there are gaps between rows, or it has other elements.
+    pub fn reshaped(self, rows: usize, cols: usize) -> Self {
+        assert!(self.shape().0 * self.shape().1 == rows * cols, "{:?} as {rows} rows of {cols}", self.shape());
+        match self {
+            Self::Host(all) => Self::Host(RowsMut::new(all.into_slice(), cols)),
+            Self::Device(mat) => Self::Device(mat.reshaped(rows, cols)),
+        }
+    }
+
     /// Two matrices: the columns before `at` and those from `at` on.
     ///
     /// # Panics

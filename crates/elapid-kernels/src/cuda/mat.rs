@@ -305,6 +305,15 @@ impl<'a> MatMut<'a> {
         (Self(m.columns(0, at)), Self(m.columns(at, m.cols - at)))
     }
 
+    /// The same elements in another shape.
+    ///
+    /// # Panics
+    /// If there are gaps between rows, or it has other elements.
+    pub(crate) fn reshaped(self, rows: usize, cols: usize) -> Self {
+        assert!(self.0.is_contiguous() && self.0.len() == rows * cols, "{self:?} as {rows} rows of {cols}");
+        MatMut(Mat { rows, cols, stride: cols, ..self.0 })
+    }
+
     /// [`Mat::flat`], to write.
     pub(crate) fn flat(self) -> Self {
         Self(self.0.flat())

@@ -181,7 +181,7 @@ fn multiply(order: &Order, form: Form, all: [&Mat<'_>; 3], args: Product) -> Res
     let sizes = [args.depth, args.cols, args.m];
     let tensor = dtype == DType::Bf16 && sizes.iter().all(|size| size % 8 == 0) && all.iter().all(|m| m.is_aligned());
     let side = ROWS_OF_TILE[usize::from(!tensor)];
-    let wide = usize::from(args.cols >= 512);
+    let wide = usize::from(args.cols >= 512 && form != Form::Weight);
     let across = (args.cols as usize).div_ceil(if tensor { WIDTHS[wide] } else { PLAIN });
     let tiles = order.n / side + order.experts;
     let blocks = product(&[tiles, across]);

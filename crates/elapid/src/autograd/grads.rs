@@ -113,9 +113,21 @@ impl Grads {
         wants: [Want<'_>; N],
         write: impl FnOnce([Option<ViewMut<'_>>; N]) -> cuda::Result<()>,
     ) -> Result<()> {
+        // A reshaped variable has its gradient in the shape that its source has.
+        let shape = |want: &Want<'_>| match want {
+            Want::Set(var) | Want::Add(var) => Some((var.value.row_count(), var.value.cols())),
+            Want::Nothing => None,
+        };
+        let mut shapes = wants.each_ref().map(shape).into_iter();
         let mut targets = self.targets(wants)?;
         let mut opened = self.open(&targets)?;
-        write(lend(&mut targets, &mut opened))?;
+        write(lend(&mut targets, &mut opened).map(|matrix| {
+            let (matrix, shape) = (matrix, shapes.next().flatten());
+            matrix.map(|matrix| match shape {
+                Some((rows, cols)) if matrix.shape() != (rows, cols) => matrix.reshaped(rows, cols),
+                _ => matrix,
+            })
+        }))?;
         self.close(targets, opened)
     }
 
