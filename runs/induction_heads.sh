@@ -26,7 +26,7 @@ attention=(model.d_model=128 'model.layers=["attention"]' model.layer.attention.
 declare -A positions=(
     [abs]='model.layer.attention.rope="none" model.positions="learned" model.max_positions=16384'
     [rope]='model.layer.attention.rope="pairs" train.steps=409600'
-    [xpos]='model.layer.attention.rope="xpos" train.steps=409600'
+    [xpos]='model.layer.attention.rope="pairs" model.layer.attention.xpos_base=512 train.steps=409600'
 )
 models=() jobs=()
 for kind in abs rope xpos; do

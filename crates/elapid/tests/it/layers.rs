@@ -214,7 +214,9 @@ fn files(name: &str, model: &LanguageModel) {
 
 /// Gradients of the loss are its difference quotients, along a random direction of each parameter.
 fn gradients(name: &str, model: &LanguageModel) {
-    let (bends, mut compared) = (name.starts_with("moe(") || name.contains("activation: Relu"), 0);
+    // Picks jump, rectifiers bend, and gates that are exponentials curve strongly.
+    let bends = name.starts_with("moe(") || name.contains("activation: Relu") || name.starts_with("slstm(");
+    let mut compared = 0;
     let tokens = ids(2 * 12, V);
     let targets: Vec<i32> = ids(24, V).iter().rev().map(|&id| id as i32).collect();
     let (_, grads, _) = summed(model, &Layout::new(2, 12), &tokens, &targets);
