@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::{RowsMut, ViewMut, cuda, elementwise};
+use elapid_kernels::{ViewMut, cuda, elementwise};
 
 use super::slots::{Form, Grads, Slot};
 use super::var::{Place, Var};
@@ -147,25 +147,6 @@ impl Grads {
     /// What `write` returns.
     pub fn set_by(&mut self, var: &Var, write: impl FnOnce(ViewMut<'_>) -> cuda::Result<()>) -> Result<()> {
         self.write([Want::set(Some(var))], |[matrix]| matrix.map_or(Ok(()), write))
-    }
-
-    /// [`write`](Self::write) for operations that the CPU alone has; what nobody wants has a matrix without elements.
-    ///
-    /// # Errors
-    /// What `write` returns.
-    pub fn write_rows<const N: usize>(
-        &mut self,
-        wants: [Want<'_>; N],
-        write: impl FnOnce([RowsMut<'_>; N]) -> elapid_kernels::Result<()>,
-    ) -> Result<()> {
-        self.write(wants, |matrices| {
-            write(matrices.map(|matrix| match matrix {
-                Some(ViewMut::Host(rows)) => rows,
-                None => RowsMut::new(&mut [], 0),
-                Some(ViewMut::Device(_)) => unreachable!("a gradient on a GPU of an operation of the CPU"),
-            }))?;
-            Ok(())
-        })
     }
 
     /// Hands out the matrix of one gradient to an operation that can store as well as add, and tells it which: it adds
