@@ -63,8 +63,8 @@ pub(super) struct Subject {
     pub(super) params: Vec<(&'static str, Stored)>,
 }
 
-/// A comparison beside that of the layer.
-pub(super) type Also = fn(&Golden<'_>, &Subject, &mut Report) -> Result<()>;
+/// A comparison before that of the layer; whether the layer is to be compared too.
+pub(super) type Also = fn(&Golden<'_>, &Subject, &mut Report) -> Result<bool>;
 
 /// A class that elapid has: whether a file is of it, and the layer for the file.
 pub(super) struct Class {
