@@ -25,7 +25,7 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Gpu {
-    /// Records what `f` asks of the device, instead of doing it. `f` must have been run before, so that kernels are
+    /// Records the work that `f` submits, instead of running it. `f` must have been run before, so that kernels are
     /// loaded; it must not wait, nor read or write the host's memory. Buffers that `f` returns belong to the graph's
     /// memory: every launch writes them anew. The graph keeps the buffers that `f` uses. Other threads that want something of the device wait meanwhile.
     ///
