@@ -35,6 +35,8 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
 #if LANES == 0
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   __shared__ float shared[THREADS / 32];
   for (i64 r = blockIdx.x; r < a.rows; r += gridDim.x) {
     float squares = 0.0f;
@@ -100,6 +102,8 @@ __device__ __forceinline__ float row_sum(float x, float* shared) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   __shared__ float shared[THREADS / 32];
   int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
   i64 rounds = (a.rows + i64(gridDim.x) * GROUPS - 1) / (i64(gridDim.x) * GROUPS);

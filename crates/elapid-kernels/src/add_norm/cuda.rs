@@ -89,7 +89,7 @@ pub(super) fn forward(
     };
     let kernel = gpu.kernel(&SOURCE, "forward", &defines(x.dtype(), form))?;
     // SAFETY: `Args` is laid out as in the source; `super` has checked shapes and formats.
-    unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows(), form, 8), THREADS as u32), &args) }
+    unsafe { kernel.launch(Launch::linear(blocks(gpu, x.rows(), form, 8), THREADS as u32).overlapping(), &args) }
 }
 
 pub(super) fn scale(sum: Mat<'_>, weight: Mat<'_>, rstd: Mat<'_>, y: MatMut<'_>) -> Result<()> {

@@ -375,7 +375,9 @@ pub struct Launch {
     pub block: (u32, u32, u32),
     /// Bytes of dynamic shared memory per block.
     pub shared: u32,
-    /// Whether it may begin before the previous launch has ended; the kernel then waits itself (`wait_for_previous`).
+    /// Whether it may begin before the previous launch has ended, if that lets it (`let_next_start`); the kernel then waits
+    /// itself (`wait_for_previous`). What it reads before must not be written by launches that let others begin: those write
+    /// activations and their gradients, never weights.
     pub overlap: bool,
 }
 
@@ -384,6 +386,12 @@ impl Launch {
     pub fn linear(grid: usize, block: u32) -> Self {
         let grid = u32::try_from(grid).unwrap_or(u32::MAX);
         Self { grid: (grid, 1, 1), block: (block, 1, 1), shared: 0, overlap: false }
+    }
+
+    /// The same, beginning before the previous launch has ended.
+    #[must_use]
+    pub fn overlapping(self) -> Self {
+        Self { overlap: true, ..self }
     }
 }
 

@@ -69,7 +69,7 @@ fn launch(entry: &'static str, all: &[Mat<'_>], args: Raw) -> Result<()> {
     let (gpu, defines) = (first.gpu(), [Define::dtype("T", first.dtype()), vector_define(vector)]);
     let args = Raw { rows: rows as i64, cols: cols as i64, ..args };
     // SAFETY: `Raw` is laid out as in the source; `super` has checked that all matrices have one shape and format.
-    unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(tiles(gpu, rows, cols, vector), &args) }
+    unsafe { gpu.kernel(&SOURCE, entry, &defines)?.launch(tiles(gpu, rows, cols, vector).overlapping(), &args) }
 }
 
 #[derive(Clone, Copy)]

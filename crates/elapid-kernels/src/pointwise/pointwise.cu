@@ -103,6 +103,8 @@ __device__ __forceinline__ void each(const Args& a, G g) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) forward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   with_function(a.function, [&](auto f) {
     each(a, [&](i64 r, i64 c) {
       float x[W];
@@ -115,6 +117,8 @@ extern "C" __global__ void __launch_bounds__(256) forward(const __grid_constant_
 }
 
 extern "C" __global__ void __launch_bounds__(256) backward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   float factor = a.alpha * a.beta;
   with_function(a.function, [&](auto f) {
     each(a, [&](i64 r, i64 c) {
@@ -129,6 +133,8 @@ extern "C" __global__ void __launch_bounds__(256) backward(const __grid_constant
 }
 
 extern "C" __global__ void __launch_bounds__(256) glu_forward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   with_function(a.function, [&](auto f) {
     each(a, [&](i64 r, i64 c) {
       float x[W], z[W];
@@ -143,6 +149,8 @@ extern "C" __global__ void __launch_bounds__(256) glu_forward(const __grid_const
 
 // Both gradients from one read of x, z and dy.
 extern "C" __global__ void __launch_bounds__(256) glu_backward(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   float factor = a.alpha * a.beta;
   with_function(a.function, [&](auto f) {
     each(a, [&](i64 r, i64 c) {

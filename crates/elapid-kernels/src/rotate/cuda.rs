@@ -91,7 +91,8 @@ pub(super) fn forward(args: &Args<'_, Mat<'_>>, inverse: bool, x: Option<Mat<'_>
             growth,
         };
         let blocks = y.rows().div_ceil(tile).min(16 * gpu.multiprocessors());
-        let launch = Launch { shared: (tile * count * ENTRY) as u32, ..Launch::linear(blocks, THREADS as u32) };
+        let shared = (tile * count * ENTRY) as u32;
+        let launch = Launch { shared, ..Launch::linear(blocks, THREADS as u32).overlapping() };
         // SAFETY: `Raw` is laid out as in the source; `super` has checked shapes and formats, and that there is a position
         // for every row; a block has shared memory for `tile` rows of `count` pairs.
         unsafe { kernel.launch(launch, &raw)? };

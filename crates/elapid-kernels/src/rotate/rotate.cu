@@ -69,6 +69,8 @@ __device__ __forceinline__ void rotate_step(const Args& a, const T* x, T* y, int
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_constant__ Args a) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float2 table[];  // [tile count]
   __shared__ double turns[256];
   __shared__ float growth[256];
