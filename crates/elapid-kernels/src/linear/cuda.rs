@@ -1,5 +1,6 @@
-//! On a GPU, by cuBLASLt. Matrices are read in place, whatever their stride, and sums are f32: bf16 products accumulate
-//! in f32, f32 products do not use TF32.
+//! On a GPU, by cuBLASLt, or for few rows by a kernel that begins to read W while the launch before ends (`few_rows.cu`).
+//! Matrices are read in place, whatever their stride, and sums are f32: bf16 products accumulate in f32, f32 products do not use
+//! TF32.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -11,6 +12,7 @@ use crate::cuda::{Define, Error, Launch, Mat, MatMut, RawMat, Result, Source, Un
 use crate::error::{Check, product};
 
 static SOURCE: Source = Source { name: "linear", text: include_str!("linear.cu") };
+static FEW_ROWS: Source = Source { name: "linear_few_rows", text: include_str!("few_rows.cu") };
 const ENTRIES: [&str; 2] = ["spread", "column_sums"];
 const CHECK: Check = Check("linear");
 /// Maximum workspace of a product in bytes: NVIDIA's recommendation for Hopper.
@@ -18,8 +20,13 @@ const WORKSPACE: usize = 32 << 20;
 
 /// As [`super::forward`].
 pub(crate) fn forward(x: Mat<'_>, w: Mat<'_>, bias: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
+    if let Some(bias) = &bias {
+        CHECK.len("bias", bias.len(), y.cols())?;
+    }
+    if few_rows(&x, &w, bias.as_ref(), &y)? {
+        return Ok(());
+    }
     let Some(bias) = bias else { return matmul((x, false), (w, true), y, 0.0) };
-    CHECK.len("bias", bias.len(), y.cols())?;
     spread(bias, &y.as_mat())?;
     matmul((x, false), (w, true), y, 1.0)
 }
@@ -46,6 +53,66 @@ pub(super) fn backward_bias(dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
     // SAFETY: `Args` is laid out as in the source; `partial` was made for the width of dy and `parts` parts.
     unsafe { gpu.kernel(&SOURCE, "column_sums", &[Define::dtype("T", dy.dtype())])?.launch(launch, &args)? };
     elementwise::add_rows(&gpu, partial.as_mat(), db)
+}
+
+/// `Args` of `few_rows.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FewRows {
+    x: RawMat,
+    w: RawMat,
+    bias: u64,
+    y: RawMat,
+    rows: i32,
+    n: i32,
+    k: i32,
+    each: i32,
+}
+
+/// Rows of x up to which W is read by our own kernel.
+const FEW: usize = 4;
+/// Its warps of a block, columns of W that they read at once, stages of shared memory in units of those columns, and most
+/// rows of W of a block.
+const WARPS: usize = 8;
+const ACROSS: usize = WARPS * 256;
+const STAGES: usize = 20;
+const EACH: usize = 256;
+
+fn few_rows_defines(y: DType, m: usize, loads: usize) -> Vec<Define> {
+    let stages = STAGES / loads;
+    vec![Define::dtype("Y", y), Define::new("M", m), Define::new("LOADS", loads), Define::new("DEPTH", stages)]
+}
+
+/// A product of few rows of bf16, if it is one, in one launch.
+fn few_rows(x: &Mat<'_>, w: &Mat<'_>, bias: Option<&Mat<'_>>, y: &MatMut<'_>) -> Result<bool> {
+    let (rows, k) = x.shape();
+    let (n, loads, m) = (w.rows(), k.div_ceil(ACROSS), rows.next_power_of_two());
+    let fits = (1..=FEW).contains(&rows) && k > 0 && loads * m <= 12 && loads <= 6 && i32::try_from(n).is_ok();
+    let shapes = w.cols() == k && y.shape() == (rows, n) && n > 0;
+    let bf16 = x.dtype() == DType::Bf16 && w.dtype() == DType::Bf16;
+    let gpu = y.gpu();
+    let here = x.gpu() == gpu && w.gpu() == gpu && bias.is_none_or(|bias| bias.gpu() == gpu);
+    if !fits || !shapes || !bf16 || !here || !k.is_multiple_of(8) || !x.is_aligned() || !w.is_aligned() {
+        return Ok(false);
+    }
+    let each = n.div_ceil(2 * gpu.multiprocessors()).min(EACH);
+    let args = FewRows {
+        x: x.raw(),
+        w: w.raw(),
+        bias: bias.map_or(0, Mat::address),
+        y: y.raw(),
+        rows: rows as i32,
+        n: n as i32,
+        k: k as i32,
+        each: each as i32,
+    };
+    let shared = WARPS * (STAGES / loads * loads * 512 + each * m * 4);
+    let kernel = gpu.kernel(&FEW_ROWS, "few_rows", &few_rows_defines(y.dtype(), m, loads))?;
+    let launch = Launch { shared: shared as u32, ..Launch::linear(n.div_ceil(each), 256).overlapping() };
+    // SAFETY: `FewRows` is laid out as in the source; all matrices have the sizes that it counts with, rows of x and W begin
+    // at multiples of 16 bytes and have whole eights; there is an f32 of the bias for every column of y.
+    unsafe { kernel.launch(launch, &args)? };
+    Ok(true)
 }
 
 #[derive(Clone, Copy)]
@@ -75,7 +142,12 @@ fn spread(bias: Mat<'_>, y: &Mat<'_>) -> Result<()> {
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
     let unit = |dtype| Unit { source: &SOURCE, entries: &ENTRIES, defines: vec![Define::dtype("T", dtype)] };
-    [DType::F32, DType::Bf16].map(unit).to_vec()
+    let few = |(y, m, loads)| {
+        let defines = few_rows_defines(y, m, loads);
+        Unit { source: &FEW_ROWS, entries: &["few_rows"], defines }
+    };
+    let sizes = [(DType::Bf16, 1, 1), (DType::Bf16, 4, 3), (DType::Bf16, 2, 6), (DType::F32, 4, 1)];
+    [DType::F32, DType::Bf16].map(unit).into_iter().chain(sizes.map(few)).collect()
 }
 
 /// The key of a product for cuBLASLt.

@@ -7,10 +7,21 @@ use crate::{Rows, RowsMut};
 #[test]
 fn sizes() {
     let Some(gpu) = gpu() else { return };
-    for (i, (m, n, k)) in
-        [(1, 1, 1), (3, 5, 7), (64, 48, 80), (100, 33, 129), (257, 512, 64), (5, 1000, 2), (1, 64, 64)]
-            .into_iter()
-            .enumerate()
+    for (i, (m, n, k)) in [
+        (1, 1, 1),
+        (3, 5, 7),
+        (64, 48, 80),
+        (100, 33, 129),
+        (257, 512, 64),
+        (5, 1000, 2),
+        (1, 64, 64),
+        (1, 3000, 2048),
+        (2, 700, 5632),
+        (3, 77, 4104),
+        (4, 513, 6000),
+    ]
+    .into_iter()
+    .enumerate()
     {
         for dtype in [DType::F32, DType::Bf16] {
             let gap = [0, 1, 8][i % 3];
