@@ -1,6 +1,7 @@
 //! On a GPU: a block counts a row.
 
 use super::width::Width;
+use crate::Array;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Segments, Source, Unit};
 use crate::error::product;
 
@@ -20,18 +21,26 @@ pub(super) fn forward(
     gpu: Gpu,
     b: usize,
     l: usize,
-    starts: Option<&[u64]>,
+    starts: Option<Array<'_, u64>>,
     segments: &Segments<'_>,
     width: Width,
 ) -> Result<Buffer> {
     let bytes = if width == Width::U32 { 4 } else { 8 };
     let positions = gpu.alloc(product(&[b, l, bytes]))?;
-    let starts = starts.map(|starts| gpu.upload(starts)).transpose()?;
     if b * l == 0 {
         return Ok(positions);
     }
+    let uploaded;
+    let starts = match starts {
+        None => None,
+        Some(Array::Device(starts)) => Some(starts),
+        Some(Array::Host(starts)) => {
+            uploaded = gpu.upload(starts)?;
+            Some(&uploaded)
+        }
+    };
     let args = Raw {
-        starts: starts.as_ref().map_or(0, Buffer::address),
+        starts: starts.map_or(0, Buffer::address),
         resets: segments.resets_address(),
         positions: positions.address(),
         l: l as i64,
@@ -43,12 +52,28 @@ pub(super) fn forward(
     Ok(positions)
 }
 
+/// `Advance` of the source.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Advance {
+    positions: u64,
+    rows: i64,
+    most: u64,
+}
+
+pub(super) fn advance(positions: &Buffer, rows: usize, most: u64) -> Result<()> {
+    let kernel = positions.gpu().kernel(&SOURCE, "advance", &[define(Width::U64)])?;
+    let args = Advance { positions: positions.address(), rows: rows as i64, most };
+    // SAFETY: `Advance` is laid out as in the source; `super` has checked that all are there.
+    unsafe { kernel.launch(Launch::linear(rows.div_ceil(THREADS as usize), THREADS), &args) }
+}
+
 fn define(width: Width) -> Define {
     Define::new("P", if width == Width::U32 { "u32" } else { "u64" })
 }
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    let unit = |width| Unit { source: &SOURCE, entries: &["count"], defines: vec![define(width)] };
+    let unit = |width| Unit { source: &SOURCE, entries: &["count", "advance"], defines: vec![define(width)] };
     [Width::U32, Width::U64].map(unit).to_vec()
 }

@@ -6,9 +6,9 @@
 pub(crate) mod cuda;
 mod width;
 
-use crate::Segments;
 use crate::cuda::{Buffer, Gpu, Result};
 use crate::error::{self, Check};
+use crate::{Array, Segments};
 
 pub use width::Width;
 
@@ -33,24 +33,41 @@ pub fn on_host(b: usize, l: usize, starts: Option<&[u64]>, segments: &Segments<'
     Ok(positions)
 }
 
-/// Positions `[b l]` on a GPU, of a format. `starts` as in [`on_host`].
+/// Positions `[b l]` on a GPU, of a format. `starts` as in [`on_host`], or u64 on the GPU, of which a captured graph reads what
+/// they are at its launch.
 ///
 /// # Errors
-/// If sizes or devices do not fit, or a device failed; while a graph is captured, if a row has read something: the graph
-/// would begin there at every launch.
+/// If sizes or devices do not fit, or a device failed; while a graph is captured, if a row has read something and `starts` are
+/// on the host: the graph would begin there at every launch.
 pub fn on_device(
     gpu: Gpu,
     b: usize,
     l: usize,
-    starts: Option<&[u64]>,
+    starts: Option<Array<'_, u64>>,
     segments: &crate::cuda::Segments<'_>,
     width: Width,
 ) -> Result<Buffer> {
-    CHECK.len("starts", starts.map_or(b, <[u64]>::len), b)?;
+    let enough = match starts {
+        None => true,
+        Some(Array::Host(starts)) => starts.len() == b,
+        Some(Array::Device(starts)) => starts.bytes() / 8 >= b && starts.gpu() == gpu,
+    };
+    CHECK.that(enough, "starts", || format!("{b} on {gpu:?}"), || format!("{starts:?}"))?;
     segments.check(CHECK.0, b, l)?;
     let here = segments.gpu().is_none_or(|on| on == gpu);
     CHECK.that(here, "segments", || format!("memory of {gpu:?}"), || format!("memory of {:?}", segments.gpu()))?;
-    cuda::forward(gpu, b, l, starts.filter(|starts| starts.iter().any(|&start| start > 0)), segments, width)
+    let zeros = matches!(starts, Some(Array::Host(starts)) if starts.iter().all(|&start| start == 0));
+    cuda::forward(gpu, b, l, starts.filter(|_| !zeros), segments, width)
+}
+
+/// Positions `[rows]` of u64 on a GPU, each one further, but below `most`.
+///
+/// # Errors
+/// If there are fewer, or the device failed.
+pub fn advance(positions: &Buffer, rows: usize, most: u64) -> Result<()> {
+    let there = positions.bytes() / 8 >= rows;
+    CHECK.that(there, "positions", || format!("{rows} u64"), || format!("{positions:?}"))?;
+    cuda::advance(positions, rows, most)
 }
 
 #[cfg(test)]
@@ -80,14 +97,21 @@ mod tests {
                 let segments = cuda::Segments { lengths: None, resets: on_gpu.as_ref() };
                 let host = Segments { lengths: None, resets: with.then_some(&resets[..]) };
                 let want = on_host(b, l, Some(&starts), &host).unwrap();
-                let got = on_device(gpu, b, l, Some(&starts), &segments, Width::U64).unwrap();
+                let got = on_device(gpu, b, l, Some(Array::Host(&starts)), &segments, Width::U64).unwrap();
                 assert_eq!(want, gpu.download::<u64>(&got, 0, b * l).unwrap(), "{b} x {l}, {often}");
-                let got = on_device(gpu, b, l, Some(&starts), &segments, Width::U32).unwrap();
+                let begins = gpu.upload(&starts).unwrap();
+                let got = on_device(gpu, b, l, Some(Array::Device(&begins)), &segments, Width::U32).unwrap();
                 let want: Vec<u32> = want.iter().map(|&at| at as u32).collect();
                 assert_eq!(want, gpu.download::<u32>(&got, 0, b * l).unwrap(), "{b} x {l}, {often}, u32");
             }
         }
-        let short = on_device(gpu, 2, 1, Some(&[1]), &cuda::Segments::default(), Width::U64);
+        let short = on_device(gpu, 2, 1, Some(Array::Host(&[1])), &cuda::Segments::default(), Width::U64);
         assert_eq!(fault(short).argument, "starts");
+        let counts = gpu.upload(&[5u64, 1 << 40, 7]).unwrap();
+        advance(&counts, 2, u64::MAX).unwrap();
+        assert_eq!(gpu.download::<u64>(&counts, 0, 3).unwrap(), [6, (1 << 40) + 1, 7]);
+        advance(&counts, 1, 7).unwrap();
+        assert_eq!(gpu.download::<u64>(&counts, 0, 1).unwrap(), [6]);
+        assert_eq!(fault(advance(&counts, 4, 9)).argument, "positions");
     }
 }

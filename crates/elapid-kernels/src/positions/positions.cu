@@ -35,3 +35,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constan
     __syncthreads();
   }
 }
+
+struct Advance {
+  u64* positions;
+  i64 rows;
+  u64 most;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) advance(const __grid_constant__ Advance a) {
+  i64 row = i64(blockIdx.x) * THREADS + threadIdx.x;
+  if (row < a.rows && a.positions[row] + 1 < a.most) ++a.positions[row];
+}
