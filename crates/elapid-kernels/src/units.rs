@@ -8,6 +8,7 @@ pub fn all() -> Vec<Unit> {
         crate::adamw::cuda::units(),
         crate::add_norm::cuda::units(),
         crate::attention::cuda::units(),
+        crate::attention::paged::units(),
         crate::causal_conv1d::cuda::units(),
         crate::cross_entropy::cuda::units(),
         crate::embedding::cuda::units(),

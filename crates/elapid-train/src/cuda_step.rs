@@ -103,10 +103,11 @@ impl<M: Model> CudaStep<M> {
     pub fn new(gpu: Gpu, objective: Arc<ObjectiveOf<M>>, model: &M, parts: usize) -> Result<Self> {
         let ((b, l), specs) = (objective.shape(), objective.arrays());
         let positions = model.core().config().stack.model.positions;
-        if objective.carries() && positions != PositionKind::None {
+        let state = own(&model.core().zero_state(b)?)?;
+        if objective.carries() && (positions != PositionKind::None || state.has_caches()) {
             return Err(Error::Argument {
                 argument: "data.mode",
-                wanted: "\"windows\" on a GPU for a model with positions".into(),
+                wanted: "\"windows\" on a GPU for a model with positions or attention".into(),
                 got: "\"streams\"; or use --device cpu".into(),
             });
         }
@@ -118,10 +119,6 @@ impl<M: Model> CudaStep<M> {
                 results: Pinned::new(gpu, 3)?,
             })
         };
-        let state = own(&model.core().zero_state(b)?)?;
-        if objective.carries() {
-            state.check_carried(Device::Cuda(gpu))?;
-        }
         Ok(Self {
             gpu,
             arrays: specs.iter().map(|spec| alloc(spec.len() * spec.kind.bytes())).collect::<Result<_>>()?,

@@ -44,11 +44,12 @@ pub struct Layout {
     pub device: Option<OnDevice>,
 }
 
-/// Lengths (u32) and resets (u8) on a GPU.
+/// Lengths (u32), resets (u8) and starts (u64) on a GPU.
 #[derive(Debug, Clone, Default)]
 pub struct OnDevice {
     lengths: Option<Arc<Buffer>>,
     resets: Option<Arc<Buffer>>,
+    starts: Option<Arc<Buffer>>,
 }
 
 impl Layout {
@@ -88,8 +89,8 @@ impl Layout {
     /// # Errors
     /// If resets are only on a device.
     pub(crate) fn document_positions(&self) -> Result<Vec<u64>> {
-        if self.resets_elsewhere() {
-            return Err(Error::Argument("positions of documents whose resets are only on a GPU".into()));
+        if self.resets_elsewhere() || self.device_starts().is_some() {
+            return Err(Error::Argument("positions of documents that are only on a GPU".into()));
         }
         Ok(positions::on_host(self.b, self.l, self.starts.as_deref(), &self.segments())?)
     }
@@ -97,11 +98,16 @@ impl Layout {
     /// [`document_positions`](Self::document_positions) where an operation on `device` reads them.
     ///
     /// # Errors
-    /// If resets are on another device, or the device failed; while a graph is captured, if a row has read something before.
+    /// If resets are on another device, or the device failed; while a graph is captured, if a row has read something before and
+    /// its start is not on the device.
     pub(crate) fn positions_on(&self, device: Device) -> Result<Positions> {
         match device {
             Device::Cpu => Ok(Positions::Host(self.document_positions()?.into())),
-            Device::Cuda(gpu) => Ok(Positions::Device(Arc::new(self.positions_as(gpu, Width::U64)?))),
+            Device::Cuda(gpu) => match self.device_starts() {
+                // Of one position each.
+                Some(starts) if self.l == 1 && !self.has_resets() => Ok(Positions::Device(starts.clone())),
+                _ => Ok(Positions::Device(Arc::new(self.positions_as(gpu, Width::U64)?))),
+            },
         }
     }
 
@@ -111,16 +117,17 @@ impl Layout {
     /// # Errors
     /// If a position has no row.
     pub(crate) fn check_positions(&self, max: usize) -> Result<()> {
-        let last = if self.resets_elsewhere() {
+        let last = if self.resets_elsewhere() || self.device_starts().is_some() {
             let begins = self.starts.as_deref().and_then(|starts| starts.iter().max().copied()).unwrap_or(0);
             (self.positions() > 0).then(|| begins + self.l as u64 - 1)
         } else {
             self.document_positions()?.into_iter().max()
         };
-        last.filter(|&at| at >= max as u64).map_or(Ok(()), |at| {
-            let what = format!("position {at} of a document, where max_positions is {max}");
-            Err(Error::Argument(format!("{what}; give shorter texts")))
-        })
+        last.map_or(Ok(()), |at| check_position(at, max))
+    }
+
+    fn device_starts(&self) -> Option<&Arc<Buffer>> {
+        self.device.as_ref()?.starts.as_ref()
     }
 
     fn resets_elsewhere(&self) -> bool {
@@ -132,7 +139,8 @@ impl Layout {
     /// # Errors
     /// As [`positions_on`](Self::positions_on).
     pub(crate) fn positions_as(&self, gpu: Gpu, width: Width) -> Result<Buffer> {
-        let starts = self.starts.as_deref();
+        let host = self.starts.as_deref().map(Array::Host);
+        let starts = self.device_starts().map(|starts| Array::Device(starts)).or(host);
         let on_gpu = self.on(gpu)?;
         Ok(positions::on_device(gpu, self.b, self.l, starts, &on_gpu.device_segments(), width)?)
     }
@@ -145,7 +153,13 @@ impl Layout {
     /// The same batch with its resets in an existing buffer, `[b l]` of u8, so that a captured graph reads its current
     /// contents.
     pub fn with_device_resets(self, resets: Arc<Buffer>) -> Self {
-        Self { device: Some(OnDevice { lengths: None, resets: Some(resets) }), ..self }
+        Self { device: Some(OnDevice { resets: Some(resets), ..OnDevice::default() }), ..self }
+    }
+
+    /// The same batch, whose rows have read what an existing buffer says, `[b]` of u64, so that a captured graph reads its
+    /// current contents.
+    pub(crate) fn with_device_starts(self, starts: &Arc<Buffer>) -> Self {
+        Self { device: Some(OnDevice { starts: Some(starts.clone()), ..OnDevice::default() }), ..self }
     }
 
     /// The same layout, ready for operations on a GPU.
@@ -159,7 +173,7 @@ impl Layout {
         self.segments().check_sizes(self.b, self.l)?;
         let lengths = self.lengths.as_deref().map(|x| gpu.upload(x).map(Arc::new)).transpose()?;
         let resets = self.resets.as_deref().map(|x| gpu.upload(x).map(Arc::new)).transpose()?;
-        Ok(Self { device: Some(OnDevice { lengths, resets }), ..self.clone() })
+        Ok(Self { device: Some(OnDevice { lengths, resets, starts: None }), ..self.clone() })
     }
 
     /// In the form that GPU kernels take.
@@ -180,4 +194,16 @@ impl Layout {
     pub fn segments(&self) -> Segments<'_> {
         Segments { lengths: self.lengths.as_deref(), resets: self.resets.as_deref() }
     }
+}
+
+/// Checks that a table of `max` rows has one for a position.
+///
+/// # Errors
+/// If it has not.
+pub(crate) fn check_position(at: u64, max: usize) -> Result<()> {
+    if at < max as u64 {
+        return Ok(());
+    }
+    let what = format!("position {at} of a document, where max_positions is {max}");
+    Err(Error::Argument(format!("{what}; give shorter texts")))
 }

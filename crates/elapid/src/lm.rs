@@ -16,7 +16,7 @@ use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
 use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
 use crate::pass::Cx;
 use crate::stack::{Carry, Stack};
-use crate::state::State;
+use crate::state::{State, StateKind, StateSpec};
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// A language model: its configuration, its parameters, and the structure that uses them.
@@ -246,6 +246,16 @@ impl LanguageModel {
         Ok((state.to(self.device())?, notes))
     }
 
+    /// Elements that the state of a sequence of `context` positions has: of fixed tensors, and of caches.
+    pub fn state_elements(&self, context: u64) -> (u64, u64) {
+        let specs = || self.stack.spec.iter().flat_map(|(_, specs)| specs);
+        let of = |cached: bool| {
+            let is = move |spec: &&StateSpec| matches!(spec.kind, StateKind::Cache(_)) == cached;
+            specs().filter(is).map(|spec| spec.elements(context)).sum()
+        };
+        (of(false), of(true))
+    }
+
     /// The cost of the position after `context` others in the forward pass, including the projection to the vocabulary.
     pub fn cost(&self, context: u64) -> Cost {
         let (v, d) = (self.config.padded_vocab_size() as u64, self.config.d_model() as u64);
@@ -260,6 +270,25 @@ impl LanguageModel {
         let norm = Cost { kept: d, ..Cost::default() };
         let layers = self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(0) + norm);
         layers.max_by_key(|cost| cost.kept).unwrap_or_default()
+    }
+
+    /// Positions that a document may have: those of the table of positions, if there is one.
+    pub(crate) fn most_positions(&self) -> u64 {
+        match self.config.stack.model.max_positions.get() {
+            0 => u64::MAX,
+            max => max as u64,
+        }
+    }
+
+    /// Refuses a position that the table of positions does not have.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub(crate) fn check_position(&self, at: u64) -> Result<()> {
+        match self.config.stack.model.max_positions.get() {
+            0 => Ok(()),
+            max => crate::layout::check_position(at, max),
+        }
     }
 
     /// A pass without gradients.

@@ -238,6 +238,7 @@ impl Stack {
         each: &mut Each<'_>,
     ) -> Result<(Var, State)> {
         self.check_promises(cx)?;
+        state.place_caches(x.value().device(), x.value().dtype())?;
         let cx = &cx.starting(state.starts());
         let mut stream = Stream::new(x);
         let mut layers = Vec::with_capacity(self.sublayers.len());

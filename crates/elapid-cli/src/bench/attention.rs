@@ -156,7 +156,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let gpu = place.device.gpu();
     let stretches = match gpu {
         None => Together::Host(&whole),
-        Some(_) => Together::Device(Batch { b, l, segments: cuda::Segments::default() }),
+        Some(_) => Together::Device(Batch { b, l, past: 0, segments: cuda::Segments::default() }),
     };
     let alone = time(gpu, reps, || {
         let ([q, k, v, ..], [y, ..]) = matrices.views(b * l, cols);

@@ -1,5 +1,6 @@
 //! Shared by the benchmarks: arguments, timing, reports compared with the limits of the machine.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -7,9 +8,11 @@ use clap::builder::RangedU64ValueParser;
 use elapid::DType;
 use elapid::LanguageModel;
 use elapid::config::ModelConfig;
+use elapid::tokenizer::Tokenizer;
 use elapid_kernels::cuda::{self, Gpu};
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, ceiling};
+use elapid_train::config::TrainConfig;
 use serde_json::{Value, json};
 
 use crate::model::{ModelArgument, Place};
@@ -33,7 +36,13 @@ pub(super) struct ModelArguments {
     pub(super) model_size: String,
     #[command(flatten)]
     pub(super) model: ModelArgument,
-    /// Random weights; implied by --model-size
+    /// Random weights for the [model] of a training config, as configs/models has them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "model_size"])]
+    pub(super) config: Option<PathBuf>,
+    /// A setting of that config, `model.key=value`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    pub(super) set: Vec<String>,
+    /// Random weights; implied by --model-size and --config
     #[arg(long, conflicts_with = "model")]
     pub(super) random: bool,
     /// Vocabulary size [default: 50277 for a published size, else 256]
@@ -58,13 +67,21 @@ impl ModelArguments {
             let loaded = self.model.load(output)?;
             return Ok(Subject { model: loaded.model, name: loaded.name, random });
         }
-        let mut config = ModelConfig::mamba1(&self.model_size)?;
+        let (mut config, name) = match &self.config {
+            None => (ModelConfig::mamba1(&self.model_size)?, self.model_size.clone()),
+            Some(file) => {
+                let mut training = TrainConfig::load(file)?;
+                self.set.iter().try_for_each(|assignment| training.apply_override(assignment))?;
+                let of_bytes = training.model.resolve(&Tokenizer::byte())?;
+                (of_bytes, file.file_stem().unwrap_or_default().to_string_lossy().into_owned())
+            }
+        };
         config.vocab_size = self.vocab.unwrap_or(config.vocab_size);
         // The published tokenizer's ids have no meaning in another vocabulary.
         if self.vocab.is_some() {
             (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (None, None, None);
         }
-        let name = format!("{} with random weights", self.model_size);
+        let name = format!("{name} with random weights");
         Ok(Subject { model: LanguageModel::new(config, self.seed)?, name, random })
     }
 }

@@ -23,6 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   elapid bench train --model-size 256x4 --vocab 256 --batch 8 --length 256
   elapid bench train --model-size 130m --batch 1 --length 512 --recompute
+  elapid bench train --config configs/models/transformer-125m.toml --vocab 50277 --length 2048 --device cuda
   elapid bench train --model DIR --json
 
 Operations are counted as three times those of the forward pass.";

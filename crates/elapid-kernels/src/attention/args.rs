@@ -135,15 +135,16 @@ impl Stretch {
     }
 }
 
-/// Which rows of a batch on a GPU belong together: `b` rows of `l` positions, the queries and the keys of each, without keys
-/// of earlier calls.
+/// Which rows of a batch on a GPU belong together: `b` rows of `l` queries, each with `past + l` keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
     /// Rows.
     pub b: usize,
-    /// Positions per row.
+    /// Queries per row.
     pub l: usize,
-    /// Padding and packed documents; the kernels read them at every launch, so that a captured one sees those of its time.
+    /// Keys before the first query, those of earlier calls. With some, there is one row, and no gradient.
+    pub past: usize,
+    /// Padding and packed documents, of `past + l` positions a row; the kernels read them at every launch, so that a captured one sees those of its time.
     pub segments: cuda::Segments<'a>,
 }
 

@@ -126,7 +126,7 @@ impl Device {
             q: self.qkv.mat().columns(0, q),
             k: self.qkv.mat().columns(q, k),
             v: self.qkv.mat().columns(q + k, v),
-            stretches: Batch { b: self.case.b, l: self.case.l, segments },
+            stretches: Batch { b: self.case.b, l: self.case.l, past: 0, segments },
         }
     }
 
@@ -341,7 +341,7 @@ fn what_does_not_fit_is_an_error() {
     );
     let device = Device::new(gpu, &Case::new(plain, (1, 4), (8, 8), 1), DType::Bf16, 0);
     assert_eq!(argument_of(device.backward(&Saved::new())), Some("saved"));
-    let args = Args { stretches: Batch { b: 1, l: 5, segments: cuda::Segments::default() }, ..device.args() };
+    let args = Args { stretches: Batch { b: 1, l: 5, past: 0, segments: cuda::Segments::default() }, ..device.args() };
     assert_eq!(argument_of(forward(&device.case.attention, args, device.y.mat_mut(), None)), Some("stretches"));
 }
 
@@ -364,5 +364,53 @@ fn bench() {
             flops / forward / 1e9,
             3.5 * flops / both / 1e9
         );
+    }
+}
+
+/// Queries of a chunk after keys of earlier calls.
+#[test]
+fn a_chunk_sees_what_came_before() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(70);
+    let near = Mask { window: 90, sinks: 3, ..Mask::default() };
+    let strided = Mask { window: 50, strided: true, ..Mask::default() };
+    for (past, l, mask) in [
+        (1, 1, Mask::default()),
+        (63, 70, Mask::default()),
+        (128, 256, Mask::default()),
+        (300, 1, Mask::default()),
+        (257, 129, near.clone()),
+        (500, 33, near),
+        (200, 77, strided),
+    ] {
+        for (dtype, heads, kv_heads, hk, hv) in [
+            (DType::F32, 4, 2, 7, 5),
+            (DType::Bf16, 4, 2, 64, 64),
+            (DType::Bf16, 2, 1, 128, 128),
+            (DType::Bf16, 3, 3, 40, 24),
+        ] {
+            let attention = attention(heads, kv_heads, mask.clone());
+            let mut values = |rows: usize, cols: usize| rounded(&random.normal(rows * cols), dtype);
+            let (q, k, v) = (values(l, heads * hk), values(past + l, kv_heads * hk), values(past + l, kv_heads * hv));
+            let [wide_q, wide_k, wide_v] = [&q, &k, &v].map(|x| wide(x));
+            let stretches = [Stretch::whole(0..l, 0..past + l, past)];
+            let args = Args {
+                q: Rows::new(&wide_q, heads * hk),
+                k: Rows::new(&wide_k, kv_heads * hk),
+                v: Rows::new(&wide_v, kv_heads * hv),
+                stretches: &stretches[..],
+            };
+            let mut want = vec![0.0; l * heads * hv];
+            naive::forward(&attention, &args, RowsMut::new(&mut want, heads * hv));
+            let on = |x: &[f32], cols: usize| OnDevice::of(gpu, x, cols, 8, dtype);
+            let (q, k, v) = (on(&q, heads * hk), on(&k, kv_heads * hk), on(&v, kv_heads * hv));
+            let y = OnDevice::poisoned(gpu, l, heads * hv, 8, dtype);
+            let batch = Batch { b: 1, l, past, segments: cuda::Segments::default() };
+            forward(&attention, Args { q: q.mat(), k: k.mat(), v: v.mat(), stretches: batch }, y.mat_mut(), None)
+                .unwrap();
+            let error = err_ratio(&want, &y.values());
+            let bound = if dtype == DType::F32 { 1e-5 } else { BF16 };
+            assert!(error < bound, "{past} + {l} {dtype} {hk} {mask:?}: {error:e}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! On the CPU a batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the
 //! last query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so
-//! any split of a document gives the same bits. Values must be finite. On a GPU it is a [`Batch`] of rows that begin with their own keys.
+//! any split of a document gives the same bits. Values must be finite. On a GPU it is a
+//! [`Batch`] of rows, and a decoding step reads pages ([`paged`]).
 
 mod args;
 mod cpu;
@@ -11,6 +12,7 @@ pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
 pub mod naive;
+pub mod paged;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -81,6 +83,13 @@ pub fn backward<'a, 'y, 'g>(
             let outputs = Outputs { y: CHECK.device("y", y, gpu)?, dy };
             let grads = grads.map(|name, m| CHECK.device_mut(name, m, gpu))?;
             let args = args.device(gpu)?;
+            let nothing = args.stretches.past == 0;
+            CHECK.that(
+                nothing,
+                "stretches",
+                || "no keys of earlier calls".into(),
+                || format!("{:?}", args.stretches),
+            )?;
             let saved = saved.0.as_ref().filter(|saved| saved.is_for(attention, &args));
             let saved =
                 saved.ok_or_else(|| CHECK.fault("saved", "what a forward of these left".into(), "other".into()))?;
@@ -122,11 +131,13 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
             let apart = queries.windows(2).all(|pair| pair[0].end <= pair[1].start);
             CHECK.that(apart, "stretches", || "queries of one stretch each".into(), || "a query of several".into())?;
         }
-        Together::Device(Batch { b, l, segments }) => {
-            let rows = CHECK.product("b l", &[b, l])?;
-            let all = m == rows && n == rows;
-            CHECK.that(all, "stretches", || format!("{m} queries and {n} keys"), || format!("{b} rows of {l}"))?;
-            segments.check(CHECK.0, b, l)?;
+        Together::Device(Batch { b, l, past, segments }) => {
+            let keys = past.saturating_add(l);
+            let all = m == CHECK.product("b l", &[b, l])? && n == CHECK.product("b l", &[b, keys])?;
+            let one = past == 0 || b == 1;
+            let got = || format!("{b} rows of {l} after {past}");
+            CHECK.that(all && one, "stretches", || format!("{m} queries and {n} keys"), got)?;
+            segments.check(CHECK.0, b, keys)?;
         }
     }
     Ok(v_cols / kv_heads)

@@ -25,6 +25,8 @@ use super::row::Next;
 
 /// Calls that run as they are before one is captured: kernels are compiled in them.
 const WARM_UP: u32 = 2;
+/// Pages of a row that tables begin with; they double, and the graph is captured anew, when a row has more.
+const PAGES: usize = 64;
 
 pub(super) struct Slab {
     gpu: Gpu,
@@ -32,6 +34,10 @@ pub(super) struct Slab {
     /// `[rows]` u32: what rows read next.
     ids: Arc<Buffer>,
     state: State,
+    /// `[rows]` u64: the position in its document that each row reads next, if that matters.
+    positions: Option<Arc<Buffer>>,
+    /// Pages that the tables of growing caches have place for.
+    pages: usize,
     fused: Option<Box<dyn FusedStep>>,
     steps: Arc<Steps>,
     draws: sampling::Draws,
@@ -43,6 +49,8 @@ pub(super) struct Slab {
 
 #[derive(Clone, Copy, Default)]
 struct Place {
+    /// Whether a row is here.
+    taken: bool,
     /// Whether its tokens are not simply the likeliest.
     draws: bool,
     /// Whether it took part in a step since its admission.
@@ -53,19 +61,27 @@ impl Slab {
     pub(super) fn new(model: &LanguageModel, gpu: Gpu, rows: usize, fused: bool) -> Result<Self> {
         let v = model.config().padded_vocab_size();
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
-        let state = model.zero_state(rows)?.to(model.device())?.own()?;
-        state.check_carried(model.device())?;
+        let mut state = model.zero_state(rows)?.to(model.device())?.own()?;
         let fused = if fused { fused::plan(model, &state, &ids)? } else { None };
+        let moves = state.has_caches() || model.config().stack.model.positions != PositionKind::None;
+        let positions = moves.then(|| gpu.upload(&vec![0u64; rows]).map(Arc::new)).transpose()?;
+        if let Some(positions) = &positions {
+            state.keep_in_place(gpu, model.dtype(), PAGES, positions)?;
+        }
         let draws = sampling::Draws::new(gpu, rows, v)?;
         let (steps, places) = (Arc::default(), vec![Place::default(); rows]);
-        Ok(Self { gpu, v, ids, state, fused, steps, draws, places, graph: None, logits: None, runs: 0 })
+        let (graph, logits, runs, pages) = (None, None, 0, PAGES);
+        Ok(Self { gpu, v, ids, state, positions, pages, fused, steps, draws, places, graph, logits, runs })
     }
 
     pub(super) fn admit(&mut self, place: usize, state: &State, next: Next<'_>, draws: &Draws<'_>) -> Result<()> {
         let Draws { sampling: params, seed, sample, recent, generated } = *draws;
-        let position = state.position();
+        let (position, begins) = (state.position(), state.starts()[0]);
         let draw = sampling::Draw { params, seed, sample, position, recent, generated };
         self.state.write_row(place, state)?;
+        if let Some(positions) = &self.positions {
+            self.gpu.write(positions, place, &[begins])?;
+        }
         match next {
             Next::Token(id) => {
                 // A step reads the token before it draws.
@@ -79,7 +95,7 @@ impl Slab {
                 sampling::sample_row(logits.mat(), &self.draws, place, &self.ids)?;
             }
         }
-        self.places[place] = Place { draws: !params.is_greedy(), stepped: false };
+        self.places[place] = Place { taken: true, draws: !params.is_greedy(), stepped: false };
         Ok(())
     }
 
@@ -88,9 +104,21 @@ impl Slab {
     }
 
     pub(super) fn step(&mut self, model: &LanguageModel) -> Result<()> {
+        let taken: Vec<usize> = (0..self.places.len()).filter(|&place| self.places[place].taken).collect();
+        let rows = taken.iter().copied();
+        if let Some(positions) = &self.positions {
+            let starts = self.state.starts();
+            model.check_position(rows.clone().map(|row| starts[row]).max().unwrap_or(0))?;
+            while !self.state.prepare(rows.clone())? {
+                // The graph reads the tables of before.
+                self.graph = None;
+                self.pages *= 2;
+                self.state.keep_in_place(self.gpu, model.dtype(), self.pages, positions)?;
+            }
+        }
         self.submit(model)?;
         // After the pass, which reads how far its rows were before it.
-        self.state.advance();
+        self.state.advance(rows);
         self.places.iter_mut().for_each(|place| place.stepped = true);
         Ok(())
     }
@@ -109,9 +137,7 @@ impl Slab {
             return Ok(graph.launch()?);
         }
         self.runs = self.runs.saturating_add(1);
-        // A graph would go on from the positions at which it was captured.
-        let moves = model.config().stack.model.positions != PositionKind::None;
-        if self.runs <= WARM_UP || moves {
+        if self.runs <= WARM_UP {
             self.logits = Some(self.advance(model)?);
             return Ok(());
         }
@@ -127,10 +153,16 @@ impl Slab {
     }
 
     fn advance(&self, model: &LanguageModel) -> Result<Tensor> {
-        let cx = model.inference(Layout::new(self.places.len(), 1)).stepping(&self.steps);
+        let layout = Layout::new(self.places.len(), 1);
+        let layout = self.positions.iter().fold(layout, Layout::with_device_starts);
+        let cx = model.inference(layout).stepping(&self.steps);
         let (logits, next) = model.logits(&cx, Ids::Device(self.ids.clone()), &self.state, Positions::Last)?;
         self.state.write_values(&next)?;
         sampling::sample(logits.value().mat(), &self.draws, &self.ids)?;
+        if let Some(positions) = &self.positions {
+            // Free places go on, but not beyond what an embedding of positions has.
+            elapid_kernels::positions::advance(positions, self.places.len(), model.most_positions())?;
+        }
         Ok(logits.value().clone())
     }
 
@@ -161,6 +193,7 @@ impl Slab {
     pub(super) fn release(&mut self, place: usize) -> Result<State> {
         let state = self.state(place)?;
         self.draws.clear(place)?;
+        self.state.forget_row(place);
         self.places[place] = Place::default();
         Ok(state)
     }

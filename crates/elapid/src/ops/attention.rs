@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use elapid_kernels::attention::{self as kernel, Args, Batch, Outputs, Saved, Stretch, Together};
+use elapid_kernels::attention::{self as kernel, Args, Outputs, Saved, Stretch};
 pub use elapid_kernels::attention::{Attention, Mask};
-use elapid_kernels::{Rows, RowsMut, View};
+use elapid_kernels::{Rows, RowsMut};
 
-use crate::autograd::{Var, Want, record};
+use super::attention_gpu::on_gpu;
+use crate::autograd::{Var, record};
 use crate::state::{Cache, Source};
 use crate::{Device, Error, Layout, Result, Tensor};
 
@@ -16,8 +17,8 @@ use crate::{Device, Error, Layout, Result, Tensor};
 /// A position sees those of its own document that [`Attention::mask`] says, which the caches must keep.
 ///
 /// # Errors
-/// If shapes do not fit, the mask sees more than what the caches keep, or caches hold something on a GPU.
-// Long: two devices, and keys from three sources.
+/// If shapes do not fit, the mask sees more than what the caches keep, or a gradient is asked for on a GPU over what caches hold.
+// Long: keys from three sources.
 pub fn attention(
     q: &Var,
     k: &Var,
@@ -28,13 +29,7 @@ pub fn attention(
 ) -> Result<Var> {
     check_kept(&sizes.mask, past_k)?;
     if q.value().device() != Device::Cpu {
-        return match past_k.is_empty() && past_v.is_empty() {
-            true => without_past(q, k, v, sizes, layout),
-            false => {
-                let device = q.value().device().to_string();
-                Err(Error::Missing { op: "attention over cached positions", device })
-            }
-        };
+        return on_gpu([q, k, v], (past_k, past_v), sizes, layout);
     }
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
@@ -83,34 +78,6 @@ pub fn attention(
         Ok(())
     });
     Ok(y)
-}
-
-/// [`attention`] of a chunk on a GPU to itself.
-fn without_past(q: &Var, k: &Var, v: &Var, sizes: &Attention, layout: &Layout) -> Result<Var> {
-    let mut shape = q.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 0) = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
-    let recorded = [q, k, v].iter().any(|x| x.wants_grad());
-    let mut saved = recorded.then(Saved::new);
-    let mut y = Tensor::output(q.value().device(), q.value().dtype(), &shape)?;
-    kernel::forward(sizes, args(q, k, v, layout), y.view_mut(), saved.as_mut())?;
-    let Some(saved) = saved else { return Ok(y.into()) };
-    let (own, sizes, layout, output) = ([q, k, v].map(Var::clone), sizes.clone(), layout.clone(), y.clone());
-    let [y] = record(&[q, k, v], [y], move |grads, [y]| {
-        let Some(dy) = grads.take(y)? else { return Ok(()) };
-        let [q, k, v] = &own;
-        grads.write([q, k, v].map(Want::Set), |matrices| {
-            let [Some(dq), Some(dk), Some(dv)] = matrices else { return Ok(()) };
-            let outputs = Outputs { y: output.view(), dy: dy.view() };
-            kernel::backward(&sizes, args(q, k, v, &layout), &saved, outputs, kernel::Grads { dq, dk, dv })
-        })
-    });
-    Ok(y)
-}
-
-fn args<'a>(q: &'a Var, k: &'a Var, v: &'a Var, layout: &'a Layout) -> Args<View<'a>> {
-    let [q, k, v] = [q, k, v].map(|x| x.value().view());
-    let batch = Batch { b: layout.b, l: layout.l, segments: layout.device_segments() };
-    Args { q, k, v, stretches: Together::Device(batch) }
 }
 
 /// The cache must keep what the mask sees.

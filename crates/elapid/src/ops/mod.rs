@@ -3,6 +3,7 @@
 
 mod add_norm;
 mod attention;
+mod attention_gpu;
 mod causal_conv1d;
 mod cell;
 mod cross_entropy;

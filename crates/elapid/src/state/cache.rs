@@ -1,34 +1,17 @@
 //! The cache of attention, which grows with each row, in copy-on-write pages.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
+use elapid_kernels::attention::paged;
+
+use super::cache_spec::CacheSpec;
+use super::pages::{Page, Pages};
+use super::tables::InPlace;
 use crate::Layout;
 use crate::autograd::Var;
 use crate::{DType, Device, Error, Result};
 
-/// Positions per page. Page k of a document holds its positions 64 k to 64 k + 63.
-pub const PAGE: usize = 64;
-
-/// The shape of a cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheSpec {
-    /// Elements per position.
-    pub cols: usize,
-    /// Groups of columns that are contiguous inside a page, `[groups][64][cols / groups]`: heads of keys.
-    pub groups: usize,
-    /// Number of most recent positions to keep; 0 keeps all.
-    pub window: usize,
-    /// Number of first positions of a document to keep regardless of the window.
-    pub sinks: usize,
-}
-
-impl CacheSpec {
-    /// A cache of all positions.
-    pub fn growing(cols: usize, groups: usize) -> Self {
-        Self { cols, groups, window: 0, sinks: 0 }
-    }
-}
+use paged::PAGE;
 
 /// The past of each row of a batch.
 ///
@@ -40,23 +23,9 @@ pub struct Cache {
     rows: Vec<Pages>,
     /// Positions that are on a tape and not yet in pages, in order.
     recorded: Vec<Span>,
+    /// Where steps of a batch on a GPU read and write it, and which of the caches there it is.
+    in_place: Option<(Arc<InPlace>, usize)>,
 }
-
-/// The past of one row that is in pages.
-#[derive(Debug, Clone, Default)]
-struct Pages {
-    /// Pages of the first positions, which are always kept.
-    sinks: Vec<Arc<Page>>,
-    /// The number of the first page of `pages`.
-    first: usize,
-    pages: VecDeque<Arc<Page>>,
-    /// Positions since the last reset that are in pages.
-    len: usize,
-}
-
-/// `[groups][64][cols / groups]`.
-#[derive(Debug, Clone)]
-struct Page(Vec<f32>);
 
 /// A chunk `[b l cols]` whose positions are not in pages yet.
 #[derive(Debug, Clone)]
@@ -110,7 +79,7 @@ pub(crate) struct Source {
 impl Cache {
     /// The cache of `b` rows that have read nothing.
     pub(crate) fn empty(spec: &CacheSpec, b: usize) -> Self {
-        Self { spec: spec.clone(), rows: vec![Pages::default(); b], recorded: Vec::new() }
+        Self { spec: spec.clone(), rows: vec![Pages::default(); b], recorded: Vec::new(), in_place: None }
     }
 
     /// Its shape.
@@ -135,15 +104,14 @@ impl Cache {
 
     /// Bytes of its pages; a page that several rows or caches share counts once for each.
     pub fn bytes(&self) -> usize {
-        let pages: usize = self.rows.iter().map(|row| row.sinks.len() + row.pages.len()).sum();
-        let recorded: usize = self.recorded.iter().map(|span| span.var.value().len()).sum();
-        4 * (pages * PAGE * self.spec.cols + recorded)
+        let pages: usize = self.rows.iter().flat_map(Pages::all).map(|page| page.bytes()).sum();
+        let of = |x: &crate::Tensor| x.len() * x.dtype().bytes();
+        pages + self.recorded.iter().map(|span| of(span.var.value())).sum::<usize>()
     }
 
     /// Addresses of its pages, to tell shared pages from copies.
     pub fn page_addresses(&self) -> Vec<usize> {
-        let pages = |row: &Pages| row.sinks.iter().chain(&row.pages).map(|page| page.0.as_ptr() as usize).collect();
-        self.rows.iter().flat_map::<Vec<usize>, _>(pages).collect()
+        self.rows.iter().flat_map(Pages::all).map(|page| page.address()).collect()
     }
 
     /// Appends the real positions since each row's last reset of the chunk `[b l cols]`.
@@ -177,8 +145,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Moves leading chunks that are constants into pages, and drops pages that the window has passed. Pages are on the CPU:
-    /// chunks on a GPU stay as they are.
+    /// Moves leading chunks that are constants on the CPU into pages, and drops pages that the window has passed. Those on a
+    /// GPU wait for [`place`](Self::place): most passes there are followed by no other.
     pub(crate) fn settle(&mut self) {
         let settles = |span: &&Span| !span.var.wants_grad() && span.var.value().device() == Device::Cpu;
         let constant = self.recorded.iter().take_while(settles).count();
@@ -193,6 +161,42 @@ impl Cache {
         self.rows.iter_mut().for_each(|row| row.trim(&self.spec));
     }
 
+    /// Moves leading chunks that are constants into pages, wherever they are.
+    fn settle_all(&mut self) -> Result<()> {
+        self.settle();
+        let settles = |span: &&Span| !span.var.wants_grad();
+        let constant = self.recorded.iter().take_while(settles).count();
+        for Span { var, rows } in self.recorded.drain(..constant).collect::<Vec<_>>() {
+            let (l, x) = (var.shape()[1], var.value());
+            let Some(gpu) = x.gpu() else { continue };
+            let shape = self.spec.page(x.dtype());
+            for (row, part) in self.rows.iter_mut().zip(&rows) {
+                row.reserve(&self.spec, gpu, shape, part.len)?;
+            }
+            let runs: Vec<_> = self.rows.iter().zip(&rows).map(|(row, part)| row.run(part.at, part.len)).collect();
+            paged::store(x.mat(), l, &runs)?;
+            drop(runs);
+            for (row, part) in self.rows.iter_mut().zip(&rows) {
+                row.len += part.len;
+                row.trim(&self.spec);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what is not on a tape where a pass on a device in a dtype reads it.
+    ///
+    /// # Errors
+    /// If the device failed, or has too little memory.
+    pub(crate) fn place(&mut self, device: Device, dtype: DType) -> Result<()> {
+        if self.in_place.is_some() {
+            return Ok(());
+        }
+        self.settle_all()?;
+        let shape = self.spec.page(dtype);
+        self.rows.iter_mut().try_for_each(|row| row.place(device, shape))
+    }
+
     /// The same values as constants, in pages.
     pub(crate) fn detach(&self) -> Self {
         let mut detached = self.clone();
@@ -201,20 +205,22 @@ impl Cache {
         detached
     }
 
-    /// The same positions as constants on a device; only the CPU has pages.
+    /// The same positions as constants in pages, on their device.
+    fn in_pages(&self) -> Result<Self> {
+        let mut settled = self.clone();
+        settled.in_place = None;
+        settled.recorded.iter_mut().for_each(|span| span.var = span.var.detach());
+        settled.settle_all()?;
+        Ok(settled)
+    }
+
+    /// The same positions as constants on a device; from the CPU to a GPU as they are, in f32.
     ///
     /// # Errors
-    /// If there are any and the device is a GPU, or it failed.
+    /// If a device failed, or has too little memory.
     pub(crate) fn to(&self, device: Device) -> Result<Self> {
-        if device != Device::Cpu && !self.is_empty() {
-            let reason = format!("attention caches do not work on {device} yet; use --device cpu");
-            return Err(Error::State { path: None, reason });
-        }
-        let mut moved = self.clone();
-        for span in &mut moved.recorded {
-            span.var = span.var.value().to(Device::Cpu, DType::F32)?.into();
-        }
-        moved.settle();
+        let mut moved = self.in_pages()?;
+        moved.rows.iter_mut().try_for_each(|row| row.move_to(device, self.spec.page(DType::F32)))?;
         Ok(moved)
     }
 
@@ -223,7 +229,7 @@ impl Cache {
     /// # Errors
     /// If positions are on a GPU and it failed.
     pub(crate) fn select(&self, rows: &[usize]) -> Result<Self> {
-        let settled = self.to(Device::Cpu)?;
+        let settled = self.in_pages()?;
         Ok(Self { rows: rows.iter().map(|&row| settled.rows[row].clone()).collect(), ..settled })
     }
 
@@ -234,9 +240,37 @@ impl Cache {
     pub(crate) fn stack<'a>(caches: impl IntoIterator<Item = &'a Cache>, spec: &CacheSpec) -> Result<Self> {
         let mut rows = Vec::new();
         for cache in caches {
-            rows.extend(cache.to(Device::Cpu)?.rows);
+            rows.extend(cache.in_pages()?.rows);
         }
-        Ok(Self { spec: spec.clone(), rows, recorded: Vec::new() })
+        Ok(Self { rows, ..Self::empty(spec, 0) })
+    }
+
+    /// Where steps read and write it, on a GPU.
+    pub(crate) fn in_place(&self) -> Option<&(Arc<InPlace>, usize)> {
+        self.in_place.as_ref()
+    }
+
+    /// From now on steps read and write it there, as cache `i`.
+    pub(super) fn set_in_place(&mut self, place: &Arc<InPlace>, i: usize) {
+        self.in_place = Some((place.clone(), i));
+    }
+
+    /// The pages of each row.
+    pub(super) fn pages_mut(&mut self) -> &mut [Pages] {
+        &mut self.rows
+    }
+
+    /// Reads group by group what a row of a cache on a GPU has, into `x` `[n cols]` from its first row on.
+    ///
+    /// # Errors
+    /// If the device failed, or something is not in pages.
+    pub(crate) fn gather(&self, row: usize, x: elapid_kernels::cuda::MatMut<'_>) -> Result<()> {
+        if !self.recorded.is_empty() {
+            let what = "attention over earlier chunks that are recorded";
+            return Err(Error::Missing { op: what, device: Device::Cuda(x.gpu()).to_string() });
+        }
+        let (kept, n) = (self.kept(row), x.rows());
+        Ok(paged::gather(x, n, &[self.rows[row].kept(kept.count())])?)
     }
 
     /// Variables not yet in pages: inputs and outputs of a recomputed segment.
@@ -267,10 +301,9 @@ impl Cache {
         let mut out = out.chunks_exact_mut(dim.max(1));
         let settled = (0..kept.count()).map(|i| kept.position(i)).take_while(|&at| at < pages.len);
         for at in settled {
-            let page = pages.page(at / PAGE);
             let from = (group * PAGE + at % PAGE) * dim;
-            if let Some(out) = out.next() {
-                out.copy_from_slice(&page.0[from..from + dim]);
+            if let (Some(out), Page::Host(page)) = (out.next(), pages.page(at / PAGE)) {
+                out.copy_from_slice(&page[from..from + dim]);
             }
         }
         for span in &self.recorded {
@@ -297,7 +330,7 @@ impl Cache {
     }
 
     /// The contents of a file: for each row (positions since the last reset, first kept page), and the elements. The cache
-    /// must be detached.
+    /// must be detached, on the CPU.
     pub(crate) fn export(&self) -> (Vec<[u64; 2]>, Vec<f32>) {
         let mut values = Vec::new();
         let mut rows = Vec::with_capacity(self.rows());
@@ -306,10 +339,10 @@ impl Cache {
             let kept = self.kept(row);
             rows.push([pages.len as u64, pages.first as u64]);
             for at in (0..kept.count()).map(|i| kept.position(i)) {
-                let page = pages.page(at / PAGE);
+                let Page::Host(page) = pages.page(at / PAGE) else { continue };
                 for group in 0..self.spec.groups {
                     let from = (group * PAGE + at % PAGE) * dim;
-                    values.extend_from_slice(&page.0[from..from + dim]);
+                    values.extend_from_slice(&page[from..from + dim]);
                 }
             }
         }
@@ -338,44 +371,6 @@ impl Cache {
             pages.append(spec, late.iter().copied());
         }
         if values.next().is_some() { Err("more positions than its rows have".into()) } else { Ok(cache) }
-    }
-}
-
-impl Pages {
-    fn page(&self, k: usize) -> &Page {
-        if k < self.first { &self.sinks[k] } else { &self.pages[k - self.first] }
-    }
-
-    fn append<'a>(&mut self, spec: &CacheSpec, rows: impl Iterator<Item = &'a [f32]>) {
-        let dim = spec.cols / spec.groups;
-        for values in rows {
-            let k = self.len / PAGE - self.first;
-            if k == self.pages.len() {
-                self.pages.push_back(Arc::new(Page(vec![0.0; PAGE * spec.cols])));
-            }
-            let page = Arc::make_mut(&mut self.pages[k]);
-            for (group, part) in values.chunks_exact(dim.max(1)).enumerate() {
-                let from = (group * PAGE + self.len % PAGE) * dim;
-                page.0[from..from + dim].copy_from_slice(part);
-            }
-            self.len += 1;
-        }
-    }
-
-    /// Drops pages that the next position's window does not reach; the first ones move to the sinks.
-    fn trim(&mut self, spec: &CacheSpec) {
-        if spec.window == 0 {
-            return;
-        }
-        // The next position sees itself and window - 1 before it.
-        let reach = (self.len + 1).saturating_sub(spec.window);
-        while (self.first + 1) * PAGE <= reach {
-            let Some(page) = self.pages.pop_front() else { return };
-            if self.first * PAGE < spec.sinks {
-                self.sinks.push(page);
-            }
-            self.first += 1;
-        }
     }
 }
 

@@ -3,14 +3,20 @@
 //! It can be zero, cloned, split into rows and stacked again, saved and loaded, and differentiated through.
 
 mod cache;
+mod cache_spec;
 mod file;
+mod in_place;
+mod pages;
+mod tables;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use cache::Cache;
 pub(crate) use cache::Source;
-pub use cache::{Cache, CacheSpec, PAGE};
+pub use cache_spec::CacheSpec;
+pub use elapid_kernels::attention::paged::PAGE;
 
 use crate::Layout;
 use crate::autograd::Var;
@@ -298,9 +304,32 @@ impl State {
         std::mem::take(&mut self.layers)
     }
 
-    /// Counts one more position of every row, where the values were updated in place.
-    pub(crate) fn advance(&mut self) {
-        self.rows.iter_mut().for_each(|row| (row.read, row.document) = (row.read + 1, row.document + 1));
+    /// Counts one more position of these rows, where the values were updated in place.
+    pub(crate) fn advance(&mut self, rows: impl Iterator<Item = usize> + Clone) {
+        for i in rows.clone() {
+            let row = &mut self.rows[i];
+            (row.read, row.document) = (row.read + 1, row.document + 1);
+        }
+        self.grow(rows);
+    }
+
+    /// Puts caches where a pass on a device in a dtype reads them.
+    ///
+    /// # Errors
+    /// If the device failed, or has too little memory.
+    pub(crate) fn place_caches(&mut self, device: Device, dtype: DType) -> Result<()> {
+        for slot in self.layers.iter_mut().flat_map(|layer| &mut layer.0) {
+            if let Slot::Cache(cache) = slot {
+                cache.place(device, dtype)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what a row has read; its tensors stay as they are.
+    pub(crate) fn forget_row(&mut self, row: usize) {
+        self.clear_caches(row);
+        self.rows[row] = Row::default();
     }
 
     /// The same values in unshared memory.
@@ -344,6 +373,7 @@ impl State {
             let (from, mut to) = (from.to(to.device(), to.dtype())?, to.narrow(row, 1));
             gpu.copy(from.mat(), to.mat_mut())?;
         }
+        self.write_caches(row, from)?;
         self.rows[row] = from.rows[0];
         Ok(())
     }
@@ -363,7 +393,7 @@ impl State {
     /// The same state on a device.
     ///
     /// # Errors
-    /// If the device has too little memory, or caches hold positions, which only the CPU can keep so far.
+    /// If a device failed, or has too little memory.
     pub fn to(&self, device: Device) -> Result<Self> {
         self.map(&|x| Ok(x.value().to(device, DType::F32)?.into()), &|cache| cache.to(device))
     }
@@ -371,17 +401,6 @@ impl State {
     /// Whether it may grow: whether a layer keeps earlier positions in a cache.
     pub fn has_caches(&self) -> bool {
         self.spec.iter().flat_map(|(_, specs)| specs).any(|spec| matches!(spec.kind, StateKind::Cache(_)))
-    }
-
-    /// Refuses to carry caches from pass to pass on a GPU.
-    ///
-    /// # Errors
-    /// If it has caches.
-    pub fn check_carried(&self, device: Device) -> Result<()> {
-        match device != Device::Cpu && self.has_caches() {
-            true => Err(state_error(format!("attention caches do not work on {device} yet; use --device cpu"))),
-            false => Ok(()),
-        }
     }
 
     pub(crate) fn fits(&self, spec: &Spec) -> bool {

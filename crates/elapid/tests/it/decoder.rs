@@ -125,6 +125,7 @@ fn rows_that_come_and_go_on_a_gpu_are_the_rows_alone() {
     let models = [
         small_model(Discretisation::ExpEuler).to(Device::Cuda(gpu), DType::F32).unwrap(),
         elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap(),
+        attention().to(Device::Cuda(gpu), DType::F32).unwrap(),
     ];
     for model in models {
         let all = |schedule| scheduled(schedule, [5, 17, 2]);

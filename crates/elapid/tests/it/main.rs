@@ -4,6 +4,7 @@ mod ablations;
 mod autograd;
 mod contract;
 mod cuda;
+mod cuda_attention;
 mod cuda_stacks;
 mod decoder;
 mod layers;

@@ -51,11 +51,11 @@ impl Saved {
 /// `Args` of `mask.cuh`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Raw {
-    q: RawMat,
-    k: RawMat,
-    v: RawMat,
-    y: RawMat,
+pub(super) struct Raw {
+    pub(super) q: RawMat,
+    pub(super) k: RawMat,
+    pub(super) v: RawMat,
+    pub(super) y: RawMat,
     dy: RawMat,
     dq: RawMat,
     dk: RawMat,
@@ -87,12 +87,54 @@ struct Raw {
     global: [i32; GLOBALS],
 }
 
+impl Raw {
+    /// Without matrices, and of no positions.
+    const NOTHING: Self = Self {
+        q: RawMat::NULL,
+        k: RawMat::NULL,
+        v: RawMat::NULL,
+        y: RawMat::NULL,
+        dy: RawMat::NULL,
+        dq: RawMat::NULL,
+        dk: RawMat::NULL,
+        dv: RawMat::NULL,
+        lse: 0,
+        delta: 0,
+        lengths: 0,
+        resets: 0,
+        starts: 0,
+        ends: 0,
+        marks: 0,
+        scale: 0.0,
+        softcap: 0.0,
+        b: 0,
+        l: 0,
+        padded: 0,
+        heads: 0,
+        kv_heads: 0,
+        together: 0,
+        reach: 0,
+        dense: 0,
+        causal: 0,
+        window: 0,
+        dilation: 1,
+        strided: 0,
+        sinks: 0,
+        alibi: 0,
+        globals: 0,
+        global: [0; GLOBALS],
+    };
+}
+
 /// One call: its sizes as the kernels count them, and which kernels it takes.
 struct Call {
     gpu: Gpu,
     special: Special,
     b: usize,
+    /// Positions of keys in each row, ...
     l: usize,
+    /// ... of which so many come before the queries.
+    past: usize,
     padded: usize,
     heads: usize,
     kv_heads: usize,
@@ -100,25 +142,18 @@ struct Call {
 }
 
 impl Call {
-    // Long: each argument of the kernels is a line.
     fn new(attention: &Attention, args: &Args<Mat<'_>>, others: &[&Mat<'_>]) -> Result<Self> {
         let Attention { heads, kv_heads, scale, ref mask, softcap, alibi } = *attention;
-        let Batch { b, l, segments } = args.stretches;
+        let Batch { b, l: own, past, segments } = args.stretches;
+        // Positions of keys; queries are the last of them.
+        let l = past.saturating_add(own);
         let (hk, hv) = (args.q.cols() / heads, args.v.cols() / kv_heads);
-        for (name, width) in [("q", hk), ("v", hv)] {
-            let fits = (1..=256).contains(&width);
-            CHECK.that(fits, name, || "1 to 256 columns of a head on a GPU".into(), || width.to_string())?;
-        }
         let padded = l.next_multiple_of(PADDED);
         let small = padded < NOWHERE as usize && product(&[b, heads, padded / 16]) < i32::MAX as usize;
         CHECK.that(small, "q", || "fewer positions on a GPU".into(), || format!("{b} rows of {l}, {heads} heads"))?;
-        let globals: Vec<i32> = mask.globals.iter().filter(|&&at| at < l).map(|&at| count(at)).collect();
-        let few = globals.len() <= GLOBALS;
-        CHECK.that(few, "globals", || format!("at most {GLOBALS} on a GPU"), || globals.len().to_string())?;
-        let mut global = [0; GLOBALS];
-        global[..globals.len()].copy_from_slice(&globals);
+        let raw = raw(attention, l, [hk, hv])?;
         let bounded = mask.window > 0;
-        let sparse = !mask.causal || bounded && (mask.dilation > 1 || mask.strided || !globals.is_empty());
+        let sparse = !mask.causal || bounded && (mask.dilation > 1 || mask.strided || raw.globals > 0);
         let documents = segments.lengths.is_some() || segments.resets.is_some();
         let mask_kind = match (sparse, documents || bounded && mask.window < l) {
             (true, _) => Mask::Sparse,
@@ -140,50 +175,25 @@ impl Call {
             scores: softcap > 0.0 || alibi || scale <= 0.0,
         };
         let of_head = product(&[l, hk + hv, args.q.dtype().bytes()]) / (heads / kv_heads);
+        let all = b.max(1) * heads;
         let raw = Raw {
             q: args.q.raw(),
             k: args.k.raw(),
             v: args.v.raw(),
-            y: RawMat::NULL,
-            dy: RawMat::NULL,
-            dq: RawMat::NULL,
-            dk: RawMat::NULL,
-            dv: RawMat::NULL,
-            lse: 0,
-            delta: 0,
             lengths: segments.lengths_address(),
             resets: segments.resets_address(),
-            starts: 0,
-            ends: 0,
-            marks: 0,
-            scale,
-            softcap,
             b: count(b),
             l: count(l),
             padded: count(padded),
-            heads: count(heads),
-            kv_heads: count(kv_heads),
-            together: count((TOGETHER / of_head.max(1)).clamp(1, b.max(1) * heads)),
-            reach: mask.reach().map_or(NOWHERE, count),
-            dense: match (mask.window, mask.dilation) {
-                (0, _) => NOWHERE,
-                (window, 1) => count(window),
-                _ => 1,
-            },
-            causal: mask.causal.into(),
-            window: count(mask.window),
-            dilation: count(mask.dilation),
-            strided: mask.strided.into(),
-            sinks: count(mask.sinks),
-            alibi: alibi.into(),
-            globals: count(globals.len()),
-            global,
+            // Blocks that begin with the last queries of all heads, so that those before the chunk can be left out.
+            together: count(if past > 0 { all } else { (TOGETHER / of_head.max(1)).clamp(1, all) }),
+            ..raw
         };
-        Ok(Self { gpu: args.q.gpu(), special, b, l, padded, heads, kv_heads, raw })
+        Ok(Self { gpu: args.q.gpu(), special, b, l, past, padded, heads, kv_heads, raw })
     }
 
     fn is_empty(&self) -> bool {
-        self.b * self.l == 0
+        self.b * (self.l - self.past) == 0
     }
 
     /// Memory for one f32 of each query and head.
@@ -203,16 +213,56 @@ impl Call {
         Raw { starts, ends: starts + i32s, marks: starts + 2 * i32s, ..self.raw }
     }
 
+    fn form(&self, kind: Kind) -> Form {
+        Form::new(kind, &self.special, self.gpu.capability())
+    }
+
     fn run(&self, kind: Kind, raw: &Raw) -> Result<()> {
         let heads = if kind == Kind::Queries || kind == Kind::Forward { self.heads } else { self.kv_heads };
-        let form = Form::new(kind, &self.special, self.gpu.capability());
-        let blocks = self.b * heads * self.l.div_ceil(form.tile());
+        let form = self.form(kind);
+        // Blocks begin with the last queries: those before the chunk are at the end and left out.
+        let blocks = self.b * heads * (self.l.div_ceil(form.tile()) - self.past / form.tile());
         let launch = Launch { shared: form.shared() as u32, ..Launch::linear(blocks, form.threads() as u32) };
         let kernel = self.gpu.kernel(form.source(), kind.entry(), &form.defines())?;
         // SAFETY: `Raw` is laid out as in the source; `super` has checked all sizes and formats, and what was allocated was
         // sized by this call.
         unsafe { kernel.launch(launch, raw) }
     }
+}
+
+/// What the kernels are told of scores and the mask, and nothing else yet. `l`: positions of a row.
+pub(super) fn raw(attention: &Attention, l: usize, [hk, hv]: [usize; 2]) -> Result<Raw> {
+    let Attention { heads, kv_heads, scale, ref mask, softcap, alibi } = *attention;
+    for (name, width) in [("q", hk), ("v", hv)] {
+        let fits = (1..=256).contains(&width);
+        CHECK.that(fits, name, || "1 to 256 columns of a head on a GPU".into(), || width.to_string())?;
+    }
+    let globals: Vec<i32> = mask.globals.iter().filter(|&&at| at < l).map(|&at| count(at)).collect();
+    let few = globals.len() <= GLOBALS;
+    CHECK.that(few, "globals", || format!("at most {GLOBALS} on a GPU"), || globals.len().to_string())?;
+    let mut global = [0; GLOBALS];
+    global[..globals.len()].copy_from_slice(&globals);
+    Ok(Raw {
+        scale,
+        softcap,
+        heads: count(heads),
+        kv_heads: count(kv_heads),
+        reach: mask.reach().map_or(NOWHERE, count),
+        dense: match (mask.window, mask.dilation) {
+            (0, _) => NOWHERE,
+            (window, 1) => count(window),
+            _ => 1,
+        },
+        causal: mask.causal.into(),
+        window: count(mask.window),
+        dilation: count(mask.dilation),
+        strided: mask.strided.into(),
+        sinks: count(mask.sinks),
+        alibi: alibi.into(),
+        globals: count(globals.len()),
+        global,
+        ..Raw::NOTHING
+    })
 }
 
 /// As the kernels count; everything beyond all positions is the same to them.
@@ -225,16 +275,42 @@ pub(super) fn forward(attention: &Attention, args: &Args<Mat<'_>>, y: MatMut<'_>
     let documents = call.documents()?;
     let lse = if keep { Some(call.per_query()?) } else { None };
     if !call.is_empty() {
-        let raw =
-            Raw { y: y.raw(), lse: lse.as_ref().map_or(0, Buffer::address), ..call.with_documents(documents.as_ref()) };
+        let raw = Raw { lse: lse.as_ref().map_or(0, Buffer::address), ..call.with_documents(documents.as_ref()) };
         if documents.is_some() {
             let kernel = call.gpu.kernel(&DOCUMENTS, "documents", &forms::documents())?;
             // SAFETY: as in `run`.
             unsafe { kernel.launch(Launch::linear(call.b, 1024), &raw)? };
         }
-        call.run(Kind::Forward, &raw)?;
+        match call.past {
+            0 => call.run(Kind::Forward, &Raw { y: y.raw(), ..raw })?,
+            _ => after(&call, raw, args.q, y)?,
+        }
     }
     Ok(lse.map(|lse| Saved { lse, documents, sizes: (call.b, call.l, call.heads) }))
+}
+
+/// The forward of a row whose queries come after `past` keys. The kernels count queries from the first key on, by tiles: they
+/// see a matrix that would begin there, of which only the tiles from the first query's on are read and written.
+fn after(call: &Call, raw: Raw, q: Mat<'_>, y: MatMut<'_>) -> Result<()> {
+    let before = call.past % call.form(Kind::Forward).tile();
+    let from_first_key = |m: &Mat<'_>, before: usize| {
+        let skipped = ((call.past - before) * m.stride() * m.dtype().bytes()) as u64;
+        RawMat { data: m.address().wrapping_sub(skipped), stride: m.stride() as i64 }
+    };
+    if before == 0 {
+        let raw = Raw { q: from_first_key(&q, 0), y: from_first_key(&y.as_mat(), 0), ..raw };
+        return call.run(Kind::Forward, &raw);
+    }
+    // The first tile has queries that are not there.
+    let padded = |m: &Mat<'_>| call.gpu.alloc(product(&[before + m.rows(), m.cols(), m.dtype().bytes()]));
+    let (own_q, own_y) = (padded(&q)?, padded(&y.as_mat())?);
+    let mut all = own_q.mat_mut(before + q.rows(), q.cols(), q.dtype());
+    call.gpu.zero(all.reborrow().rows_range(0, before))?;
+    call.gpu.copy(q, all.reborrow().rows_range(before, q.rows()))?;
+    let out = own_y.mat(before + y.rows(), y.cols(), y.dtype());
+    let raw = Raw { q: from_first_key(&all.as_mat(), before), y: from_first_key(&out, before), ..raw };
+    call.run(Kind::Forward, &raw)?;
+    call.gpu.copy(out.rows_range(before, y.rows()), y)
 }
 
 pub(super) fn backward(
