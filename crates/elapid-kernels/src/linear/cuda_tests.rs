@@ -99,3 +99,34 @@ fn bench() {
         );
     }
 }
+
+/// The products of a decoding step of a Llama of 1.1 billion parameters, each of weights of its own.
+#[test]
+#[ignore = "a measurement"]
+fn bench_few_rows() {
+    let Some(gpu) = gpu() else { return };
+    let shapes = [(2560, 2048), (2048, 2048), (11264, 2048), (2048, 5632)];
+    let layers = 22;
+    let weights: Vec<_> = shapes.iter().map(|&(n, k)| gpu.upload(&vec![0x3c00_u16; layers * n * k]).unwrap()).collect();
+    for rows in [1, 2, 4, 64] {
+        let x = OnDevice::of(gpu, &Random::new(1).normal(rows * 5632), 5632, 0, DType::Bf16);
+        let y = OnDevice::poisoned(gpu, rows, 11264, 0, DType::Bf16);
+        for which in [&[0, 1, 2, 3][..], &[0], &[1], &[2], &[3]] {
+            let all = || {
+                for layer in 0..layers {
+                    for &i in which {
+                        let (n, k) = shapes[i];
+                        let w = crate::cuda::Mat::new(&weights[i], 2 * layer * n * k, (n, k), k, DType::Bf16);
+                        super::cuda::forward(x.mat().columns(0, k), w, None, y.mat_mut().columns(0, n))?;
+                    }
+                }
+                Ok(())
+            };
+            all().unwrap();
+            let (graph, ()) = gpu.capture::<_, crate::cuda::Error>(all).unwrap();
+            let ms = median(gpu.time(20, || graph.launch()).unwrap());
+            let bytes: usize = which.iter().map(|&i| 2 * layers * shapes[i].0 * shapes[i].1).sum();
+            println!("{rows} rows, products {which:?}: {ms:.4} ms, {:.0} GB/s", bytes as f32 / ms / 1e6);
+        }
+    }
+}

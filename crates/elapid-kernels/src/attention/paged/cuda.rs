@@ -35,9 +35,6 @@ const MOVERS: u32 = 256;
 const SLOTS: usize = 16;
 /// Threads of a step's block.
 const THREADS: u32 = 128;
-/// Blocks for each multiprocessor that pages are divided for, and most parts of a row.
-const PER_MULTIPROCESSOR: usize = 4;
-const PARTS: usize = 512;
 
 /// `Args` of `move.cu`.
 #[derive(Clone, Copy)]
@@ -149,18 +146,17 @@ impl Form {
         let form = |stages| Self { tensor, dtype, hk, hv, sparse, scores, heads, stages };
         let large = matches!(capability, (8, 0) | (8, 7) | (9, _) | (10, _) | (11, _));
         let most = if large { 110 << 10 } else { 96 << 10 };
-        let fits = (1..=4).rev().find(|&stages| form(stages).shared(1) <= most);
+        let fits = (1..=3).rev().find(|&stages| form(stages).shared() <= most);
         form(fits.unwrap_or(1))
     }
 
-    fn shared(&self, parts: usize) -> usize {
+    fn shared(&self) -> usize {
         let &Self { tensor, hk, hv, heads, stages, .. } = self;
         let (dk, dv) = (hk.next_multiple_of(16), hv.next_multiple_of(16));
-        let own = match tensor {
+        match tensor {
             true => (4 * stages * 16 * (dk + 8 + dv + 8) * 2).max(4 * heads * (dv + 2) * 4),
             false => 4 * (PAGE * (hk.max(hv) | 1) + heads * (hk + hv + PAGE + 3)),
-        };
-        own.max(4 * parts * 4)
+        }
     }
 
     fn defines(&self) -> Vec<Define> {
@@ -199,10 +195,12 @@ pub(super) fn step(
     let blocks = group.div_ceil(form.heads);
     let counted = product(&[kv_heads, blocks]) <= COUNTERS;
     CHECK.that(counted, "heads", || format!("at most {COUNTERS} on a GPU"), || heads.to_string())?;
-    let columns = keys.columns;
-    let wanted = (PER_MULTIPROCESSOR * gpu.multiprocessors()).div_ceil(rows * kv_heads * blocks);
-    let splits = wanted.clamp(1, (columns.sinks + columns.ring).clamp(1, PARTS));
-    let partial = gpu.alloc(product(&[rows, heads, splits, hv + 2, 4]))?;
+    let kernel = gpu.kernel(form.source(), "step", &form.defines())?;
+    // As many parts as run at once, each of more pages than are loaded at a time.
+    let resident = gpu.multiprocessors() * kernel.resident_blocks(THREADS, form.shared() as u32)?;
+    let pages = (keys.columns.sinks + keys.columns.ring) / (form.stages + 1);
+    let splits = (resident / (rows * kv_heads * blocks)).clamp(1, pages.max(1));
+    let partial = gpu.alloc(product(&[rows, heads, splits, (hv + 2).next_multiple_of(4), 4]))?;
     let table = |place: &Place| Table {
         addresses: past.tables.address(place),
         sinks: place.columns.sinks as i32,
@@ -222,11 +220,10 @@ pub(super) fn step(
         splits: splits as i32,
         blocks: blocks as i32,
     };
-    let kernel = gpu.kernel(form.source(), "step", &form.defines())?;
     let count = |x: usize| u32::try_from(x).unwrap_or(u32::MAX);
     let launch = Launch {
         grid: (count(splits), count(kv_heads * blocks), count(rows)),
-        shared: count(form.shared(splits)),
+        shared: count(form.shared()),
         ..Launch::linear(1, THREADS).overlapping()
     };
     // SAFETY: `Step` is laid out as in the source; `super` has checked all sizes and formats; the tables hold the pages that

@@ -6,7 +6,7 @@ use super::super::args::{Args, Attention, Mask, Stretch};
 use super::super::naive;
 use super::*;
 use crate::cuda::Gpu;
-use crate::testing::{OnDevice, Random, argument_of, err_ratio, gpu, rounded, wide};
+use crate::testing::{OnDevice, Random, argument_of, err_ratio, gpu, median, rounded, wide};
 use crate::{DType, Rows, RowsMut};
 
 struct Case {
@@ -199,4 +199,43 @@ fn arguments_are_checked() {
     assert_eq!(of(Mask { window: 90, ..Mask::default() }, [0, 2]), Some("caches"));
     assert_eq!(of(Mask { causal: false, ..Mask::default() }, [0, 1]), Some("mask"));
     assert_eq!(of(Mask { window: 90, ..Mask::default() }, [0, 1]), None);
+}
+
+/// The steps of a Llama of 1.1 billion parameters over 4,096 positions, each of pages of its own.
+#[test]
+#[ignore = "a measurement"]
+fn bench() {
+    let Some(gpu) = gpu() else { return };
+    let (heads, kv_heads, width, layers, read) = (32, 4, 64, 22, 4096);
+    let shape = Shape { groups: kv_heads, dim: width, dtype: DType::Bf16 };
+    let columns = Columns::growing(128);
+    let attention = Attention { heads, kv_heads, scale: 0.125, mask: Mask::default(), softcap: 0.0, alibi: false };
+    for rows in [1, 8, 64] {
+        let mut tables = Tables::new(gpu, rows, &vec![(shape, columns); 2 * layers]).unwrap();
+        for cache in 0..2 * layers {
+            for row in 0..rows {
+                for k in 0..=read / PAGE {
+                    tables.set(cache, row, k, &Arc::new(Page::new(gpu, shape).unwrap()));
+                }
+            }
+        }
+        tables.flush().unwrap();
+        let positions = gpu.upload(&vec![read as u64; rows]).unwrap();
+        let qkv = OnDevice::of(gpu, &Random::new(1).normal(rows * 2560), 2560, 0, DType::Bf16);
+        let y = OnDevice::poisoned(gpu, rows, heads * width, 0, DType::Bf16);
+        let all = || {
+            for layer in 0..layers {
+                let m = qkv.mat();
+                let qkv = [m.columns(0, 2048), m.columns(2048, 256), m.columns(2304, 256)];
+                let past = Past { tables: &tables, caches: [2 * layer, 2 * layer + 1], positions: &positions };
+                step(&attention, qkv, past, y.mat_mut())?;
+            }
+            Ok(())
+        };
+        all().unwrap();
+        let (graph, ()) = gpu.capture::<_, crate::cuda::Error>(all).unwrap();
+        let ms = median(gpu.time(20, || graph.launch()).unwrap());
+        let bytes = 2 * layers * rows * read * kv_heads * width * 2;
+        println!("{rows} rows: {ms:.4} ms, {:.0} GB/s", bytes as f32 / ms / 1e6);
+    }
 }

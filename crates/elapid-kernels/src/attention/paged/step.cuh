@@ -5,7 +5,8 @@
 // the parts together.
 
 #define HEADS_OF(a) ((a).heads / (a).kv_heads)
-#define PART (HV + 2)
+// A head's values, then the largest score and the sum; the next begins at a multiple of 16 bytes.
+#define PART ((HV + 2 + 3) / 4 * 4)
 
 struct Step {
   Args a;  // q, k and v of one position per row, y; `reach` and the like of the mask
@@ -78,33 +79,54 @@ __device__ __forceinline__ bool is_last(const Step& s, const Part& part) {
   return true;
 }
 
-// y of the block's heads from all parts, a head per warp; `weights` has room for a float for each part and warp.
+// y of the block's heads from all parts. A thread has WIDE columns of a head.
+#define WIDE (HV % 4 == 0 ? 4 : 1)
+
 template <int THREADS>
-__device__ __forceinline__ void put_together(const Step& s, const Part& part, float* weights) {
-  int heads = part.heads(s.a), first = part.first_head(s.a), lane = threadIdx.x & 31;
-  weights += (threadIdx.x >> 5) * s.splits;
-  for (int h = threadIdx.x >> 5; h < heads; h += THREADS / 32) {
+__device__ __forceinline__ void put_together(const Step& s, const Part& part) {
+  constexpr int ITEMS = HV / WIDE;
+  int all = part.heads(s.a) * ITEMS, first = part.first_head(s.a);
+  for (int i = threadIdx.x; i < all; i += THREADS) {
+    int h = i / ITEMS, c = (i - h * ITEMS) * WIDE;
     const float* parts = part.part(s, h, 0);
-    float top = -INF, sum = 0.0f;
-    for (int i = lane; i < part.active; i += 32) top = fmaxf(top, parts[i * PART + HV]);
-    top = warp_max(top);
-    float off = top == -INF ? 0.0f : top;
-    __syncwarp();
-    for (int i = lane; i < part.active; i += 32) {
-      weights[i] = fast_exp2(parts[i * PART + HV] - off);
-      sum += weights[i] * parts[i * PART + HV + 1];
+    float top = -INF, sum = 0.0f, x[WIDE];
+#pragma unroll
+    for (int e = 0; e < WIDE; ++e) x[e] = 0.0f;
+    // Eight parts at a time, so that as many reads are under way.
+    for (int from = 0; from < part.active; from += 8) {
+      float tops[8], sums[8], values[8][WIDE];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float* one = parts + (from + j) * PART;
+        bool there = from + j < part.active;
+        tops[j] = there ? one[HV] : -INF, sums[j] = there ? one[HV + 1] : 0.0f;
+        if (WIDE == 4) {
+          float4 four = there ? *reinterpret_cast<const float4*>(one + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          values[j][0] = four.x, values[j][1 % WIDE] = four.y, values[j][2 % WIDE] = four.z, values[j][3 % WIDE] = four.w;
+        } else {
+          values[j][0] = there ? one[c] : 0.0f;
+        }
+      }
+      float now = top;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) now = fmaxf(now, tops[j]);
+      float off = now == -INF ? 0.0f : now, by = fast_exp2(top - off);
+      top = now, sum *= by;
+#pragma unroll
+      for (int e = 0; e < WIDE; ++e) x[e] *= by;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float weight = fast_exp2(tops[j] - off);
+        sum += weight * sums[j];
+#pragma unroll
+        for (int e = 0; e < WIDE; ++e) x[e] += weight * values[j][e];
+      }
     }
-    sum = warp_sum(sum);
-    __syncwarp();
     float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-    T* y = s.a.y.row(part.row) + (first + h) * HV;
-    for (int c = lane; c < HV; c += 32) {
-      float x = 0.0f;
-#pragma unroll 8
-      for (int i = 0; i < part.active; ++i) x += weights[i] * parts[i * PART + c];
-      y[c] = from_float<T>(x * inverse);
-    }
-    if (s.a.lse && lane == 0) {
+    T* y = s.a.y.row(part.row) + (first + h) * HV + c;
+#pragma unroll
+    for (int e = 0; e < WIDE; ++e) y[e] = from_float<T>(x[e] * inverse);
+    if (s.a.lse && c == 0) {
       s.a.lse[i64(part.row) * s.a.heads + first + h] = sum > 0.0f ? top + fast_log2(sum) : INF;
     }
   }

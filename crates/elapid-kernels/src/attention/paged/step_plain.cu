@@ -61,9 +61,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < heads * PART; i += THREADS) {
-    int h = i / PART, col = i - h * PART;
+  for (int i = threadIdx.x; i < heads * (HV + 2); i += THREADS) {
+    int h = i / (HV + 2), col = i - h * (HV + 2);
     part.part(s, h, part.split)[col] = col < HV ? o[h * HV + col] : col == HV ? top[h] : sum[h];
   }
-  if (is_last(s, part)) put_together<THREADS>(s, part, tile);
+  if (is_last(s, part)) put_together<THREADS>(s, part);
 }

@@ -169,8 +169,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
       if (g == 0) mine[DV] = top[n][e], mine[DV + 1] = sum[n][e];
     }
   __syncthreads();
-  for (int i = threadIdx.x; i < heads * PART; i += THREADS) {
-    int h = i / PART, col = i - h * PART;
+  for (int i = threadIdx.x; i < heads * (HV + 2); i += THREADS) {
+    int h = i / (HV + 2), col = i - h * (HV + 2);
     float most = -INF, x = 0.0f;
 #pragma unroll
     for (int w = 0; w < 4; ++w) most = fmaxf(most, parts[(w * HB + h) * (DV + 2) + DV]);
@@ -182,5 +182,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(const __grid_constant
     }
     part.part(s, h, part.split)[col] = col == HV ? most : x;
   }
-  if (is_last(s, part)) put_together<THREADS>(s, part, parts);
+  if (is_last(s, part)) put_together<THREADS>(s, part);
 }
