@@ -18,6 +18,7 @@ pub mod ceiling;
 pub mod cell;
 pub mod cross_entropy;
 pub mod cuda;
+pub mod dropout;
 mod dtype;
 pub mod elementwise;
 pub mod embedding;

@@ -11,6 +11,7 @@ pub fn all() -> Vec<Unit> {
         crate::attention::paged::units(),
         crate::causal_conv1d::cuda::units(),
         crate::cross_entropy::cuda::units(),
+        crate::dropout::cuda::units(),
         crate::embedding::cuda::units(),
         crate::experts::cuda::units(),
         crate::layer_norm::cuda::units(),

@@ -10,6 +10,7 @@ use elapid::Layout;
 use elapid::autograd::{Tape, Var};
 use elapid::config::PositionKind;
 use elapid::models::Model;
+use elapid::ops::{First, Seeds};
 use elapid::params::ParamGrads;
 use elapid::{DType, Device, State, Tensor};
 use elapid_kernels::cuda::{Buffer, Gpu, Graph, MemoryUse, Pinned, elementwise};
@@ -31,6 +32,9 @@ pub struct CudaStep<M: Model> {
     /// The batch's arrays.
     arrays: Vec<Arc<Buffer>>,
     resets: Option<Arc<Buffer>>,
+    /// What dropout follows from: the seed, and the number of the batch's first row, `[1]` u64.
+    seed: u64,
+    first: Arc<Buffer>,
     /// The state before the batch; with streams, the state after the previous batch.
     state: State,
     carries: bool,
@@ -48,6 +52,7 @@ pub struct CudaStep<M: Model> {
 struct Staging {
     arrays: Vec<Staged>,
     resets: Pinned<u8>,
+    first: Pinned<u64>,
     results: Pinned<f32>,
 }
 
@@ -95,12 +100,12 @@ pub struct Pending {
 }
 
 impl<M: Model> CudaStep<M> {
-    /// A step over the batches of an objective, `parts` of them.
+    /// A step over the batches of an objective, `parts` of them; random numbers follow from `seed`.
     ///
     /// # Errors
     /// If the state is carried by a model with positions: the graph would begin at the same ones every time. If the device
     /// fails, or has too little memory.
-    pub fn new(gpu: Gpu, objective: Arc<ObjectiveOf<M>>, model: &M, parts: usize) -> Result<Self> {
+    pub fn new(gpu: Gpu, objective: Arc<ObjectiveOf<M>>, model: &M, parts: usize, seed: u64) -> Result<Self> {
         let ((b, l), specs) = (objective.shape(), objective.arrays());
         let positions = model.core().config().stack.model.positions;
         let state = own(&model.core().zero_state(b)?)?;
@@ -116,6 +121,7 @@ impl<M: Model> CudaStep<M> {
             Ok(Staging {
                 arrays: specs.iter().map(|spec| Staged::new(gpu, spec)).collect::<Result<_>>()?,
                 resets: Pinned::new(gpu, b * l)?,
+                first: Pinned::new(gpu, 1)?,
                 results: Pinned::new(gpu, 3)?,
             })
         };
@@ -123,6 +129,8 @@ impl<M: Model> CudaStep<M> {
             gpu,
             arrays: specs.iter().map(|spec| alloc(spec.len() * spec.kind.bytes())).collect::<Result<_>>()?,
             resets: objective.resets().then(|| alloc(b * l)).transpose()?,
+            seed,
+            first: alloc(size_of::<u64>())?,
             state,
             carries: objective.carries(),
             loss: Tensor::zeros_on(Device::Cuda(gpu), DType::F32, &[1])?,
@@ -176,12 +184,19 @@ impl<M: Model> CudaStep<M> {
         }
     }
 
-    /// Forward and backward over a batch whose loss has weight `share`; gradients are added to `grads`.
+    /// Forward and backward over a batch and its number, whose loss has weight `share`; gradients are added to `grads`.
     ///
     /// # Errors
     /// If the device fails or has too little memory; if the batch does not match the objective's arrays.
-    pub fn run(&mut self, model: &M, grads: &mut ParamGrads, batch: &Batch, share: f32, recompute: bool) -> Result<()> {
-        self.stage(batch)?;
+    pub fn run(
+        &mut self,
+        model: &M,
+        grads: &mut ParamGrads,
+        (number, batch): (u64, &Batch),
+        share: f32,
+        recompute: bool,
+    ) -> Result<()> {
+        self.stage(number, batch)?;
         if let Some(graph) = &self.graph {
             return Ok(graph.launch()?);
         }
@@ -197,7 +212,7 @@ impl<M: Model> CudaStep<M> {
     }
 
     /// Uploads a batch to where the graph reads it.
-    fn stage(&mut self, batch: &Batch) -> Result<()> {
+    fn stage(&mut self, number: u64, batch: &Batch) -> Result<()> {
         self.turn = (self.turn + 1) % self.staging.len();
         let staging = &mut self.staging[self.turn];
         if batch.arrays.len() != self.arrays.len() {
@@ -206,6 +221,8 @@ impl<M: Model> CudaStep<M> {
         for ((staged, array), to) in staging.arrays.iter_mut().zip(&batch.arrays).zip(&self.arrays) {
             staged.send(array, to)?;
         }
+        staging.first.write()?[0] = number * batch.b as u64;
+        staging.first.send(&self.first)?;
         if let Some(resets) = &self.resets {
             match &batch.resets {
                 Some(given) => staging.resets.write()?.copy_from_slice(given),
@@ -224,7 +241,8 @@ impl<M: Model> CudaStep<M> {
             None => layout,
         };
         let tape = Arc::new(Tape::new());
-        let cx = model.core().training(&tape, layout);
+        let seeds = Seeds { seed: self.seed, first: First::Device(self.first.clone()) };
+        let cx = model.core().training(&tape, layout).with_seeds(seeds);
         let inputs = Inputs::device(&self.specs, &self.arrays);
         let (loss, next) = self.objective.loss(model, &cx, &inputs, &self.state, recompute)?;
         let sides = cx.take_side_losses()?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Layout;
 use crate::autograd::{Tape, Var};
-use crate::ops;
+use crate::ops::{self, Seeds, Unit};
 use crate::params::{ParamId, Params};
 use crate::trace::Trace;
 use crate::{Error, Result, Tensor};
@@ -20,6 +20,7 @@ pub struct Cx {
     /// Inputs of layers besides the stream: the embedding, or what the pass is conditioned on.
     given: Vec<Var>,
     trains: bool,
+    seeds: Option<Seeds>,
     side_losses: Arc<Mutex<Vec<Side>>>,
     /// Rows, positions, padding and document boundaries.
     pub layout: Layout,
@@ -29,7 +30,17 @@ impl Cx {
     /// A pass over positions with this layout; operations are recorded if there is a tape.
     pub fn new(params: Arc<Params>, tape: Option<Arc<Tape>>, layout: Layout) -> Self {
         let side_losses = Arc::default();
-        Self { params, tape, steps: None, trace: None, given: Vec::new(), trains: false, side_losses, layout }
+        Self {
+            params,
+            tape,
+            steps: None,
+            trace: None,
+            given: Vec::new(),
+            trains: false,
+            seeds: None,
+            side_losses,
+            layout,
+        }
     }
 
     /// The same pass as part of training: what a layer does in training alone (capacity of experts, side losses) it does.
@@ -41,6 +52,24 @@ impl Cx {
     /// Whether the pass is part of training.
     pub fn trains(&self) -> bool {
         self.trains
+    }
+
+    /// The same pass, with what random numbers of training follow from.
+    #[must_use]
+    pub fn with_seeds(self, seeds: Seeds) -> Self {
+        Self { seeds: Some(seeds), ..self }
+    }
+
+    /// x `[b l d]` after dropout at a rate, in training; else x. `place` tells the uses of one pass apart.
+    ///
+    /// # Errors
+    /// If the pass trains without [`with_seeds`](Self::with_seeds); those of [`ops::dropout`].
+    pub(crate) fn dropout(&self, x: Var, place: u64, rate: f32, unit: Unit) -> Result<Var> {
+        if !self.trains || rate == 0.0 {
+            return Ok(x);
+        }
+        let missing = || Error::Argument("dropout in a pass of training without a seed: see `Cx::with_seeds`".into());
+        ops::dropout(&x, self.seeds.as_ref().ok_or_else(missing)?, place, rate, unit, self.layout.l)
     }
 
     /// One of many passes over the same parameters, each continuing from the state of the previous one. On a GPU a pass over

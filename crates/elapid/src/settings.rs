@@ -19,7 +19,7 @@ pub struct Field {
     pub name: &'static str,
     /// Its documentation, line by line.
     pub doc: &'static [&'static str],
-    /// Whether it only affects how new weights are drawn.
+    /// Whether it matters in training alone: how new weights are drawn, what is dropped.
     pub init: bool,
 }
 
@@ -33,7 +33,7 @@ pub trait Settings: Default + PartialEq + Clone + Serialize + for<'de> Deseriali
 }
 
 /// Declares a struct of settings: each field has its documentation, its type and its default. `@init` before a field means
-/// that it only affects how new weights are drawn.
+/// that it matters in training alone: it says how new weights are drawn, or what is dropped.
 ///
 /// ```
 /// elapid::settings! {

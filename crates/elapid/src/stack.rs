@@ -9,6 +9,9 @@
 //! | output | r <- keep r + scale norm(f(r)) |
 //! | both | n = norm(r); r <- keep n + scale f(n) |
 //!
+//! In training f's output (in place "output" the norm of it) may be dropped in part before it is added: dropout of elements, and
+//! stochastic depth, which leaves it out for rows of the batch.
+//!
 //! The stream is kept as a pending sum of x and r: the addition at the end of a sublayer is fused into the next norm, in one
 //! pass over memory ([`ops::norm`]).
 
@@ -17,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::autograd::{Var, checkpoint};
 use crate::config::{Place, Placement, StackConfig, Wiring};
 use crate::layer::{At, Layer, Promises};
-use crate::ops;
+use crate::ops::{self, Unit};
 use crate::params::{Init, ParamBuilder, ParamId, Traits};
 use crate::pass::{Cx, Side};
 use crate::state::{LayerState, Spec, State};
@@ -43,6 +46,18 @@ pub(crate) struct Sublayer {
     /// Whether it reads the same stream as the previous sublayer: parallel wiring.
     pub(crate) parallel: bool,
     pub(crate) layer: Arc<dyn Layer>,
+    drops: Drops,
+}
+
+/// What training drops of a sublayer's output.
+#[derive(Debug, Clone, Copy)]
+struct Drops {
+    /// Its number from 1; 0 is the input of the first one.
+    place: u64,
+    /// The share of elements.
+    elements: f32,
+    /// The share of rows of the batch.
+    rows: f32,
 }
 
 /// All sublayers of a model, and the norm after the last.
@@ -50,6 +65,8 @@ pub(crate) struct Sublayer {
 pub struct Stack {
     pub(crate) sublayers: Vec<Sublayer>,
     pub(crate) norm_f: Norm,
+    /// Of the input.
+    drops: Drops,
     pub(crate) spec: Spec,
 }
 
@@ -135,6 +152,14 @@ impl Stream {
     }
 }
 
+impl Drops {
+    /// x, of which training drops some.
+    fn of(self, cx: &Cx, x: Var) -> Result<Var> {
+        let x = cx.dropout(x, 2 * self.place, self.elements, Unit::Element)?;
+        cx.dropout(x, 2 * self.place + 1, self.rows, Unit::Sample)
+    }
+}
+
 impl Sublayer {
     /// The weight of the norm of a plain pre-norm sublayer; none for any other sublayer.
     pub(crate) fn plain_rms(&self) -> Option<ParamId> {
@@ -143,27 +168,29 @@ impl Sublayer {
     }
 
     fn forward(&self, cx: &Cx, stream: &Stream, state: LayerState) -> Result<(Stream, LayerState)> {
-        let next = |x: Var, r: Var| Stream { x, r: Some(r), scale: self.scale, keep: self.keep };
+        let next = |x: Var, r: Var| -> Result<Stream> {
+            Ok(Stream { x: self.drops.of(cx, x)?, r: Some(r), scale: self.scale, keep: self.keep })
+        };
         match self.place {
             Place::Before => {
                 let (n, r) = self.norm.of(cx, stream)?;
                 let (y, state) = self.layer.forward(cx, &n, state)?;
-                Ok((next(y, r), state))
+                Ok((next(y, r)?, state))
             }
             Place::Sum => {
                 let r = stream.sum()?;
                 let (y, state) = self.layer.forward(cx, &stream.activation(&r)?, state)?;
-                Ok((Stream::new(self.norm.of(cx, &next(y, r))?.0), state))
+                Ok((Stream::new(self.norm.of(cx, &next(y, r)?)?.0), state))
             }
             Place::Output => {
                 let r = stream.sum()?;
                 let (y, state) = self.layer.forward(cx, &stream.activation(&r)?, state)?;
-                Ok((next(self.norm.of(cx, &Stream::new(y))?.0, r), state))
+                Ok((next(self.norm.of(cx, &Stream::new(y))?.0, r)?, state))
             }
             Place::Both => {
                 let (n, _) = self.norm.of(cx, stream)?;
                 let (y, state) = self.layer.forward(cx, &n, state)?;
-                Ok((next(y, n), state))
+                Ok((next(y, n)?, state))
             }
         }
     }
@@ -173,7 +200,7 @@ impl Sublayer {
     fn forward_beside(&self, cx: &Cx, from: &Stream, to: &Stream, state: LayerState) -> Result<(Stream, LayerState)> {
         let (n, _) = self.norm.of(cx, from)?;
         let (y, state) = self.layer.forward(cx, &n, state)?;
-        Ok((Stream { x: y, r: Some(to.sum()?), scale: self.scale, keep: self.keep }, state))
+        Ok((Stream { x: self.drops.of(cx, y)?, r: Some(to.sum()?), scale: self.scale, keep: self.keep }, state))
     }
 }
 
@@ -191,6 +218,7 @@ impl Stack {
         let model = &config.model;
         let d = model.d_model.get();
         let (mut sublayers, mut spec) = (Vec::new(), Vec::new());
+        let mut places = 1..;
         for i in 0..model.n_layer.get() {
             let (at, (mixer, ffn)) = (config.at(i), config.layer(i));
             let uses = [(Some(mixer), "norm", "mixer"), (ffn, "ffn_norm", "ffn")];
@@ -205,7 +233,9 @@ impl Stack {
                     };
                     let parallel = place == "ffn" && model.wiring == Wiring::Parallel;
                     let Placement { place, scale, keep, .. } = placement;
-                    Ok(Sublayer { norm, place, scale, keep, parallel, layer })
+                    let place_of_drops = places.next().unwrap_or(0);
+                    let drops = Drops { place: place_of_drops, elements: model.dropout, rows: model.drop_path_of(i) };
+                    Ok(Sublayer { norm, place, scale, keep, parallel, layer, drops })
                 })?;
                 spec.push((format!("layers.{i}.{place}"), sublayer.layer.state()));
                 sublayers.push(sublayer);
@@ -213,7 +243,8 @@ impl Stack {
         }
         let (kind, eps) = (model.norm_f.or(model.norm), model.norm_f_eps.or(model.norm_eps));
         let norm_f = p.scope("norm_f", |p| Norm::build(kind, eps, d, p))?;
-        Ok(Self { sublayers, norm_f, spec: spec.into() })
+        let drops = Drops { place: 0, elements: model.embedding_dropout, rows: 0.0 };
+        Ok(Self { sublayers, norm_f, drops, spec: spec.into() })
     }
 
     /// The state of `b` sequences that have read nothing, on the CPU.
@@ -240,7 +271,7 @@ impl Stack {
         self.check_promises(cx)?;
         state.place_caches(x.value().device(), x.value().dtype())?;
         let cx = &cx.starting(state.starts());
-        let mut stream = Stream::new(x);
+        let mut stream = Stream::new(self.drops.of(cx, x)?);
         let mut layers = Vec::with_capacity(self.sublayers.len());
         let mut before = state.take_layers().into_iter();
         let mut at = 0;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use elapid::Layout;
 use elapid::autograd::Tape;
 use elapid::memory::Needs;
+use elapid::ops::{First, Seeds};
 use elapid::params::ParamGrads;
 use elapid::{DType, Device};
 use elapid_kernels::cuda::Gpu;
@@ -79,7 +80,8 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         grads.zero()?;
         {
             let tape = Arc::new(Tape::new());
-            let cx = model.training(&tape, layout.clone());
+            let seeds = Seeds { seed: 0, first: First::Host(0) };
+            let cx = model.training(&tape, layout.clone()).with_seeds(seeds);
             let (loss, _) = model.loss(&cx, &tokens, &targets, &model.zero_state(b)?, arguments.recompute)?;
             last = loss.value()?;
             tape.backward(&[(&loss.mean, 1.0)], &mut grads, &mut |_| Ok(()))?;
@@ -115,11 +117,11 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     let feed = Feed::Same(batch.clone());
     let objective = Language { feed, shape: (b, l), pack: false, smoothing: 0.0, held_out: None };
     let batch = Batch::from(batch);
-    let mut step = CudaStep::new(gpu, Arc::new(objective), &model, 1)?;
+    let mut step = CudaStep::new(gpu, Arc::new(objective), &model, 1, 0)?;
     let mut last = f32::NAN;
     let timing = Timing::of_gpu(gpu, 4, arguments.reps, || {
         step.begin(&mut grads)?;
-        step.run(&model, &mut grads, &batch, 1.0, arguments.recompute)?;
+        step.run(&model, &mut grads, (0, &batch), 1.0, arguments.recompute)?;
         optimiser.enqueue(model.params(), &grads, 1e-4)?;
         let norm = optimiser.norm().context("an optimiser of no GPU")?;
         let pending = step.end(norm)?;

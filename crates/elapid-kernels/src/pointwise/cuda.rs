@@ -141,7 +141,7 @@ impl Shape {
 }
 
 /// Blocks of 256 threads over rows and columns, wide rather than high, with few threads beyond the last column.
-fn tiles(gpu: Gpu, rows: usize, cols: usize, vector: bool) -> Launch {
+pub(crate) fn tiles(gpu: Gpu, rows: usize, cols: usize, vector: bool) -> Launch {
     let across = if vector { cols / 8 } else { cols };
     let padded = |wide: &usize| (across.div_ceil(*wide) * *wide, usize::MAX - *wide);
     let wide = [256, 128, 64, 32, 16, 8, 4, 2, 1].into_iter().min_by_key(padded).unwrap_or(256);
@@ -152,7 +152,7 @@ fn tiles(gpu: Gpu, rows: usize, cols: usize, vector: bool) -> Launch {
     Launch { grid: (x as u32, y as u32, 1), block: (wide as u32, high as u32, 1), shared: 0, overlap: false }
 }
 
-fn vector_define(vector: bool) -> Define {
+pub(crate) fn vector_define(vector: bool) -> Define {
     Define::new("VECTOR", i32::from(vector))
 }
 

@@ -13,8 +13,8 @@ impl ModelConfig {
         Self { from: String::new(), stack: config.stack.clone() }
     }
 
-    /// The settings that differ in another model, with both values. Settings that only affect how new weights are drawn do
-    /// not count.
+    /// The settings that differ in another model, with both values. Settings that matter in training alone do not
+    /// count.
     pub(crate) fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let theirs = other.values();
         let differs = |(name, init, ours): (String, bool, String)| {
@@ -30,7 +30,8 @@ impl ModelConfig {
 }
 
 impl TrainConfig {
-    /// Takes over the settings of the model that the run starts from, so that the config describes what is trained.
+    /// Takes over the settings of the model that the run starts from, so that the config describes what is trained. Rates of
+    /// dropout that were given stay.
     ///
     /// # Errors
     /// If a setting was given that contradicts that model.
@@ -53,7 +54,9 @@ impl TrainConfig {
                 });
             }
         }
-        self.model = ModelConfig { from: std::mem::take(&mut self.model.from), ..theirs };
+        let own = std::mem::replace(&mut self.model, theirs);
+        self.model.stack.model.take_rates_of(&own.stack.model);
+        self.model.from = own.from;
         Ok(())
     }
 
@@ -105,6 +108,8 @@ mod tests {
         assert_eq!(wanted(&["model.from=x"]).unwrap(), ModelConfig { from: "x".into(), ..ModelConfig::default() });
         // How weights are drawn does not matter.
         wanted(&["model.dt_min=0.01", "model.d_model=256"]).unwrap();
+        // What is dropped is a matter of this run.
+        assert_eq!(wanted(&["model.dropout=0.25"]).unwrap().stack.model.dropout, 0.25);
         let error = wanted(&["model.from=x", "model.n_layer=9"]).unwrap_err().to_string();
         assert!(error.contains("`model.n_layer`: it is 4 in x") && error.contains("was set to 9"), "{error}");
         // The paper's settings of a task count as not given, too.

@@ -162,7 +162,8 @@ fn learner<M: Model>(
     let optimiser = AdamW::new(model.core().params(), optimiser_options(&config.train))?;
     let grads = ParamGrads::of(model.core().params())?;
     let (parts, recompute) = (config.train.accumulate.max(1) as u64, config.train.checkpoint_blocks);
-    Ok(Learner { objective, model, optimiser, grads, ranks, parts, recompute, dir: config.output.dir.clone() })
+    let (seed, dir) = (config.train.seed, config.output.dir.clone());
+    Ok(Learner { objective, model, optimiser, grads, ranks, seed, parts, recompute, dir })
 }
 
 /// The progress of a checkpoint; restores its optimiser and the state of its streams, of `rows` rows.
@@ -203,7 +204,7 @@ fn stepper<M: Model>(
 ) -> Result<Box<dyn Stepper<M>>> {
     let Some(gpu) = device.gpu() else { return Ok(Box::new(OnCpu::new(learner, carried))) };
     let (objective, model) = (learner.objective.clone(), &learner.model);
-    let mut step = CudaStep::new(gpu, objective, model, learner.parts as usize)?;
+    let mut step = CudaStep::new(gpu, objective, model, learner.parts as usize, learner.seed)?;
     if let Some(state) = &carried {
         step.set_state(state)?;
     }

@@ -12,7 +12,7 @@ use elapid_train::progress::Progress;
 use elapid_train::{Result, Start, Trainer};
 
 use super::objectives::{classify, regress, small};
-use super::{SMALL_TASK, config};
+use super::{DROPS, SMALL_TASK, config};
 
 /// Training losses, and the loss of the last validation.
 fn losses<M: Model>(trainer: Result<Trainer<M>>, dir: &Path) -> (Vec<f64>, f64) {
@@ -61,7 +61,9 @@ fn text_and_tasks_train_as_on_the_cpu() {
         "data.pack=true",
     ];
     let sums = ["model.ffn=[\"mlp\"]", "model.norm=rms1", "model.positions=sinusoidal", "model.layer.mlp.place=output"];
-    for settings in [&windows[..], &streams[..], &task[..], &groups[..], &stack[..], &sums[..]] {
+    let dropped = [&DROPS[..], &["train.accumulate=2", "model.ffn=[\"mlp\"]"]].concat();
+    let all = [&windows[..], &streams[..], &task[..], &groups[..], &stack[..], &sums[..], &dropped[..]];
+    for settings in all {
         alike::<LanguageModel>(&format!("{settings:?}"), &|dir| config(dir, settings), run);
     }
 }

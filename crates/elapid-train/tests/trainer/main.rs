@@ -41,6 +41,9 @@ fn config(dir: &Path, settings: &[&str]) -> TrainConfig {
     config
 }
 
+/// What training drops.
+const DROPS: [&str; 3] = ["model.dropout=0.2", "model.embedding_dropout=0.1", "model.drop_path=0.3"];
+
 fn train(config: TrainConfig, start: Start) -> Result<Outcome> {
     let mut trainer = Trainer::new(config, start, elapid::Device::Cpu, &mut |_| ())?;
     let steps = trainer.config().train.steps;
@@ -80,7 +83,8 @@ fn interrupted(dir: &Path, settings: &[&str], at: u64) {
 
 #[test]
 fn a_resumed_run_is_the_same_bits() {
-    for settings in [&["data.mode=\"windows\"", "train.accumulate=2"], &["data.mode=\"streams\"", "data.pack=true"]] {
+    let windows = [&DROPS[..], &["data.mode=\"windows\"", "train.accumulate=2"]].concat();
+    for settings in [&windows[..], &["data.mode=\"streams\"", "data.pack=true"]] {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         train(config(whole.path(), settings), Start::New).unwrap();
         interrupted(parts.path(), settings, 7);
@@ -106,10 +110,13 @@ fn the_same_seed_twice_is_the_same_bits() {
 
 #[test]
 fn recomputed_blocks_train_alike() {
-    let (kept, recomputed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let one = train(config(kept.path(), &[]), Start::New).unwrap();
-    let two = train(config(recomputed.path(), &["train.checkpoint_blocks=true"]), Start::New).unwrap();
-    assert!((one.loss - two.loss).abs() < 1e-3 * one.loss, "{} {}", one.loss, two.loss);
+    for drops in [&[][..], &DROPS] {
+        let (kept, recomputed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let one = train(config(kept.path(), drops), Start::New).unwrap();
+        let more = [drops, &["train.checkpoint_blocks=true"]].concat();
+        let two = train(config(recomputed.path(), &more), Start::New).unwrap();
+        assert!((one.loss - two.loss).abs() < 1e-3 * one.loss, "{} {}", one.loss, two.loss);
+    }
 }
 
 #[test]
@@ -220,9 +227,12 @@ fn ranks_train_as_one_with_all_their_batches() {
     let never = AtomicBool::new(false);
     for (size, accumulate) in [(2, 1), (3, 2)] {
         let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let settings = |parts: usize| format!("train.accumulate={parts}");
-        let alone = train(config(one.path(), &[&settings(size * accumulate)]), Start::New).unwrap();
-        let outcomes = train_together(&config(many.path(), &[&settings(accumulate)]), Start::New, size, 12, &never);
+        let settings = |dir: &Path, parts: usize| {
+            let parts = format!("train.accumulate={parts}");
+            config(dir, &[&DROPS[..], &[&parts]].concat())
+        };
+        let alone = train(settings(one.path(), size * accumulate), Start::New).unwrap();
+        let outcomes = train_together(&settings(many.path(), accumulate), Start::New, size, 12, &never);
         let first = outcomes[0].as_ref().unwrap();
         assert_eq!((first.step, first.tokens, first.stopped), (12, alone.tokens, Stopped::Finished));
         assert!(outcomes.iter().all(|outcome| outcome.as_ref().unwrap().loss == first.loss));

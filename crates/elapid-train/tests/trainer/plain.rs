@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use elapid::autograd::Tape;
-use elapid::ops::Targets;
+use elapid::ops::{First, Seeds, Targets};
 use elapid::params::ParamGrads;
 use elapid::{LanguageModel, Layout, State};
 use elapid_train::config::{Mode, TrainConfig};
@@ -61,7 +61,8 @@ fn plain(config: &TrainConfig) -> (Vec<f64>, LanguageModel) {
             let layout = Layout { resets: batch.resets.map(Into::into), ..Layout::new(batch.b, batch.l) };
             let state = carried.take().unwrap_or_else(|| model.zero_state(batch.b).unwrap());
             let tape = Arc::new(Tape::new());
-            let cx = model.training(&tape, layout);
+            let first = First::Host((step * parts + part) * batch.b as u64);
+            let cx = model.training(&tape, layout).with_seeds(Seeds { seed: train.seed, first });
             let targets = Targets::from(&batch.targets).smoothed(train.label_smoothing as f32);
             let (loss, next) = model.loss(&cx, &batch.tokens, targets, &state, train.checkpoint_blocks).unwrap();
             tape.backward(&[(&loss.mean, 1.0 / parts as f32)], &mut grads, &mut |_| Ok(())).unwrap();
@@ -93,6 +94,7 @@ fn agree(settings: &[&str]) {
 #[test]
 fn windows_train_as_a_plain_loop() {
     agree(&["train.accumulate=2", "train.label_smoothing=0.1"]);
+    agree(&["train.accumulate=2", "model.dropout=0.2", "model.drop_path=0.5"]);
     agree(&["data.pack=true", "train.checkpoint_blocks=true"]);
 }
 

@@ -61,6 +61,14 @@ crate::settings! {
         @init pad_vocab_multiple: Size = Size::new(8),
         /// Standard deviation of the embedding at initialisation.
         @init initializer_range: f32 = 0.02,
+        /// Dropout: the share of elements that training sets to 0 in the output of every layer and feed-forward, before it is added
+        /// to the stream, ...
+        @init dropout: f32 = 0.0,
+        /// ... and in the input of the first layer.
+        @init embedding_dropout: f32 = 0.0,
+        /// Stochastic depth (Huang et al. 2016): the probability that training leaves out the last layer for a row of the batch. It
+        /// grows linearly with depth, from 0 for the first layer.
+        @init drop_path: f32 = 0.0,
         /// Whether initialisation divides the projections into the stream by the square root of their number.
         @init rescale_prenorm_residual: bool = true,
     }
@@ -280,6 +288,11 @@ impl StackConfig {
         for (field, x) in [("initializer_range", model.initializer_range), ("logit_softcap", model.logit_softcap)] {
             Problem::unless_not_negative(field, x).map_err(within)?;
         }
+        for (field, rate) in model.rates() {
+            if !(0.0..1.0).contains(&rate) {
+                return Err(fail(field, "0 to less than 1".into(), rate.to_string()));
+            }
+        }
         if (model.positions == PositionKind::Learned) != (model.max_positions.get() > 0) {
             let wanted = if model.max_positions.get() > 0 {
                 "0, as positions are not learned"
@@ -323,8 +336,8 @@ impl StackConfig {
         }
     }
 
-    /// Whether both compute the same function of the same parameters: equal in every layer and setting but those that only
-    /// say how new weights are drawn, whatever the layers are called, "auto" being what it stands for.
+    /// Whether both compute the same function of the same parameters outside of training: equal in every layer and setting but
+    /// those that matter in training alone, whatever the layers are called, "auto" being what it stands for.
     pub fn computes_as(&self, other: &Self) -> bool {
         let layers = |config: &Self| -> Vec<Option<Vec<String>>> {
             let one = |(mixer, ffn): (&str, Option<&str>), i| {
@@ -372,7 +385,7 @@ impl StackConfig {
         text
     }
 
-    /// For all settings: the name after `path`, whether it only affects how new weights are drawn, and the value.
+    /// For all settings: the name after `path`, whether it matters in training alone, and the value.
     pub fn settings(&self) -> Vec<(String, bool, String)> {
         let listed = |prefix: &str, fields: &[Field], values: Vec<String>| -> Vec<(String, bool, String)> {
             let one = |(field, value): (&Field, String)| (format!("{prefix}{}", field.name), field.init, value);
@@ -410,6 +423,29 @@ impl StackConfig {
 }
 
 impl ModelSettings {
+    /// The rates at which training drops something.
+    fn rates(&self) -> [(&'static str, f32); 3] {
+        let Self { dropout, embedding_dropout, drop_path, .. } = *self;
+        [("dropout", dropout), ("embedding_dropout", embedding_dropout), ("drop_path", drop_path)]
+    }
+
+    /// The probability that training leaves out layer `index` for a row of the batch.
+    pub fn drop_path_of(&self, index: usize) -> f32 {
+        let last = self.n_layer.get().saturating_sub(1);
+        if last == 0 { 0.0 } else { (f64::from(self.drop_path) * index as f64 / last as f64) as f32 }
+    }
+
+    /// Takes over those rates of `other` that are not the defaults.
+    pub fn take_rates_of(&mut self, other: &Self) {
+        for (to, from) in [
+            (&mut self.dropout, other.dropout),
+            (&mut self.embedding_dropout, other.embedding_dropout),
+            (&mut self.drop_path, other.drop_path),
+        ] {
+            *to = if from == 0.0 { *to } else { from };
+        }
+    }
+
     /// What the settings say beside the layers' names, in text.
     fn meaning(&self) -> Vec<String> {
         let model = Self {
@@ -424,7 +460,7 @@ impl ModelSettings {
     }
 }
 
-/// The values that do not only say how new weights are drawn.
+/// The values that matter outside of training.
 fn lasting(fields: &'static [Field], values: Vec<String>) -> impl Iterator<Item = String> {
     fields.iter().zip(values).filter(|(field, _)| !field.init).map(|(_, value)| value)
 }

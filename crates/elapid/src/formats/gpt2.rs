@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, mixer, stack};
+use super::transformer::{activation, activation_name, attention_dropout, ffn, mixer, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, PositionKind};
 use crate::layers::LayerConfig;
@@ -32,6 +32,8 @@ const NAMES: &[(&str, &str)] = &[
     ("heads", "n_head"),
     ("width", "n_inner"),
     ("max_positions", "n_positions"),
+    ("dropout", "resid_pdrop"),
+    ("embedding_dropout", "embd_pdrop"),
 ];
 
 /// The tensors of `GPT2LMHeadModel`.
@@ -98,12 +100,14 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         bias: true,
         ..mlp::Settings::default()
     };
-    dropouts(fields, &["attn_pdrop", "embd_pdrop", "resid_pdrop"])?;
+    attention_dropout(fields, "attn_pdrop")?;
     let model = ModelSettings {
         d_model,
         n_layer: fields.bounded("n_layer", Size::new(12))?,
         norm: NormKind::Layer,
         norm_eps: fields.real("layer_norm_epsilon", 1e-5)?,
+        dropout: fields.real("resid_pdrop", 0.1)?,
+        embedding_dropout: fields.real("embd_pdrop", 0.1)?,
         positions: PositionKind::Learned,
         max_positions: fields.bounded("n_positions", Count::new(1024))?,
         tie_embeddings: fields.flag("tie_word_embeddings", true)?,
@@ -136,8 +140,8 @@ fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
             "layer_norm_epsilon": real(model.norm_eps),
             "initializer_range": real(model.initializer_range),
             "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
+            "embd_pdrop": real(model.embedding_dropout),
+            "resid_pdrop": real(model.dropout),
         }),
     )
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
+use super::transformer::{activation, activation_name, attention_dropout, ffn, mixer, rope_parameters, rotary, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Wiring};
 use crate::layers::LayerConfig;
@@ -86,7 +86,8 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         bias: true,
         ..mlp::Settings::default()
     };
-    dropouts(fields, &["attention_dropout", "hidden_dropout"])?;
+    attention_dropout(fields, "attention_dropout")?;
+    let dropout = fields.real("hidden_dropout", 0.0)?;
     fields.get("classifier_dropout"); // of a head that classifies
     let parallel = fields.flag("use_parallel_residual", true)?;
     let model = ModelSettings {
@@ -94,6 +95,8 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         n_layer: fields.bounded("num_hidden_layers", Size::new(44))?,
         norm: NormKind::Layer,
         norm_eps: fields.real("layer_norm_eps", 1e-5)?,
+        dropout,
+        embedding_dropout: dropout,
         wiring: if parallel { Wiring::Parallel } else { Wiring::Serial },
         tie_embeddings: fields.flag("tie_word_embeddings", false)?,
         initializer_range: fields.real("initializer_range", 0.02)?,
@@ -122,7 +125,7 @@ fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
             "layer_norm_eps": real(model.norm_eps),
             "initializer_range": real(model.initializer_range),
             "attention_dropout": 0.0,
-            "hidden_dropout": 0.0,
+            "hidden_dropout": real(model.dropout),
         }),
     )
 }

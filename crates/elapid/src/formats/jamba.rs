@@ -6,7 +6,7 @@ use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::mixtral::balance;
 use super::names::{Config, MAMBA1, Module, PROJ, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, settings_of};
+use super::transformer::{activation, activation_name, attention_dropout, ffn, settings_of};
 use super::values::{dt_rank, named, read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
 use crate::layers::mamba1::InnerNorm;
@@ -111,7 +111,7 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         balance_over: moe::Over::Model,
         ..moe::Settings::default()
     };
-    dropouts(fields, &["attention_dropout"])?;
+    attention_dropout(fields, "attention_dropout")?;
     let (mixers, mut ffns) = (Period::read(fields, "attn", [8, 4])?, Period::read(fields, "expert", [2, 1])?);
     if experts.experts.get() == 1 {
         ffns.offset = usize::MAX; // a single expert is an MLP

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, Synonyms};
 use super::format::Codec;
 use super::names::{Config, Module, PROJ, Result, Tensors};
-use super::transformer::{activation, activation_name, dropouts, ffn, mixer, rope_parameters, rotary, stack};
+use super::transformer::{activation, activation_name, attention_dropout, ffn, mixer, rope_parameters, rotary, stack};
 use super::values::{read_ends, real, with_ends};
 use crate::config::{ConfigError, ModelConfig, ModelSettings};
 use crate::layers::LayerConfig;
@@ -99,7 +99,7 @@ pub(super) fn model(
         out_bias,
         ..rotary.of(head_dim.get())
     };
-    dropouts(fields, &["attention_dropout"])?;
+    attention_dropout(fields, "attention_dropout")?;
     let model = ModelSettings {
         d_model,
         n_layer: fields.bounded("num_hidden_layers", Size::new(32))?,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::names::Config;
 use super::stored::{Stored, StoredError};
 use super::{FORMATS, Format};
+use crate::config::ModelConfig;
 
 /// Shape and bytes of every tensor of a file.
 type File = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
@@ -253,9 +254,47 @@ fn keys_that_make_another_model_are_refused() {
         assert!(error.starts_with("dir/config.json: `") && error.contains(key), "{name}, {key}: {error}");
     }
     let mut config = fixture("gpt2");
-    config.insert("resid_pdrop".into(), json!(0.1));
+    config.insert("attn_pdrop".into(), json!(0.1));
     let described = super::describe(&Value::Object(config).to_string(), "f").unwrap();
-    assert!(described.warnings.len() == 1 && described.warnings[0].contains("resid_pdrop"), "{:?}", described.warnings);
+    assert!(described.warnings.len() == 1 && described.warnings[0].contains("attn_pdrop"), "{:?}", described.warnings);
+}
+
+/// Rates of dropout are read and written, and a rate that a format has no key for is kept beside its keys.
+#[test]
+fn rates_of_dropout_come_back() {
+    let back = |config: &ModelConfig| {
+        let json = config.to_hf_json();
+        let (back, warnings) = ModelConfig::parse(&json.to_string(), "f").unwrap();
+        assert!(back == *config && warnings.is_empty(), "{warnings:?}");
+        json
+    };
+    let mut config = fixture("gpt2");
+    config.insert("resid_pdrop".into(), json!(0.25));
+    config.insert("embd_pdrop".into(), json!(0.125));
+    let mut config = super::describe(&Value::Object(config).to_string(), "f").unwrap().config;
+    let model = &config.stack.model;
+    assert_eq!((model.dropout, model.embedding_dropout, model.drop_path), (0.25, 0.125, 0.0));
+    let json = back(&config);
+    assert_eq!((&json["resid_pdrop"], &json["embd_pdrop"]), (&json!(0.25), &json!(0.125)));
+    assert!(json.get("elapid").is_none());
+    config.stack.model.drop_path = 0.5;
+    let json = back(&config);
+    assert!(json["model_type"] == "gpt2" && json.get("elapid").is_some());
+    let mut config = fixture("gpt2");
+    config.insert("resid_pdrop".into(), json!(1.5));
+    let error = super::describe(&Value::Object(config).to_string(), "f").err().unwrap().to_string();
+    assert!(error.contains("resid_pdrop"), "{error}");
+    let mut config = fixture("gpt_neox");
+    config.insert("hidden_dropout".into(), json!(0.5));
+    let mut config = super::describe(&Value::Object(config).to_string(), "f").unwrap().config;
+    assert_eq!((config.stack.model.dropout, config.stack.model.embedding_dropout), (0.5, 0.5));
+    assert!(back(&config).get("elapid").is_none());
+    config.stack.model.embedding_dropout = 0.0;
+    back(&config);
+    let mut config = fixture("llama");
+    config.insert("attention_dropout".into(), json!(0.1));
+    let described = super::describe(&Value::Object(config).to_string(), "f").unwrap();
+    assert!(described.warnings[0].contains("attention_dropout"), "{:?}", described.warnings);
 }
 
 /// A model of another format is saved in its files, and opened from them with the same bits; also when another program put

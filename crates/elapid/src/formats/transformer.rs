@@ -203,14 +203,13 @@ pub(super) fn rope_parameters(settings: &attention::Settings, partial: Option<f3
     Some(map)
 }
 
-/// Rates of dropout change training alone, and elapid has none.
-pub(super) fn dropouts(fields: &mut Fields, keys: &[&'static str]) -> Result<()> {
-    for key in keys {
-        let rate = fields.real(key, 0.0)?;
-        if rate > 0.0 {
-            let file = fields.file;
-            fields.warnings.push(format!("{file}: `{key}` is {rate}: elapid trains this model without dropout"));
-        }
+/// Dropout of probabilities changes training alone, and elapid does not have it.
+pub(super) fn attention_dropout(fields: &mut Fields, key: &'static str) -> Result<()> {
+    let rate = fields.real(key, 0.0)?;
+    if rate > 0.0 {
+        let file = fields.file;
+        let warning = format!("{file}: `{key}` is {rate}: elapid trains this model without dropout of probabilities");
+        fields.warnings.push(warning);
     }
     Ok(())
 }

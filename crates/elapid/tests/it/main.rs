@@ -7,6 +7,7 @@ mod cuda;
 mod cuda_attention;
 mod cuda_stacks;
 mod decoder;
+mod dropout;
 mod layers;
 mod placement;
 mod sizes;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use elapid::State;
 use elapid::autograd::{Tape, Var};
 use elapid::models::Model;
+use elapid::ops::{First, Seeds};
 use elapid::params::ParamGrads;
 
 use super::stepper::{Learner, Step, Stepper};
@@ -29,13 +30,20 @@ impl OnCpu {
     }
 
     /// Forward and backward over a batch whose loss has weight `share`; returns the loss.
-    fn run<M: Model>(&mut self, learner: &mut Learner<M>, step: u64, batch: &Batch, share: f32) -> Result<f64> {
+    fn run<M: Model>(
+        &mut self,
+        learner: &mut Learner<M>,
+        (step, part): (u64, u64),
+        batch: &Batch,
+        share: f32,
+    ) -> Result<f64> {
         let state = match self.carried.take().filter(|_| self.carries) {
             Some(state) => state,
             None => learner.model.core().zero_state(batch.b)?,
         };
         let tape = Arc::new(Tape::new());
-        let cx = learner.model.core().training(&tape, batch.layout());
+        let first = First::Host(learner.batch_number(step, part) * batch.b as u64);
+        let cx = learner.model.core().training(&tape, batch.layout()).with_seeds(Seeds { seed: learner.seed, first });
         let inputs = Inputs::host(&self.arrays, batch);
         let (loss, next) = learner.objective.loss(&learner.model, &cx, &inputs, &state, learner.recompute)?;
         let value = f64::from(loss.value().to_vec()?[0]);
@@ -68,8 +76,8 @@ impl<M: Model> Stepper<M> for OnCpu {
         let parts = batches.len() * learner.size() as usize;
         learner.grads.zero()?;
         let (mut loss, mut tokens) = (0.0, 0);
-        for batch in &batches {
-            loss += self.run(learner, step, batch, 1.0 / parts as f32)? / parts as f64;
+        for (part, batch) in (0..).zip(&batches) {
+            loss += self.run(learner, (step, part), batch, 1.0 / parts as f32)? / parts as f64;
             tokens += batch.positions();
         }
         if let Some(ranks) = &learner.ranks {

@@ -49,9 +49,9 @@ impl<M: Model> Stepper<M> for OnCuda<M> {
         let parts = learner.parts * learner.size();
         let (mut tokens, mut last) = (0, None);
         self.step.begin(&mut learner.grads)?;
-        for batch in batches {
-            let (batch, share) = (batch?, 1.0 / parts as f32);
-            self.step.run(&learner.model, &mut learner.grads, &batch, share, learner.recompute)?;
+        for (part, batch) in (0..).zip(batches) {
+            let (batch, share, number) = (batch?, 1.0 / parts as f32, learner.batch_number(step, part));
+            self.step.run(&learner.model, &mut learner.grads, (number, &batch), share, learner.recompute)?;
             tokens += batch.positions();
             last = Some(batch);
         }

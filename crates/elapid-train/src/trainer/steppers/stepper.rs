@@ -31,6 +31,8 @@ pub(in crate::trainer) struct Learner<M> {
     pub(in crate::trainer) grads: ParamGrads,
     /// The ranks that train together, if there are several.
     pub(in crate::trainer) ranks: Option<Arc<Group>>,
+    /// What random numbers of training follow from.
+    pub(in crate::trainer) seed: u64,
     /// Batches per step on each rank.
     pub(in crate::trainer) parts: u64,
     /// Whether activations inside layers are recomputed in the backward pass.
@@ -64,6 +66,12 @@ impl<M: Model> Learner<M> {
     /// Number of ranks.
     pub(super) fn size(&self) -> u64 {
         self.ranks.as_ref().map_or(1, |ranks| ranks.size() as u64)
+    }
+
+    /// The number of this rank's batch `part` of step `step` among all batches of the run.
+    pub(super) fn batch_number(&self, step: u64, part: u64) -> u64 {
+        let rank = self.ranks.as_ref().map_or(0, |ranks| ranks.world().rank as u64);
+        (step.saturating_sub(1) * self.parts + part) * self.size() + rank
     }
 
     /// The error for a loss that is not finite; `found` is the first place with such a value.
