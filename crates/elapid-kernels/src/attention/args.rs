@@ -184,6 +184,8 @@ pub struct Args<V: Side> {
     pub k: V,
     /// `[n kv_heads·dv]`.
     pub v: V,
+    /// `[heads]` f32: a learned logit of each head, one more term of its softmax's sum, without a value.
+    pub sink_logits: Option<V::Flat>,
     /// Which rows belong together; queries outside all stretches are padding.
     pub stretches: V::Stretches,
 }
@@ -206,14 +208,17 @@ pub struct Grads<M: MatrixMut> {
     pub dk: M,
     /// As v (=).
     pub dv: M,
+    /// `[heads]` f32 (+=).
+    pub dsink_logits: Option<M::Flat>,
 }
 
 impl<'a> Args<View<'a>> {
     pub(super) fn host(self) -> Result<Args<Rows<'a>>> {
         let on = |name, m| CHECK.host(name, m);
         let (q, k, v) = (on("q", self.q)?, on("k", self.k)?, on("v", self.v)?);
+        let sink_logits = self.sink_logits.map(|x| CHECK.host_flat("sink_logits", x)).transpose()?;
         match self.stretches {
-            Together::Host(stretches) => Ok(Args { q, k, v, stretches }),
+            Together::Host(stretches) => Ok(Args { q, k, v, sink_logits, stretches }),
             Together::Device(_) => Err(CHECK.fault("stretches", "those of a CPU".into(), "those of a GPU".into())),
         }
     }
@@ -221,6 +226,7 @@ impl<'a> Args<View<'a>> {
     pub(super) fn device(self, gpu: Gpu) -> Result<Args<Mat<'a>>> {
         let on = |name, m| CHECK.device(name, m, gpu);
         let (q, k, v) = (on("q", self.q)?, on("k", self.k)?, on("v", self.v)?);
+        let sink_logits = self.sink_logits.map(|x| on("sink_logits", x)).transpose()?;
         let stretches = match self.stretches {
             Together::Device(batch) => batch,
             Together::Host(_) => {
@@ -229,20 +235,22 @@ impl<'a> Args<View<'a>> {
         };
         match stretches.segments.gpu() {
             Some(other) if other != gpu => CHECK.wrong_place("segments", Some(gpu), Some(other)),
-            _ => Ok(Args { q, k, v, stretches }),
+            _ => Ok(Args { q, k, v, sink_logits, stretches }),
         }
     }
 }
 
 impl<'a> From<Args<Rows<'a>>> for Args<View<'a>> {
-    fn from(Args { q, k, v, stretches }: Args<Rows<'a>>) -> Self {
-        Self { q: q.into(), k: k.into(), v: v.into(), stretches: Together::Host(stretches) }
+    fn from(Args { q, k, v, sink_logits, stretches }: Args<Rows<'a>>) -> Self {
+        let (sink_logits, stretches) = (sink_logits.map(View::from), Together::Host(stretches));
+        Self { q: q.into(), k: k.into(), v: v.into(), sink_logits, stretches }
     }
 }
 
 impl<'a> From<Args<Mat<'a>>> for Args<View<'a>> {
-    fn from(Args { q, k, v, stretches }: Args<Mat<'a>>) -> Self {
-        Self { q: q.into(), k: k.into(), v: v.into(), stretches: Together::Device(stretches) }
+    fn from(Args { q, k, v, sink_logits, stretches }: Args<Mat<'a>>) -> Self {
+        let (sink_logits, stretches) = (sink_logits.map(View::from), Together::Device(stretches));
+        Self { q: q.into(), k: k.into(), v: v.into(), sink_logits, stretches }
     }
 }
 
@@ -259,19 +267,24 @@ impl<'a> From<Outputs<Mat<'a>>> for Outputs<View<'a>> {
 }
 
 impl<M: MatrixMut> Grads<M> {
-    pub(super) fn map<W: MatrixMut>(self, f: impl Fn(&'static str, M) -> Result<W>) -> Result<Grads<W>> {
-        Ok(Grads { dq: f("dq", self.dq)?, dk: f("dk", self.dk)?, dv: f("dv", self.dv)? })
+    pub(super) fn map<W: MatrixMut>(
+        self,
+        f: impl Fn(&'static str, M) -> Result<W>,
+        flat: impl Fn(&'static str, M::Flat) -> Result<W::Flat>,
+    ) -> Result<Grads<W>> {
+        let dsink_logits = self.dsink_logits.map(|m| flat("dsink_logits", m)).transpose()?;
+        Ok(Grads { dq: f("dq", self.dq)?, dk: f("dk", self.dk)?, dv: f("dv", self.dv)?, dsink_logits })
     }
 }
 
 impl<'a> From<Grads<RowsMut<'a>>> for Grads<ViewMut<'a>> {
-    fn from(Grads { dq, dk, dv }: Grads<RowsMut<'a>>) -> Self {
-        Self { dq: dq.into(), dk: dk.into(), dv: dv.into() }
+    fn from(Grads { dq, dk, dv, dsink_logits }: Grads<RowsMut<'a>>) -> Self {
+        Self { dq: dq.into(), dk: dk.into(), dv: dv.into(), dsink_logits: dsink_logits.map(ViewMut::from) }
     }
 }
 
 impl<'a> From<Grads<MatMut<'a>>> for Grads<ViewMut<'a>> {
-    fn from(Grads { dq, dk, dv }: Grads<MatMut<'a>>) -> Self {
-        Self { dq: dq.into(), dk: dk.into(), dv: dv.into() }
+    fn from(Grads { dq, dk, dv, dsink_logits }: Grads<MatMut<'a>>) -> Self {
+        Self { dq: dq.into(), dk: dk.into(), dv: dv.into(), dsink_logits: dsink_logits.map(ViewMut::from) }
     }
 }

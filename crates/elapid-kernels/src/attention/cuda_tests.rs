@@ -20,6 +20,8 @@ struct Case {
     hv: usize,
     lengths: Option<Vec<u32>>,
     resets: Option<Vec<u8>>,
+    /// `[heads]`.
+    sinks: Option<Vec<f32>>,
     /// `[b l heads·hk + kv_heads·(hk + hv)]`.
     qkv: Vec<f32>,
     /// `[b l heads·hv]`.
@@ -36,7 +38,7 @@ impl Case {
         let Attention { heads, kv_heads, .. } = attention;
         let qkv = random.normal(b * l * (heads * hk + kv_heads * (hk + hv)));
         let dy = random.normal(b * l * heads * hv);
-        Self { attention, b, l, hk, hv, lengths: None, resets: None, qkv, dy }
+        Self { attention, b, l, hk, hv, lengths: None, resets: None, sinks: None, qkv, dy }
     }
 
     /// With documents that begin at random, and rows that end at different places.
@@ -45,6 +47,12 @@ impl Case {
         let resets = (0..b * l).map(|_| u8::from(random.below(40) == 0)).collect();
         let lengths = (0..b).map(|row| if row == 0 { l } else { random.below(l + 1) } as u32).collect();
         Self { resets: Some(resets), lengths: Some(lengths), ..self }
+    }
+
+    /// With a learned logit of each head, near the scores and far from them.
+    fn with_sinks(self) -> Self {
+        let sinks = (0..self.attention.heads).map(|h| [0.5, -1.0, 300.0, 2.5, -300.0, 4.0][h % 6]).collect();
+        Self { sinks: Some(sinks), ..self }
     }
 
     /// Columns of q, k and v.
@@ -72,24 +80,31 @@ impl Case {
         stretches
     }
 
-    /// y, dq, dk, dv of the equation in f64.
-    fn naive(&self) -> [Vec<f64>; 4] {
+    /// y, dq, dk, dv, dsinks of the equation in f64.
+    fn naive(&self) -> [Vec<f64>; 5] {
         let (packed, dy) = (wide(&self.qkv), wide(&self.dy));
         let (packed, [q, k, v]) = (Rows::new(&packed, self.width()), self.cols());
-        let stretches = self.stretches();
+        let (stretches, sinks) = (self.stretches(), self.sinks.as_deref().map(wide));
         let args = Args {
             q: packed.columns(0, q),
             k: packed.columns(q, k),
             v: packed.columns(q + k, v),
+            sink_logits: sinks.as_deref(),
             stretches: &stretches[..],
         };
         let (rows, heads) = (self.b * self.l, self.attention.heads * self.hv);
         let mut y = vec![f64::NAN; rows * heads];
         naive::forward(&self.attention, &args, RowsMut::new(&mut y, heads));
         let [mut dq, mut dk, mut dv] = [q, k, v].map(|cols| vec![0.0; rows * cols]);
-        let grads = Grads { dq: RowsMut::new(&mut dq, q), dk: RowsMut::new(&mut dk, k), dv: RowsMut::new(&mut dv, v) };
+        let mut dsinks = vec![1.0; self.attention.heads];
+        let grads = Grads {
+            dq: RowsMut::new(&mut dq, q),
+            dk: RowsMut::new(&mut dk, k),
+            dv: RowsMut::new(&mut dv, v),
+            dsink_logits: sinks.is_some().then_some(&mut dsinks[..]),
+        };
         naive::backward(&self.attention, &args, Rows::new(&dy, heads), grads);
-        [y, dq, dk, dv]
+        [y, dq, dk, dv, dsinks]
     }
 }
 
@@ -100,6 +115,9 @@ struct Device {
     dy: OnDevice,
     y: OnDevice,
     dqkv: OnDevice,
+    sinks: Option<OnDevice>,
+    /// Added to 1.
+    dsinks: OnDevice,
     lengths: Option<Buffer>,
     resets: Option<Buffer>,
 }
@@ -114,6 +132,8 @@ impl Device {
             dy: OnDevice::of(gpu, &case.dy, heads, gap, dtype),
             y: OnDevice::poisoned(gpu, rows, heads, gap, dtype),
             dqkv: OnDevice::poisoned(gpu, rows, width, gap, dtype),
+            sinks: case.sinks.as_ref().map(|sinks| OnDevice::of(gpu, sinks, sinks.len(), 0, DType::F32)),
+            dsinks: OnDevice::of(gpu, &vec![1.0; case.attention.heads], case.attention.heads, 0, DType::F32),
             lengths: case.lengths.as_ref().map(|lengths| gpu.upload(lengths).unwrap()),
             resets: case.resets.as_ref().map(|resets| gpu.upload(resets).unwrap()),
         }
@@ -126,6 +146,7 @@ impl Device {
             q: self.qkv.mat().columns(0, q),
             k: self.qkv.mat().columns(q, k),
             v: self.qkv.mat().columns(q + k, v),
+            sink_logits: self.sinks.as_ref().map(OnDevice::mat),
             stretches: Batch { b: self.case.b, l: self.case.l, past: 0, segments },
         }
     }
@@ -140,6 +161,7 @@ impl Device {
             dq: self.dqkv.mat_mut().columns(0, q),
             dk: self.dqkv.mat_mut().columns(q, k),
             dv: self.dqkv.mat_mut().columns(q + k, v),
+            dsink_logits: self.sinks.as_ref().map(|_| self.dsinks.mat_mut()),
         };
         let outputs = Outputs { y: self.y.mat(), dy: self.dy.mat() };
         backward(&self.case.attention, self.args(), saved, outputs, grads)
@@ -151,13 +173,13 @@ impl Device {
         self.backward(&saved)
     }
 
-    /// y, dq, dk, dv.
-    fn values(&self) -> [Vec<f32>; 4] {
+    /// y, dq, dk, dv, dsinks.
+    fn values(&self) -> [Vec<f32>; 5] {
         let ([q, k, v], width, all) = (self.case.cols(), self.case.width(), self.dqkv.values());
         let part = |from: usize, cols: usize| -> Vec<f32> {
             all.chunks_exact(width).flat_map(|row| &row[from..from + cols]).copied().collect()
         };
-        [self.y.values(), part(0, q), part(q, k), part(q + k, v)]
+        [self.y.values(), part(0, q), part(q, k), part(q + k, v), self.dsinks.values()]
     }
 }
 
@@ -165,12 +187,12 @@ fn agrees(gpu: Gpu, case: &Case, dtype: DType, gap: usize) {
     let case = Case { qkv: rounded(&case.qkv, dtype), dy: rounded(&case.dy, dtype), ..case.clone() };
     let device = Device::new(gpu, &case, dtype, gap);
     device.both().unwrap();
-    for ((name, want), got) in ["y", "dq", "dk", "dv"].into_iter().zip(case.naive()).zip(device.values()) {
+    for ((name, want), got) in ["y", "dq", "dk", "dv", "dsinks"].into_iter().zip(case.naive()).zip(device.values()) {
         let tolerance = match (dtype, name) {
             (DType::F32, _) => 1e-5,
             // Of two keys, next to nothing may be left; f32 tells whether the gradients are right.
             (DType::Bf16, "dq" | "dk") if case.l < 16 => 0.2,
-            (DType::Bf16, "dq" | "dk") => BF16_SCORES,
+            (DType::Bf16, "dq" | "dk" | "dsinks") => BF16_SCORES,
             (DType::Bf16, _) => BF16,
         };
         let error = err_ratio(&want, &got);
@@ -232,6 +254,7 @@ fn every_mask(width: usize) {
             let case = Case::new(attention, (2, 110 + 41 * (i % 3)), (width, width), (2 * i + j) as u64);
             let dtype = if (i + j) % 4 == 0 { DType::F32 } else { DType::Bf16 };
             agrees(gpu, &case, dtype, 0);
+            agrees(gpu, &case.clone().with_sinks(), dtype, 0);
             agrees(gpu, &case.with_documents(i as u64), dtype, 8);
         }
     }
@@ -255,6 +278,21 @@ fn every_mask_at_width_128() {
 #[test]
 fn every_mask_at_width_256() {
     every_mask(256);
+}
+
+/// On every form of the kernels: plain ones, tensor cores, those of Hopper.
+#[test]
+fn learned_sinks() {
+    let Some(gpu) = gpu() else { return };
+    for width in [7, 64, 80, 128, 256] {
+        for l in [1, 40, 333] {
+            let case = Case::new(attention(6, 2, Mask::default()), (2, l), (width, width), l as u64).with_sinks();
+            for dtype in BOTH {
+                agrees(gpu, &case, dtype, 0);
+                agrees(gpu, &case.clone().with_documents(l as u64), dtype, 8);
+            }
+        }
+    }
 }
 
 #[test]
@@ -398,6 +436,7 @@ fn a_chunk_sees_what_came_before() {
                 q: Rows::new(&wide_q, heads * hk),
                 k: Rows::new(&wide_k, kv_heads * hk),
                 v: Rows::new(&wide_v, kv_heads * hv),
+                sink_logits: None,
                 stretches: &stretches[..],
             };
             let mut want = vec![0.0; l * heads * hv];
@@ -406,7 +445,7 @@ fn a_chunk_sees_what_came_before() {
             let (q, k, v) = (on(&q, heads * hk), on(&k, kv_heads * hk), on(&v, kv_heads * hv));
             let y = OnDevice::poisoned(gpu, l, heads * hv, 8, dtype);
             let batch = Batch { b: 1, l, past, segments: cuda::Segments::default() };
-            forward(&attention, Args { q: q.mat(), k: k.mat(), v: v.mat(), stretches: batch }, y.mat_mut(), None)
+            forward(&attention, Args { q: q.mat(), k: k.mat(), v: v.mat(), sink_logits: None, stretches: batch }, y.mat_mut(), None)
                 .unwrap();
             let error = err_ratio(&want, &y.values());
             let bound = if dtype == DType::F32 { 1e-5 } else { BF16 };

@@ -18,6 +18,9 @@ struct Args {
   // global one.
   i32 *starts, *ends;
   u8* marks;
+  // [heads]: logits that take part in the softmax's sum alone; may be absent. Their gradient.
+  const float* sink_logits;
+  float* dsink_logits;
   float scale, softcap;
   i32 b, l, padded, heads, kv_heads, together;
   // Positions back from t, itself among them, that the window reaches: NOWHERE if all.
@@ -138,6 +141,11 @@ __device__ __forceinline__ Walk queries_of(const Args& a, int b, int s0, int s1,
 __device__ __forceinline__ void fill_padding(const Args& a, float* row, int t1, float x) {
   if (t1 < a.l) return;
   for (int t = t1 + threadIdx.x; t < a.padded; t += blockDim.x) row[t] = x;
+}
+
+// What the learned logit of a head adds to a row's sum of 2^(score - top), which is not empty.
+__device__ __forceinline__ float of_sink(const Args& a, int h, float top) {
+  return a.sink_logits ? fast_exp2(LOG2_E * a.sink_logits[h] - top) : 0.0f;
 }
 
 // 2^-(8 (h + 1) / heads), as a factor of scores in powers of two.

@@ -1,6 +1,9 @@
 //! Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1): y_t = Σ_s softmax_s(scale q_t k_s) v_s over
 //! the keys s that position t sees ([`Mask`]).
 //!
+//! A head may have a learned logit, which takes part in the softmax's sum and nothing else: p_s = exp(x_s) / (exp(sink) +
+//! Σ exp(x)), as gpt-oss has it (the learned form of the sinks of Xiao et al. 2024). Its gradient is -Σ p_sink (dy y).
+//!
 //! On the CPU a batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the
 //! last query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so
 //! any split of a document gives the same bits. Values must be finite. On a GPU it is a
@@ -70,9 +73,14 @@ pub fn backward<'a, 'y, 'g>(
     beside(&args, "dq", &grads.dq, args.q.shape())?;
     beside(&args, "dk", &grads.dk, args.k.shape())?;
     beside(&args, "dv", &grads.dv, args.v.shape())?;
+    if let Some(dsinks) = &grads.dsink_logits {
+        CHECK.flat("dsink_logits", dsinks, attention.heads)?;
+        let given = args.sink_logits.is_some();
+        CHECK.that(given, "sink_logits", || "logits for their gradient".into(), || "none".into())?;
+    }
     match dy {
         View::Host(dy) => {
-            let mut grads = grads.map(|name, m| CHECK.host_mut(name, m))?;
+            let mut grads = grads.map(|name, m| CHECK.host_mut(name, m), |name, m| CHECK.host_flat_mut(name, m))?;
             grads.dk.fill(0.0);
             grads.dv.fill(0.0);
             cpu::backward(Isa::best(), attention, &args.host()?, dy, grads);
@@ -81,7 +89,8 @@ pub fn backward<'a, 'y, 'g>(
         View::Device(dy) => {
             let gpu = dy.gpu();
             let outputs = Outputs { y: CHECK.device("y", y, gpu)?, dy };
-            let grads = grads.map(|name, m| CHECK.device_mut(name, m, gpu))?;
+            let on = |name, m| CHECK.device_mut(name, m, gpu);
+            let grads = grads.map(on, on)?;
             let args = args.device(gpu)?;
             let nothing = args.stretches.past == 0;
             CHECK.that(
@@ -117,6 +126,9 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
     CHECK.that(whole(v_cols, kv_heads), "v", || format!("columns for {kv_heads} heads"), || v_cols.to_string())?;
     beside(args, "k", &args.k, (args.v.shape().0, q_cols / heads * kv_heads))?;
     beside(args, "v", &args.v, (n, v_cols))?;
+    if let Some(sinks) = &args.sink_logits {
+        CHECK.flat("sink_logits", sinks, heads)?;
+    }
     match args.stretches {
         Together::Host(stretches) => {
             for stretch in stretches {

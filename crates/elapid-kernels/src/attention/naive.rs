@@ -16,14 +16,16 @@ fn head_mut<T>(row: &mut [T], h: usize, dim: usize) -> &mut [T] {
     &mut row[h * dim..(h + 1) * dim]
 }
 
-/// softmax of the scores over the keys that are seen, and what a score's gradient is multiplied by for the soft cap.
+/// softmax of the scores over the keys that are seen, and what a score's gradient is multiplied by for the soft cap; the
+/// probability of the head's learned logit.
 fn probabilities<T: Float>(
     attention: &Attention,
     h: usize,
     q: &[T],
     k: Rows<'_, T>,
     seen: &[(usize, usize)],
-) -> (Vec<T>, Vec<T>) {
+    sink: Option<T>,
+) -> (Vec<T>, Vec<T>, T) {
     let kv = h / (attention.heads / attention.kv_heads);
     let (scale, cap) = (T::of(f64::from(attention.scale)), T::of(f64::from(attention.softcap)));
     let slope = match attention.alibi {
@@ -43,11 +45,12 @@ fn probabilities<T: Float>(
         if attention.alibi { score - slope * T::of(distance as f64) } else { score }
     };
     let mut p: Vec<T> = seen.iter().map(score).collect();
-    let most = p.iter().copied().fold(T::neg_infinity(), T::max);
+    let most = p.iter().copied().chain(sink).fold(T::neg_infinity(), T::max);
     p.iter_mut().for_each(|p| *p = (*p - most).exp());
-    let sum = p.iter().copied().sum::<T>();
+    let of_sink = sink.map_or(T::zero(), |sink| (sink - most).exp());
+    let sum = p.iter().copied().sum::<T>() + of_sink;
     p.iter_mut().for_each(|p| *p /= sum);
-    (p, slopes)
+    (p, slopes, of_sink / sum)
 }
 
 /// Shapes as in [`super::forward`].
@@ -60,7 +63,8 @@ pub fn forward<T: Float>(attention: &Attention, args: &Args<Rows<'_, T>>, mut y:
             let seen = stretch.seen(&attention.mask, i);
             for h in 0..heads {
                 let kv = h / (heads / kv_heads);
-                let (p, _) = probabilities(attention, h, head(args.q.row(r), h, dk), args.k, &seen);
+                let sink = args.sink_logits.map(|logits| logits[h]);
+                let (p, ..) = probabilities(attention, h, head(args.q.row(r), h, dk), args.k, &seen, sink);
                 let y = head_mut(y.row(r), h, dv);
                 for (&(s, _), p) in seen.iter().zip(p) {
                     y.iter_mut().zip(head(args.v.row(s), kv, dv)).for_each(|(y, &v)| *y += p * v);
@@ -70,8 +74,8 @@ pub fn forward<T: Float>(attention: &Attention, args: &Args<Rows<'_, T>>, mut y:
     }
 }
 
-/// With p the probabilities and ds = p (dy v - Σ p dy v), times the slope of the soft cap: dq = scale Σ ds k (=), dk += scale ds q, dv += p dy. Shapes as in
-/// [`super::backward`].
+/// With p the probabilities and ds = p (dy v - Σ p dy v), times the slope of the soft cap: dq = scale Σ ds k (=), dk += scale ds q, dv += p dy,
+/// dsink -= p_sink Σ p dy v. Shapes as in [`super::backward`].
 pub fn backward<T: Float>(
     attention: &Attention,
     args: &Args<Rows<'_, T>>,
@@ -81,7 +85,7 @@ pub fn backward<T: Float>(
     let &Attention { heads, kv_heads, .. } = attention;
     let (dk_cols, dv_cols) = (args.q.cols() / heads, args.v.cols() / kv_heads);
     let scale = T::of(f64::from(attention.scale));
-    let Grads { mut dq, mut dk, mut dv } = grads;
+    let Grads { mut dq, mut dk, mut dv, mut dsink_logits } = grads;
     (0..dq.rows()).for_each(|r| dq.row(r).fill(T::zero()));
     for stretch in args.stretches {
         for (i, r) in stretch.queries.clone().enumerate() {
@@ -89,9 +93,13 @@ pub fn backward<T: Float>(
             for h in 0..heads {
                 let kv = h / (heads / kv_heads);
                 let (q, dy) = (head(args.q.row(r), h, dk_cols), head(dy.row(r), h, dv_cols));
-                let (p, slopes) = probabilities(attention, h, q, args.k, &seen);
+                let sink = args.sink_logits.map(|logits| logits[h]);
+                let (p, slopes, of_sink) = probabilities(attention, h, q, args.k, &seen, sink);
                 let dp: Vec<T> = seen.iter().map(|&(s, _)| dot(dy, head(args.v.row(s), kv, dv_cols))).collect();
                 let mean = dot(&p, &dp);
+                if let Some(dsinks) = dsink_logits.as_deref_mut() {
+                    dsinks[h] -= of_sink * mean;
+                }
                 let dq = head_mut(dq.row(r), h, dk_cols);
                 for (at, ((&(s, _), &p), &dp)) in seen.iter().zip(&p).zip(&dp).enumerate() {
                     let slope = slopes.get(at).copied().unwrap_or(T::one());

@@ -148,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
     float x = sum8(sum[i]);
+    if (x > 0.0f) x += of_sink(a, h, top[i]);
     int t = t0 + mine + i;
     inverse[i] = x > 0.0f ? 1.0f / x : 0.0f;
     if (a.lse && c == 0) {

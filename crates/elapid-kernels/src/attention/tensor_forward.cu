@@ -1,7 +1,7 @@
 // y and the log-sum-exp of a tile of queries, over tiles of keys (Dao 2023, FlashAttention-2, algorithm 1):
 //
 //   for each tile of keys: S = Q Kᵀ; top' = max(top, S); P = 2^(S - top'); O = O 2^(top - top') + P V; sum likewise
-//   y = O / sum
+//   y = O / sum, a learned sink in the sum
 //
 // A warp owns MT x 16 queries, on Hopper four warps together 64. S, P and O stay in registers: the result of the first product has the layout of the second
 // one's left side. K and V are loaded into one of two stages of shared memory while the other is worked on. `top` is raised
@@ -156,6 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) forward(const __gr
       float x = sum[m][half];
       x += __shfl_xor_sync(0xffffffffu, x, 1);
       x += __shfl_xor_sync(0xffffffffu, x, 2);
+      if (x > 0.0f) x += of_sink(a, h, top[m][half]);
       inverse[m][half] = x > 0.0f ? 1.0f / x : 0.0f;
       int t = mine + m * 16 + g + half * 8;
       if (a.lse && c == 0) lse[t] = x > 0.0f && t < a.l ? top[m][half] + fast_log2(x) : INF;

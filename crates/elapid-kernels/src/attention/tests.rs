@@ -22,10 +22,15 @@ fn masks() -> Vec<Mask> {
 const DK: usize = 3;
 const DV: usize = 2;
 
-fn in_f64(attention: &Attention, q: &[f64], k: &[f64], v: &[f64], stretches: &[Stretch]) -> Vec<f64> {
+fn in_f64(
+    attention: &Attention,
+    [q, k, v]: [&[f64]; 3],
+    sink_logits: Option<&[f64]>,
+    stretches: &[Stretch],
+) -> Vec<f64> {
     let (q, k, v) = (Rows::new(q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
     let mut y = vec![f64::NAN; q.rows() * 4 * DV];
-    naive::forward(attention, &Args { q, k, v, stretches }, RowsMut::new(&mut y, 4 * DV));
+    naive::forward(attention, &Args { q, k, v, sink_logits, stretches }, RowsMut::new(&mut y, 4 * DV));
     y
 }
 
@@ -39,29 +44,35 @@ fn naive_gradients_are_difference_quotients() {
     let mut random = Random::new(1);
     let mut draw = |n: usize| wide(&random.normal(n));
     let (q, k, v, dy) = (draw(7 * 4 * DK), draw(9 * 2 * DK), draw(9 * 2 * DV), draw(7 * 4 * DV));
+    let sinks = draw(4);
     let stretches = stretches();
     let plain = masks().into_iter().map(attention);
     let capped = masks().into_iter().map(|mask| Attention { softcap: 1.5, alibi: true, ..attention(mask) });
     for attention in plain.chain(capped) {
-        let loss = |q: &[f64], k: &[f64], v: &[f64]| {
-            in_f64(&attention, q, k, v, &stretches).iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
+        let loss = |q: &[f64], k: &[f64], v: &[f64], sinks: &[f64]| {
+            let y = in_f64(&attention, [q, k, v], Some(sinks), &stretches);
+            y.iter().zip(&dy).map(|(y, dy)| y * dy).sum::<f64>()
         };
         let (mut dq, mut dk, mut dv) = (vec![f64::NAN; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let mut dsinks = [0.0; 4];
         let args = Args {
             q: Rows::new(&q, 4 * DK),
             k: Rows::new(&k, 2 * DK),
             v: Rows::new(&v, 2 * DV),
+            sink_logits: Some(&sinks[..]),
             stretches: &stretches,
         };
         let grads = Grads {
             dq: RowsMut::new(&mut dq, 4 * DK),
             dk: RowsMut::new(&mut dk, 2 * DK),
             dv: RowsMut::new(&mut dv, 2 * DV),
+            dsink_logits: Some(&mut dsinks[..]),
         };
         naive::backward(&attention, &args, Rows::new(&dy, 4 * DV), grads);
-        assert!(central_difference(|q| loss(q, &k, &v), &q, &dq) < 1e-7);
-        assert!(central_difference(|k| loss(&q, k, &v), &k, &dk) < 1e-7);
-        assert!(central_difference(|v| loss(&q, &k, v), &v, &dv) < 1e-7);
+        assert!(central_difference(|q| loss(q, &k, &v, &sinks), &q, &dq) < 1e-7);
+        assert!(central_difference(|k| loss(&q, k, &v, &sinks), &k, &dk) < 1e-7);
+        assert!(central_difference(|v| loss(&q, &k, v, &sinks), &v, &dv) < 1e-7);
+        assert!(central_difference(|sinks| loss(&q, &k, &v, sinks), &sinks, &dsinks) < 1e-7);
     }
 }
 
@@ -69,8 +80,10 @@ fn naive_gradients_are_difference_quotients() {
 fn splits_give_the_same_bits_and_padding_is_zero() {
     let mut random = Random::new(2);
     let (q, k, v) = (random.normal(9 * 4 * DK), random.normal(9 * 2 * DK), random.normal(9 * 2 * DV));
+    let sinks = random.normal(4);
     let run = |attention: &Attention, stretches: &[Stretch]| {
-        let args = Args { q: Rows::new(&q, 4 * DK), k: Rows::new(&k, 2 * DK), v: Rows::new(&v, 2 * DV), stretches };
+        let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(&k, 2 * DK), Rows::new(&v, 2 * DV));
+        let args = Args { q, k, v, sink_logits: Some(&sinks[..]), stretches };
         let mut y = vec![f32::NAN; 9 * 4 * DV];
         forward(attention, args, RowsMut::new(&mut y, 4 * DV), None).unwrap();
         y
@@ -81,7 +94,7 @@ fn splits_give_the_same_bits_and_padding_is_zero() {
         let parts: Vec<Stretch> = (0..8).map(|i| Stretch::whole(i..i + 1, 0..i + 1, i)).collect();
         assert_eq!(bits(&whole), bits(&run(&attention, &parts)));
         assert!(whole[8 * 4 * DV..].iter().all(|y| *y == 0.0));
-        let want = in_f64(&attention, &wide(&q), &wide(&k), &wide(&v), &parts);
+        let want = in_f64(&attention, [&wide(&q), &wide(&k), &wide(&v)], Some(&wide(&sinks)), &parts);
         assert!(err_ratio(&want, &whole) < 1e-6);
     }
 }
@@ -90,19 +103,34 @@ fn splits_give_the_same_bits_and_padding_is_zero() {
 fn a_window_sees_its_last_keys() {
     let q = vec![0.0; 4 * DK];
     let (k, v) = (vec![0.0; 5 * 2 * DK], (0..5 * 2 * DV).map(|i| (i / (2 * DV)) as f64).collect::<Vec<_>>());
-    let y = in_f64(&attention(window(2)), &q, &k, &v, &[Stretch::whole(0..1, 0..5, 4)]);
+    let y = in_f64(&attention(window(2)), [&q, &k, &v], None, &[Stretch::whole(0..1, 0..5, 4)]);
     assert!(y.iter().all(|y| (y - 3.5).abs() < 1e-12), "the mean of keys 3 and 4: {y:?}");
+}
+
+/// With a logit of -∞ it is plain attention; with a large one nothing is left.
+#[test]
+fn a_sink_takes_its_share() {
+    let (q, k, v) = (vec![0.0; 4 * DK], vec![0.0; 3 * 2 * DK], vec![1.0; 3 * 2 * DV]);
+    let stretch = [Stretch::whole(0..1, 0..3, 2)];
+    let y = in_f64(&attention(Mask::default()), [&q, &k, &v], Some(&[-1e9, 0.0, 3f64.ln(), 1e9]), &stretch);
+    for (head, want) in [1.0, 0.75, 0.5, 0.0].into_iter().enumerate() {
+        assert!(y[head * DV..][..DV].iter().all(|y| (y - want).abs() < 1e-12), "{head}: {y:?}");
+    }
 }
 
 #[test]
 fn wrong_shapes_are_errors() {
     let x = [0.0; 48];
-    let args = Args { q: Rows::new(&x, 12), k: Rows::new(&x, 6), v: Rows::new(&x, 4), stretches: &[] };
+    let (q, k, v) = (Rows::new(&x, 12), Rows::new(&x, 6), Rows::new(&x, 4));
+    let args = Args { q, k, v, sink_logits: None, stretches: &[] };
     let mut y = [0.0; 32];
     assert_eq!(argument_of(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)), Some("k"));
     let args = Args { k: Rows::new(&x[..24], 6), v: Rows::new(&x[..16], 4), ..args };
     let outside = [Stretch::whole(0..2, 0..2, 1)];
     assert!(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None).is_ok());
+    let few = Args { sink_logits: Some(&x[..3]), ..args };
+    let refused = forward(&attention(Mask::default()), few, RowsMut::new(&mut y, 8), None);
+    assert_eq!(argument_of(refused), Some("sink_logits"));
     let args = Args { stretches: &outside[..], ..args };
     assert_eq!(
         argument_of(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)),
@@ -122,7 +150,8 @@ fn keys_that_are_not_there_have_their_positions() {
         let run = |k: &[f32], v: &[f32], stretch: Stretch| {
             let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
             let mut y = vec![f32::NAN; 4 * DV];
-            forward(&attention, Args { q, k, v, stretches: &[stretch] }, RowsMut::new(&mut y, 4 * DV), None).unwrap();
+            let args = Args { q, k, v, sink_logits: None, stretches: &[stretch] };
+            forward(&attention, args, RowsMut::new(&mut y, 4 * DV), None).unwrap();
             bits(&y)
         };
         // Positions 3 and 4 of 9 are gone.

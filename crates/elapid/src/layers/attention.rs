@@ -23,7 +23,7 @@ use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer, Promises, Split};
 use crate::linear::Linear;
 use crate::ops::{self, Half, Mask, NormKind, Rotary, Scaling, attention, rotate, rotate_columns, two_halves};
-use crate::params::{Bias, Init, ParamBuilder};
+use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
 use crate::stack::Norm;
@@ -89,6 +89,9 @@ crate::settings! {
         softmax_scale: Auto<f32> = Auto::Auto,
         /// Scores become c tanh(scores / c); 0 leaves them alone.
         softcap: f32 = 0.0,
+        /// Whether each head has a learned logit that takes part in the softmax's sum and in nothing else, so that a head can leave
+        /// a position alone (gpt-oss; Xiao et al. 2024 learn a key).
+        sink_logits: bool = false,
         /// Whether the projections of queries, keys and values have biases.
         qkv_bias: bool = false,
         /// Whether the output projection has one.
@@ -153,6 +156,8 @@ pub struct Attention {
     to_sinks: Option<Rotary>,
     /// Norms of queries and of keys.
     norms: Option<[Norm; 2]>,
+    /// A logit of each head, `[h]`.
+    sinks: Option<ParamId>,
     /// Projection to queries, keys and values, packed, `[(h + g) c + g v, d]`.
     qkv: Linear,
     /// `[d h v]`.
@@ -305,7 +310,10 @@ impl Settings {
                 p.scope("k_norm", |p| Norm::build(kind, at.norm_eps, norm(g), p))?,
             ]),
         };
+        let zeros = Init::Constant(0.0);
+        let sinks = self.sink_logits.then(|| p.param("sinks", &[h], &zeros, Traits::VECTOR)).transpose()?;
         Ok(Attention {
+            sinks,
             d_model: d,
             head_dim: c,
             value_dim: v,
@@ -349,7 +357,8 @@ impl Settings {
         let rolling = Self { sink_positions: SinkPositions::Cache, dilation: Size::new(1), ..sparse.clone() };
         let near = Self { causal: false, ..window.clone() };
         let falling = Self { rope: Rope::Pairs, xpos_base: 20.0, ..plain.clone() };
-        let mut all = vec![falling];
+        let quiet = Self { sink_logits: true, ..window.clone() };
+        let mut all = vec![falling, quiet];
         all.extend([
             plain, grouped, window, sparse, global, capped, scaled, narrow, together, both_ways, near, rolling,
         ]);
@@ -425,7 +434,8 @@ impl Layer for Attention {
         let (q, k) = (qkv.columns(0, h * c), qkv.columns(h * c, g * c)); // [b l hc], [b l gc]
         let [q, k] = if self.places_together() { [q, k] } else { self.placed(cx, q, k)? };
         let v = qkv.columns((h + g) * c, g * self.value_dim); // [b l gv]
-        let y = attention(&q, &k, &v, (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hv]
+        let sinks = self.sinks.map(|id| cx.param(id)); // [h]
+        let y = attention(&q, &k, &v, sinks.as_ref(), (&past_k, &past_v), &self.sizes, &cx.layout)?; // [b l hv]
         let y = self.out_proj.forward(cx, &y)?; // [b l d]
         if !causal {
             return Ok((y, LayerState::default()));
@@ -472,7 +482,7 @@ impl Layer for Attention {
         // A key of a head: its product, exponential, and what it adds to the output.
         Cost {
             flops: 2 * params + biases + normed + h * keys * (2 * wide + 2 * v + 4),
-            params: params + biases + norms,
+            params: params + biases + norms + self.sinks.map_or(0, |_| h),
             state: g * (wide + v) * kept,
             kept: qkv + h * v,
         }

@@ -14,7 +14,7 @@ use crate::{Device, Error, Layout, Result, Tensor};
 /// y `[b l heads·dv]` of q `[b l heads·dk]`, k `[b l kv_heads·dk]`, v `[b l kv_heads·dv]`, and the keys and values of earlier
 /// positions: the caches before this chunk was pushed.
 ///
-/// A position sees those of its own document that [`Attention::mask`] says, which the caches must keep.
+/// `sink_logits` `[heads]` take part in the sums of the softmaxes and in nothing else. A position sees those of its own document that [`Attention::mask`] says, which the caches must keep.
 ///
 /// # Errors
 /// If shapes do not fit, the mask sees more than what the caches keep, or a gradient is asked for on a GPU over what caches hold.
@@ -23,13 +23,14 @@ pub fn attention(
     q: &Var,
     k: &Var,
     v: &Var,
+    sink_logits: Option<&Var>,
     (past_k, past_v): (&Cache, &Cache),
     sizes: &Attention,
     layout: &Layout,
 ) -> Result<Var> {
     check_kept(&sizes.mask, past_k)?;
     if q.value().device() != Device::Cpu {
-        return on_gpu([q, k, v], (past_k, past_v), sizes, layout);
+        return on_gpu([q, k, v], sink_logits, (past_k, past_v), sizes, layout);
     }
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
@@ -41,34 +42,45 @@ pub fn attention(
         q: q.value().rows(),
         k: Rows::new(&all_k, kv_k),
         v: Rows::new(&all_v, kv_v),
+        sink_logits: sink_logits.map(|x| x.value().as_slice()),
         stretches: &keys.stretches,
     };
     let y = Tensor::filled(&shape, |y| kernel::forward(sizes, args, y, None))?;
     let sources = [past_k.sources(), past_v.sources()];
     let mut inputs = vec![q, k, v];
+    inputs.extend(sink_logits);
     inputs.extend(sources.iter().flatten().map(|source| &source.var));
-    let saved = inputs.iter().any(|x| x.wants_grad()).then(|| (q.clone(), k.clone(), v.clone(), sources.clone()));
-    let Some((q, k, v, sources)) = saved else { return Ok(y.into()) };
+    let saved = inputs
+        .iter()
+        .any(|x| x.wants_grad())
+        .then(|| (q.clone(), k.clone(), v.clone(), sink_logits.cloned(), sources.clone()));
+    let Some((q, k, v, sink_logits, sources)) = saved else { return Ok(y.into()) };
     let inputs: Vec<Var> = inputs.into_iter().cloned().collect();
     let sizes = sizes.clone();
     let [y] = record(&inputs.iter().collect::<Vec<_>>(), [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let mut dq = Tensor::zeros(q.shape())?;
         let (mut dk, mut dv) = (vec![0.0; all_k.len()], vec![0.0; all_v.len()]);
+        let mut dsinks = sink_logits.as_ref().map(|x| Tensor::zeros(x.shape())).transpose()?;
         let outputs = kernel::Grads {
             dq: RowsMut::new(dq.make_mut(), q.value().cols()),
             dk: RowsMut::new(&mut dk, kv_k),
             dv: RowsMut::new(&mut dv, kv_v),
+            dsink_logits: dsinks.as_mut().map(Tensor::make_mut),
         };
         let args = Args {
             q: q.value().rows(),
             k: Rows::new(&all_k, kv_k),
             v: Rows::new(&all_v, kv_v),
+            sink_logits: sink_logits.as_ref().map(|x| x.value().as_slice()),
             stretches: &keys.stretches,
         };
         let dy = dy.rows();
         kernel::backward(&sizes, args, &Saved::new(), Outputs { y: dy, dy }, outputs)?;
         grads.give(&q, dq)?;
+        if let (Some(sink_logits), Some(dsinks)) = (&sink_logits, dsinks) {
+            grads.give(sink_logits, dsinks)?;
+        }
         for ((chunk, d), sources) in [(&k, &dk), (&v, &dv)].into_iter().zip(&sources) {
             grads.give(chunk, keys.of_chunk(chunk.shape(), d))?;
             for source in sources.iter().filter(|source| source.var.wants_grad()) {

@@ -11,6 +11,7 @@ use crate::{Device, Error, Layout, Result, Tensor};
 /// As [`attention`](super::attention); on a tape without earlier positions.
 pub(super) fn on_gpu(
     qkv: [&Var; 3],
+    sinks: Option<&Var>,
     (past_k, past_v): (&Cache, &Cache),
     sizes: &Attention,
     layout: &Layout,
@@ -18,22 +19,23 @@ pub(super) fn on_gpu(
     if let (Some((place, keys)), Some((_, values))) = (past_k.in_place(), past_v.in_place()) {
         let [q, k, v] = qkv.map(|x| x.value().mat());
         let y = output(qkv, sizes)?;
-        place.with([*keys, *values], |past| paged::step(sizes, [q, k, v], past, y.clone().mat_mut()))?;
+        let sinks = sinks.map(|x| x.value().flat());
+        place.with([*keys, *values], |past| paged::step(sizes, [q, k, v], sinks, past, y.clone().mat_mut()))?;
         return Ok(y.into());
     }
     if past_k.is_empty() && past_v.is_empty() {
-        return without_past(qkv, sizes, layout);
+        return without_past(qkv, sinks, sizes, layout);
     }
     let Device::Cuda(gpu) = qkv[0].value().device() else {
         return Err(Error::Argument("attention on a GPU of values elsewhere".into()));
     };
-    if qkv.iter().any(|x| x.wants_grad()) {
+    if qkv.into_iter().chain(sinks).any(|x| x.wants_grad()) {
         return Err(Error::Missing {
             op: "the gradient of attention over cached positions",
             device: Device::Cuda(gpu).to_string(),
         });
     }
-    after_past(gpu, qkv, (past_k, past_v), sizes, layout)
+    after_past(gpu, qkv, sinks, (past_k, past_v), sizes, layout)
 }
 
 fn output([q, _, v]: [&Var; 3], sizes: &Attention) -> Result<Tensor> {
@@ -43,29 +45,33 @@ fn output([q, _, v]: [&Var; 3], sizes: &Attention) -> Result<Tensor> {
 }
 
 /// Of a chunk to itself.
-fn without_past(qkv: [&Var; 3], sizes: &Attention, layout: &Layout) -> Result<Var> {
-    let recorded = qkv.iter().any(|x| x.wants_grad());
+fn without_past(qkv: [&Var; 3], sinks: Option<&Var>, sizes: &Attention, layout: &Layout) -> Result<Var> {
+    let inputs: Vec<&Var> = qkv.into_iter().chain(sinks).collect();
+    let recorded = inputs.iter().any(|x| x.wants_grad());
     let mut saved = recorded.then(Saved::new);
     let mut y = output(qkv, sizes)?;
-    kernel::forward(sizes, args(qkv, layout), y.view_mut(), saved.as_mut())?;
+    kernel::forward(sizes, args(qkv, sinks, layout), y.view_mut(), saved.as_mut())?;
     let Some(saved) = saved else { return Ok(y.into()) };
-    let (own, sizes, layout, output) = (qkv.map(Var::clone), sizes.clone(), layout.clone(), y.clone());
-    let [y] = record(&qkv, [y], move |grads, [y]| {
+    let (own, sinks) = (qkv.map(Var::clone), sinks.cloned());
+    let (sizes, layout, output) = (sizes.clone(), layout.clone(), y.clone());
+    let [y] = record(&inputs, [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         let [q, k, v] = &own;
-        grads.write([q, k, v].map(Want::Set), |matrices| {
-            let [Some(dq), Some(dk), Some(dv)] = matrices else { return Ok(()) };
+        let wants = [Want::Set(q), Want::Set(k), Want::Set(v), Want::add(sinks.as_ref())];
+        grads.write(wants, |matrices| {
+            let [Some(dq), Some(dk), Some(dv), dsink_logits] = matrices else { return Ok(()) };
             let outputs = Outputs { y: output.view(), dy: dy.view() };
-            kernel::backward(&sizes, args([q, k, v], &layout), &saved, outputs, kernel::Grads { dq, dk, dv })
+            let args = args([q, k, v], sinks.as_ref(), &layout);
+            kernel::backward(&sizes, args, &saved, outputs, kernel::Grads { dq, dk, dv, dsink_logits })
         })
     });
     Ok(y)
 }
 
-fn args<'a>(qkv: [&'a Var; 3], layout: &'a Layout) -> Args<View<'a>> {
+fn args<'a>(qkv: [&'a Var; 3], sinks: Option<&'a Var>, layout: &'a Layout) -> Args<View<'a>> {
     let [q, k, v] = qkv.map(|x| x.value().view());
     let batch = Batch { b: layout.b, l: layout.l, past: 0, segments: layout.device_segments() };
-    Args { q, k, v, stretches: Together::Device(batch) }
+    Args { q, k, v, sink_logits: sinks.map(|x| x.value().view_flat()), stretches: Together::Device(batch) }
 }
 
 /// Of a chunk to earlier positions and itself, row by row: what can be read of a row's cache and its part of the chunk lie one
@@ -73,6 +79,7 @@ fn args<'a>(qkv: [&'a Var; 3], layout: &'a Layout) -> Args<View<'a>> {
 fn after_past(
     gpu: Gpu,
     qkv: [&Var; 3],
+    sinks: Option<&Var>,
     (past_k, past_v): (&Cache, &Cache),
     sizes: &Attention,
     layout: &Layout,
@@ -109,7 +116,8 @@ fn after_past(
         };
         let segments = elapid_kernels::cuda::Segments { lengths: None, resets: resets.as_ref() };
         let batch = Batch { b: 1, l: len, past, segments };
-        let args = Args { q: q.rows_range(row * l, len), k: all[0].mat(), v: all[1].mat(), stretches: batch };
+        let (k, v, sink_logits) = (all[0].mat(), all[1].mat(), sinks.map(|x| x.value().flat()));
+        let args = Args { q: q.rows_range(row * l, len), k, v, sink_logits, stretches: batch };
         kernel::forward(sizes, args, y.mat_mut().rows_range(row * l, len), None)?;
     }
     Ok(y.into())

@@ -3,6 +3,7 @@
 //! ```text
 //! for each group of 48 queries:
 //!   for each tile, block of rows: as forward, but instead of values Σ p (dy v), which is δ after division by l
+//!   with learned sinks: they join l, and δ
 //!   for each tile:
 //!     for each block of rows:
 //!       p = 2^(x - m - log₂ l), ds = p (dy v - δ) cap'(x)
@@ -23,6 +24,7 @@ use super::pack::{Scratch, across, across_len, along, along_len, keys_of, read_a
 use super::pieces::pieces;
 use super::product;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
+use super::sinks::join_backward;
 use super::sizes::{BLOCK, Host, TILE, Vectors, Widths, is_wide};
 use crate::attention::{Attention, Grads, Stretch};
 use crate::parallel::split;
@@ -42,6 +44,8 @@ struct Unit<'a> {
     dq: RowsMut<'a>,
     dk: RowsMut<'a>,
     dv: RowsMut<'a>,
+    /// Of the logits of the heads that share the keys.
+    dsinks: Vec<f64>,
 }
 
 pub(in crate::attention) fn backward(
@@ -49,7 +53,7 @@ pub(in crate::attention) fn backward(
     attention: &Attention,
     args: &Host<'_>,
     dy: Rows<'_>,
-    Grads { dq, mut dk, mut dv }: Grads<RowsMut<'_>>,
+    Grads { dq, mut dk, mut dv, mut dsink_logits }: Grads<RowsMut<'_>>,
 ) {
     let (widths, vectors) = (Widths::of(attention, args), Vectors::of(isa));
     let ranges: Vec<_> = args.stretches.iter().map(|stretch| stretch.queries.clone()).collect();
@@ -63,13 +67,18 @@ pub(in crate::attention) fn backward(
         for ((at, dk), dv) in wave.into_iter().zip(dk).zip(dv) {
             let heads = dq[at].take().unwrap_or_default().into_iter().zip(dk).zip(dv).enumerate();
             let stretch = &args.stretches[at];
-            units.extend(heads.map(|(kv, ((dq, dk), dv))| Unit { stretch, kv, dq, dk, dv }));
+            units.extend(heads.map(|(kv, ((dq, dk), dv))| Unit { stretch, kv, dq, dk, dv, dsinks: Vec::new() }));
         }
         split(units.len(), 1, &mut units[..], &|_, _, units: &mut [Unit<'_>]| {
             for unit in units {
                 one(isa, attention, args, widths, vectors, dy, unit);
             }
         });
+        let Some(dsinks) = dsink_logits.as_deref_mut() else { continue };
+        for unit in &units {
+            let own = &mut dsinks[unit.kv * widths.group..][..widths.group];
+            own.iter_mut().zip(&unit.dsinks).for_each(|(sum, gradient)| *sum += *gradient as f32);
+        }
     }
 }
 
@@ -119,6 +128,8 @@ impl Packed {
 struct Sums {
     dk: Scratch,
     dv: Scratch,
+    /// Of the head's logit.
+    dsink: f64,
 }
 
 fn one(
@@ -137,7 +148,7 @@ fn one(
     let packed = Packed::new(widths, vectors, tiles, stretch, k, v);
     let (dk_len, dv_len) = (along_len(vectors, c, TILE), along_len(vectors, dv, TILE));
     let count = packed.tiles.len();
-    let sums = || Sums { dk: Scratch::new(count * dk_len), dv: Scratch::new(count * dv_len) };
+    let sums = || Sums { dk: Scratch::new(count * dk_len), dv: Scratch::new(count * dv_len), dsink: 0.0 };
     let whole = 0..stretch.queries.len();
     let mut heads: Vec<_> = pieces(unit.dq.reborrow(), &[whole], c, |_| {})
         .into_iter()
@@ -148,13 +159,14 @@ fn one(
     split(heads.len(), 1, &mut heads[..], &|_, _, heads: &mut [_]| {
         for (head, dq, sums) in heads {
             let (q, dy) = (args.q.columns(*head * c, c), dy.columns(*head * dv, dv));
-            let dq = dq.reborrow();
-            isa.run(Backward { attention, widths, vectors, stretch, head: *head, q, dy, packed: &packed, dq, sums });
+            let (dq, packed, sink) = (dq.reborrow(), &packed, args.sink_logits.map(|logits| logits[*head]));
+            isa.run(Backward { attention, widths, vectors, stretch, head: *head, sink, q, dy, packed, dq, sums });
         }
     });
     for (_, _, sums) in &heads {
         add(vectors, stretch, &packed.tiles, attention.scale, sums.dk.get(), &mut unit.dk);
         add(vectors, stretch, &packed.tiles, 1.0, sums.dv.get(), &mut unit.dv);
+        unit.dsinks.push(sums.dsink);
     }
 }
 
@@ -179,6 +191,8 @@ struct Backward<'a> {
     vectors: Vectors,
     stretch: &'a Stretch,
     head: usize,
+    /// Its learned logit.
+    sink: Option<f32>,
     q: Rows<'a>,
     dy: Rows<'a>,
     packed: &'a Packed,
@@ -241,6 +255,9 @@ impl Backward<'_> {
             .filter_map(|tile| self.packed.tiles.binary_search(&tile).ok())
             .collect();
         self.sums_of_rows::<S, N>(simd, &rule, &seen, &mut group);
+        if let Some(sink) = self.sink {
+            self.sums.dsink += join_backward(sink, &mut group.lse[..count], &mut group.delta[..count]);
+        }
         let pack = |columns: usize, x: Rows<'_>| {
             let mut packed = Scratch::new(along_len(self.vectors, columns, count));
             along(self.vectors, columns, count, (0..count).map(|r| Some(x.row(r))), packed.get_mut());

@@ -9,6 +9,7 @@ use super::pack::{Scratch, across, across_len, along, along_len, keys_of};
 use super::pieces::pieces;
 use super::product;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
+use super::sinks::Sinks;
 use super::sizes::{BLOCK, Host, ROWS, TILE, Vectors, Widths, is_wide};
 use crate::attention::{Attention, Stretch};
 use crate::parallel::split;
@@ -90,7 +91,9 @@ pub(in crate::attention) fn forward(isa: Isa, attention: &Attention, args: &Host
             let (at, stretch) = (queries.clone(), &args.stretches[*stretch]);
             let q = args.q.slice(stretch.queries.start + at.start, at.len());
             let q = q.columns(*kv * widths.group * widths.c, widths.group * widths.c);
-            isa.run(Forward { attention, widths, vectors, stretch, kv: *kv, queries: at, q, keys, y: y.reborrow() });
+            let sinks = Sinks::new(args.sink_logits, *kv * widths.group);
+            let y = y.reborrow();
+            isa.run(Forward { attention, widths, vectors, stretch, kv: *kv, queries: at, q, keys, sinks, y });
         }
     });
 }
@@ -124,6 +127,7 @@ struct Forward<'a> {
     queries: Range<usize>,
     q: Rows<'a>,
     keys: Keys<'a>,
+    sinks: Sinks<'a>,
     y: RowsMut<'a>,
 }
 
@@ -195,6 +199,7 @@ impl Forward<'_> {
                 values::<S, R, N>(simd, &scores, seen.hull, v, keep, &mut sums.a[block * R * width..][..R * width]);
             }
         }
+        self.sinks.join(simd, &rows[..count], &sums.m, &mut sums.l);
         write(simd, &rows[..count], dv, &sums, self.y);
     }
 }

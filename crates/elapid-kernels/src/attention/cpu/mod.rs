@@ -6,7 +6,7 @@
 //!     for each block of 6 rows:
 //!       x = q k in registers, 6 rows by 2 vectors of keys; then the cap, ALiBi, and -inf for what is not seen
 //!       m' = max(m, max x); l = l 2^(m - m') + Σ 2^(x - m'); a = a 2^(m - m') + Σ 2^(x - m') v
-//!   y = a / l
+//!   y = a / l, with 2^(sink - m) added to l where there are learned sinks
 //! ```
 //!
 //! Departures from naive, with reasons:
@@ -28,6 +28,7 @@ mod pack;
 mod pieces;
 mod product;
 mod score;
+mod sinks;
 mod sizes;
 #[cfg(test)]
 mod tests;

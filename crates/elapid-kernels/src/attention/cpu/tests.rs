@@ -13,8 +13,12 @@ struct Case {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    sinks: Option<Vec<f32>>,
     stretches: Vec<Stretch>,
 }
+
+/// What a backward writes.
+const GRADS: [&str; 4] = ["dq", "dk", "dv", "dsinks"];
 
 impl Case {
     fn new(attention: Attention, (c, dv): (usize, usize), (m, n): (usize, usize), stretches: Vec<Stretch>) -> Self {
@@ -22,7 +26,13 @@ impl Case {
         let (h, g) = (attention.heads, attention.kv_heads);
         let widths = Widths { group: h / g, c, dv };
         let (q, k, v) = (random.normal(m * h * c), random.normal(n * g * c), random.normal(n * g * dv));
-        Self { attention, widths, q, k, v, stretches }
+        Self { attention, widths, q, k, v, sinks: None, stretches }
+    }
+
+    /// With a learned logit of each head, near the scores, far below and far above.
+    fn with_sinks(self) -> Self {
+        let sinks = (0..self.attention.heads).map(|h| [0.5, -1.0, 90.0, -300.0, 2.5, 300.0][h % 6]).collect();
+        Self { sinks: Some(sinks), ..self }
     }
 
     fn kv_heads(&self) -> usize {
@@ -32,7 +42,7 @@ impl Case {
     fn args(&self) -> Host<'_> {
         let (h, g, Widths { c, dv, .. }) = (self.attention.heads, self.kv_heads(), self.widths);
         let (q, k, v) = (Rows::new(&self.q, h * c), Rows::new(&self.k, g * c), Rows::new(&self.v, g * dv));
-        Args { q, k, v, stretches: &self.stretches }
+        Args { q, k, v, sink_logits: self.sinks.as_deref(), stretches: &self.stretches }
     }
 
     fn forward(&self, isa: Isa) -> Vec<f32> {
@@ -41,46 +51,51 @@ impl Case {
         y.values()
     }
 
-    /// dq, dk and dv, added to 1.
-    fn backward(&self, isa: Isa, dy: &[f32]) -> [Vec<f32>; 3] {
+    /// dq, then dk, dv and the gradients of the logits, added to 1.
+    fn backward(&self, isa: Isa, dy: &[f32]) -> [Vec<f32>; 4] {
         let args = self.args();
         let mut dq = Poisoned::new(args.q.rows(), args.q.cols(), 2);
         let mut dk = Poisoned::with(&vec![1.0; self.k.len()], args.k.cols(), 1);
         let mut dv = Poisoned::with(&vec![1.0; self.v.len()], args.v.cols(), 5);
-        let grads = Grads { dq: dq.rows_mut(), dk: dk.rows_mut(), dv: dv.rows_mut() };
+        let mut dsinks = vec![1.0; self.attention.heads];
+        let dsink_logits = self.sinks.is_some().then_some(&mut dsinks[..]);
+        let grads = Grads { dq: dq.rows_mut(), dk: dk.rows_mut(), dv: dv.rows_mut(), dsink_logits };
         backward(isa, &self.attention, &args, Rows::new(dy, self.attention.heads * self.widths.dv), grads);
-        [dq.values(), dk.values(), dv.values()]
+        [dq.values(), dk.values(), dv.values(), dsinks]
     }
 
-    /// y, dq, dk and dv in f64.
-    fn oracle(&self, dy: &[f32]) -> [Vec<f64>; 4] {
+    /// y and the gradients in f64.
+    fn oracle(&self, dy: &[f32]) -> [Vec<f64>; 5] {
         let (h, g, Widths { c, dv, .. }) = (self.attention.heads, self.kv_heads(), self.widths);
         let (q, k, v, dy) = (wide(&self.q), wide(&self.k), wide(&self.v), wide(dy));
+        let sinks = self.sinks.as_deref().map(wide);
         let args = Args {
             q: Rows::new(&q, h * c),
             k: Rows::new(&k, g * c),
             v: Rows::new(&v, g * dv),
+            sink_logits: sinks.as_deref(),
             stretches: &self.stretches,
         };
         let mut y = vec![f64::NAN; dy.len()];
         naive::forward(&self.attention, &args, RowsMut::new(&mut y, h * dv));
         let (mut dq, mut dk, mut dvalue) = (vec![f64::NAN; q.len()], vec![1.0; k.len()], vec![1.0; v.len()]);
+        let mut dsinks = vec![1.0; h];
         let grads = Grads {
             dq: RowsMut::new(&mut dq, h * c),
             dk: RowsMut::new(&mut dk, g * c),
             dv: RowsMut::new(&mut dvalue, g * dv),
+            dsink_logits: sinks.is_some().then_some(&mut dsinks[..]),
         };
         naive::backward(&self.attention, &args, Rows::new(&dy, h * dv), grads);
-        [y, dq, dk, dvalue]
+        [y, dq, dk, dvalue, dsinks]
     }
 
     fn check(&self, what: &str) {
         let dy = Random::new(9).normal(self.args().q.rows() * self.attention.heads * self.widths.dv);
         let want = self.oracle(&dy);
         for isa in Isa::available() {
-            let y = self.forward(isa);
-            let [dq, dk, dv] = self.backward(isa, &dy);
-            for ((name, want), got) in ["y", "dq", "dk", "dv"].into_iter().zip(&want).zip([y, dq, dk, dv]) {
+            let got = [self.forward(isa)].into_iter().chain(self.backward(isa, &dy));
+            for ((name, want), got) in ["y"].into_iter().chain(GRADS).zip(&want).zip(got) {
                 let error = err_ratio(want, &got);
                 assert!(error < 3e-6, "{} {what}: {name} {error:.1e}", isa.name());
             }
@@ -129,7 +144,10 @@ fn every_mask_is_as_naive() {
             let bent = Attention { softcap: 2.0, alibi: true, ..plain.clone() };
             for attention in [plain, bent] {
                 let what = format!("{attention:?}");
-                Case::new(attention, (8, 8), (m, n), stretches.clone()).check(&what);
+                Case::new(attention.clone(), (8, 8), (m, n), stretches.clone()).check(&what);
+                Case::new(attention, (8, 8), (m, n), stretches.clone())
+                    .with_sinks()
+                    .check(&format!("{what} and sinks"));
             }
         }
     }
@@ -171,12 +189,12 @@ fn shared_keys_get_the_sum_of_gradients() {
 #[test]
 fn threads_change_no_bit() {
     let (m, n, stretches) = batch();
-    let case = Case::new(attention((6, 2), window(90)), (24, 24), (m, n), stretches);
+    let case = Case::new(attention((6, 2), window(90)), (24, 24), (m, n), stretches).with_sinks();
     let dy = Random::new(9).normal(m * 6 * 24);
     let run = |threads| {
         with_threads(threads, || {
-            let [dq, dk, dv] = case.backward(Isa::best(), &dy);
-            [case.forward(Isa::best()), dq, dk, dv].map(|x| bits(&x))
+            let grads = case.backward(Isa::best(), &dy).map(|x| bits(&x));
+            (bits(&case.forward(Isa::best())), grads)
         })
     };
     assert_eq!(run(1), run(5));
@@ -206,6 +224,7 @@ fn in_calls(whole: &Case, isa: Isa, cut: &Cut) -> Vec<f32> {
             q: whole.q[from * g * group * c..to * g * group * c].to_vec(),
             k: keys(&whole.k, g * c),
             v: keys(&whole.v, g * dv),
+            sinks: whole.sinks.clone(),
             stretches: vec![stretch],
         };
         all.extend(part.forward(isa));
@@ -241,6 +260,7 @@ proptest! {
         let attention = Attention { softcap, alibi, ..attention(heads, mask) };
         let widths = [(1, 2), (8, 8), (5, 12)][random.below(3)];
         let whole = Case::new(attention, widths, (n, n), vec![Stretch::whole(0..n, 0..n, 0)]);
+        let whole = if random.below(2) == 0 { whole } else { whole.with_sinks() };
         let chunks = if random.below(4) == 0 { vec![1; n] } else { parts(&mut random, n) };
         let cut = Cut { chunks, kept: random.below(70) };
         for isa in Isa::available() {
@@ -249,6 +269,7 @@ proptest! {
             // The same document behind another one, of any length.
             let before = 1 + random.below(300);
             let mut batch = Case::new(whole.attention.clone(), widths, (before, before), Vec::new());
+            batch.sinks.clone_from(&whole.sinks);
             batch.stretches = vec![Stretch::whole(0..before, 0..before, 0), Stretch::whole(before..before + n, before..before + n, 0)];
             for (all, more) in [(&mut batch.q, &whole.q), (&mut batch.k, &whole.k), (&mut batch.v, &whole.v)] {
                 all.extend_from_slice(more);

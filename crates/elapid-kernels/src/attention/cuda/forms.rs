@@ -5,6 +5,8 @@ use crate::cuda::{Define, Source, Unit};
 
 pub(super) static DOCUMENTS: Source =
     Source { name: "attention_documents", text: concat!(include_str!("../mask.cuh"), include_str!("../documents.cu")) };
+pub(super) static SINKS: Source =
+    Source { name: "attention_sinks", text: concat!(include_str!("../mask.cuh"), include_str!("../sinks.cu")) };
 static FORWARD: Source = Source {
     name: "attention_forward",
     text: concat!(include_str!("../mask.cuh"), include_str!("../tensor.cuh"), include_str!("../tensor_forward.cu")),
@@ -242,14 +244,17 @@ impl Form {
     }
 }
 
-/// The constants of `documents.cu`.
+/// The constants of `documents.cu` and `sinks.cu`.
 pub(super) fn documents() -> Vec<Define> {
     vec![Define::dtype("T", DType::F32), Define::new("MASK", 1)]
 }
 
 /// Specialisations: widths and masks of usual models, and the widest heads.
 pub(crate) fn units() -> Vec<Unit> {
-    let mut units = vec![Unit { source: &DOCUMENTS, entries: &["documents"], defines: documents() }];
+    let mut units = vec![
+        Unit { source: &DOCUMENTS, entries: &["documents"], defines: documents() },
+        Unit { source: &SINKS, entries: &["sinks"], defines: documents() },
+    ];
     let (ampere, hopper) = ((8, 0), (9, 0));
     for (width, mask, scores) in [
         (64, Mask::Causal, false),

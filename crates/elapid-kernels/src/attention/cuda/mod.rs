@@ -14,7 +14,7 @@ use crate::error::product;
 mod forms;
 
 pub(crate) use forms::units;
-use forms::{DOCUMENTS, Form, Kind, Mask, Special};
+use forms::{DOCUMENTS, Form, Kind, Mask, SINKS, Special};
 
 /// Global positions of a mask, at most.
 const GLOBALS: usize = 64;
@@ -67,6 +67,8 @@ pub(super) struct Raw {
     starts: u64,
     ends: u64,
     marks: u64,
+    pub(super) sink_logits: u64,
+    dsink_logits: u64,
     scale: f32,
     softcap: f32,
     b: i32,
@@ -105,6 +107,8 @@ impl Raw {
         starts: 0,
         ends: 0,
         marks: 0,
+        sink_logits: 0,
+        dsink_logits: 0,
         scale: 0.0,
         softcap: 0.0,
         b: 0,
@@ -182,6 +186,7 @@ impl Call {
             v: args.v.raw(),
             lengths: segments.lengths_address(),
             resets: segments.resets_address(),
+            sink_logits: args.sink_logits.map_or(0, |x| x.address()),
             b: count(b),
             l: count(l),
             padded: count(padded),
@@ -318,7 +323,7 @@ pub(super) fn backward(
     args: &Args<Mat<'_>>,
     saved: &Saved,
     Outputs { y, dy }: Outputs<Mat<'_>>,
-    Grads { dq, dk, dv }: Grads<MatMut<'_>>,
+    Grads { dq, dk, dv, dsink_logits }: Grads<MatMut<'_>>,
 ) -> Result<()> {
     let call = Call::new(attention, args, &[&y, &dy, &dq.as_mat(), &dk.as_mat(), &dv.as_mat()])?;
     let found = saved.documents.is_some() || call.special.mask == Mask::Causal;
@@ -335,12 +340,18 @@ pub(super) fn backward(
         dv: dv.raw(),
         lse: saved.lse.address(),
         delta: delta.address(),
+        dsink_logits: dsink_logits.map_or(0, |x| x.address()),
         ..call.with_documents(saved.documents.as_ref())
     };
     // The first writes `delta`, which the others read.
     call.run(Kind::Queries, &raw)?;
     for &kind in Kind::of_keys(&call.special) {
         call.run(kind, &raw)?;
+    }
+    if raw.dsink_logits != 0 {
+        let kernel = call.gpu.kernel(&SINKS, "sinks", &forms::documents())?;
+        // SAFETY: as in `run`; `super` has checked that there are logits.
+        unsafe { kernel.launch(Launch::linear(call.heads, 1024), &raw)? };
     }
     Ok(())
 }

@@ -181,6 +181,7 @@ impl Form {
 pub(super) fn step(
     attention: &Attention,
     [q, k, v]: [Mat<'_>; 3],
+    sink_logits: Option<Mat<'_>>,
     past: Past<'_>,
     [keys, values]: [&Place; 2],
     y: MatMut<'_>,
@@ -210,6 +211,7 @@ pub(super) fn step(
     };
     let mut args = raw(attention, usize::MAX, [hk, hv])?;
     (args.q, args.k, args.v, args.y) = (q.raw(), k.raw(), v.raw(), y.raw());
+    args.sink_logits = sink_logits.map_or(0, |x| x.address());
     let step = Step {
         args,
         keys: table(keys),

@@ -38,6 +38,8 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
     let mut tables = Tables::new(gpu, rows, &shapes.map(|shape| (shape, *columns))).unwrap();
     let positions: Vec<u64> = read.iter().map(|read| read.unwrap_or(77) as u64).collect();
     let positions = gpu.upload(&positions).unwrap();
+    let logits = random.normal(heads);
+    let sinks = OnDevice::of(gpu, &logits, heads, 0, DType::F32);
     let mut values = |rows: usize, cols: usize| rounded(&random.normal(rows * cols), dtype);
     let (k_cols, v_cols) = (kv_heads * hk, kv_heads * hv);
     let past: Vec<[Vec<f32>; 2]> =
@@ -75,7 +77,9 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
         let (q_on, k_on, v_on) = (on(&q, heads * hk), on(&k, k_cols), on(&v, v_cols));
         let y = OnDevice::poisoned(gpu, rows, heads * hv, 8, dtype);
         let seen = Past { tables: &tables, caches: [0, 1], positions: &positions };
-        step(attention, [q_on.mat(), k_on.mat(), v_on.mat()], seen, y.mat_mut()).unwrap();
+        // One step with learned logits, one without.
+        let (on_gpu, logits) = if now == 0 { (None, None) } else { (Some(sinks.mat()), Some(wide(&logits))) };
+        step(attention, [q_on.mat(), k_on.mat(), v_on.mat()], on_gpu, seen, y.mat_mut()).unwrap();
         crate::positions::advance(&positions, rows, u64::MAX).unwrap();
         let got = y.values();
         for row in 0..rows {
@@ -91,6 +95,7 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
                 q: Rows::new(&q[row * heads * hk..][..heads * hk], heads * hk),
                 k: Rows::new(&k, k_cols),
                 v: Rows::new(&v, v_cols),
+                sink_logits: logits.as_deref(),
                 stretches: &stretches[..],
             };
             let mut want = vec![0.0; heads * hv];
@@ -192,7 +197,7 @@ fn arguments_are_checked() {
     let m = OnDevice::poisoned(gpu, 1, 16, 0, DType::F32);
     let of = |mask: Mask, caches: [usize; 2]| {
         let attention = Attention { heads: 2, kv_heads: 2, scale: 1.0, mask, softcap: 0.0, alibi: false };
-        argument_of(step(&attention, [m.mat(), m.mat(), m.mat()], Past { caches, ..past }, m.mat_mut()))
+        argument_of(step(&attention, [m.mat(), m.mat(), m.mat()], None, Past { caches, ..past }, m.mat_mut()))
     };
     assert_eq!(of(Mask::default(), [0, 1]), Some("mask"), "more than what the table keeps");
     assert_eq!(of(Mask { window: 200, ..Mask::default() }, [0, 1]), Some("mask"));
@@ -228,7 +233,7 @@ fn bench() {
                 let m = qkv.mat();
                 let qkv = [m.columns(0, 2048), m.columns(2048, 256), m.columns(2304, 256)];
                 let past = Past { tables: &tables, caches: [2 * layer, 2 * layer + 1], positions: &positions };
-                step(&attention, qkv, past, y.mat_mut())?;
+                step(&attention, qkv, None, past, y.mat_mut())?;
             }
             Ok(())
         };

@@ -15,6 +15,7 @@ mod tables;
 use std::sync::Arc;
 
 use super::args::{Attention, CHECK};
+use crate::DType;
 use crate::cuda::{Mat, MatMut, Result};
 
 pub use args::{Past, Run};
@@ -66,7 +67,13 @@ fn check_runs(x: &Mat<'_>, l: usize, runs: &[Run<'_>]) -> Result<()> {
 ///
 /// # Errors
 /// If shapes, formats or devices do not fit, the mask is not causal, or the device failed.
-pub fn step(attention: &Attention, [q, k, v]: [Mat<'_>; 3], past: Past<'_>, y: MatMut<'_>) -> Result<()> {
+pub fn step(
+    attention: &Attention,
+    [q, k, v]: [Mat<'_>; 3],
+    sink_logits: Option<Mat<'_>>,
+    past: Past<'_>,
+    y: MatMut<'_>,
+) -> Result<()> {
     let &Attention { heads, kv_heads, ref mask, .. } = attention;
     let rows = past.tables.rows();
     CHECK.that(mask.causal, "mask", || "a causal one".into(), || "one that sees what comes".into())?;
@@ -100,7 +107,11 @@ pub fn step(attention: &Attention, [q, k, v]: [Mat<'_>; 3], past: Past<'_>, y: M
     CHECK.that(enough, "mask", || format!("one that sees what {columns:?} keep"), || format!("{mask:?}"))?;
     let here = past.positions.gpu() == q.gpu() && past.positions.bytes() >= 8 * rows;
     CHECK.that(here, "positions", || format!("{rows} on {:?}", q.gpu()), || format!("{:?}", past.positions))?;
-    cuda::step(attention, [q, k, v], past, [keys, values], y)
+    if let Some(sinks) = &sink_logits {
+        let fits = sinks.len() == heads && sinks.dtype() == DType::F32 && sinks.gpu() == q.gpu();
+        CHECK.that(fits, "sink_logits", || format!("{heads} f32 on {:?}", q.gpu()), || format!("{sinks:?}"))?;
+    }
+    cuda::step(attention, [q, k, v], sink_logits, past, [keys, values], y)
 }
 
 /// The pages of a row as [`Run`]s take them.

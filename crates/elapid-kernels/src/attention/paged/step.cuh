@@ -122,6 +122,7 @@ __device__ __forceinline__ void put_together(const Step& s, const Part& part) {
         for (int e = 0; e < WIDE; ++e) x[e] += weight * values[j][e];
       }
     }
+    if (sum > 0.0f) sum += of_sink(s.a, first + h, top);
     float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
     T* y = s.a.y.row(part.row) + (first + h) * HV + c;
 #pragma unroll
