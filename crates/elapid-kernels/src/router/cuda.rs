@@ -6,7 +6,8 @@ use crate::cuda::{Buffer, Define, Launch, Mat, MatMut, RawMat, Result, Source, U
 use crate::error::product;
 
 static SOURCE: Source = Source { name: "router", text: include_str!("router.cu") };
-const ENTRIES: [&str; 5] = ["forward", "backward", "sum", "join", "spread_backward"];
+const ENTRIES: [&str; 8] =
+    ["forward", "backward", "sum", "join", "spread_backward", "z_squares", "z_mean", "z_backward"];
 /// Positions of a block: `WARPS` of the source.
 const WARPS: usize = 4;
 
@@ -21,6 +22,9 @@ struct Args {
     picked: u64,
     spread: u64,
     partial: u64,
+    logs: u64,
+    squares: u64,
+    mean: u64,
     m: i64,
     scale: f32,
     experts: i32,
@@ -44,6 +48,9 @@ fn args(router: &Router, logits: &Mat<'_>) -> Args {
         picked: 0,
         spread: 0,
         partial: 0,
+        logs: 0,
+        squares: 0,
+        mean: 0,
         m: logits.rows() as i64,
         scale: router.scale,
         experts: size(logits.cols()),
@@ -121,6 +128,34 @@ pub(super) fn spread_backward(logits: Mat<'_>, dspread: Mat<'_>, dlogits: MatMut
     let kernel = logits.gpu().kernel(&SOURCE, "spread_backward", &defines(logits.dtype()))?;
     // SAFETY: as in `forward`.
     unsafe { kernel.launch(by_position(logits.rows()), &args) }
+}
+
+pub(super) fn z_loss(logits: Mat<'_>, logs: MatMut<'_>, mean: MatMut<'_>) -> Result<()> {
+    let (gpu, m) = (logits.gpu(), logits.rows());
+    // A number of blocks that depends on the size alone, so that the sum does not depend on the device.
+    let blocks = m.div_ceil(8 * WARPS).clamp(1, 256);
+    let squares = gpu.alloc(blocks * size_of::<f64>())?;
+    let args = Args {
+        logs: logs.address(),
+        squares: squares.address(),
+        mean: mean.address(),
+        blocks: i32::try_from(blocks).unwrap_or(i32::MAX),
+        ..args(&Router::top(1), &logits)
+    };
+    let run = |entry, launch| {
+        // SAFETY: as in `forward`; there is a place in `logs` for every position, and one in `squares` for every block.
+        unsafe { gpu.kernel(&SOURCE, entry, &defines(logits.dtype()))?.launch(launch, &args) }
+    };
+    run("z_squares", Launch::linear(blocks, 32 * WARPS as u32))?;
+    run("z_mean", Launch::linear(1, 1))
+}
+
+pub(super) fn z_loss_backward(logits: Mat<'_>, logs: Mat<'_>, factor: f32, dlogits: MatMut<'_>) -> Result<()> {
+    let gpu = logits.gpu();
+    let args = Args { dlogits: dlogits.raw(), logs: logs.address(), scale: factor, ..args(&Router::top(1), &logits) };
+    let blocks = logits.len().div_ceil(256).min(16 * gpu.multiprocessors());
+    // SAFETY: as in `forward`.
+    unsafe { gpu.kernel(&SOURCE, "z_backward", &defines(logits.dtype()))?.launch(Launch::linear(blocks, 256), &args) }
 }
 
 fn defines(dtype: DType) -> Vec<Define> {

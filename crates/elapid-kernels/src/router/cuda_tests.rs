@@ -63,3 +63,32 @@ fn sizes() {
         }
     }
 }
+
+#[test]
+fn z_losses() {
+    let Some(gpu) = gpu() else { return };
+    for (m, experts) in [(0, 4), (1, 1), (37, 6), (3000, 60), (333, 1020)] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let logits = rounded(&Random::new(m as u64).normal(m * experts), dtype);
+            let (wide_logits, mut want_logs) = (wide(&logits), vec![0.0; m]);
+            let rows = Rows::new(&wide_logits, experts);
+            let want_mean = naive::z_loss(rows, &mut want_logs);
+            let mut want = vec![0.0; m * experts];
+            naive::z_loss_backward(rows, &want_logs, 0.7, RowsMut::new(&mut want, experts));
+            let run = || {
+                let on_logits = OnDevice::of(gpu, &logits, experts, 3, dtype);
+                let (logs, mean) =
+                    (OnDevice::poisoned(gpu, m, 1, 0, DType::F32), OnDevice::poisoned(gpu, 1, 1, 0, DType::F32));
+                let dlogits = OnDevice::poisoned(gpu, m, experts, 1, dtype);
+                z_loss(on_logits.mat(), logs.mat_mut(), mean.mat_mut()).unwrap();
+                z_loss_backward(on_logits.mat(), logs.mat(), 0.7, dlogits.mat_mut()).unwrap();
+                [logs.values(), mean.values(), dlogits.values()]
+            };
+            let [logs, mean, dlogits] = run();
+            let tolerance = if dtype == DType::Bf16 { 5e-3 } else { 1e-5 };
+            assert!(err_ratio(&want_logs, &logs) < 1e-5 && err_ratio(&[want_mean], &mean) < 1e-5, "{m} {experts}");
+            assert!(err_ratio(&want, &dlogits) < tolerance, "{m} {experts} {dtype}");
+            assert!(run() == [logs, mean, dlogits], "twice is the same bits");
+        }
+    }
+}

@@ -156,6 +156,67 @@ pub fn spread_backward<'a>(
     }
 }
 
+/// The z loss, which keeps logits small (ST-MoE, Zoph et al. 2022, equation 5): the mean over positions of log² Σₑ exp(logitₑ).
+///
+/// `logits` `[m experts]`, `logs` `[m]` f32 (=): the logarithms, `mean` `[1]` f32 (=), 0 without positions.
+///
+/// # Errors
+/// As [`forward`].
+pub fn z_loss<'a>(
+    logits: impl Into<View<'a>>,
+    logs: impl Into<ViewMut<'a>>,
+    mean: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    let (logits, logs, mean) = (logits.into(), logs.into(), mean.into());
+    check(&Router::top(1), &logits)?;
+    CHECK.flat("logs", &logs, logits.shape().0)?;
+    CHECK.flat("mean", &mean, 1)?;
+    match logs {
+        ViewMut::Host(logs) => {
+            let (logits, mean) = (CHECK.host("logits", logits)?, CHECK.host_flat_mut("mean", mean)?);
+            mean[0] = naive::z_loss(logits, logs.into_slice());
+            Ok(())
+        }
+        ViewMut::Device(logs) => {
+            let gpu = logs.gpu();
+            cuda::z_loss(CHECK.device("logits", logits, gpu)?, logs, CHECK.device_mut("mean", mean, gpu)?)
+        }
+    }
+}
+
+/// The gradient of the logits from that of the mean: dlogit = 2 dmean / m · log · exp(logit - log).
+///
+/// `logs` as [`z_loss`] left them, `dlogits` `[m experts]` (=) of the dtype of the logits.
+///
+/// # Errors
+/// As [`forward`].
+pub fn z_loss_backward<'a>(
+    logits: impl Into<View<'a>>,
+    logs: impl Into<View<'a>>,
+    dmean: f32,
+    dlogits: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    let (logits, logs, dlogits) = (logits.into(), logs.into(), dlogits.into());
+    let (m, experts) = logits.shape();
+    check(&Router::top(1), &logits)?;
+    CHECK.flat("logs", &logs, m)?;
+    CHECK.matrix("dlogits", &dlogits, (m, experts))?;
+    CHECK.dtype("dlogits", &dlogits, logits.dtype())?;
+    match dlogits {
+        ViewMut::Host(dlogits) => {
+            let (logits, logs) = (CHECK.host("logits", logits)?, CHECK.host_flat("logs", logs)?);
+            naive::z_loss_backward(logits, logs, dmean, dlogits);
+            Ok(())
+        }
+        ViewMut::Device(dlogits) => {
+            let gpu = dlogits.gpu();
+            let factor = 2.0 * dmean / m.max(1) as f32;
+            let (logits, logs) = (CHECK.device("logits", logits, gpu)?, CHECK.device("logs", logs, gpu)?);
+            cuda::z_loss_backward(logits, logs, factor, dlogits)
+        }
+    }
+}
+
 fn check(router: &Router, logits: &View<'_>) -> error::Result<()> {
     let (_, experts) = logits.shape();
     let &Router { top_k, groups, top_groups, .. } = router;

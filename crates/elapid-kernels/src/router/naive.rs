@@ -125,3 +125,24 @@ pub fn spread_backward<T: Float>(logits: Rows<'_, T>, dp: &[T], mut dlogits: Row
         dlogits.row(r).iter_mut().zip(p.iter().zip(dp)).for_each(|(dz, (&p, &d))| *dz = p * (d - mean) * part);
     }
 }
+
+/// Shapes as in [`super::z_loss`]; returns the mean.
+pub fn z_loss<T: Float>(logits: Rows<'_, T>, logs: &mut [T]) -> T {
+    for (r, log) in logs.iter_mut().enumerate() {
+        let row = logits.row(r);
+        let most = row.iter().copied().fold(T::neg_infinity(), T::max);
+        *log = most + row.iter().map(|&z| (z - most).exp()).sum::<T>().ln();
+    }
+    let sum = logs.iter().map(|&log| log * log).sum::<T>();
+    if logs.is_empty() { T::zero() } else { sum / T::of(logs.len() as f64) }
+}
+
+/// Shapes as in [`super::z_loss_backward`].
+pub fn z_loss_backward<T: Float>(logits: Rows<'_, T>, logs: &[T], dmean: T, mut dlogits: RowsMut<'_, T>) {
+    for (r, &log) in logs.iter().enumerate() {
+        let factor = dmean * T::of(2.0) * log / T::of(logs.len() as f64);
+        for (dz, &z) in dlogits.row(r).iter_mut().zip(logits.row(r)) {
+            *dz = factor * (z - log).exp();
+        }
+    }
+}

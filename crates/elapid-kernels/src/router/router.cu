@@ -11,6 +11,9 @@ struct Args {
   u32* picked;  // [m k]
   float* spread;  // [2 experts]
   float* partial;  // [blocks experts]
+  float* logs;  // [m]
+  double* squares;  // [blocks]
+  float* mean;  // [1]
   i64 m;
   float scale;
   i32 experts, k, groups, top_groups, sigmoid, renormalise, blocks;
@@ -196,5 +199,46 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) spread_backward(const _
     mean = warp_sum(mean);
     for (int e = lane; e < a.experts; e += 32) a.dlogits.row(r)[e] = from_float<T>(p[e] * (dp[e] - mean) * part);
     __syncwarp();
+  }
+}
+
+// log Σ exp(logits) of each position, and the sum of their squares over the positions of a block. Every block has the positions
+// that are `gridDim` groups of WARPS apart, a warp one of a group.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) z_squares(const __grid_constant__ Args a) {
+  __shared__ double sums[WARPS];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  double sum = 0.0;
+  for (i64 r = i64(blockIdx.x) * WARPS + warp; r < a.m; r += i64(gridDim.x) * WARPS) {
+    const T* logits = a.logits.row(r);
+    float most = __int_as_float(0xff800000);
+    for (int e = lane; e < a.experts; e += 32) most = fmaxf(most, to_float(logits[e]));
+    most = warp_max(most);
+    float all = 0.0f;
+    for (int e = lane; e < a.experts; e += 32) all += expf(to_float(logits[e]) - most);
+    float log = most + logf(warp_sum(all));
+    if (lane == 0) a.logs[r] = log;
+    sum += double(log) * double(log);
+  }
+  if (lane == 0) sums[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  sum = 0.0;
+  for (int w = 0; w < WARPS; ++w) sum += sums[w];
+  a.squares[blockIdx.x] = sum;
+}
+
+// The mean of the squares, from the sums of all blocks in their order.
+extern "C" __global__ void z_mean(const __grid_constant__ Args a) {
+  double sum = 0.0;
+  for (int block = 0; block < a.blocks; ++block) sum += a.squares[block];
+  *a.mean = a.m > 0 ? float(sum / double(a.m)) : 0.0f;
+}
+
+extern "C" __global__ void __launch_bounds__(256) z_backward(const __grid_constant__ Args a) {
+  i64 all = a.m * a.experts;
+  for (i64 i = i64(blockIdx.x) * 256 + threadIdx.x; i < all; i += i64(gridDim.x) * 256) {
+    i64 r = i / a.experts, e = i - r * a.experts;
+    float log = a.logs[r];
+    a.dlogits.row(r)[e] = from_float<T>(a.scale * log * expf(to_float(a.logits.row(r)[e]) - log));
   }
 }

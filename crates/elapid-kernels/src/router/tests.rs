@@ -70,3 +70,17 @@ fn picks() {
     assert_eq!(wrong(Router { groups: 4, ..Router::top(1) }), "groups");
     assert_eq!(wrong(Router { groups: 3, top_groups: 1, ..Router::top(3) }), "top_k");
 }
+
+#[test]
+fn z_loss_is_its_equation_and_its_gradient_a_difference_quotient() {
+    let (m, experts) = (5, 6);
+    let logits = wide(&Random::new(3).normal(m * experts));
+    let loss = |z: &[f64]| naive::z_loss(Rows::new(z, experts), &mut [0.0; 5]);
+    let log = |row: &[f64]| row.iter().map(|z| z.exp()).sum::<f64>().ln();
+    let want = logits.chunks(experts).map(|row| log(row).powi(2)).sum::<f64>() / m as f64;
+    assert!((loss(&logits) - want).abs() < 1e-12);
+    let (mut logs, mut dlogits) = (vec![0.0; m], vec![f64::NAN; m * experts]);
+    naive::z_loss(Rows::new(&logits, experts), &mut logs);
+    naive::z_loss_backward(Rows::new(&logits, experts), &logs, 1.0, RowsMut::new(&mut dlogits, experts));
+    assert!(central_difference(loss, &logits, &dlogits) < 1e-7);
+}

@@ -9,7 +9,6 @@ pub use elapid_kernels::router::Router;
 use elapid_kernels::router::{self, Indices};
 
 use super::linear::linear;
-use super::place::on_cpu;
 use super::pointwise::{add_scaled, cast, glu, map, scaled};
 use crate::autograd::{Var, Want, record};
 use crate::{Error, Result, Tensor};
@@ -79,30 +78,20 @@ pub fn balance(spreads: &[Var]) -> Result<Var> {
     Ok(scaled(&linear(&f, &p, None)?, experts as f32)?.reshape(&[1]))
 }
 
-/// The z loss of a router: the mean of log² Σₑ exp(logitₑ), which keeps logits small (ST-MoE, Zoph et al. 2022, eq. 5).
+/// The z loss of a router `[1]`: the mean of log² Σₑ exp(logitₑ), which keeps logits small (ST-MoE, Zoph et al. 2022, eq. 5).
 ///
 /// # Errors
-/// If the logits are not on the CPU.
+/// If there are too many experts; if a device failed, or has too little memory.
 pub fn z_loss(logits: &Var) -> Result<Var> {
-    on_cpu("z_loss", logits)?;
-    let rows = logits.value().rows();
-    let (m, cols) = (rows.rows(), rows.cols());
-    let log_sum = |row: &[f32]| -> f32 {
-        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        most + row.iter().map(|z| (z - most).exp()).sum::<f32>().ln()
-    };
-    let logs: Vec<f32> = (0..m).map(|r| log_sum(rows.row(r))).collect();
-    let loss = logs.iter().map(|log| log * log).sum::<f32>() / m as f32;
+    let device = logits.value().device();
+    let mut logs = Tensor::output(device, DType::F32, &[logits.value().row_count()])?;
+    let mut loss = Tensor::output(device, DType::F32, &[1])?;
+    router::z_loss(logits.value().view(), logs.view_mut(), loss.view_mut())?;
     let kept = logits.clone();
-    let [loss] = record(&[logits], [Tensor::new(vec![loss], &[1])], move |grads, [loss]| {
-        let Some(dloss) = grads.take(loss)? else { return Ok(()) };
-        let dloss = dloss.as_slice()[0];
-        let mut dlogits = Tensor::zeros(kept.shape())?;
-        for (r, to) in dlogits.make_mut().chunks_exact_mut(cols).enumerate() {
-            let factor = dloss * 2.0 * logs[r] / m as f32;
-            to.iter_mut().zip(kept.value().rows().row(r)).for_each(|(dz, z)| *dz = factor * (z - logs[r]).exp());
-        }
-        grads.give(&kept, dlogits)
+    let [loss] = record(&[logits], [loss], move |grads, [loss]| {
+        let Some(seed) = grads.take(loss)? else { return Ok(()) };
+        let seed = seed.to_vec()?[0];
+        grads.set_by(&kept, |dlogits| router::z_loss_backward(kept.value().view(), logs.view_flat(), seed, dlogits))
     });
     Ok(loss)
 }
