@@ -44,6 +44,7 @@ mod segments;
 pub mod selective_scan;
 pub mod squared_error;
 pub mod testing;
+pub mod two_halves;
 pub mod units;
 mod view;
 

@@ -25,6 +25,7 @@ pub fn all() -> Vec<Unit> {
         crate::sampling::cuda::units(),
         crate::selective_scan::cuda::units(),
         crate::squared_error::cuda::units(),
+        crate::two_halves::cuda::units(),
         crate::cuda::elementwise::units(),
     ]
     .concat()

@@ -22,7 +22,7 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer, Promises, Split};
 use crate::linear::Linear;
-use crate::ops::{self, Half, Mask, NormKind, Rotary, Scaling, attention, rotate, rotate_columns, two_halves};
+use crate::ops::{self, Halves, Mask, NormKind, Rotary, Scaling, attention, rotate, rotate_columns, two_halves};
 use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -399,12 +399,9 @@ impl Attention {
         let (near, k) = (rotate(&q, of_q, &cx.layout)?, rotate(&k, of_k, &cx.layout)?);
         let Some(to_sinks) = &self.to_sinks else { return Ok([near, k]) };
         let far = rotate(&q, to_sinks, &cx.layout)?;
-        let positions = cx.layout.document_positions()?;
-        let sinks = self.sizes.mask.sinks as u64;
-        let of_keys = positions.iter().map(|&at| if at < sinks { Half::Second } else { Half::First }).collect();
-        let of_queries = vec![Half::Both; positions.len()].into();
-        let c = self.head_dim;
-        Ok([two_halves(&near, &far, c, &of_queries)?, two_halves(&k, &k, c, &of_keys)?])
+        let (c, sinks) = (self.head_dim, self.sizes.mask.sinks as u64);
+        let of_keys = Halves::of_keys(c, sinks, &cx.layout, k.value().device())?;
+        Ok([two_halves(&near, &far, &Halves::both(c))?, two_halves(&k, &k, &of_keys)?])
     }
 
     /// x `[b l heads·c]` normed over as many columns as the norm has weights.

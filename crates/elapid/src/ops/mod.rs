@@ -44,4 +44,4 @@ pub(crate) use rotate::sinusoids_like;
 pub use rotate::{Pairs, Rotary, rotate, rotate_columns, sinusoids};
 pub use selective_scan::{ScanArgs, selective_scan};
 pub use squared_error::squared_error;
-pub use two_halves::{Half, two_halves};
+pub use two_halves::{Halves, two_halves};
