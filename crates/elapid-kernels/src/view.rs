@@ -249,6 +249,17 @@ impl<'a> View<'a> {
         Shaped::shape(self)
     }
 
+    /// Rows `from..from + rows`.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    pub fn rows_range(self, from: usize, rows: usize) -> Self {
+        match self {
+            Self::Host(all) => Self::Host(all.slice(from, rows)),
+            Self::Device(mat) => Self::Device(mat.rows_range(from, rows)),
+        }
+    }
+
     /// Columns `from..from + cols`.
     ///
     /// # Panics
@@ -283,6 +294,17 @@ impl<'a> ViewMut<'a> {
         match self {
             Self::Host(rows) => Self::Host(rows.split_columns(from).1.split_columns(cols).0),
             Self::Device(mat) => Self::Device(mat.columns(from, cols)),
+        }
+    }
+
+    /// Rows `from..from + rows`.
+    ///
+    /// # Panics
+    /// If they are not all there.
+    pub fn rows_range(self, from: usize, rows: usize) -> Self {
+        match self {
+            Self::Host(all) => Self::Host(all.split_rows(from).1.split_rows(rows).0),
+            Self::Device(mat) => Self::Device(mat.rows_range(from, rows)),
         }
     }
 

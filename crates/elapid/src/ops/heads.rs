@@ -1,10 +1,9 @@
 //! Operations head by head: block-diagonal products, and a LayerNorm for each head.
 
-use elapid_kernels::{DType, View, ViewMut, layer_norm, linear as kernel};
+use elapid_kernels::{DType, View, layer_norm, linear as kernel};
 
-use super::place::on_cpu;
 use crate::autograd::{Var, Want, record};
-use crate::{Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 /// y = [W₁ x₁ | W₂ x₂ | …], every W `[heads n k]` block-diagonal: head i reads columns i k to (i + 1) k of its x
 /// `[.. heads k]`, and y is `[.. Σ heads n]`.
@@ -12,35 +11,31 @@ use crate::{Result, Tensor};
 /// On the tape the products are the fastest ones, without it those whose order of sums depends on k alone.
 ///
 /// # Errors
-/// If shapes do not fit, or an x is not on the CPU.
+/// If shapes do not fit, or there are no parts; if a device failed, or has too little memory.
 pub fn block_linear(parts: &[(Var, Var)]) -> Result<Var> {
     let inputs: Vec<&Var> = parts.iter().flat_map(|(x, weight)| [x, weight]).collect();
-    parts.iter().try_for_each(|(x, _)| on_cpu("block_linear", x))?;
-    let mut shape = parts.first().map_or(vec![0], |(x, _)| x.shape().to_vec());
+    let Some((first, _)) = parts.first() else { return Err(Error::Argument("a product of no parts".into())) };
+    let (device, dtype) = (first.value().device(), first.value().dtype());
+    let mut shape = first.shape().to_vec();
     *shape.last_mut().unwrap_or(&mut 0) = parts.iter().map(|(_, weight)| weight.value().row_count()).sum();
     let recorded = inputs.iter().any(|x| x.wants_grad());
-    let y = Tensor::filled(&shape, |mut y| {
-        for block in blocks(parts) {
-            let (x, weight) = (block.x(), block.weight());
-            let y = y.reborrow().split_columns(block.to).1.split_columns(block.n).0;
-            match recorded {
-                true => kernel::forward(x, weight, None, ViewMut::from(y)),
-                false => kernel::forward_invariant(x, weight, None, ViewMut::from(y)),
-            }?;
-        }
-        Ok::<(), crate::Error>(())
-    })?;
+    let mut y = Tensor::output(device, dtype, &shape)?;
+    for block in blocks(parts) {
+        let (x, weight, y) = (block.x(), block.weight(), y.view_mut().columns(block.to, block.n));
+        match recorded {
+            true => kernel::forward(x, weight, None, y),
+            false => kernel::forward_invariant(x, weight, None, y),
+        }?;
+    }
     let kept = parts.to_vec();
     let [y] = record(&inputs, [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
         for block in blocks(&kept) {
-            let dy = View::from(dy.rows().columns(block.to, block.n));
+            let dy = dy.view().columns(block.to, block.n);
             let x = block.part.0.columns(block.head * block.k, block.k);
             grads.accumulate(&x, |dx, adds| kernel::backward_input(dy, block.weight(), dx, adds))?;
             grads.add_by(&block.part.1, |dw| {
-                let ViewMut::Host(dw) = dw else { return Ok(()) };
-                let dw = dw.split_rows(block.head * block.n).1.split_rows(block.n).0;
-                kernel::backward_weight(dy, block.x(), dw)
+                kernel::backward_weight(dy, block.x(), dw.rows_range(block.head * block.n, block.n))
             })?;
         }
         Ok(())
@@ -60,11 +55,11 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     fn x(&self) -> View<'a> {
-        self.part.0.value().rows().columns(self.head * self.k, self.k).into()
+        self.part.0.value().view().columns(self.head * self.k, self.k)
     }
 
     fn weight(&self) -> View<'a> {
-        self.part.1.value().rows().slice(self.head * self.n, self.n).into()
+        self.part.1.value().view().rows_range(self.head * self.n, self.n)
     }
 }
 
