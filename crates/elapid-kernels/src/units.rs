@@ -10,6 +10,7 @@ pub fn all() -> Vec<Unit> {
         crate::attention::cuda::units(),
         crate::attention::paged::units(),
         crate::causal_conv1d::cuda::units(),
+        crate::cell::cuda::units(),
         crate::cross_entropy::cuda::units(),
         crate::dropout::cuda::units(),
         crate::embedding::cuda::units(),

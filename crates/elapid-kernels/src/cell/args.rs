@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use crate::cuda::Result;
+use crate::cuda::{Gpu, Mat, MatMut, Result};
 use crate::error::{self, Check};
 use crate::view::{Matrix, MatrixMut};
 use crate::{Rows, RowsMut, View, ViewMut};
@@ -142,6 +142,36 @@ impl<V: Matrix> Args<V> {
 impl<'a> Args<View<'a>> {
     pub(super) fn host(self) -> error::Result<Args<Rows<'a>>> {
         self.map(|name, x| CHECK.host(name, x), |name, x| CHECK.host_flat(name, x), self.segments.host(CHECK)?)
+    }
+}
+
+impl<'a> Args<View<'a>> {
+    pub(super) fn device(self, gpu: Gpu) -> error::Result<Args<Mat<'a>>> {
+        let on = |name, x| CHECK.device(name, x, gpu);
+        let segments = self.segments.device(CHECK, gpu)?;
+        self.map(on, on, segments)
+    }
+}
+
+impl<'a> From<Args<Mat<'a>>> for Args<View<'a>> {
+    fn from(args: Args<Mat<'a>>) -> Self {
+        let segments = args.segments.into();
+        let Ok(args) = args.map::<View<'a>, Infallible>(|_, x| Ok(x.into()), |_, x| Ok(x.into()), segments);
+        args
+    }
+}
+
+impl<'a> From<Outputs<Mat<'a>>> for Outputs<View<'a>> {
+    fn from(outputs: Outputs<Mat<'a>>) -> Self {
+        let Ok(outputs) = outputs.map::<View<'a>, Infallible>(|_, x| Ok(x.into()), |_, x| Ok(x.into()));
+        outputs
+    }
+}
+
+impl<'a> From<Grads<MatMut<'a>>> for Grads<ViewMut<'a>> {
+    fn from(grads: Grads<MatMut<'a>>) -> Self {
+        let Ok(grads) = grads.map::<ViewMut<'a>, Infallible>(|_, m| Ok(m.into()), |_, m| Ok(m.into()));
+        grads
     }
 }
 

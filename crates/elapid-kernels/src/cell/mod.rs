@@ -15,9 +15,9 @@
 //! matrix.
 //!
 //! Activations are channels-last: `[b l (gate d)]` is `b * l` rows. The state is `[b s d]`: h; h and c; h; h, c, n and m.
-//! `initial` is the state before position 0, zeros if absent, and `last` is the one for the next chunk. On the CPU a whole
-//! sequence, its chunks and its single positions agree bit for bit; so do a row of a batch and the row alone, and any numbers
-//! of threads. Where [`Segments`](crate::Segments) reset, the state before that position counts as 0, including `initial`.
+//! `initial` is the state before position 0, zeros if absent, and `last` is the one for the next chunk. A whole sequence, its
+//! chunks and its single positions agree bit for bit (on a GPU in f32); so do a row of a batch and the row alone, and any numbers of
+//! threads. Where [`Segments`](crate::Segments) reset, the state before that position counts as 0, including `initial`.
 //! Positions at or after a row's length have output 0 and no gradient, and `last` is the state before them.
 //!
 //! The backward, derived in `docs/math/cell.md`, reads what [`forward`] left in [`Saved`]: a and the states c, n, m of every
@@ -25,6 +25,9 @@
 
 mod args;
 mod cpu;
+pub(crate) mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 pub mod naive;
 mod saved;
 #[cfg(test)]
@@ -58,8 +61,20 @@ pub fn forward<'a, 'y>(
     check(dims, &args)?;
     activation("y", &y, &args.x, dims.d)?;
     CHECK.flat("last", &last, dims.states(args.kind))?;
-    let (y, last) = (CHECK.host_mut("y", y)?, CHECK.host_flat_mut("last", last)?);
-    cpu::forward(Isa::best(), dims, &args.host()?, y, last, saved.map(Saved::host));
+    match y {
+        ViewMut::Host(y) => {
+            let last = CHECK.host_flat_mut("last", last)?;
+            cpu::forward(Isa::best(), dims, &args.host()?, y, last, saved.map(Saved::host));
+        }
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            let last = CHECK.device_mut("last", last, gpu)?;
+            let kept = cuda::forward(dims, &args.device(gpu)?, y, last, saved.is_some())?;
+            if let (Some(saved), Some(kept)) = (saved, kept) {
+                saved.0 = Kept::Device(kept);
+            }
+        }
+    }
     Ok(())
 }
 
@@ -83,6 +98,12 @@ pub fn backward<'a, 'y, 'g>(
             let grads = grads.map(|name, m| CHECK.host_mut(name, m), |name, m| CHECK.host_flat_mut(name, m))?;
             cpu::backward(Isa::best(), dims, &args.host()?, saved, &outputs, grads);
             Ok(())
+        }
+        (View::Device(dy), Kept::Device(saved)) if saved.is_for(dims, args.kind, dy.gpu()) => {
+            let gpu = dy.gpu();
+            let (read, write) = (|name, x| CHECK.device(name, x, gpu), |name, m| CHECK.device_mut(name, m, gpu));
+            let outputs = outputs.map(read, read)?;
+            cuda::backward(dims, &args.device(gpu)?, saved, &outputs, grads.map(write, write)?)
         }
         (_, kept) => {
             let wanted = format!("what a forward of {:?} and {dims:?} left on the same device", args.kind);

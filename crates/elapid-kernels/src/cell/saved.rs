@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::cpu;
+use super::{cpu, cuda};
 
 /// What [`forward`](super::forward) leaves for [`backward`](super::backward). On the CPU it may be used again for another call, and
 /// keeps its memory.
@@ -14,6 +14,7 @@ pub(super) enum Kept {
     #[default]
     Nothing,
     Host(cpu::Saved),
+    Device(cuda::Saved),
 }
 
 impl Saved {
@@ -27,6 +28,7 @@ impl Saved {
         match &self.0 {
             Kept::Nothing => 0,
             Kept::Host(saved) => saved.bytes(),
+            Kept::Device(saved) => saved.bytes(),
         }
     }
 
@@ -47,6 +49,7 @@ impl fmt::Display for Kept {
         match self {
             Self::Nothing => f.write_str("nothing"),
             Self::Host(saved) => write!(f, "that of {:?} on the CPU", saved.made_for()),
+            Self::Device(saved) => write!(f, "that of {:?} on a GPU", saved.made_for()),
         }
     }
 }

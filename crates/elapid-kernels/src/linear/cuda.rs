@@ -40,7 +40,7 @@ pub(super) fn backward_weight(dy: Mat<'_>, x: Mat<'_>, dw: MatMut<'_>) -> Result
     matmul((dy, true), (x, false), dw, 1.0)
 }
 
-pub(super) fn backward_bias(dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
+pub(crate) fn backward_bias(dy: Mat<'_>, db: MatMut<'_>) -> Result<()> {
     if dy.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,6 @@ pub use elapid_kernels::cell::Kind as CellKind;
 use elapid_kernels::{View, cell as kernel};
 use kernel::{Args, Dims, Grads, Outputs};
 
-use super::place::on_cpu;
 use crate::autograd::{Var, Want, record};
 use crate::{DType, Layout, Result, Tensor};
 
@@ -51,9 +50,8 @@ impl CellArgs {
 /// [`elapid_kernels::cell`].
 ///
 /// # Errors
-/// If shapes do not fit, or x is not on the CPU.
+/// If shapes do not fit; if a device failed, or has too little memory.
 pub fn cell(args: CellArgs, layout: &Layout) -> Result<(Var, Var)> {
-    on_cpu("cell", &args.x)?;
     let dims = args.dims(layout);
     let (device, dtype) = (args.x.value().device(), args.x.value().dtype());
     let mut saved = args.inputs().iter().any(|x| x.wants_grad()).then(kernel::Saved::new);

@@ -1,7 +1,7 @@
 //! Where operations run, and where they write.
 
 use crate::autograd::Var;
-use crate::{DType, Device, Error, Result, Tensor};
+use crate::{DType, Result, Tensor};
 
 /// Where the state after `l` positions goes: into the memory of the one `before`, where that is asked for and possible
 /// (clones share memory, nobody reads it any more), else into memory of its own.
@@ -10,13 +10,5 @@ pub(super) fn state_after(before: &Var, l: usize, in_place: bool, recorded: bool
     match in_place && l == 1 && !recorded && !device.copies_on_write() {
         true => Ok(before.value().clone()),
         false => Tensor::output(device, DType::F32, before.shape()),
-    }
-}
-
-/// Refuses an operation that has no GPU kernel yet.
-pub(super) fn on_cpu(op: &'static str, x: &Var) -> Result<()> {
-    match x.value().device() {
-        Device::Cpu => Ok(()),
-        device => Err(Error::Missing { op, device: device.to_string() }),
     }
 }

@@ -13,9 +13,10 @@ use elapid::lm::Positions;
 use elapid::params::{ParamBuilder, ParamGrads};
 use elapid::pass::Cx;
 use elapid::state::{LayerState, StateSpec};
-use elapid::{LanguageModel, Layout, Result, State};
+use elapid::{DType, Device, LanguageModel, Layout, Result, State};
+use elapid_kernels::testing::{err_ratio, gpu, wide};
 
-use crate::contract::{cut, gradients_in_pieces, logits_in_pieces, same_gradients, summed};
+use crate::contract::{cut, gradients_in_pieces, logits_in_pieces, numbers, same_gradients, summed};
 use crate::{close, ids};
 
 /// Ids of the models.
@@ -280,6 +281,59 @@ fn no_setting_of_a_layer_has_the_name_of_one_of_its_place() {
         for field in layer.fields() {
             let taken = field.name == "kind" || Placement::FIELDS.iter().any(|other| other.name == field.name);
             assert!(!taken, "{}: {}", layer.kind(), field.name);
+        }
+    }
+}
+
+/// A batch of three rows: whole, with documents, and with padding too.
+fn layouts(b: usize, l: usize) -> Vec<Layout> {
+    let resets: Arc<[u8]> = (0..b * l).map(|i| u8::from(i % 11 == 4)).collect();
+    let documents = Layout { resets: Some(resets), ..Layout::new(b, l) };
+    let padded = Layout { lengths: Some(Arc::new([l as u32, 1, 20])), ..documents.clone() };
+    vec![Layout::new(b, l), documents, padded]
+}
+
+/// Every kind trains on a GPU as on the CPU, in f32 and near it in bf16, and steps there as it reads a whole sequence.
+#[test]
+fn every_kind_trains_and_steps_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let (b, l) = (3, 33);
+    let tokens = ids(b * l, V);
+    let all = |grads: &ParamGrads| -> Vec<f32> { grads.iter().flat_map(|(_, g)| g.to_vec().unwrap()).collect() };
+    for (name, model) in models() {
+        let [narrow, device] = [DType::Bf16, DType::F32].map(|dtype| model.to_train(Device::Cuda(gpu), dtype).unwrap());
+        for (i, layout) in layouts(b, l).iter().enumerate() {
+            let promises = model.promises();
+            if layout.lengths.is_some() && !promises.lengths || layout.resets.is_some() && !promises.resets {
+                continue;
+            }
+            let target = |at: usize| if at % l < layout.len(at / l) && at % 5 > 0 { (at * 7 % 37) as i32 } else { -1 };
+            let targets: Vec<i32> = (0..b * l).map(target).collect();
+            let (want, grads, _) = summed(&model, layout, &tokens, &targets);
+            let (got, on_device, _) = summed(&device, layout, &tokens, &targets);
+            assert!((want - got).abs() <= 2e-5 * want.abs(), "{name}, layout {i}: {want} {got}");
+            let (grads, on_device) = (wide(&all(&grads)), all(&on_device));
+            let ratio = err_ratio(&grads, &on_device);
+            assert!(ratio <= 1e-4, "{name}, layout {i}: gradients {ratio:e}");
+            // Roundings may change what a mixture picks.
+            if name.contains("top_k") {
+                continue;
+            }
+            let (got, on_device, _) = summed(&narrow, layout, &tokens, &targets);
+            assert!((want - got).abs() <= 3e-2 * want.abs(), "{name}, layout {i}, bf16: {want} {got}");
+            let ratio = err_ratio(&grads, &all(&on_device));
+            assert!(ratio <= 0.12, "{name}, layout {i}, bf16: gradients {ratio:e}");
+        }
+        // A state that grows is not carried on a GPU yet.
+        let carried = model.zero_state(b).unwrap().check_carried(Device::Cuda(gpu)).is_ok();
+        if model.promises().split < Split::Whole && carried {
+            let (want, state) = logits_in_pieces(&model, &tokens, b, &[l]);
+            for pieces in [&[l][..], &[1; 33], &[20, 1, 12]] {
+                let (got, last) = logits_in_pieces(&device, &tokens, b, pieces);
+                close(&format!("{name} {pieces:?} on a GPU"), &flat(&want), &flat(&got));
+                let last = last.to(Device::Cpu).unwrap();
+                close(&format!("{name} {pieces:?}: state"), &numbers(&state), &numbers(&last));
+            }
         }
     }
 }
