@@ -445,8 +445,13 @@ fn a_chunk_sees_what_came_before() {
             let (q, k, v) = (on(&q, heads * hk), on(&k, kv_heads * hk), on(&v, kv_heads * hv));
             let y = OnDevice::poisoned(gpu, l, heads * hv, 8, dtype);
             let batch = Batch { b: 1, l, past, segments: cuda::Segments::default() };
-            forward(&attention, Args { q: q.mat(), k: k.mat(), v: v.mat(), sink_logits: None, stretches: batch }, y.mat_mut(), None)
-                .unwrap();
+            forward(
+                &attention,
+                Args { q: q.mat(), k: k.mat(), v: v.mat(), sink_logits: None, stretches: batch },
+                y.mat_mut(),
+                None,
+            )
+            .unwrap();
             let error = err_ratio(&want, &y.values());
             let bound = if dtype == DType::F32 { 1e-5 } else { BF16 };
             assert!(error < bound, "{past} + {l} {dtype} {hk} {mask:?}: {error:e}");
