@@ -25,6 +25,7 @@ struct Args {
     logs: u64,
     squares: u64,
     mean: u64,
+    dmean: u64,
     m: i64,
     scale: f32,
     experts: i32,
@@ -51,6 +52,7 @@ fn args(router: &Router, logits: &Mat<'_>) -> Args {
         logs: 0,
         squares: 0,
         mean: 0,
+        dmean: 0,
         m: logits.rows() as i64,
         scale: router.scale,
         experts: size(logits.cols()),
@@ -150,9 +152,10 @@ pub(super) fn z_loss(logits: Mat<'_>, logs: MatMut<'_>, mean: MatMut<'_>) -> Res
     run("z_mean", Launch::linear(1, 1))
 }
 
-pub(super) fn z_loss_backward(logits: Mat<'_>, logs: Mat<'_>, factor: f32, dlogits: MatMut<'_>) -> Result<()> {
+pub(super) fn z_loss_backward(logits: Mat<'_>, logs: Mat<'_>, dmean: Mat<'_>, dlogits: MatMut<'_>) -> Result<()> {
     let gpu = logits.gpu();
-    let args = Args { dlogits: dlogits.raw(), logs: logs.address(), scale: factor, ..args(&Router::top(1), &logits) };
+    let dmean = dmean.address();
+    let args = Args { dlogits: dlogits.raw(), logs: logs.address(), dmean, ..args(&Router::top(1), &logits) };
     let blocks = logits.len().div_ceil(256).min(16 * gpu.multiprocessors());
     // SAFETY: as in `forward`.
     unsafe { gpu.kernel(&SOURCE, "z_backward", &defines(logits.dtype()))?.launch(Launch::linear(blocks, 256), &args) }

@@ -81,7 +81,8 @@ fn z_losses() {
                     (OnDevice::poisoned(gpu, m, 1, 0, DType::F32), OnDevice::poisoned(gpu, 1, 1, 0, DType::F32));
                 let dlogits = OnDevice::poisoned(gpu, m, experts, 1, dtype);
                 z_loss(on_logits.mat(), logs.mat_mut(), mean.mat_mut()).unwrap();
-                z_loss_backward(on_logits.mat(), logs.mat(), 0.7, dlogits.mat_mut()).unwrap();
+                let dmean = OnDevice::of(gpu, &[0.7], 1, 0, DType::F32);
+                z_loss_backward(on_logits.mat(), logs.mat(), dmean.mat(), dlogits.mat_mut()).unwrap();
                 [logs.values(), mean.values(), dlogits.values()]
             };
             let [logs, mean, dlogits] = run();

@@ -186,33 +186,33 @@ pub fn z_loss<'a>(
 
 /// The gradient of the logits from that of the mean: dlogit = 2 dmean / m · log · exp(logit - log).
 ///
-/// `logs` as [`z_loss`] left them, `dlogits` `[m experts]` (=) of the dtype of the logits.
+/// `logs` as [`z_loss`] left them, `dmean` `[1]` f32, `dlogits` `[m experts]` (=) of the dtype of the logits.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn z_loss_backward<'a>(
     logits: impl Into<View<'a>>,
     logs: impl Into<View<'a>>,
-    dmean: f32,
+    dmean: impl Into<View<'a>>,
     dlogits: impl Into<ViewMut<'a>>,
 ) -> Result<()> {
-    let (logits, logs, dlogits) = (logits.into(), logs.into(), dlogits.into());
+    let (logits, logs, dmean, dlogits) = (logits.into(), logs.into(), dmean.into(), dlogits.into());
     let (m, experts) = logits.shape();
     check(&Router::top(1), &logits)?;
     CHECK.flat("logs", &logs, m)?;
+    CHECK.flat("dmean", &dmean, 1)?;
     CHECK.matrix("dlogits", &dlogits, (m, experts))?;
     CHECK.dtype("dlogits", &dlogits, logits.dtype())?;
     match dlogits {
         ViewMut::Host(dlogits) => {
             let (logits, logs) = (CHECK.host("logits", logits)?, CHECK.host_flat("logs", logs)?);
-            naive::z_loss_backward(logits, logs, dmean, dlogits);
+            naive::z_loss_backward(logits, logs, CHECK.host_flat("dmean", dmean)?[0], dlogits);
             Ok(())
         }
         ViewMut::Device(dlogits) => {
             let gpu = dlogits.gpu();
-            let factor = 2.0 * dmean / m.max(1) as f32;
             let (logits, logs) = (CHECK.device("logits", logits, gpu)?, CHECK.device("logs", logs, gpu)?);
-            cuda::z_loss_backward(logits, logs, factor, dlogits)
+            cuda::z_loss_backward(logits, logs, CHECK.device("dmean", dmean, gpu)?, dlogits)
         }
     }
 }

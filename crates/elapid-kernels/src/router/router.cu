@@ -14,6 +14,7 @@ struct Args {
   float* logs;  // [m]
   double* squares;  // [blocks]
   float* mean;  // [1]
+  const float* dmean;  // [1]
   i64 m;
   float scale;
   i32 experts, k, groups, top_groups, sigmoid, renormalise, blocks;
@@ -236,9 +237,10 @@ extern "C" __global__ void z_mean(const __grid_constant__ Args a) {
 
 extern "C" __global__ void __launch_bounds__(256) z_backward(const __grid_constant__ Args a) {
   i64 all = a.m * a.experts;
+  float factor = 2.0f * *a.dmean / float(a.m);
   for (i64 i = i64(blockIdx.x) * 256 + threadIdx.x; i < all; i += i64(gridDim.x) * 256) {
     i64 r = i / a.experts, e = i - r * a.experts;
     float log = a.logs[r];
-    a.dlogits.row(r)[e] = from_float<T>(a.scale * log * expf(to_float(a.logits.row(r)[e]) - log));
+    a.dlogits.row(r)[e] = from_float<T>(factor * log * expf(to_float(a.logits.row(r)[e]) - log));
   }
 }

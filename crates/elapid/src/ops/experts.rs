@@ -90,8 +90,9 @@ pub fn z_loss(logits: &Var) -> Result<Var> {
     let kept = logits.clone();
     let [loss] = record(&[logits], [loss], move |grads, [loss]| {
         let Some(seed) = grads.take(loss)? else { return Ok(()) };
-        let seed = seed.to_vec()?[0];
-        grads.set_by(&kept, |dlogits| router::z_loss_backward(kept.value().view(), logs.view_flat(), seed, dlogits))
+        grads.set_by(&kept, |dlogits| {
+            router::z_loss_backward(kept.value().view(), logs.view_flat(), seed.view_flat(), dlogits)
+        })
     });
     Ok(loss)
 }
@@ -189,4 +190,36 @@ fn combine(order: &Arc<Order>, weights: &Var, o: &Var, shape: &[usize]) -> Resul
 pub fn weighed(x: &Var, w: &Var) -> Result<Var> {
     let order = Arc::new(kernel::identity(x.value().gpu(), x.value().row_count())?);
     combine(&order, &cast(w, DType::F32)?, x, x.shape())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// golden/positions.json has the z loss of `transformers`, and its gradient.
+    #[test]
+    fn the_z_loss_is_that_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/positions.json");
+        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let golden = &golden["z_loss"];
+        let values = |name: &str| -> Vec<f32> {
+            golden[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+        };
+        let (logits, want) = (values("logits"), values("gradient"));
+        let experts = golden["experts"].as_u64().unwrap() as usize;
+        let m = logits.len() / experts;
+        let logits = Tensor::new(logits, &[m, experts]);
+        let loss = z_loss(&logits.clone().into()).unwrap().value().to_vec().unwrap()[0];
+        assert!((f64::from(loss) / golden["loss"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{loss}");
+        let (mut logs, mut mean, mut got) = (vec![0.0; m], [0.0], vec![0.0; m * experts]);
+
+        let (into, one) = (elapid_kernels::RowsMut::new(&mut logs, m), elapid_kernels::RowsMut::new(&mut mean, 1));
+        router::z_loss(logits.view(), into, one).unwrap();
+        let rows = elapid_kernels::Rows::new(&logs, 1);
+        let seed = elapid_kernels::Rows::new(&[1.0], 1);
+        router::z_loss_backward(logits.view(), rows, seed, elapid_kernels::RowsMut::new(&mut got, experts)).unwrap();
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() <= 1e-6 * want.abs().max(0.1), "{got} {want}");
+        }
+    }
 }
