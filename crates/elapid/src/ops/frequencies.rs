@@ -137,4 +137,62 @@ mod tests {
         }
         close(scaling.attention_factor(), 0.1 * 16f64.ln() + 1.0);
     }
+
+    /// golden/positions.json: frequencies and factors as transformers computes them, in f32.
+    #[test]
+    fn scalings_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/positions.json");
+        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let all = golden["scalings"].as_array().unwrap();
+        for one in all {
+            let get =
+                |name: &str, otherwise: f64| one.get(name).and_then(serde_json::Value::as_f64).unwrap_or(otherwise);
+            let (factor, original) = (get("factor", 1.0), get("original_max_position_embeddings", 4096.0));
+            let scaling = match one["kind"].as_str().unwrap() {
+                "linear" => Scaling::Linear(factor),
+                // Of a text of `length` where `original` was trained on.
+                "dynamic" => Scaling::Ntk(factor * get("length", 0.0) / original - (factor - 1.0)),
+                "llama3" => Scaling::Llama3 {
+                    factor,
+                    low: get("low_freq_factor", 1.0),
+                    high: get("high_freq_factor", 4.0),
+                    original,
+                },
+                _ => {
+                    let (fast, slow) = (get("beta_fast", 32.0), get("beta_slow", 1.0));
+                    let truncate = one.get("truncate").is_none_or(|truncate| truncate.as_bool().unwrap());
+                    Scaling::Yarn { factor, fast, slow, original, truncate }
+                }
+            };
+            let got = scaling.frequencies(one["dim"].as_u64().unwrap() as usize, get("base", 1e4));
+            let want: Vec<f64> = one["frequencies"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.iter().zip(&want) {
+                assert!((got / want - 1.0).abs() < 2e-6, "{one}: {got} {want}");
+            }
+            assert!((scaling.attention_factor() - get("attention_factor", 0.0)).abs() < 1e-6, "{one}");
+        }
+        assert_eq!(all.len(), 9);
+    }
+
+    /// The same values as ours; transformers has all sines before all cosines.
+    #[test]
+    fn sinusoids_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../golden/positions.json");
+        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for table in golden["sinusoids"].as_array().unwrap() {
+            let d = table["dim"].as_u64().unwrap() as usize;
+            let numbers = |x: &serde_json::Value| -> Vec<f64> {
+                x.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+            };
+            let positions: Vec<u64> = numbers(&table["positions"]).iter().map(|&at| at as u64).collect();
+            let got = crate::ops::sinusoids(&positions, d);
+            for (row, want) in table["values"].as_array().unwrap().iter().enumerate() {
+                for (column, want) in numbers(want).into_iter().enumerate() {
+                    let ours = if column < d / 2 { 2 * column } else { 2 * (column - d / 2) + 1 };
+                    assert!((f64::from(got[row * d + ours]) - want).abs() < 1e-6, "row {row}, column {column} of {d}");
+                }
+            }
+        }
+    }
 }
