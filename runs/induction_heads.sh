@@ -41,6 +41,5 @@ for kind in abs rope xpos; do
     done
 done
 if ((${#models[@]})); then
-    # A CPU reads a long sequence in parts, which a cache needs.
-    DEVICE=cpu report docs/results/induction_heads_attention.md --task induction-heads --lengths 64..16384
+    report docs/results/induction_heads_attention.md --task induction-heads --lengths 64..16384
 fi

@@ -5,6 +5,7 @@
 
 mod answers;
 mod bench;
+mod compare;
 mod doctor;
 mod eval;
 mod failure;
@@ -86,6 +87,8 @@ enum Command {
     Train(Box<train::Arguments>),
     /// Measure how well a model predicts a text or lists of tokens, or solves a synthetic task
     Eval(Box<eval::Arguments>),
+    /// Compare the held-out figures of training runs: a table, curves
+    Compare(compare::Arguments),
     /// Show a model's configuration, tensors, cost per token and state size, or values inside it
     Inspect(inspect::Arguments),
     /// Turn text into token ids, and ids into text
@@ -140,6 +143,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Generate(arguments) => generate::run(arguments, place, output),
         Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),
         Command::Eval(arguments) => eval::run(arguments, place, output),
+        Command::Compare(arguments) => compare::run(arguments, output),
         Command::Inspect(arguments) => inspect::run(arguments, place, output),
         Command::Tokenize(arguments) => tokenize::run(arguments, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),

@@ -119,6 +119,23 @@ fn published_models_have_as_many_parameters() {
     assert_eq!(fs::read_dir(dir).unwrap().count(), published.len());
 }
 
+/// What configs/hybrids compares has as many parameters that a token passes.
+#[test]
+fn compared_models_have_ten_million_active_parameters() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/hybrids");
+    let mut seen = 0;
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let config = TrainConfig::load(&path).unwrap();
+        config.validate(&path.display().to_string()).unwrap();
+        let model = LanguageModel::new(config.model.resolve(&Tokenizer::byte()).unwrap(), 0).unwrap();
+        let active = model.cost(0).params;
+        assert!((9_500_000..10_500_000).contains(&active), "{}: {active}", path.display());
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
 /// configs/to-come has models whose layers do not all exist: one error names those, and it is the only one.
 #[test]
 fn configs_to_come_lack_layers_alone() {
