@@ -196,6 +196,7 @@ fn attentions(random: &mut Random) {
             q: Rows::new(&q, h * c),
             k: Rows::new(&k, g * c),
             v: Rows::new(&v, g * c),
+            sink_logits: None,
             stretches: &stretches,
         };
         let mask = Mask { window, ..Mask::default() };
@@ -215,7 +216,7 @@ fn attentions(random: &mut Random) {
         let backward = report(&name("backward"), 2.5 * flops, "GFLOP/s", || {
             let (dq, dk, dv) =
                 (RowsMut::new(&mut dq, h * c), RowsMut::new(&mut dk, g * c), RowsMut::new(&mut dv, g * c));
-            let grads = attention::Grads { dq, dk, dv };
+            let grads = attention::Grads { dq, dk, dv, dsink_logits: None };
             // The CPU does not read y.
             let dy = Rows::new(&dy, h * c);
             let outputs = attention::Outputs { y: dy, dy };
@@ -232,6 +233,7 @@ fn attentions(random: &mut Random) {
             q: Rows::new(&q, h * c),
             k: Rows::new(&k, g * c),
             v: Rows::new(&v, g * c),
+            sink_logits: None,
             stretches: &stretches,
         };
         let mask = Mask::default();
