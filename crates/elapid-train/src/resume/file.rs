@@ -1,10 +1,11 @@
 //! `training.safetensors`: the optimiser's moments, the progress of the run, and checksums of all files of the checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+use elapid::LanguageModel;
 use elapid::checkpoint::Checkpoint;
 use elapid::files::{self, Elements, FileError, TensorFile, atomic_write, write_tensors};
 use safetensors::Dtype;
@@ -112,8 +113,16 @@ pub(super) fn read(dir: &Path, take: &mut dyn FnMut(&str, [Vec<f32>; 2])) -> Res
     let mut digest = Digest::default();
     let signed = notes.iter().filter(|(key, _)| **key != "checksum");
     signed.for_each(|(key, value)| [key, value].into_iter().for_each(|text| digest.text(text)));
-    for name in checkpoint.names() {
-        let shape = checkpoint.shape(name).unwrap_or_default();
+    // By the names that elapid gives parameters, whatever the format of the weights.
+    let outline = LanguageModel::outline(&checkpoint.config).map_err(|error| Problem::damaged(dir, error))?;
+    let shapes: BTreeMap<String, Vec<usize>> = outline.into_iter().collect();
+    let own = |name: &String| name.strip_prefix("m.").map(str::to_owned);
+    let names: BTreeSet<String> = file.names().iter().filter_map(own).collect();
+    if let Some(lacking) = shapes.keys().find(|name| !names.contains(*name)) {
+        return Err(damaged(format!("tensor `m.{lacking}` is missing")));
+    }
+    for name in &names {
+        let shape = shapes.get(name).map(Vec::as_slice).or_else(|| checkpoint.shape(name)).unwrap_or_default();
         let elements = checkpoint.tensor(name, shape).map_err(|error| Problem::damaged(dir, error))?;
         weights.tensor(name, &elements);
         let both = ["m", "v"].map(|prefix| moment(&file, &format!("{prefix}.{name}"), elements.len(), &mut digest));

@@ -81,6 +81,36 @@ fn interrupted(dir: &Path, settings: &[&str], at: u64) {
     train(all, Start::Resume).unwrap();
 }
 
+/// Weights are written in the formats of other programs, which name and cut parameters in other ways.
+#[test]
+fn runs_of_other_formats_go_on_with_the_same_bits() {
+    let llama = ["model.layers=[\"attention\"]", "model.ffn=[\"mlp\"]", "model.layer.attention.heads=4"];
+    let gpt2 = [
+        "model.layers=[\"attention\"]",
+        "model.layer.attention.rope=none",
+        "model.layer.attention.qkv_bias=true",
+        "model.layer.attention.out_bias=true",
+        "model.ffn=[\"mlp\"]",
+        "model.layer.mlp.gate=false",
+        "model.layer.mlp.bias=true",
+        "model.layer.mlp.activation=gelu-tanh",
+        "model.norm=layer",
+        "model.positions=learned",
+        "model.max_positions=32",
+    ];
+    let moe = ["model.layers=[\"attention\"]", "model.ffn=[\"moe\"]", "model.layer.moe.experts=4"];
+    let hybrid = ["model.layers=[\"mamba1\", \"attention\"]", "model.ffn=[\"mlp\"]"];
+    for settings in [&llama[..], &gpt2, &moe, &hybrid] {
+        let settings = [settings, &["train.steps=12"]].concat();
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        train(config(whole.path(), &settings), Start::New).unwrap();
+        interrupted(parts.path(), &settings, 7);
+        for file in ["model.safetensors", "resume/step-00000012/training.safetensors"] {
+            assert!(bytes(whole.path(), file) == bytes(parts.path(), file), "{file} of {settings:?}");
+        }
+    }
+}
+
 #[test]
 fn a_resumed_run_is_the_same_bits() {
     let windows = [&DROPS[..], &["data.mode=\"windows\"", "train.accumulate=2"]].concat();

@@ -54,6 +54,11 @@ impl TensorFile {
         &self.notes
     }
 
+    /// The names of its tensors, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
     /// Type and shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<(Dtype, &[usize])> {
         self.header.info(name).map(|info| (info.dtype, info.shape.as_slice()))
