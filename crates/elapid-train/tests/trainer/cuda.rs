@@ -62,7 +62,28 @@ fn text_and_tasks_train_as_on_the_cpu() {
     ];
     let sums = ["model.ffn=[\"mlp\"]", "model.norm=rms1", "model.positions=sinusoidal", "model.layer.mlp.place=output"];
     let dropped = [&DROPS[..], &["train.accumulate=2", "model.ffn=[\"mlp\"]"]].concat();
-    let all = [&windows[..], &streams[..], &task[..], &groups[..], &stack[..], &sums[..], &dropped[..]];
+    // Losses of routers beside that of the text, of each and of all together.
+    let routers = [
+        "model.ffn=[\"moe\"]",
+        "model.layer.moe.experts=4",
+        "model.layer.moe.balance=0.05",
+        "model.layer.moe.z_loss=0.01",
+        "model.layer.moe.capacity=1.5",
+    ];
+    let together = [&routers[..4], &["model.layer.moe.balance_over=\"model\""]].concat();
+    let attention = ["model.layers=[\"attention\"]", "model.layer.attention.heads=4", "model.ffn=[\"mlp\"]"];
+    let all = [
+        &windows[..],
+        &streams[..],
+        &task[..],
+        &groups[..],
+        &stack[..],
+        &sums[..],
+        &dropped[..],
+        &routers[..],
+        &together[..],
+        &attention[..],
+    ];
     for settings in all {
         alike::<LanguageModel>(&format!("{settings:?}"), &|dir| config(dir, settings), run);
     }

@@ -6,7 +6,7 @@ use elapid_kernels::{ViewMut, cuda, elementwise};
 
 use super::slots::{Form, Grads, Slot};
 use super::var::{Place, Var};
-use crate::{Result, Tensor};
+use crate::{Device, Result, Tensor};
 
 /// How an operation writes the gradient of an input.
 #[derive(Clone, Copy)]
@@ -62,6 +62,21 @@ impl Grads {
     /// # Errors
     /// If a device failed.
     pub fn take(&mut self, output: &Var) -> Result<Option<Tensor>> {
+        let Some(gradient) = self.take_seed(output)? else { return Ok(None) };
+        let value = output.value();
+        match value.gpu() {
+            // A seed: filled in by a kernel, which a captured graph may have, where a copy from the host may not be.
+            Some(gpu) if gradient.device() == Device::Cpu && gradient.len() == 1 => {
+                let mut filled = Tensor::uninit(gpu, value.dtype(), output.shape())?;
+                elementwise::fill(filled.view_mut(), gradient.as_slice()[0])?;
+                Ok(Some(filled))
+            }
+            _ => Ok(Some(gradient)),
+        }
+    }
+
+    /// [`take`](Self::take) for a loss: a seed stays on the CPU, where its weight is read without waiting for a device.
+    pub(crate) fn take_seed(&mut self, output: &Var) -> Result<Option<Tensor>> {
         let Some(place) = self.place(output) else { return Ok(None) };
         Ok(self.take_whole(place.slot)?.map(|data| data.reshape(output.shape())))
     }

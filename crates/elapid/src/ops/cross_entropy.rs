@@ -125,7 +125,7 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>,
     let Some((mut dh, mut dw)) = saved else { return Ok(Loss { mean: mean.into(), nll }) };
     let (kept_h, kept_weight) = (h.without_numbers(), weight.without_numbers());
     let [mean] = record(&[h, weight], [mean], move |grads, [mean]| {
-        let Some(seed) = grads.take(mean)? else { return Ok(()) };
+        let Some(seed) = grads.take_seed(mean)? else { return Ok(()) };
         let seed = seed.to_vec()?[0];
         if seed != 1.0 {
             for gradient in [&mut dh, &mut dw] {

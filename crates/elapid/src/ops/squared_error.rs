@@ -18,7 +18,7 @@ pub fn squared_error(y: &Var, targets: &Tensor) -> Result<Var> {
     kernel::forward(y.value().view(), targets.view_flat(), mean.view_mut(), count.view_mut())?;
     let kept = y.clone();
     let [mean] = record(&[y], [mean], move |grads, [mean]| {
-        let Some(seed) = grads.take(mean)? else { return Ok(()) };
+        let Some(seed) = grads.take_seed(mean)? else { return Ok(()) };
         let scale = seed.to_vec()?[0];
         grads.set_by(&kept, |dy| {
             kernel::backward(kept.value().view(), targets.view_flat(), count.view_flat(), scale, dy)
