@@ -18,15 +18,16 @@ if [[ $kinds == *" mamba "* ]]; then
     report docs/results/induction_heads.md --task induction-heads --lengths 64..1048576
 fi
 
-# Attention alone, without feed-forwards, at a constant rate as in the paper: 25 epochs of 8192 steps, 50 with rotary positions. It
-# stops early after five validations in a row without a wrong answer. The table of absolute positions has rows for all lengths,
+# Attention alone, without feed-forwards, at a constant rate as in the paper, and at most as many sequences: 25 epochs of 8192
+# steps of 8, 50 with rotary positions, here in steps of 64. It stops early after five validations in a row without a wrong answer. The table of absolute positions has rows for all lengths,
 # of which those beyond 256 stay as they were drawn.
 attention=(model.d_model=128 'model.layers=["attention"]' model.layer.attention.heads=8 'task.eval_lengths=[256]'
-    train.stop_at_accuracy=1.0 train.schedule=constant train.label_smoothing=0)
+    train.stop_at_accuracy=1.0 train.schedule=constant train.label_smoothing=0 train.batch=64 train.steps=25600
+    train.eval_every=512 train.save_every=2048)
 declare -A positions=(
     [abs]='model.layer.attention.rope="none" model.positions="learned" model.max_positions=16384'
-    [rope]='model.layer.attention.rope="pairs" train.steps=409600'
-    [xpos]='model.layer.attention.rope="pairs" model.layer.attention.xpos_base=512 train.steps=409600'
+    [rope]='model.layer.attention.rope="pairs" train.steps=51200'
+    [xpos]='model.layer.attention.rope="pairs" model.layer.attention.xpos_base=512 train.steps=51200'
 )
 models=() jobs=()
 for kind in abs rope xpos; do
