@@ -282,12 +282,18 @@ pub(super) fn backward(
         let (dq, h) = (dq.columns(head * gates * width, gates * width), before.columns(head * width, width));
         linear::matmul((dq, true), (h, false), du, 1.0)?;
     }
-    let Some(dbias) = dbias else { return Ok(()) };
-    let mut dbias = dbias.reshaped(1, gates * d);
+    match dbias {
+        Some(dbias) => bias_sums(dims, kind, dq, dx.as_mat(), dbias.reshaped(1, gates * d)),
+        None => Ok(()),
+    }
+}
+
+/// dbias `[1 (gate d)]` += Σ dq. The gradient of U h is that of x, but for a gate of the GRU; with one head both have the same
+/// columns.
+fn bias_sums(dims: Dims, kind: Kind, dq: Mat<'_>, dx: Mat<'_>, mut dbias: MatMut<'_>) -> Result<()> {
+    let (d, width, gates) = (dims.d, dims.d / dims.heads, kind.gates());
     if dims.heads == 1 || kind != Kind::Gru {
-        // The gradient of U h is that of x, but for a gate of the GRU; with one head both have the same columns.
-        let sums = if dims.heads == 1 { dq } else { dx.as_mat() };
-        return linear::backward_bias(sums, dbias);
+        return linear::backward_bias(if dims.heads == 1 { dq } else { dx }, dbias);
     }
     for (head, gate) in (0..dims.heads).flat_map(|head| (0..gates).map(move |gate| (head, gate))) {
         let of = dbias.reborrow().columns(gate * d + head * width, width);

@@ -9,7 +9,8 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::{Mask, Unit, naive};
+use super::mask::{Mask, Unit};
+use super::naive;
 use crate::parallel::{grain, split};
 use crate::{Isa, Rows, RowsMut};
 

@@ -1,7 +1,7 @@
 //! On a GPU: every value is read once and written once; a thread draws for eight neighbouring elements, or for one where rows
 //! do not allow it.
 
-use super::{Mask, Unit};
+use super::mask::{Mask, Unit};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Mat, MatMut, RawMat, Result, Source};
 use crate::pointwise::cuda::{tiles, vector_define};

@@ -1,6 +1,6 @@
 //! The equation as a loop.
 
-use super::{Mask, Unit};
+use super::mask::{Mask, Unit};
 use crate::sampling::philox::philox4x32_10;
 use crate::{Float, Rows, RowsMut};
 

@@ -5,6 +5,7 @@ use crate::testing::{OnDevice, Random, err_ratio, gpu, median, rounded, wide};
 use crate::{Rows, RowsMut};
 
 #[test]
+// Long: each product of a case.
 fn sizes() {
     let Some(gpu) = gpu() else { return };
     for (i, (m, n, k)) in [

@@ -38,6 +38,7 @@ struct Raw {
 }
 
 /// `x` into y, or without it y in place.
+// Long: each argument of the kernel is a line.
 pub(super) fn forward(args: &Args<'_, Mat<'_>>, inverse: bool, x: Option<Mat<'_>>, y: MatMut<'_>) -> Result<()> {
     let (gpu, y) = (y.gpu(), y.as_mat());
     let (dim, half) = (args.dim, args.frequencies.len());

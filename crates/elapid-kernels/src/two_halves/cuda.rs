@@ -1,6 +1,6 @@
 //! On a GPU: a thread for each element of y.
 
-use super::Halves;
+use super::halves::Halves;
 use crate::DType;
 use crate::cuda::{Buffer, Define, Mat, RawMat, Result, Source, Unit};
 use crate::pointwise::cuda::tiles;

@@ -5,6 +5,7 @@
 //! the second half, from there on the first.
 
 pub(crate) mod cuda;
+mod halves;
 pub mod naive;
 #[cfg(test)]
 mod tests;
@@ -15,18 +16,9 @@ use crate::parallel::{grain, split};
 use crate::view::Shaped;
 use crate::{Array, View, ViewMut};
 
-const CHECK: Check = Check("two_halves");
+pub use halves::Halves;
 
-/// Which halves rows have.
-#[derive(Debug, Clone, Copy)]
-pub struct Halves<'a> {
-    /// Columns of a half.
-    pub c: usize,
-    /// `[m]`: the position of each row in its document; none: rows have both halves.
-    pub positions: Option<Array<'a, u64>>,
-    /// Rows of earlier positions have the second half, others the first.
-    pub border: u64,
-}
+const CHECK: Check = Check("two_halves");
 
 /// y `[m h·2c]` (=) of a and b `[m h·c]`, all of one format.
 ///

@@ -30,6 +30,7 @@ fn pages(gpu: Gpu, shape: Shape, values: &[f32], len: usize) -> Vec<Arc<Page>> {
 }
 
 /// Two steps of every row against the equation over all that it has read.
+// Long: pages, two steps, and the oracle of each row.
 fn check(gpu: Gpu, case: &Case, random: &mut Random) {
     let Case { attention, hk, hv, dtype, columns, read } = case;
     let (hk, hv, dtype, rows) = (*hk, *hv, *dtype, read.len());
