@@ -147,9 +147,19 @@ impl TrainConfig {
     /// If TOML cannot express one of them.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>, ConfigError> {
         [self, other].into_iter().try_for_each(|config| config.check_integers("config"))?;
-        let theirs: HashMap<String, String> = other.settings().into_iter().collect();
-        let ours = self.settings().into_iter().filter(|(name, value)| theirs.get(name) != Some(value));
-        Ok(ours.map(|(name, value)| format!("{name}={value}")).collect())
+        let ours = self.settings();
+        let text = |(name, value): &(String, String)| format!("{name}={value}");
+        // With the same layers in it, the other has their defaults, which need not be said.
+        let mut base = other.clone();
+        let mut said = Vec::new();
+        for layers in ours.iter().filter(|(name, _)| ["model.layers", "model.ffn"].contains(&name.as_str())) {
+            if !base.settings().contains(layers) && base.apply_override(&text(layers)).is_ok() {
+                said.push(text(layers));
+            }
+        }
+        let theirs: HashMap<String, String> = base.settings().into_iter().collect();
+        said.extend(ours.iter().filter(|(name, value)| theirs.get(name) != Some(value)).map(text));
+        Ok(said)
     }
 
     /// The resolved config, with a comment on every setting.

@@ -286,6 +286,11 @@ fn differences_are_overrides() {
     ];
     all.iter().for_each(|one| config.apply_override(one).unwrap());
     assert_eq!(config.differences(&default).unwrap(), all);
+    // Of other layers only what differs from their defaults.
+    let mut layers = default.clone();
+    let all = ["model.layers=[\"attention\"]", "model.layer.attention.rope=\"pairs\""];
+    all.iter().for_each(|assignment| layers.apply_override(assignment).unwrap());
+    assert_eq!(layers.differences(&default).unwrap(), all);
     assert_eq!(default.differences(&default).unwrap(), [""; 0]);
 }
 
