@@ -71,7 +71,7 @@ fn text_and_tasks_train_as_on_the_cpu() {
         "model.layer.moe.capacity=1.5",
     ];
     let together = [&routers[..4], &["model.layer.moe.balance_over=\"model\""]].concat();
-    let attention = ["model.layers=[\"attention\"]", "model.layer.attention.heads=4", "model.ffn=[\"mlp\"]"];
+    let attention = ["model.layers=[\"attention\"]", "model.layer.attention.head_dim=4", "model.ffn=[\"mlp\"]"];
     let all = [
         &windows[..],
         &streams[..],

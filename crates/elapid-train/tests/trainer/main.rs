@@ -84,7 +84,7 @@ fn interrupted(dir: &Path, settings: &[&str], at: u64) {
 /// Weights are written in the formats of other programs, which name and cut parameters in other ways.
 #[test]
 fn runs_of_other_formats_go_on_with_the_same_bits() {
-    let llama = ["model.layers=[\"attention\"]", "model.ffn=[\"mlp\"]", "model.layer.attention.heads=4"];
+    let llama = ["model.layers=[\"attention\"]", "model.ffn=[\"mlp\"]"];
     let gpt2 = [
         "model.layers=[\"attention\"]",
         "model.layer.attention.rope=none",
@@ -100,8 +100,9 @@ fn runs_of_other_formats_go_on_with_the_same_bits() {
     ];
     let moe = ["model.layers=[\"attention\"]", "model.ffn=[\"moe\"]", "model.layer.moe.experts=4"];
     let hybrid = ["model.layers=[\"mamba1\", \"attention\"]", "model.ffn=[\"mlp\"]"];
+    let even = ["model.layer.attention.head_dim=4", "train.steps=12"];
     for settings in [&llama[..], &gpt2, &moe, &hybrid] {
-        let settings = [settings, &["train.steps=12"]].concat();
+        let settings = [settings, &even].concat();
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         train(config(whole.path(), &settings), Start::New).unwrap();
         interrupted(parts.path(), &settings, 7);
