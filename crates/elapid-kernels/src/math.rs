@@ -51,8 +51,26 @@ fn scale<S: Simd>(simd: S, p: S::f32s, shifted: S::f32s) -> S::f32s {
 /// because a scan raises decays close to 1 to high powers.
 #[inline(always)]
 pub(crate) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    exp2_within(simd, clamp(simd, x, -126.0, 127.0))
+}
+
+/// 2^x for x ≤ 0: exactly 0 below -127, at most 2^-126 between that and -126. NaN stays NaN.
+///
+/// At -127, where f = 0 and the polynomial is 1, the exponent bits become 0, and with them the value.
+#[inline(always)]
+pub(crate) fn exp2_not_above_0<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let low = simd.splat_f32s(-127.0);
+    let x = match S::IS_SCALAR {
+        // As in [`clamp`].
+        true => simd.select_f32s(simd.less_than_f32s(x, low), low, x),
+        false => simd.max_f32s(low, x),
+    };
+    exp2_within(simd, x)
+}
+
+#[inline(always)]
+fn exp2_within<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let c = |v: f32| simd.splat_f32s(v);
-    let x = clamp(simd, x, -126.0, 127.0);
     let shifted = simd.add_f32s(x, c(ROUND));
     let f = simd.sub_f32s(x, simd.sub_f32s(shifted, c(ROUND)));
     let p = c(1.523_800_6e-4);

@@ -176,10 +176,8 @@ pub(super) fn finish<S: Simd>(
     simd.reduce_max_f32s(most)
 }
 
-/// 2^(x - m) for x ≤ m, 0 where that is below 2^-126.
+/// 2^(x - m) for x ≤ m, exactly 0 where x - m ≤ -127.
 #[inline(always)]
 pub(super) fn power<S: Simd>(simd: S, x: S::f32s, m: S::f32s) -> S::f32s {
-    let below = simd.sub_f32s(x, m);
-    let tiny = simd.less_than_f32s(below, simd.splat_f32s(-126.0));
-    simd.select_f32s(tiny, simd.splat_f32s(0.0), math::exp2(simd, below))
+    math::exp2_not_above_0(simd, simd.sub_f32s(x, m))
 }
