@@ -197,6 +197,7 @@ fn attentions(random: &mut Random) {
             k: Rows::new(&k, g * c),
             v: Rows::new(&v, g * c),
             sink_logits: None,
+            pages: &[],
             stretches: &stretches,
         };
         let mask = Mask { window, ..Mask::default() };
@@ -225,26 +226,37 @@ fn attentions(random: &mut Random) {
         let share = |speed: f64| 100.0 * speed / 1e9 / peak;
         println!("    of multiply-adds in registers: {:.0} %, {:.0} %", share(forward), share(backward));
     }
-    for (h, g, c, past) in [(12, 12, 64, 2048), (32, 8, 128, 2048)] {
-        let n = past + 1;
-        let (q, k, v) = (random.normal(h * c), random.normal(n * g * c), random.normal(n * g * c));
-        let (mut y, stretches) = (vec![0.0; h * c], [Stretch::whole(0..1, 0..n, past)]);
-        let args = attention::Args {
-            q: Rows::new(&q, h * c),
-            k: Rows::new(&k, g * c),
-            v: Rows::new(&v, g * c),
-            sink_logits: None,
-            stretches: &stretches,
-        };
+    for (h, g, c, past) in [(12, 12, 64, 2048), (12, 12, 64, 512), (32, 8, 128, 2048)] {
+        /// Caches that take turns, so that a call finds nothing of its own in the CPU's caches.
+        const CACHES: usize = 12;
+        let pages = past / attention::PAGE;
+        let (q, k, v) = (random.normal(h * c), random.normal(g * c), random.normal(g * c));
+        let mut page = || random.normal(attention::PAGE * g * c);
+        let data: Vec<[Vec<f32>; 2]> = (0..CACHES * pages).map(|_| [page(), page()]).collect();
+        let data: Vec<_> = data.iter().map(|[k, v]| attention::Page { k, v }).collect();
+        let (mut y, mut at) = (vec![0.0; h * c], 0);
         let mask = Mask::default();
         let settings = Attention { heads: h, kv_heads: g, scale: 0.1, mask, softcap: 0.0, alibi: false };
-        report(&format!("attention step h{h}/{g} c{c} past {past}"), 8.0 * (n * g * c) as f64, "GB/s", || {
+        let name = format!("attention step h{h}/{g} c{c} past {past}");
+        report(&name, 8.0 * ((past + 1) * g * c) as f64, "GB/s", || {
+            at = (at + pages) % data.len();
+            let stretches = [Stretch { pages: at..at + pages, paged: past, ..Stretch::whole(0..1, 0..1, past) }];
+            let args = attention::Args {
+                q: Rows::new(&q, h * c),
+                k: Rows::new(&k, g * c),
+                v: Rows::new(&v, g * c),
+                pages: &data,
+                sink_logits: None,
+                stretches: &stretches,
+            };
             attention::forward(&settings, args, RowsMut::new(&mut y, h * c), None).unwrap();
         });
     }
+    println!("    memory read: {:.1} GB/s", ceiling::read_ceiling() / 1e9);
 }
 
 fn main() {
+    elapid_kernels::keep_freed_memory();
     let wanted = std::env::args().nth(1).unwrap_or_default();
     println!("{}, {} threads", Isa::best().name(), std::thread::available_parallelism().map_or(1, usize::from));
     let mut random = Random::new(1);

@@ -160,12 +160,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     };
     let alone = time(gpu, reps, || {
         let ([q, k, v, ..], [y, ..]) = matrices.views(b * l, cols);
-        Ok(attention::forward(&sizes, Args { q, k, v, sink_logits: None, stretches }, y, None)?)
+        Ok(attention::forward(&sizes, Args { q, k, v, pages: &[], sink_logits: None, stretches }, y, None)?)
     })?;
     let mut saved = Saved::new();
     let both = time(gpu, reps, || {
         let ([q, k, v, dy, written], [y, dq, dk, dv]) = matrices.views(b * l, cols);
-        let args = Args { q, k, v, sink_logits: None, stretches };
+        let args = Args { q, k, v, pages: &[], sink_logits: None, stretches };
         attention::forward(&sizes, args, y, Some(&mut saved))?;
         let outputs = Outputs { y: written, dy };
         Ok(attention::backward(&sizes, args, &saved, outputs, Grads { dq, dk, dv, dsink_logits: None })?)

@@ -81,12 +81,28 @@ impl Mask {
     }
 }
 
-/// A run of queries of one document and its keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Positions per [`Page`].
+pub const PAGE: usize = 64;
+
+/// Keys and values of [`PAGE`] neighbouring positions.
+#[derive(Debug, Clone, Copy)]
+pub struct Page<'a, E = f32> {
+    /// `[kv_heads 64 dk]`.
+    pub k: &'a [E],
+    /// `[kv_heads 64 dv]`.
+    pub v: &'a [E],
+}
+
+/// A run of queries of one document and its keys: those in pages, then those in rows, in the order of their positions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stretch {
     /// Rows of q and y.
     pub queries: Range<usize>,
-    /// Rows of k and v, in the order of their positions.
+    /// Pages whose keys come first.
+    pub pages: Range<usize>,
+    /// Keys in the pages; all of them are full but the last.
+    pub paged: usize,
+    /// Rows of k and v.
     pub keys: Range<usize>,
     /// Index of the key at the position of the first query.
     pub offset: usize,
@@ -97,9 +113,14 @@ pub struct Stretch {
 }
 
 impl Stretch {
-    /// Keys that begin with their document's first position and lack none.
+    /// Keys in rows that begin with their document's first position and lack none.
     pub fn whole(queries: Range<usize>, keys: Range<usize>, offset: usize) -> Self {
-        Self { queries, keys, offset, sinks: 0, gap: 0 }
+        Self { queries, keys, offset, ..Self::default() }
+    }
+
+    /// Number of keys.
+    pub(super) fn count(&self) -> usize {
+        self.paged + self.keys.len()
     }
 
     /// The position in the document of a key.
@@ -114,13 +135,18 @@ impl Stretch {
 
     /// Positions up to the last key.
     pub(super) fn end(&self) -> usize {
-        self.position(self.keys.len())
+        self.position(self.count())
     }
 
-    /// The row of the key at a position of the document.
-    pub(super) fn row(&self, position: usize) -> Option<usize> {
+    /// The key at a position of the document.
+    pub(super) fn key(&self, position: usize) -> Option<usize> {
         let key = if position < self.sinks { position } else { position.checked_sub(self.gap)? };
-        (self.position(key) == position && key < self.keys.len()).then_some(self.keys.start + key)
+        (self.position(key) == position && key < self.count()).then_some(key)
+    }
+
+    /// The row of a key; none if it is in a page.
+    pub(super) fn row(&self, key: usize) -> Option<usize> {
+        Some(self.keys.start + key.checked_sub(self.paged)?)
     }
 
     /// The keys that query `i` sees, in the order of their positions, each with its distance.
@@ -129,9 +155,9 @@ impl Stretch {
         let t = self.position(last);
         // Keys before the first that is near: those of sinks.
         let near = mask.reach().map_or(0, |reach| (last + 1).saturating_sub(reach));
-        let end = if mask.causal { last + 1 } else { self.keys.len() };
+        let end = if mask.causal { last + 1 } else { self.count() };
         let keys = (0..self.sinks.max(mask.sinks).min(near)).chain(near..end).map(|key| (key, self.position(key)));
-        keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (self.keys.start + key, t.abs_diff(s))).collect()
+        keys.filter(|&(_, s)| mask.visible(t, s)).map(|(key, s)| (key, t.abs_diff(s))).collect()
     }
 }
 
@@ -159,19 +185,24 @@ pub enum Together<'a> {
 
 /// What [`Args`] are generic over.
 pub trait Side: Matrix {
+    /// Keys and values of earlier calls, read in place.
+    type Pages: Copy + Debug;
     /// Which rows belong together.
     type Stretches: Copy + Debug;
 }
 
 impl<'a> Side for View<'a> {
+    type Pages = &'a [Page<'a>];
     type Stretches = Together<'a>;
 }
 
 impl<'a, E: Copy + Debug> Side for Rows<'a, E> {
+    type Pages = &'a [Page<'a, E>];
     type Stretches = &'a [Stretch];
 }
 
 impl<'a> Side for Mat<'a> {
+    type Pages = ();
     type Stretches = Batch<'a>;
 }
 
@@ -186,6 +217,8 @@ pub struct Args<V: Side> {
     pub v: V,
     /// `[heads]` f32: a learned logit of each head, one more term of its softmax's sum, without a value.
     pub sink_logits: Option<V::Flat>,
+    /// Constants of earlier calls, before the rows of k and v; on the CPU only.
+    pub pages: V::Pages,
     /// Which rows belong together; queries outside all stretches are padding.
     pub stretches: V::Stretches,
 }
@@ -204,9 +237,9 @@ pub struct Outputs<V: Matrix> {
 pub struct Grads<M: MatrixMut> {
     /// As q (=), 0 at padding.
     pub dq: M,
-    /// As k (=).
+    /// As k (=); keys in pages get none.
     pub dk: M,
-    /// As v (=).
+    /// As v (=); values in pages get none.
     pub dv: M,
     /// `[heads]` f32 (+=).
     pub dsink_logits: Option<M::Flat>,
@@ -218,7 +251,7 @@ impl<'a> Args<View<'a>> {
         let (q, k, v) = (on("q", self.q)?, on("k", self.k)?, on("v", self.v)?);
         let sink_logits = self.sink_logits.map(|x| CHECK.host_flat("sink_logits", x)).transpose()?;
         match self.stretches {
-            Together::Host(stretches) => Ok(Args { q, k, v, sink_logits, stretches }),
+            Together::Host(stretches) => Ok(Args { q, k, v, pages: self.pages, sink_logits, stretches }),
             Together::Device(_) => Err(CHECK.fault("stretches", "those of a CPU".into(), "those of a GPU".into())),
         }
     }
@@ -235,22 +268,22 @@ impl<'a> Args<View<'a>> {
         };
         match stretches.segments.gpu() {
             Some(other) if other != gpu => CHECK.wrong_place("segments", Some(gpu), Some(other)),
-            _ => Ok(Args { q, k, v, sink_logits, stretches }),
+            _ => Ok(Args { q, k, v, pages: (), sink_logits, stretches }),
         }
     }
 }
 
 impl<'a> From<Args<Rows<'a>>> for Args<View<'a>> {
-    fn from(Args { q, k, v, sink_logits, stretches }: Args<Rows<'a>>) -> Self {
+    fn from(Args { q, k, v, pages, sink_logits, stretches }: Args<Rows<'a>>) -> Self {
         let (sink_logits, stretches) = (sink_logits.map(View::from), Together::Host(stretches));
-        Self { q: q.into(), k: k.into(), v: v.into(), sink_logits, stretches }
+        Self { q: q.into(), k: k.into(), v: v.into(), pages, sink_logits, stretches }
     }
 }
 
 impl<'a> From<Args<Mat<'a>>> for Args<View<'a>> {
-    fn from(Args { q, k, v, sink_logits, stretches }: Args<Mat<'a>>) -> Self {
+    fn from(Args { q, k, v, pages: (), sink_logits, stretches }: Args<Mat<'a>>) -> Self {
         let (sink_logits, stretches) = (sink_logits.map(View::from), Together::Device(stretches));
-        Self { q: q.into(), k: k.into(), v: v.into(), sink_logits, stretches }
+        Self { q: q.into(), k: k.into(), v: v.into(), pages: &[], sink_logits, stretches }
     }
 }
 

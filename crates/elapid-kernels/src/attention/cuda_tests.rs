@@ -90,6 +90,7 @@ impl Case {
             k: packed.columns(q, k),
             v: packed.columns(q + k, v),
             sink_logits: sinks.as_deref(),
+            pages: &[],
             stretches: &stretches[..],
         };
         let (rows, heads) = (self.b * self.l, self.attention.heads * self.hv);
@@ -146,6 +147,7 @@ impl Device {
             q: self.qkv.mat().columns(0, q),
             k: self.qkv.mat().columns(q, k),
             v: self.qkv.mat().columns(q + k, v),
+            pages: (),
             sink_logits: self.sinks.as_ref().map(OnDevice::mat),
             stretches: Batch { b: self.case.b, l: self.case.l, past: 0, segments },
         }
@@ -437,6 +439,7 @@ fn a_chunk_sees_what_came_before() {
                 q: Rows::new(&wide_q, heads * hk),
                 k: Rows::new(&wide_k, kv_heads * hk),
                 v: Rows::new(&wide_v, kv_heads * hv),
+                pages: &[],
                 sink_logits: None,
                 stretches: &stretches[..],
             };
@@ -448,7 +451,7 @@ fn a_chunk_sees_what_came_before() {
             let batch = Batch { b: 1, l, past, segments: cuda::Segments::default() };
             forward(
                 &attention,
-                Args { q: q.mat(), k: k.mat(), v: v.mat(), sink_logits: None, stretches: batch },
+                Args { q: q.mat(), k: k.mat(), v: v.mat(), pages: (), sink_logits: None, stretches: batch },
                 y.mat_mut(),
                 None,
             )

@@ -5,15 +5,16 @@
 //! Σ exp(x)), as gpt-oss has it (the learned form of the sinks of Xiao et al. 2024). Its gradient is -Σ p_sink (dy y).
 //!
 //! On the CPU a batch is divided into [`Stretch`]es: runs of queries of one document with all keys of the document up to the
-//! last query, those of earlier calls first. A query's result depends only on its keys in the order of their positions, so
-//! any split of a document gives the same bits. Values must be finite. On a GPU it is a
-//! [`Batch`] of rows, and a decoding step reads pages ([`paged`]).
+//! last query, those of earlier calls first, which may be in [`Page`]s. A query's result depends only on its keys in the order of
+//! their positions, so any split of a document gives the same bits. Values must be finite. On a GPU it is a [`Batch`] of rows, and
+//! a decoding step reads pages ([`paged`]).
 
 mod args;
 mod cpu;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+mod keys;
 pub mod naive;
 pub mod paged;
 mod saved;
@@ -26,7 +27,7 @@ use crate::view::Shaped;
 use crate::{Isa, View, ViewMut};
 
 use args::CHECK;
-pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, Side, Stretch, Together};
+pub use args::{Args, Attention, Batch, Grads, Mask, Outputs, PAGE, Page, Side, Stretch, Together};
 pub use saved::Saved;
 
 /// y `[m heads·dv]` (=) of the dtype of q, 0 at padding. `saved` is for [`backward`].
@@ -129,12 +130,19 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
     if let Some(sinks) = &args.sink_logits {
         CHECK.flat("sink_logits", sinks, heads)?;
     }
+    let page = [q_cols / heads * kv_heads * PAGE, v_cols * PAGE];
+    let other = args.pages.iter().map(|page| [page.k.len(), page.v.len()]).find(|len| *len != page);
+    CHECK.that(other.is_none(), "pages", || format!("{page:?} elements"), || format!("{other:?}"))?;
     match args.stretches {
         Together::Host(stretches) => {
             for stretch in stretches {
+                let keys = stretch.keys.len().checked_add(stretch.paged);
+                let last = stretch.offset.checked_add(stretch.queries.len());
                 let inside = stretch.queries.end <= m
                     && stretch.keys.end <= n
-                    && stretch.offset.checked_add(stretch.queries.len()).is_some_and(|end| end <= stretch.keys.len());
+                    && stretch.pages.end <= args.pages.len()
+                    && stretch.paged.div_ceil(PAGE) <= stretch.pages.len()
+                    && last.zip(keys).is_some_and(|(last, keys)| last <= keys);
                 CHECK.that(inside, "stretches", || "rows that are there".into(), || format!("{stretch:?}"))?;
             }
             let mut queries: Vec<_> = stretches.iter().map(|stretch| stretch.queries.clone()).collect();
@@ -144,6 +152,8 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
             CHECK.that(apart, "stretches", || "queries of one stretch each".into(), || "a query of several".into())?;
         }
         Together::Device(Batch { b, l, past, segments }) => {
+            let none = || format!("{}", args.pages.len());
+            CHECK.that(args.pages.is_empty(), "pages", || "none on a GPU".into(), none)?;
             let keys = past.saturating_add(l);
             let all = m == CHECK.product("b l", &[b, l])? && n == CHECK.product("b l", &[b, keys])?;
             let one = past == 0 || b == 1;

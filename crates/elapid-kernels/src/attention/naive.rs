@@ -1,5 +1,6 @@
 //! The equations as loops, softmax in two passes.
 
+use super::keys::Keys;
 use super::{Args, Attention, Grads};
 use crate::{Float, Rows, RowsMut};
 
@@ -22,11 +23,10 @@ fn probabilities<T: Float>(
     attention: &Attention,
     h: usize,
     q: &[T],
-    k: Rows<'_, T>,
+    k: Keys<'_, T>,
     seen: &[(usize, usize)],
     sink: Option<T>,
 ) -> (Vec<T>, Vec<T>, T) {
-    let kv = h / (attention.heads / attention.kv_heads);
     let (scale, cap) = (T::of(f64::from(attention.scale)), T::of(f64::from(attention.softcap)));
     let slope = match attention.alibi {
         true => T::of(attention.slope(h)),
@@ -34,7 +34,7 @@ fn probabilities<T: Float>(
     };
     let mut slopes = Vec::new();
     let score = |&(s, distance): &(usize, usize)| {
-        let score = scale * dot(q, head(k.row(s), kv, q.len()));
+        let score = scale * dot(q, k.row(s));
         let score = if attention.softcap > 0.0 {
             let tanh = (score / cap).tanh();
             slopes.push(T::one() - tanh * tanh);
@@ -64,10 +64,11 @@ pub fn forward<T: Float>(attention: &Attention, args: &Args<Rows<'_, T>>, mut y:
             for h in 0..heads {
                 let kv = h / (heads / kv_heads);
                 let sink = args.sink_logits.map(|logits| logits[h]);
-                let (p, ..) = probabilities(attention, h, head(args.q.row(r), h, dk), args.k, &seen, sink);
+                let (keys, values) = Keys::of(args, stretch, kv, (dk, dv));
+                let (p, ..) = probabilities(attention, h, head(args.q.row(r), h, dk), keys, &seen, sink);
                 let y = head_mut(y.row(r), h, dv);
                 for (&(s, _), p) in seen.iter().zip(p) {
-                    y.iter_mut().zip(head(args.v.row(s), kv, dv)).for_each(|(y, &v)| *y += p * v);
+                    y.iter_mut().zip(values.row(s)).for_each(|(y, &v)| *y += p * v);
                 }
             }
         }
@@ -94,8 +95,9 @@ pub fn backward<T: Float>(
                 let kv = h / (heads / kv_heads);
                 let (q, dy) = (head(args.q.row(r), h, dk_cols), head(dy.row(r), h, dv_cols));
                 let sink = args.sink_logits.map(|logits| logits[h]);
-                let (p, slopes, of_sink) = probabilities(attention, h, q, args.k, &seen, sink);
-                let dp: Vec<T> = seen.iter().map(|&(s, _)| dot(dy, head(args.v.row(s), kv, dv_cols))).collect();
+                let (keys, values) = Keys::of(args, stretch, kv, (dk_cols, dv_cols));
+                let (p, slopes, of_sink) = probabilities(attention, h, q, keys, &seen, sink);
+                let dp: Vec<T> = seen.iter().map(|&(s, _)| dot(dy, values.row(s))).collect();
                 let mean = dot(&p, &dp);
                 if let Some(dsinks) = dsink_logits.as_deref_mut() {
                     dsinks[h] -= of_sink * mean;
@@ -104,7 +106,8 @@ pub fn backward<T: Float>(
                 for (at, ((&(s, _), &p), &dp)) in seen.iter().zip(&p).zip(&dp).enumerate() {
                     let slope = slopes.get(at).copied().unwrap_or(T::one());
                     let ds = scale * slope * p * (dp - mean);
-                    dq.iter_mut().zip(head(args.k.row(s), kv, dk_cols)).for_each(|(dq, &k)| *dq += ds * k);
+                    dq.iter_mut().zip(keys.row(s)).for_each(|(dq, &k)| *dq += ds * k);
+                    let Some(s) = stretch.row(s) else { continue };
                     head_mut(dk.row(s), kv, dk_cols).iter_mut().zip(q).for_each(|(dk, &q)| *dk += ds * q);
                     head_mut(dv.row(s), kv, dv_cols).iter_mut().zip(dy).for_each(|(dv, &dy)| *dv += p * dy);
                 }

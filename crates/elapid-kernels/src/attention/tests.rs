@@ -30,7 +30,7 @@ fn in_f64(
 ) -> Vec<f64> {
     let (q, k, v) = (Rows::new(q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
     let mut y = vec![f64::NAN; q.rows() * 4 * DV];
-    naive::forward(attention, &Args { q, k, v, sink_logits, stretches }, RowsMut::new(&mut y, 4 * DV));
+    naive::forward(attention, &Args { q, k, v, pages: &[], sink_logits, stretches }, RowsMut::new(&mut y, 4 * DV));
     y
 }
 
@@ -60,6 +60,7 @@ fn naive_gradients_are_difference_quotients() {
             k: Rows::new(&k, 2 * DK),
             v: Rows::new(&v, 2 * DV),
             sink_logits: Some(&sinks[..]),
+            pages: &[],
             stretches: &stretches,
         };
         let grads = Grads {
@@ -83,7 +84,7 @@ fn splits_give_the_same_bits_and_padding_is_zero() {
     let sinks = random.normal(4);
     let run = |attention: &Attention, stretches: &[Stretch]| {
         let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(&k, 2 * DK), Rows::new(&v, 2 * DV));
-        let args = Args { q, k, v, sink_logits: Some(&sinks[..]), stretches };
+        let args = Args { q, k, v, pages: &[], sink_logits: Some(&sinks[..]), stretches };
         let mut y = vec![f32::NAN; 9 * 4 * DV];
         forward(attention, args, RowsMut::new(&mut y, 4 * DV), None).unwrap();
         y
@@ -122,7 +123,7 @@ fn a_sink_takes_its_share() {
 fn wrong_shapes_are_errors() {
     let x = [0.0; 48];
     let (q, k, v) = (Rows::new(&x, 12), Rows::new(&x, 6), Rows::new(&x, 4));
-    let args = Args { q, k, v, sink_logits: None, stretches: &[] };
+    let args = Args { q, k, v, pages: &[], sink_logits: None, stretches: &[] };
     let mut y = [0.0; 32];
     assert_eq!(argument_of(forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)), Some("k"));
     let args = Args { k: Rows::new(&x[..24], 6), v: Rows::new(&x[..16], 4), ..args };
@@ -150,14 +151,103 @@ fn keys_that_are_not_there_have_their_positions() {
         let run = |k: &[f32], v: &[f32], stretch: Stretch| {
             let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(k, 2 * DK), Rows::new(v, 2 * DV));
             let mut y = vec![f32::NAN; 4 * DV];
-            let args = Args { q, k, v, sink_logits: None, stretches: &[stretch] };
+            let args = Args { q, k, v, pages: &[], sink_logits: None, stretches: &[stretch] };
             forward(&attention, args, RowsMut::new(&mut y, 4 * DV), None).unwrap();
             bits(&y)
         };
         // Positions 3 and 4 of 9 are gone.
         let without = |x: &[f32], cols: usize| [&x[..3 * cols], &x[5 * cols..]].concat();
         let (fewer_k, fewer_v) = (without(&k, 2 * DK), without(&v, 2 * DV));
-        let cut = Stretch { queries: 0..1, keys: 0..7, offset: 6, sinks: 3, gap: 2 };
+        let cut = Stretch { sinks: 3, gap: 2, ..Stretch::whole(0..1, 0..7, 6) };
         assert_eq!(run(&k, &v, Stretch::whole(0..1, 0..9, 8)), run(&fewer_k, &fewer_v, cut));
     }
+}
+
+/// Keys in pages are those of rows, forward and backward, but get no gradient.
+#[test]
+fn pages_are_rows() {
+    let (n, paged) = (PAGE + 9, PAGE + 3);
+    let mut random = Random::new(4);
+    let mut draw = |n: usize| wide(&random.normal(n));
+    let (q, k, v, dy) = (draw(6 * 4 * DK), draw(n * 2 * DK), draw(n * 2 * DV), draw(6 * 4 * DV));
+    let page = |x: &[f64], dim: usize, page: usize| {
+        let mut values = vec![f64::NAN; 2 * PAGE * dim];
+        for at in page * PAGE..paged.min((page + 1) * PAGE) {
+            for head in 0..2 {
+                let from = &x[(at * 2 + head) * dim..][..dim];
+                values[(head * PAGE + at % PAGE) * dim..][..dim].copy_from_slice(from);
+            }
+        }
+        values
+    };
+    let (k_pages, v_pages) = ([0, 1].map(|at| page(&k, DK, at)), [0, 1].map(|at| page(&v, DV, at)));
+    let pages: Vec<Page<'_, f64>> = k_pages.iter().zip(&v_pages).map(|(k, v)| Page { k, v }).collect();
+    let in_rows = [Stretch::whole(0..6, 0..n, paged)];
+    let in_pages = [Stretch { pages: 0..2, paged, ..Stretch::whole(0..6, 0..6, paged) }];
+    let narrow = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
+    let f32_pages: Vec<[Vec<f32>; 2]> = pages.iter().map(|page| [narrow(page.k), narrow(page.v)]).collect();
+    let f32_pages: Vec<Page> = f32_pages.iter().map(|[k, v]| Page { k, v }).collect();
+    for attention in masks().into_iter().map(attention) {
+        let run = |k: &[f64], v: &[f64], pages: &[Page<'_, f64>], stretches: &[Stretch]| {
+            let args = Args {
+                q: Rows::new(&q, 4 * DK),
+                k: Rows::new(k, 2 * DK),
+                v: Rows::new(v, 2 * DV),
+                pages,
+                sink_logits: None,
+                stretches,
+            };
+            let (mut y, mut dq) = (vec![f64::NAN; 6 * 4 * DV], vec![f64::NAN; q.len()]);
+            let (mut dk, mut dv) = (vec![0.0; k.len()], vec![0.0; v.len()]);
+            naive::forward(&attention, &args, RowsMut::new(&mut y, 4 * DV));
+            let grads = Grads {
+                dq: RowsMut::new(&mut dq, 4 * DK),
+                dk: RowsMut::new(&mut dk, 2 * DK),
+                dv: RowsMut::new(&mut dv, 2 * DV),
+                dsink_logits: None,
+            };
+            naive::backward(&attention, &args, Rows::new(&dy, 4 * DV), grads);
+            [y, dq, dk, dv]
+        };
+        let want = run(&k, &v, &[], &in_rows);
+        let (own_k, own_v) = (&k[paged * 2 * DK..], &v[paged * 2 * DV..]);
+        let got = run(own_k, own_v, &pages, &in_pages);
+        for (want, got) in want.iter().zip(&got) {
+            assert_eq!(want[want.len() - got.len()..], got[..]);
+        }
+        // The CPU's backward, of the same pages.
+        let (q, k, v, dy) = (narrow(&q), narrow(own_k), narrow(own_v), narrow(&dy));
+        let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let (q, k, v) = (Rows::new(&q, 4 * DK), Rows::new(&k, 2 * DK), Rows::new(&v, 2 * DV));
+        let args = Args { q, k, v, pages: &f32_pages, sink_logits: None, stretches: &in_pages[..] };
+        let dy = Rows::new(&dy, 4 * DV);
+        let grads = Grads {
+            dq: RowsMut::new(&mut dq, 4 * DK),
+            dk: RowsMut::new(&mut dk, 2 * DK),
+            dv: RowsMut::new(&mut dv, 2 * DV),
+            dsink_logits: None,
+        };
+        backward(&attention, args, &Saved::new(), Outputs { y: dy, dy }, grads).unwrap();
+        for (want, got) in got[1..].iter().zip([dq, dk, dv]) {
+            assert!(err_ratio(want, &got) < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn wrong_pages_are_errors() {
+    let x = [0.0; 2 * PAGE * DK];
+    let (q, k, v) = (Rows::new(&x[..12], 12), Rows::new(&x[..6], 6), Rows::new(&x[..4], 4));
+    let stretch = [Stretch { pages: 0..1, paged: 3, ..Stretch::whole(0..1, 0..1, 3) }];
+    let run = |pages: &[Page<'_>], stretches: &[Stretch]| {
+        let mut y = [0.0; 8];
+        let args = Args { q, k, v, pages, sink_logits: None, stretches };
+        forward(&attention(Mask::default()), args, RowsMut::new(&mut y, 8), None)
+    };
+    let page = Page { k: &x, v: &x[..2 * PAGE * DV] };
+    assert!(run(&[page], &stretch).is_ok());
+    assert_eq!(argument_of(run(&[Page { v: &x, ..page }], &stretch)), Some("pages"));
+    assert_eq!(argument_of(run(&[], &stretch)), Some("stretches"));
+    let long = [Stretch { paged: PAGE + 1, ..stretch[0].clone() }];
+    assert_eq!(argument_of(run(&[page], &long)), Some("stretches"));
 }

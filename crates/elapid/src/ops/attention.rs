@@ -7,6 +7,8 @@ pub use elapid_kernels::attention::{Attention, Mask};
 use elapid_kernels::{Rows, RowsMut};
 
 use super::attention_gpu::on_gpu;
+use super::cached_attention::cached_attention;
+use super::documents::{Document, documents};
 use crate::autograd::{Var, record};
 use crate::state::{Cache, Source};
 use crate::{Device, Error, Layout, Result, Tensor};
@@ -32,6 +34,12 @@ pub fn attention(
     if q.value().device() != Device::Cpu {
         return on_gpu([q, k, v], sink_logits, (past_k, past_v), sizes, layout);
     }
+    let recorded = [q, k, v].into_iter().chain(sink_logits).any(|x| x.wants_grad())
+        || !past_k.is_settled()
+        || !past_v.is_settled();
+    if !recorded {
+        return Ok(cached_attention([q, k, v], sink_logits, (past_k, past_v), sizes, layout)?.into());
+    }
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
     let heads = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
@@ -43,6 +51,7 @@ pub fn attention(
         k: Rows::new(&all_k, kv_k),
         v: Rows::new(&all_v, kv_v),
         sink_logits: sink_logits.map(|x| x.value().as_slice()),
+        pages: &[],
         stretches: &keys.stretches,
     };
     let y = Tensor::filled(&shape, |y| kernel::forward(sizes, args, y, None))?;
@@ -73,6 +82,7 @@ pub fn attention(
             k: Rows::new(&all_k, kv_k),
             v: Rows::new(&all_v, kv_v),
             sink_logits: sink_logits.as_ref().map(|x| x.value().as_slice()),
+            pages: &[],
             stretches: &keys.stretches,
         };
         let dy = dy.rows();
@@ -112,25 +122,18 @@ struct Keys {
 
 impl Keys {
     fn of(layout: &Layout, past: &Cache) -> Result<Self> {
-        let (b, l, segments) = (layout.b, layout.l, layout.segments());
-        if past.rows() != b || layout.resets.is_none() && layout.has_resets() {
-            return Err(Error::Argument(format!("a cache of {} rows for a batch of {b}", past.rows())));
-        }
-        let (mut stretches, mut ranges, mut at) = (Vec::new(), Vec::with_capacity(b), 0);
-        for row in 0..b {
-            let (kept, len) = (past.kept(row), layout.len(row));
-            let count = kept.count();
-            let chunk = at + count;
-            let borders: Vec<usize> = (1..len).filter(|&t| segments.reset(row, t, l)).chain([len]).collect();
-            let mut from = 0;
-            for to in borders.into_iter().filter(|&to| to > 0) {
-                let fresh = segments.reset(row, from, l);
-                let first = if from > 0 || fresh { chunk + from } else { at };
-                let queries = row * l + from..row * l + to;
+        let (l, mut at) = (layout.l, 0);
+        let (mut stretches, mut ranges) = (Vec::new(), Vec::with_capacity(layout.b));
+        for (row, documents) in documents(layout, past)?.into_iter().enumerate() {
+            let kept = past.kept(row);
+            let chunk = at + kept.count();
+            for Document { positions, continues } in documents {
+                let first = if continues { at } else { chunk + positions.start };
+                let queries = row * l + positions.start..row * l + positions.end;
                 // Keys of earlier calls may lack positions between the first ones and the window.
                 let (sinks, gap) = if first < chunk { (kept.sinks, kept.from - kept.sinks) } else { (0, 0) };
-                stretches.push(Stretch { queries, keys: first..chunk + to, offset: chunk + from - first, sinks, gap });
-                from = to;
+                let offset = chunk + positions.start - first;
+                stretches.push(Stretch { sinks, gap, ..Stretch::whole(queries, first..chunk + positions.end, offset) });
             }
             ranges.push(at..chunk);
             at = chunk + l;

@@ -71,7 +71,7 @@ fn without_past(qkv: [&Var; 3], sinks: Option<&Var>, sizes: &Attention, layout: 
 fn args<'a>(qkv: [&'a Var; 3], sinks: Option<&'a Var>, layout: &'a Layout) -> Args<View<'a>> {
     let [q, k, v] = qkv.map(|x| x.value().view());
     let batch = Batch { b: layout.b, l: layout.l, past: 0, segments: layout.device_segments() };
-    Args { q, k, v, sink_logits: sinks.map(|x| x.value().view_flat()), stretches: Together::Device(batch) }
+    Args { q, k, v, pages: &[], sink_logits: sinks.map(|x| x.value().view_flat()), stretches: Together::Device(batch) }
 }
 
 /// Of a chunk to earlier positions and itself, row by row: what can be read of a row's cache and its part of the chunk lie one
@@ -117,7 +117,7 @@ fn after_past(
         let segments = elapid_kernels::cuda::Segments { lengths: None, resets: resets.as_ref() };
         let batch = Batch { b: 1, l: len, past, segments };
         let (k, v, sink_logits) = (all[0].mat(), all[1].mat(), sinks.map(|x| x.value().flat()));
-        let args = Args { q: q.rows_range(row * l, len), k, v, sink_logits, stretches: batch };
+        let args = Args { q: q.rows_range(row * l, len), k, v, pages: (), sink_logits, stretches: batch };
         kernel::forward(sizes, args, y.mat_mut().rows_range(row * l, len), None)?;
     }
     Ok(y.into())

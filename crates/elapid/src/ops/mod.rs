@@ -4,9 +4,11 @@
 mod add_norm;
 mod attention;
 mod attention_gpu;
+mod cached_attention;
 mod causal_conv1d;
 mod cell;
 mod cross_entropy;
+mod documents;
 mod dropout;
 mod embedding;
 mod experts;

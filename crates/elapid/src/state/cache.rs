@@ -294,6 +294,18 @@ impl Cache {
         Kept { len: self.len(row), from, sinks: from.min(pages.sinks.len() * PAGE) }
     }
 
+    /// Whether all positions are in pages.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.recorded.is_empty()
+    }
+
+    /// The pages of a row that can be read, in order: those of sinks, then those of the window.
+    pub(crate) fn pages(&self, row: usize) -> impl Iterator<Item = &[f32]> {
+        let sinks = self.kept(row).sinks / PAGE;
+        let pages = self.rows[row].sinks.iter().take(sinks).chain(&self.rows[row].pages);
+        pages.filter_map(|page| if let Page::Host(values) = &**page { Some(&values[..]) } else { None })
+    }
+
     /// Copies group `group` of the readable positions of a row to `out`, `[count, cols / groups]`.
     pub(crate) fn read(&self, row: usize, group: usize, out: &mut [f32]) {
         let dim = self.spec.cols / self.spec.groups;

@@ -26,6 +26,7 @@ use super::product;
 use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
 use super::sinks::join_backward;
 use super::sizes::{BLOCK, Host, TILE, Vectors, Widths, is_wide};
+use crate::attention::keys::Keys;
 use crate::attention::{Attention, Grads, Stretch};
 use crate::parallel::split;
 use crate::{Isa, Rows, RowsMut};
@@ -110,7 +111,13 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(widths: Widths, vectors: Vectors, tiles: Vec<usize>, stretch: &Stretch, k: Rows<'_>, v: Rows<'_>) -> Self {
+    fn new(
+        widths: Widths,
+        vectors: Vectors,
+        tiles: Vec<usize>,
+        stretch: &Stretch,
+        (k, v): (Keys<'_>, Keys<'_>),
+    ) -> Self {
         let Widths { c, dv, .. } = widths;
         let (c_len, along_len, dv_len) = (across_len(c), along_len(vectors, c, TILE), across_len(dv));
         let scratch = |len: usize| Scratch::new(tiles.len() * len);
@@ -144,8 +151,7 @@ fn one(
     let Widths { group, c, dv } = widths;
     let (stretch, kv) = (unit.stretch, unit.kv);
     let tiles = tiles(attention, stretch, 0..stretch.queries.len());
-    let (k, v) = (args.k.columns(kv * c, c), args.v.columns(kv * dv, dv));
-    let packed = Packed::new(widths, vectors, tiles, stretch, k, v);
+    let packed = Packed::new(widths, vectors, tiles, stretch, Keys::of(args, stretch, kv, (c, dv)));
     let (dk_len, dv_len) = (along_len(vectors, c, TILE), along_len(vectors, dv, TILE));
     let count = packed.tiles.len();
     let sums = || Sums { dk: Scratch::new(count * dk_len), dv: Scratch::new(count * dv_len), dsink: 0.0 };
@@ -177,9 +183,9 @@ fn add(vectors: Vectors, stretch: &Stretch, tiles: &[usize], factor: f32, sums: 
     let mut row = vec![0.0; columns];
     for (i, &tile) in tiles.iter().enumerate() {
         for j in 0..TILE.min(stretch.end() - tile * TILE) {
-            let Some(key) = stretch.row(tile * TILE + j) else { continue };
+            let Some(at) = stretch.key(tile * TILE + j).and_then(|key| stretch.row(key)) else { continue };
             read_along(vectors, columns, TILE, j, &sums[i * len..][..len], &mut row);
-            let out = out.row(key - stretch.keys.start);
+            let out = out.row(at - stretch.keys.start);
             out.iter_mut().zip(&row).for_each(|(out, x)| *out += factor * x);
         }
     }

@@ -4,27 +4,36 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::few::Few;
 use super::marks::tiles;
+use super::online::{Online, softmax};
 use super::pack::{Scratch, across, across_len, along, along_len, keys_of};
 use super::pieces::pieces;
 use super::product;
-use super::score::{Row, Rule, Seen, finish, pack_rows, power, products, rows};
+use super::score::{Row, Rule, Seen, pack_rows, products, rows};
 use super::sinks::Sinks;
 use super::sizes::{BLOCK, Host, ROWS, TILE, Vectors, Widths, is_wide};
+use crate::attention::keys::Keys;
 use crate::attention::{Attention, Stretch};
-use crate::parallel::split;
+use crate::parallel::{grain, split};
 use crate::{Isa, Rows, RowsMut};
 
 /// Less than any score that is not -inf.
 pub(super) const LOWEST: f32 = f32::MIN / 4.0;
 
+/// Blocks of rows between the products with keys and those with values.
+const TOGETHER: usize = 4;
+
+/// Multiply-adds that are worth waking a thread.
+const LEAST: usize = 1 << 15;
+
 /// Keys and values of one head of a stretch.
 #[derive(Debug, Clone, Copy)]
-enum Keys<'a> {
-    /// Packed before: these tiles in the order across, then in the order along.
+enum Source<'a> {
+    /// Packed before, for all groups of queries.
     Packed(&'a Packed),
-    /// Rows, to be packed tile by tile.
-    Rows(Rows<'a>, Rows<'a>),
+    /// In place, for one group.
+    InPlace(Keys<'a>, Keys<'a>),
 }
 
 /// The tiles of one head of a stretch.
@@ -36,69 +45,63 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(widths: Widths, vectors: Vectors, tiles: Vec<usize>) -> Self {
-        let k = Scratch::new(tiles.len() * across_len(widths.c));
-        let v = Scratch::new(tiles.len() * along_len(vectors, widths.dv, TILE));
-        Self { tiles, k, v }
-    }
-
-    fn fill(&mut self, widths: Widths, vectors: Vectors, stretch: &Stretch, k: Rows<'_>, v: Rows<'_>) {
+    fn new(
+        widths: Widths,
+        vectors: Vectors,
+        tiles: Vec<usize>,
+        stretch: &Stretch,
+        (k, v): (Keys<'_>, Keys<'_>),
+    ) -> Self {
         let (k_len, v_len) = (across_len(widths.c), along_len(vectors, widths.dv, TILE));
-        for (i, &tile) in self.tiles.iter().enumerate() {
-            across(vectors, widths.c, keys_of(stretch, tile, k), &mut self.k.get_mut()[i * k_len..][..k_len]);
-            along(vectors, widths.dv, TILE, keys_of(stretch, tile, v), &mut self.v.get_mut()[i * v_len..][..v_len]);
+        let mut packed = Self { k: Scratch::new(tiles.len() * k_len), v: Scratch::new(tiles.len() * v_len), tiles };
+        for (i, &tile) in packed.tiles.iter().enumerate() {
+            across(vectors, widths.c, keys_of(stretch, tile, k), &mut packed.k.get_mut()[i * k_len..][..k_len]);
+            along(vectors, widths.dv, TILE, keys_of(stretch, tile, v), &mut packed.v.get_mut()[i * v_len..][..v_len]);
         }
+        packed
     }
 }
 
-/// A group of rows of one head of keys.
+/// One head of keys of a stretch.
 #[derive(Debug)]
-struct Item<'a> {
+struct Unit<'a> {
     stretch: usize,
     kv: usize,
-    queries: Range<usize>,
-    y: RowsMut<'a>,
+    /// Groups of queries that share passes over the keys, and their part of the output.
+    groups: Vec<(Range<usize>, RowsMut<'a>)>,
 }
 
 pub(in crate::attention) fn forward(isa: Isa, attention: &Attention, args: &Host<'_>, y: RowsMut<'_>) {
     let (widths, vectors) = (Widths::of(attention, args), Vectors::of(isa));
-    let heads_of = |kv: usize| {
-        let k = args.k.columns(kv * widths.c, widths.c);
-        (k, args.v.columns(kv * widths.dv, widths.dv))
-    };
-    // Stretches whose rows are few pack a tile when they need it.
-    let step = (ROWS / widths.group).max(1);
-    let mut packed: Vec<(usize, usize, Packed)> = Vec::new();
-    let mut firsts = vec![None; args.stretches.len()];
-    for (at, stretch) in args.stretches.iter().enumerate() {
-        if stretch.queries.len() > step {
-            firsts[at] = Some(packed.len());
-            let tiles = tiles(attention, stretch, 0..stretch.queries.len());
-            packed.extend((0..attention.kv_heads).map(|kv| (at, kv, Packed::new(widths, vectors, tiles.clone()))));
-        }
-    }
-    split(packed.len(), 1, &mut packed[..], &|_, _, packed: &mut [_]| {
-        for (at, kv, packed) in packed {
-            let (k, v) = heads_of(*kv);
-            packed.fill(widths, vectors, &args.stretches[*at], k, v);
-        }
-    });
-    let mut items = items(attention, args, widths, step, y);
-    split(items.len(), 1, &mut items[..], &|_, _, items: &mut [Item<'_>]| {
-        for Item { stretch, kv, queries, y } in items {
-            let (k, v) = heads_of(*kv);
-            let keys = firsts[*stretch].map_or(Keys::Rows(k, v), |first| Keys::Packed(&packed[first + *kv].2));
-            let (at, stretch) = (queries.clone(), &args.stretches[*stretch]);
-            let q = args.q.slice(stretch.queries.start + at.start, at.len());
-            let q = q.columns(*kv * widths.group * widths.c, widths.group * widths.c);
+    let mut units = units(attention, args, widths, y);
+    let keys: usize = args.stretches.iter().map(Stretch::count).sum();
+    let rows = args.q.rows() * widths.group;
+    let work = (keys * rows.max(1)).saturating_mul(widths.c + widths.dv) / args.stretches.len().max(1).pow(2);
+    split(units.len(), grain(units.len(), work, LEAST, 1), &mut units[..], &|_, _, units: &mut [Unit<'_>]| {
+        for Unit { stretch, kv, groups } in units {
+            let stretch = &args.stretches[*stretch];
+            let (k, v) = Keys::of(args, stretch, *kv, (widths.c, widths.dv));
+            let columns = widths.group * widths.c;
+            let q = args.q.columns(*kv * columns, columns);
+            let q = q.slice(stretch.queries.start, stretch.queries.len());
+            let tiles = || tiles(attention, stretch, 0..stretch.queries.len());
+            // One group packs a tile when it needs it, or not at all.
+            let packed = (groups.len() > 1).then(|| Packed::new(widths, vectors, tiles(), stretch, (k, v)));
+            let keys = packed.as_ref().map_or(Source::InPlace(k, v), Source::Packed);
             let sinks = Sinks::new(args.sink_logits, *kv * widths.group);
-            let y = y.reborrow();
-            isa.run(Forward { attention, widths, vectors, stretch, kv: *kv, queries: at, q, keys, sinks, y });
+            split(groups.len(), 1, &mut groups[..], &|_, _, groups: &mut [_]| {
+                for (queries, y) in groups {
+                    let (queries, y) = (queries.clone(), y.reborrow());
+                    let q = q.slice(queries.start, queries.len());
+                    isa.run(Forward { attention, widths, vectors, stretch, kv: *kv, queries, q, keys, sinks, y });
+                }
+            });
         }
     });
 }
 
-fn items<'a>(attention: &Attention, args: &Host<'_>, widths: Widths, step: usize, y: RowsMut<'a>) -> Vec<Item<'a>> {
+fn units<'a>(attention: &Attention, args: &Host<'_>, widths: Widths, y: RowsMut<'a>) -> Vec<Unit<'a>> {
+    let step = (ROWS / widths.group).max(1);
     let parts = args.stretches.iter().enumerate().flat_map(|(at, stretch)| {
         let count = stretch.queries.len();
         (0..count).step_by(step).map(move |from| (at, from..count.min(from + step)))
@@ -110,12 +113,17 @@ fn items<'a>(attention: &Attention, args: &Host<'_>, widths: Widths, step: usize
     };
     let ranges: Vec<Range<usize>> = parts.iter().map(rows).collect();
     let cut = pieces(y, &ranges, widths.group * widths.dv, |mut padding| padding.fill(0.0));
-    let mut items = Vec::with_capacity(parts.len() * attention.kv_heads);
+    let mut units: Vec<Unit<'a>> = Vec::with_capacity(args.stretches.len() * attention.kv_heads);
     for ((stretch, queries), heads) in parts.into_iter().zip(cut) {
-        let item = |(kv, y)| Item { stretch, kv, queries: queries.clone(), y };
-        items.extend(heads.into_iter().enumerate().map(item));
+        if queries.start == 0 {
+            units.extend((0..attention.kv_heads).map(|kv| Unit { stretch, kv, groups: Vec::new() }));
+        }
+        let first = units.len() - attention.kv_heads;
+        for (unit, y) in units[first..].iter_mut().zip(heads) {
+            unit.groups.push((queries.clone(), y));
+        }
     }
-    items
+    units
 }
 
 struct Forward<'a> {
@@ -126,7 +134,7 @@ struct Forward<'a> {
     kv: usize,
     queries: Range<usize>,
     q: Rows<'a>,
-    keys: Keys<'a>,
+    keys: Source<'a>,
     sinks: Sinks<'a>,
     y: RowsMut<'a>,
 }
@@ -153,16 +161,6 @@ impl WithSimd for Forward<'_> {
     }
 }
 
-/// What a pass over the keys has of each row so far.
-struct Online<V> {
-    /// The greatest score.
-    m: Vec<f32>,
-    /// The sum of powers, by lane.
-    l: Vec<V>,
-    /// The sum of values, `[row][vector]`.
-    a: Vec<V>,
-}
-
 impl Forward<'_> {
     #[inline(always)]
     fn run<S: Simd, const R: usize, const N: usize>(self, simd: S) {
@@ -174,29 +172,27 @@ impl Forward<'_> {
         let mut sums =
             Online { m: vec![LOWEST; rows.len()], l: vec![zero; rows.len()], a: vec![zero; rows.len() * width] };
         let (k_len, v_len) = (across_len(c), along_len(self.vectors, dv, TILE));
-        let (mut k_own, mut v_own) = match self.keys {
-            Keys::Packed(_) => (Scratch::new(0), Scratch::new(0)),
-            Keys::Rows(..) => (Scratch::new(k_len), Scratch::new(v_len)),
-        };
-        let mut scores = [[0.0; TILE]; R];
-        for tile in tiles(self.attention, self.stretch, self.queries.clone()) {
-            let (k, v) = match self.keys {
-                Keys::Packed(packed) => {
+        let tiles = tiles(self.attention, self.stretch, self.queries.clone());
+        let blocks = Blocks { rule: &rule, end: self.stretch.end(), rows: &rows, q: &q, c };
+        match self.keys {
+            Source::Packed(packed) => {
+                for tile in tiles {
                     let Ok(at) = packed.tiles.binary_search(&tile) else { continue };
-                    (&packed.k.get()[at * k_len..][..k_len], &packed.v.get()[at * v_len..][..v_len])
+                    let k = &packed.k.get()[at * k_len..][..k_len];
+                    blocks.tile::<S, N>(simd, tile, k, &packed.v.get()[at * v_len..][..v_len], &mut sums);
                 }
-                Keys::Rows(k, v) => {
+            }
+            Source::InPlace(k, v) if rows.len() > R => {
+                let (mut k_own, mut v_own) = (Scratch::new(k_len), Scratch::new(v_len));
+                for tile in tiles {
                     across(self.vectors, c, keys_of(self.stretch, tile, k), k_own.get_mut());
                     along(self.vectors, dv, TILE, keys_of(self.stretch, tile, v), v_own.get_mut());
-                    (k_own.get(), v_own.get())
+                    blocks.tile::<S, N>(simd, tile, k_own.get(), v_own.get(), &mut sums);
                 }
-            };
-            let ((k, _), (v, _)) = (S::as_simd_f32s(k), S::as_simd_f32s(v));
-            for (block, rows) in rows.chunks_exact(R).enumerate() {
-                let Some(seen) = Seen::of(rule.mask, rows, self.stretch.end(), tile * TILE) else { continue };
-                products::<S, R, N>(simd, &q[block * c..][..c], k, seen.blocks(N * S::F32_LANES), &mut scores);
-                let keep = softmax(simd, &rule, rows, &seen, &mut scores, &mut sums, block);
-                values::<S, R, N>(simd, &scores, seen.hull, v, keep, &mut sums.a[block * R * width..][..R * width]);
+            }
+            Source::InPlace(k, v) => {
+                let few = Few { rule: &rule, stretch: self.stretch, vectors: self.vectors, rows: &rows, q: &q, k, v };
+                few.pass::<S, N>(simd, &tiles, &mut sums);
             }
         }
         self.sinks.join(simd, &rows[..count], &sums.m, &mut sums.l);
@@ -204,32 +200,46 @@ impl Forward<'_> {
     }
 }
 
-/// Scores become powers; returns what earlier sums are multiplied by.
-#[inline(always)]
-fn softmax<S: Simd, const R: usize>(
-    simd: S,
-    rule: &Rule<'_>,
-    rows: &[Row],
-    seen: &Seen,
-    scores: &mut [[f32; TILE]; R],
-    sums: &mut Online<S::f32s>,
-    block: usize,
-) -> [S::f32s; R] {
-    let mut keep = [simd.splat_f32s(1.0); R];
-    for r in 0..R {
-        let (m, l) = (&mut sums.m[block * R + r], &mut sums.l[block * R + r]);
-        let most = m.max(finish(simd, rule, rows[r], seen, &mut scores[r], None));
-        keep[r] = power(simd, simd.splat_f32s(*m), simd.splat_f32s(most));
-        *m = most;
-        let (x, _) = S::as_mut_simd_f32s(&mut scores[r]);
-        let mut sum = simd.mul_f32s(*l, keep[r]);
-        for x in &mut x[seen.blocks(S::F32_LANES)] {
-            *x = power(simd, *x, simd.splat_f32s(most));
-            sum = simd.add_f32s(sum, *x);
+/// Blocks of rows that share tiles.
+struct Blocks<'a, const R: usize> {
+    rule: &'a Rule<'a>,
+    /// Positions of the document.
+    end: usize,
+    rows: &'a [Row],
+    q: &'a [[f32; R]],
+    c: usize,
+}
+
+impl<const R: usize> Blocks<'_, R> {
+    /// A few blocks at a time, so that keys and then values of the tile stay in the L1 cache for all of them.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&self, simd: S, tile: usize, k: &[f32], v: &[f32], sums: &mut Online<S::f32s>) {
+        let ((k, _), (v, _)) = (S::as_simd_f32s(k), S::as_simd_f32s(v));
+        let width = sums.a.len() / self.rows.len();
+        let mut scores = [[[0.0; TILE]; R]; TOGETHER];
+        for (some, rows) in self.rows.chunks(TOGETHER * R).enumerate() {
+            let mut all: [Option<Seen>; TOGETHER] = [const { None }; TOGETHER];
+            for (seen, rows) in all.iter_mut().zip(rows.chunks_exact(R)) {
+                *seen = Seen::of(self.rule.mask, rows, self.end, tile * TILE);
+            }
+            for (i, (seen, scores)) in all.iter().zip(&mut scores).enumerate() {
+                let Some(seen) = seen else { continue };
+                let q = &self.q[(some * TOGETHER + i) * self.c..][..self.c];
+                products::<S, R, N>(simd, q, k, seen.blocks(N * S::F32_LANES), scores);
+            }
+            let mut keep = [[simd.splat_f32s(1.0); R]; TOGETHER];
+            for (i, (seen, scores)) in all.iter().zip(&mut scores).enumerate() {
+                let Some(seen) = seen else { continue };
+                let block = some * TOGETHER + i;
+                keep[i] = softmax(simd, self.rule, &rows[i * R..][..R], seen, scores, sums, block);
+            }
+            for (i, (seen, scores)) in all.into_iter().zip(&scores).enumerate() {
+                let Some(seen) = seen else { continue };
+                let a = &mut sums.a[(some * TOGETHER + i) * R * width..][..R * width];
+                values::<S, R, N>(simd, scores, seen.hull, v, keep[i], a);
+            }
         }
-        *l = sum;
     }
-    keep
 }
 
 /// a = a keep + Σ p v, `[row][vector]`.

@@ -3,9 +3,11 @@
 //! Two orders: across, `[block][column][key]` with the keys of a block of scores as lanes, and along,
 //! `[block of columns][row][column]` with columns as lanes, the last block as many vectors wide as there are left.
 
+use std::ops::Range;
+
 use super::sizes::{TILE, Vectors};
-use crate::Rows;
 use crate::attention::Stretch;
+use crate::attention::keys::Keys;
 
 /// Memory whose first element is at a multiple of 64 bytes, so that no vector crosses a cache line.
 #[derive(Debug)]
@@ -31,14 +33,23 @@ impl Scratch {
     }
 }
 
-/// Rows of the keys of tile `k`, none where the position is not there.
+/// The keys of tile `k`, none where the position is not there.
 pub(super) fn keys_of<'a>(
     stretch: &Stretch,
     k: usize,
-    x: Rows<'a>,
+    x: Keys<'a>,
 ) -> impl ExactSizeIterator<Item = Option<&'a [f32]>> {
-    let to = stretch.end().min((k + 1) * TILE);
-    (k * TILE..to).map(move |position| stretch.row(position).map(|row| x.row(row)))
+    keys_at(stretch, k * TILE..stretch.end().min((k + 1) * TILE), x)
+}
+
+/// The keys at positions, none where one is not there.
+#[inline(always)]
+pub(super) fn keys_at<'a>(
+    stretch: &Stretch,
+    positions: Range<usize>,
+    x: Keys<'a>,
+) -> impl ExactSizeIterator<Item = Option<&'a [f32]>> {
+    positions.map(move |position| stretch.key(position).map(|key| x.row(key)))
 }
 
 /// Elements of a tile in the order across.
@@ -47,6 +58,7 @@ pub(super) fn across_len(columns: usize) -> usize {
 }
 
 /// Writes rows in the order across; keys up to the end of the last block that begins are 0.
+#[inline(always)]
 pub(super) fn across<'a>(
     vectors: Vectors,
     columns: usize,
@@ -67,6 +79,7 @@ pub(super) fn across<'a>(
 const SOME: usize = 4;
 
 /// block[i][from + j] = rows[j][i], in squares that the compiler turns into shuffles.
+#[inline(always)]
 fn transpose(rows: [&[f32]; SOME], block: &mut [f32], keys: usize, from: usize) {
     let squares = rows.map(|row| row.as_chunks::<SOME>());
     let mut whole = block.chunks_exact_mut(keys);

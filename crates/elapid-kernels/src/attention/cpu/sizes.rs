@@ -5,7 +5,7 @@ use crate::{Isa, Rows};
 
 /// Positions per tile; a tile begins at a multiple of it. A multiple of the keys of a block of scores on every instruction
 /// set.
-pub(super) const TILE: usize = 128;
+pub(super) const TILE: usize = 64;
 
 /// Rows of a block of scores: with two vectors of keys 12 sums, in 16 registers together with 2 vectors of keys and a query;
 /// with four 24 sums in 32 registers.

@@ -1,8 +1,10 @@
+use std::ops::Range;
+
 use proptest::prelude::*;
 
 use super::sizes::*;
 use super::*;
-use crate::attention::{Args, Attention, Grads, Mask, Stretch, naive};
+use crate::attention::{Args, Attention, Grads, Mask, PAGE, Page, Stretch, naive};
 use crate::testing::{Poisoned, Random, bits, err_ratio, wide, with_threads};
 use crate::{Isa, Rows, RowsMut};
 
@@ -42,7 +44,7 @@ impl Case {
     fn args(&self) -> Host<'_> {
         let (h, g, Widths { c, dv, .. }) = (self.attention.heads, self.kv_heads(), self.widths);
         let (q, k, v) = (Rows::new(&self.q, h * c), Rows::new(&self.k, g * c), Rows::new(&self.v, g * dv));
-        Args { q, k, v, sink_logits: self.sinks.as_deref(), stretches: &self.stretches }
+        Args { q, k, v, pages: &[], sink_logits: self.sinks.as_deref(), stretches: &self.stretches }
     }
 
     fn forward(&self, isa: Isa) -> Vec<f32> {
@@ -74,6 +76,7 @@ impl Case {
             k: Rows::new(&k, g * c),
             v: Rows::new(&v, g * dv),
             sink_logits: sinks.as_deref(),
+            pages: &[],
             stretches: &self.stretches,
         };
         let mut y = vec![f64::NAN; dy.len()];
@@ -205,6 +208,23 @@ fn threads_change_no_bit() {
 struct Cut {
     chunks: Vec<usize>,
     kept: usize,
+    /// Whether positions of earlier calls are in pages, in place; else they are copied to rows.
+    paged: bool,
+}
+
+/// Positions of x `[n g·dim]` in pages `[g 64 dim]`, the first at a multiple of 64; what is not filled is NaN.
+fn in_pages(x: &[f32], g: usize, dim: usize, positions: Range<usize>) -> Vec<Vec<f32>> {
+    let of = |page: usize| {
+        let mut values = vec![f32::NAN; g * PAGE * dim];
+        for at in page..positions.end.min(page + PAGE) {
+            for head in 0..g {
+                let from = &x[(at * g + head) * dim..][..dim];
+                values[(head * PAGE + at % PAGE) * dim..][..dim].copy_from_slice(from);
+            }
+        }
+        values
+    };
+    positions.clone().step_by(PAGE).map(of).collect()
 }
 
 /// Outputs of the document of `whole` in calls, from caches that drop what the mask does not see.
@@ -213,21 +233,38 @@ fn in_calls(whole: &Case, isa: Isa, cut: &Cut) -> Vec<f32> {
     let (g, mut from, mut all) = (whole.kv_heads(), 0, Vec::new());
     for &count in &cut.chunks {
         let to = from + count;
-        let first = mask.reach().map_or(0, |reach| (from + 1).saturating_sub(reach + cut.kept));
-        let sinks = mask.reach().map_or(0, |_| (mask.sinks + cut.kept).min(first));
-        let keys = |x: &[f32], cols: usize| [&x[..sinks * cols], &x[first * cols..to * cols]].concat();
+        let mut first = mask.reach().map_or(0, |reach| (from + 1).saturating_sub(reach + cut.kept));
+        let mut sinks = mask.reach().map_or(0, |_| (mask.sinks + cut.kept).min(first));
+        if cut.paged {
+            first -= first % PAGE;
+            sinks = sinks.next_multiple_of(PAGE).min(first);
+        }
+        let paged = if cut.paged { sinks + from - first } else { 0 };
+        let rows = |x: &[f32], cols: usize| match cut.paged {
+            true => x[from * cols..to * cols].to_vec(),
+            false => [&x[..sinks * cols], &x[first * cols..to * cols]].concat(),
+        };
+        let pages = |x: &[f32], dim: usize| match cut.paged {
+            true => [in_pages(x, g, dim, 0..sinks), in_pages(x, g, dim, first..from)].concat(),
+            false => Vec::new(),
+        };
         let offset = sinks + from - first;
-        let stretch = Stretch { queries: 0..count, keys: 0..offset + count, offset, sinks, gap: first - sinks };
+        let whole_rows = Stretch::whole(0..count, 0..offset + count - paged, offset);
+        let (k_pages, v_pages) = (pages(&whole.k, c), pages(&whole.v, dv));
+        let stretch = Stretch { pages: 0..k_pages.len(), paged, sinks, gap: first - sinks, ..whole_rows };
         let part = Case {
             attention: whole.attention.clone(),
             widths: whole.widths,
             q: whole.q[from * g * group * c..to * g * group * c].to_vec(),
-            k: keys(&whole.k, g * c),
-            v: keys(&whole.v, g * dv),
+            k: rows(&whole.k, g * c),
+            v: rows(&whole.v, g * dv),
             sinks: whole.sinks.clone(),
             stretches: vec![stretch],
         };
-        all.extend(part.forward(isa));
+        let pages: Vec<Page> = k_pages.iter().zip(&v_pages).map(|(k, v)| Page { k, v }).collect();
+        let mut y = Poisoned::new(count, g * group * dv, 3);
+        forward(isa, &part.attention, &Args { pages: &pages, ..part.args() }, y.rows_mut());
+        all.extend(y.values());
         from = to;
     }
     all
@@ -245,6 +282,18 @@ fn parts(random: &mut Random, total: usize) -> Vec<usize> {
     parts
 }
 
+/// Every step of a document of 4,097 positions, in pages, has the bits of one pass.
+#[test]
+fn steps_over_pages_are_one_pass() {
+    for (n, heads, widths) in [(4097, (2, 1), (16, 16)), (300, (4, 4), (64, 64)), (130, (8, 2), (24, 128))] {
+        let whole = Case::new(attention(heads, Mask::default()), widths, (n, n), vec![Stretch::whole(0..n, 0..n, 0)]);
+        let cut = Cut { chunks: [vec![n - 100], vec![1; 90], vec![7, 3]].concat(), kept: 0, paged: true };
+        for isa in Isa::available() {
+            assert_eq!(bits(&whole.forward(isa)), bits(&in_calls(&whole, isa, &cut)), "{} {n}", isa.name());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
@@ -258,11 +307,11 @@ proptest! {
         let heads = [(1, 1), (2, 1), (4, 2), (5, 1)][random.below(4)];
         let (softcap, alibi) = ([0.0, 3.0][random.below(2)], random.below(2) == 1);
         let attention = Attention { softcap, alibi, ..attention(heads, mask) };
-        let widths = [(1, 2), (8, 8), (5, 12)][random.below(3)];
+        let widths = [(1, 2), (8, 8), (5, 12), (20, 40)][random.below(4)];
         let whole = Case::new(attention, widths, (n, n), vec![Stretch::whole(0..n, 0..n, 0)]);
         let whole = if random.below(2) == 0 { whole } else { whole.with_sinks() };
         let chunks = if random.below(4) == 0 { vec![1; n] } else { parts(&mut random, n) };
-        let cut = Cut { chunks, kept: random.below(70) };
+        let cut = Cut { chunks, kept: random.below(70), paged: random.below(2) == 1 };
         for isa in Isa::available() {
             let want = whole.forward(isa);
             prop_assert_eq!(bits(&want), bits(&in_calls(&whole, isa, &cut)), "{} {:?}", isa.name(), cut);

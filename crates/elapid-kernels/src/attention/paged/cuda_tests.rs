@@ -96,6 +96,7 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
                 q: Rows::new(&q[row * heads * hk..][..heads * hk], heads * hk),
                 k: Rows::new(&k, k_cols),
                 v: Rows::new(&v, v_cols),
+                pages: &[],
                 sink_logits: logits.as_deref(),
                 stretches: &stretches[..],
             };

@@ -1,0 +1,32 @@
+//! Which positions of a chunk are of one document.
+
+use std::ops::Range;
+
+use crate::state::Cache;
+use crate::{Error, Layout, Result};
+
+/// Positions of a document in a chunk.
+pub(super) struct Document {
+    pub(super) positions: Range<usize>,
+    /// Whether it began in an earlier chunk.
+    pub(super) continues: bool,
+}
+
+/// The documents of each row of a chunk.
+pub(super) fn documents(layout: &Layout, past: &Cache) -> Result<Vec<Vec<Document>>> {
+    let (b, l, segments) = (layout.b, layout.l, layout.segments());
+    if past.rows() != b || layout.resets.is_none() && layout.has_resets() {
+        return Err(Error::Argument(format!("a cache of {} rows for a batch of {b}", past.rows())));
+    }
+    let of_row = |row: usize| {
+        let len = layout.len(row);
+        let (mut documents, mut from) = (Vec::new(), 0);
+        let borders = (1..len).filter(|&t| segments.reset(row, t, l)).chain([len]);
+        for to in borders.filter(|&to| to > 0) {
+            documents.push(Document { positions: from..to, continues: from == 0 && !segments.reset(row, 0, l) });
+            from = to;
+        }
+        documents
+    };
+    Ok((0..b).map(of_row).collect())
+}
