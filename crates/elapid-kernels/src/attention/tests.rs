@@ -165,6 +165,7 @@ fn keys_that_are_not_there_have_their_positions() {
 
 /// Keys in pages are those of rows, forward and backward, but get no gradient.
 #[test]
+// Long: rows and pages, forward and backward, in both float types.
 fn pages_are_rows() {
     let (n, paged) = (PAGE + 9, PAGE + 3);
     let mut random = Random::new(4);
