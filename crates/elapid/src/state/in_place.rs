@@ -64,10 +64,8 @@ impl State {
                 pages.trim(&spec);
                 pages.reserve(&spec, gpu, shape, 1)?;
                 let k = pages.len / PAGE;
-                if let Some(page) = pages.next() {
-                    if !tables.set(i, row, k, page) {
-                        return Ok(false);
-                    }
+                if pages.next().is_some_and(|page| !tables.set(i, row, k, page)) {
+                    return Ok(false);
                 }
             }
         }

@@ -46,9 +46,9 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
     let past: Vec<[Vec<f32>; 2]> =
         read.iter().map(|read| [k_cols, v_cols].map(|cols| values(read.unwrap_or(0) + 2, cols))).collect();
     for (row, read) in read.iter().enumerate().filter_map(|(row, read)| Some((row, (*read)?))) {
-        for cache in 0..2 {
+        for (cache, &shape) in shapes.iter().enumerate() {
             // A window's first page that is not a sink may have been dropped long ago.
-            let pages = pages(gpu, shapes[cache], &past[row][cache], read);
+            let pages = pages(gpu, shape, &past[row][cache], read);
             for (k, page) in pages.iter().enumerate() {
                 assert!(tables.set(cache, row, k, page));
             }
@@ -63,13 +63,9 @@ fn check(gpu: Gpu, case: &Case, random: &mut Random) {
         });
         for (row, read) in read.iter().enumerate().filter_map(|(row, read)| Some((row, (*read)?))) {
             if (read + now) % PAGE == 0 {
-                for cache in 0..2 {
-                    assert!(tables.set(
-                        cache,
-                        row,
-                        (read + now) / PAGE,
-                        &Arc::new(Page::new(gpu, shapes[cache]).unwrap())
-                    ));
+                for (cache, &shape) in shapes.iter().enumerate() {
+                    let page = Arc::new(Page::new(gpu, shape).unwrap());
+                    assert!(tables.set(cache, row, (read + now) / PAGE, &page));
                 }
             }
         }

@@ -46,7 +46,7 @@ fn check_runs(x: &Mat<'_>, l: usize, runs: &[Run<'_>]) -> Result<()> {
     CHECK.that(x.rows() == rows, "x", || format!("{rows} rows"), || x.rows().to_string())?;
     for run in runs {
         let inside = run.at.checked_add(run.count).is_some_and(|end| end <= l);
-        let end = run.slot.checked_add(run.count).unwrap_or(usize::MAX);
+        let end = run.slot.saturating_add(run.count);
         let there = end <= run.pages.len().saturating_mul(PAGE) && run.slot < PAGE;
         CHECK.that(inside && there, "runs", || "positions of the row and its pages".into(), || format!("{run:?}"))?;
         let first = runs.iter().find_map(|run| run.pages.first()).map(|page| page.shape());
