@@ -19,6 +19,9 @@ use elapid_kernels::units;
 
 /// Kernels that may spill registers: source, entry, maximum bytes up to Hopper, and from Blackwell on.
 const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
+    // 512 threads leave 128 registers, or 64 for two blocks; rows of several gates are summed at once.
+    ("cell", "forward", 80, 160),
+    ("cell", "backward", 24, 80),
     // 1024 threads leave 64 registers; two words that are read once are kept in memory.
     ("sampling", "sample", 8, 8),
     // 168 registers allow three blocks per multiprocessor.

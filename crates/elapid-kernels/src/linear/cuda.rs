@@ -87,7 +87,7 @@ fn few_rows_defines(y: DType, m: usize, loads: usize) -> Vec<Define> {
 fn few_rows(x: &Mat<'_>, w: &Mat<'_>, bias: Option<&Mat<'_>>, y: &MatMut<'_>) -> Result<bool> {
     let (rows, k) = x.shape();
     let (n, loads, m) = (w.rows(), k.div_ceil(ACROSS), rows.next_power_of_two());
-    let fits = (1..=FEW).contains(&rows) && k > 0 && loads * m <= 12 && loads <= 6 && i32::try_from(n).is_ok();
+    let fits = (1..=FEW).contains(&rows) && k > 0 && loads * m <= 8 && loads <= 6 && i32::try_from(n).is_ok();
     let shapes = w.cols() == k && y.shape() == (rows, n) && n > 0;
     let bf16 = x.dtype() == DType::Bf16 && w.dtype() == DType::Bf16;
     let gpu = y.gpu();
@@ -146,7 +146,8 @@ pub(crate) fn units() -> Vec<Unit> {
         let defines = few_rows_defines(y, m, loads);
         Unit { source: &FEW_ROWS, entries: &["few_rows"], defines }
     };
-    let sizes = [(DType::Bf16, 1, 1), (DType::Bf16, 4, 3), (DType::Bf16, 2, 6), (DType::F32, 4, 1)];
+    let sizes =
+        [(DType::Bf16, 1, 1), (DType::Bf16, 4, 2), (DType::Bf16, 2, 4), (DType::Bf16, 1, 6), (DType::F32, 4, 1)];
     [DType::F32, DType::Bf16].map(unit).into_iter().chain(sizes.map(few)).collect()
 }
 
