@@ -8,8 +8,10 @@ use elapid_kernels::mamba1_step::cuda as kernel;
 use elapid_kernels::selective_scan::Discretisation;
 
 use super::FusedStep;
+use crate::config::{ModelSettings, PositionKind};
 use crate::layers::mamba1::{Mamba1, Source};
 use crate::lm::LanguageModel;
+use crate::ops::NormKind;
 use crate::params::{ParamId, Params};
 use crate::state::{LayerState, State};
 use crate::{DType, Device, Result};
@@ -31,6 +33,9 @@ impl FusedStep for kernel::Step {
 /// The fused step of a model whose layers are all Mamba-1 blocks in the published form, in sizes that the kernel supports.
 pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>> {
     let (Device::Cuda(gpu), DType::Bf16) = (model.device(), model.dtype()) else { return Ok(None) };
+    if !plain_ends(&model.config().stack.model) {
+        return Ok(None);
+    }
     let (b, v) = (state.rows(), model.config().padded_vocab_size());
     let mut sizes = None;
     let mut layers = Vec::with_capacity(model.stack().sublayers.len());
@@ -52,6 +57,15 @@ pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> R
         eps: model.config().stack.model.norm_eps,
     };
     Ok(Some(Box::new(kernel::Step::new(gpu, dims, &whole, ids)?)))
+}
+
+/// Whether a row of the embedding is the first layer's input as it is, and a product of the last norm the logits.
+fn plain_ends(settings: &ModelSettings) -> bool {
+    let &ModelSettings { embedding_scale, embedding_norm, positions, logit_scale, logit_softcap, norm_f_eps, .. } =
+        settings;
+    (embedding_scale, logit_scale, logit_softcap) == (1.0, 1.0, 0.0)
+        && (embedding_norm, positions) == (NormKind::None, PositionKind::None)
+        && norm_f_eps.or(settings.norm_eps) == settings.norm_eps
 }
 
 /// The weights and states of one layer, if the kernel supports it; the sizes lack batch and vocabulary.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use elapid::Layout;
-use elapid::config::{ModelConfig, Named, Placement};
+use elapid::config::{ModelConfig, ModelSettings, Named, Placement, PositionKind};
 use elapid::decode::{Decoder, Draws, Next};
 use elapid::generate::{Generator, Sampling};
 use elapid::layers::LayerConfig;
 use elapid::layers::attention::{Rope, Settings};
 use elapid::lm::Positions;
+use elapid::ops::NormKind;
 use elapid::settings::{Auto, Size};
 use elapid::state::State;
 use elapid::{DType, Device, LanguageModel};
@@ -347,6 +348,30 @@ fn a_step_in_one_launch_is_the_operations() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn settings_that_one_launch_lacks_go_by_operations() {
+    let Some(gpu) = gpu() else { return };
+    let plain = elapid::embedded::model().unwrap().config().clone();
+    let launches = |change: fn(&mut ModelSettings)| {
+        let mut config = plain.clone();
+        change(&mut config.stack.model);
+        let model = LanguageModel::new(config, 0).unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
+        Decoder::new(&model, 1).unwrap().launches()
+    };
+    assert_eq!(launches(|_| {}), 1);
+    let changes: [fn(&mut ModelSettings); 6] = [
+        |model| model.embedding_scale = 2.0,
+        |model| model.embedding_norm = NormKind::Rms,
+        |model| model.positions = PositionKind::Sinusoidal,
+        |model| model.logit_scale = 0.5,
+        |model| model.logit_softcap = 30.0,
+        |model| model.norm_f_eps = Auto::Is(1e-2),
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        assert!(launches(change) > 1, "change {i}");
     }
 }
 
