@@ -146,6 +146,12 @@ mod tests {
             pinned.write().unwrap().fill(u32::MAX);
             pinned.receive(0, &buffer, 1 << 20).unwrap();
             assert!(pinned.read().unwrap().iter().all(|&x| x == turn), "{turn}");
+            // The plain way to write a buffer has read its source when it returns, also where that is pinned.
+            pinned.write().unwrap().fill(turn + 100);
+            gpu.write(&buffer, 0, pinned.read().unwrap()).unwrap();
+            pinned.write().unwrap().fill(u32::MAX);
+            pinned.receive(0, &buffer, 1 << 20).unwrap();
+            assert!(pinned.read().unwrap().iter().all(|&x| x == turn + 100), "{turn}");
         }
         let (_, refused) = gpu.capture(|| Ok::<_, Error>(pinned.send(&buffer).is_err())).unwrap();
         assert!(refused);

@@ -8,6 +8,15 @@ use super::memory::Buffer;
 use super::pod::Pod;
 use super::{Error, Result};
 
+/// Whether the driver knows the memory: a copy from there reads it after the call has returned.
+fn is_pinned<T>(host: &[T]) -> bool {
+    let mut kind = 0_u32;
+    let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+    // SAFETY: this attribute is 32 bits; the driver looks the address up and does not read it.
+    let known = unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, host.as_ptr() as u64) };
+    known.result().is_ok() && kind == sys::CUmemorytype::CU_MEMORYTYPE_HOST as u32
+}
+
 impl Gpu {
     /// Uploads values to new memory. Not allowed during a capture.
     ///
@@ -33,8 +42,10 @@ impl Gpu {
         }
         self.refuse_in_capture("cuMemcpyHtoDAsync")?;
         let _bound = self.bind()?;
-        // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns.
-        unsafe { driver::memcpy_htod_async(to, host, self.stream()) }.map_err(Error::driver("cuMemcpyHtoDAsync"))
+        // SAFETY: the range is inside the buffer; the driver has read pageable memory when it returns, and pinned memory is
+        // waited for.
+        unsafe { driver::memcpy_htod_async(to, host, self.stream()) }.map_err(Error::driver("cuMemcpyHtoDAsync"))?;
+        if is_pinned(host) { self.synchronize() } else { Ok(()) }
     }
 
     /// `count` numbers of a buffer from element `from`. Waits for all work before.
