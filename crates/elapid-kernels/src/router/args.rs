@@ -9,6 +9,13 @@ pub(super) const CHECK: Check = Check("router");
 /// Experts at most.
 pub const MOST: usize = 1024;
 
+/// Iterations of [`sinkhorn`](super::sinkhorn) at most: `TURNS` of the source.
+pub(super) const SINKHORN_TURNS: usize = 100;
+/// The change of a correction below which it ends: `CHANGE` of the source.
+pub(super) const SINKHORN_CHANGE: f64 = 1e-3;
+/// Added to sums that may be 0: `LEAST` of the source.
+pub(super) const SINKHORN_LEAST: f64 = 1e-30;
+
 /// How experts are picked and weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Router {
@@ -19,6 +26,8 @@ pub struct Router {
     /// ... and a position picks from this many of them: those with the best expert, or with a correction those with the largest
     /// sum of their two best (DeepSeek-V3, Liu et al. 2024, section 2.1.2).
     pub top_groups: usize,
+    /// Whether a correction is added to the logits for the pick, not to the scores.
+    pub correct_logits: bool,
     /// Whether scores are sigmoids of the logits, each by itself; otherwise their softmax over all experts.
     pub sigmoid: bool,
     /// Whether the weights of the picked experts are divided by their sum.
@@ -30,7 +39,15 @@ pub struct Router {
 impl Router {
     /// The k best of all experts, weighed by their share of the softmax.
     pub fn top(k: usize) -> Self {
-        Self { top_k: k, groups: 1, top_groups: 1, sigmoid: false, renormalise: false, scale: 1.0 }
+        Self {
+            top_k: k,
+            groups: 1,
+            top_groups: 1,
+            correct_logits: false,
+            sigmoid: false,
+            renormalise: false,
+            scale: 1.0,
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use crate::cuda::{Buffer, Define, Launch, Mat, MatMut, RawMat, Result, Source, U
 use crate::error::product;
 
 static SOURCE: Source = Source { name: "router", text: include_str!("router.cu") };
-const ENTRIES: [&str; 8] =
-    ["forward", "backward", "sum", "join", "spread_backward", "z_squares", "z_mean", "z_backward"];
+const ENTRIES: [&str; 9] =
+    ["forward", "backward", "sum", "join", "spread_backward", "z_squares", "z_mean", "z_backward", "sinkhorn"];
 /// Positions of a block: `WARPS` of the source.
 const WARPS: usize = 4;
 
@@ -19,6 +19,7 @@ struct Args {
     weights: RawMat,
     dweights: RawMat,
     correction: u64,
+    factors: u64,
     picked: u64,
     spread: u64,
     partial: u64,
@@ -32,6 +33,7 @@ struct Args {
     k: i32,
     groups: i32,
     top_groups: i32,
+    correct_logits: i32,
     sigmoid: i32,
     renormalise: i32,
     blocks: i32,
@@ -46,6 +48,7 @@ fn args(router: &Router, logits: &Mat<'_>) -> Args {
         weights: RawMat::NULL,
         dweights: RawMat::NULL,
         correction: 0,
+        factors: 0,
         picked: 0,
         spread: 0,
         partial: 0,
@@ -59,6 +62,7 @@ fn args(router: &Router, logits: &Mat<'_>) -> Args {
         k: size(router.top_k),
         groups: size(router.groups),
         top_groups: size(router.top_groups),
+        correct_logits: router.correct_logits.into(),
         sigmoid: router.sigmoid.into(),
         renormalise: router.renormalise.into(),
         blocks: 0,
@@ -159,6 +163,14 @@ pub(super) fn z_loss_backward(logits: Mat<'_>, logs: Mat<'_>, dmean: Mat<'_>, dl
     let blocks = logits.len().div_ceil(256).min(16 * gpu.multiprocessors());
     // SAFETY: as in `forward`.
     unsafe { gpu.kernel(&SOURCE, "z_backward", &defines(logits.dtype()))?.launch(Launch::linear(blocks, 256), &args) }
+}
+
+pub(super) fn sinkhorn(logits: Mat<'_>, correction: MatMut<'_>) -> Result<()> {
+    let gpu = logits.gpu();
+    let factors = gpu.alloc(product(&[logits.rows(), 2, 4]))?;
+    let args = Args { correction: correction.address(), factors: factors.address(), ..args(&Router::top(1), &logits) };
+    // SAFETY: as in `forward`; `factors` has two numbers for each position, and there are at most 1024 experts.
+    unsafe { gpu.kernel(&SOURCE, "sinkhorn", &defines(logits.dtype()))?.launch(Launch::linear(1, 1024), &args) }
 }
 
 fn defines(dtype: DType) -> Vec<Define> {

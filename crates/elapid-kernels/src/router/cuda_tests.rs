@@ -93,3 +93,26 @@ fn z_losses() {
         }
     }
 }
+
+#[test]
+fn sinkhorns() {
+    let Some(gpu) = gpu() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        for (logits, experts) in [
+            (super::tests::uneven(3000), 8),
+            (Random::new(5).normal(37 * 6), 6),
+            (Random::new(6).normal(500 * 1020), 1020),
+            (vec![1.0], 1),
+        ] {
+            let logits = rounded(&logits, dtype);
+            let on_logits = OnDevice::of(gpu, &logits, experts, 1, dtype);
+            let correction = OnDevice::poisoned(gpu, 1, experts, 0, DType::F32);
+            sinkhorn(on_logits.mat(), correction.mat_mut()).unwrap();
+            let mut want = vec![0.0; experts];
+            naive::sinkhorn(Rows::new(&wide(&logits), experts), &mut want);
+            // Where it ends a turn earlier or later.
+            let error = want.iter().zip(correction.values()).map(|(a, b)| (a - f64::from(b)).abs()).fold(0.0, f64::max);
+            assert!(error < 2e-3, "{experts} {dtype}: {error}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The equations, position by position. Also what the CPU runs: the work is small beside that of the experts.
 
-use super::args::Router;
+use super::args::{Router, SINKHORN_CHANGE, SINKHORN_LEAST, SINKHORN_TURNS};
 use crate::float::Float;
 use crate::{Rows, RowsMut};
 
@@ -30,8 +30,8 @@ impl Router {
         if self.sigmoid { logits.iter().map(|z| z.sigmoid()).collect() } else { softmax(logits) }
     }
 
-    fn pick<T: Float>(&self, scores: &[T], correction: Option<&[T]>) -> Vec<u32> {
-        let mut choice = scores.to_vec();
+    fn pick<T: Float>(&self, logits: &[T], scores: &[T], correction: Option<&[T]>) -> Vec<u32> {
+        let mut choice = if self.correct_logits { logits.to_vec() } else { scores.to_vec() };
         if let Some(correction) = correction {
             choice.iter_mut().zip(correction).for_each(|(choice, &c)| *choice += c);
         }
@@ -68,7 +68,7 @@ pub fn forward<T: Float>(
     let mut all = Vec::with_capacity(logits.rows() * router.top_k);
     for r in 0..logits.rows() {
         let scores = router.scores(logits.row(r));
-        let picked = router.pick(&scores, correction);
+        let picked = router.pick(logits.row(r), &scores, correction);
         let of: Vec<T> = picked.iter().map(|&e| scores[e as usize]).collect();
         let factor = router.factor(&of);
         weights.row(r).iter_mut().zip(of).for_each(|(weight, score)| *weight = factor * score);
@@ -143,6 +143,39 @@ pub fn z_loss_backward<T: Float>(logits: Rows<'_, T>, logs: &[T], dmean: T, mut 
         let factor = dmean * T::of(2.0) * log / T::of(logs.len() as f64);
         for (dz, &z) in dlogits.row(r).iter_mut().zip(logits.row(r)) {
             *dz = factor * (z - log).exp();
+        }
+    }
+}
+
+/// correction (=): shapes as in [`super::sinkhorn`].
+pub fn sinkhorn<T: Float>(logits: Rows<'_, T>, correction: &mut [T]) {
+    let (m, experts) = logits.shape();
+    let two = T::of(2.0);
+    // c divided by its largest in each row, which changes the row's factor alone.
+    let c: Vec<Vec<T>> = (0..m)
+        .map(|r| {
+            let row = logits.row(r);
+            let most = row.iter().copied().fold(T::neg_infinity(), T::max);
+            row.iter().map(|&z| (two * (z - most)).exp()).collect()
+        })
+        .collect();
+    correction.fill(T::zero());
+    let even = T::of(m as f64 / experts.max(1) as f64);
+    for _ in 0..SINKHORN_TURNS {
+        let factor: Vec<T> = correction.iter().map(|&x| (two * x).exp()).collect();
+        let mut sums = vec![T::of(SINKHORN_LEAST); experts];
+        for row in &c {
+            let all = row.iter().zip(&factor).map(|(&c, &f)| c * f).sum::<T>() + T::of(SINKHORN_LEAST);
+            sums.iter_mut().zip(row).for_each(|(sum, &c)| *sum += c / all);
+        }
+        let mut change = T::zero();
+        for (x, sum) in correction.iter_mut().zip(sums) {
+            let next = (even / sum).ln() / two;
+            change = change.max((next - *x).abs());
+            *x = next;
+        }
+        if change <= T::of(SINKHORN_CHANGE) {
+            break;
         }
     }
 }

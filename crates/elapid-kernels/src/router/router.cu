@@ -7,7 +7,8 @@
 struct Args {
   Mat<T> logits, dlogits;
   Mat<float> weights, dweights;
-  const float* correction;
+  float* correction;
+  float* factors;  // [m 2]
   u32* picked;  // [m k]
   float* spread;  // [2 experts]
   float* partial;  // [blocks experts]
@@ -17,7 +18,7 @@ struct Args {
   const float* dmean;  // [1]
   i64 m;
   float scale;
-  i32 experts, k, groups, top_groups, sigmoid, renormalise, blocks;
+  i32 experts, k, groups, top_groups, correct_logits, sigmoid, renormalise, blocks;
 };
 
 // Scores of a position.
@@ -65,7 +66,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) forward(const __grid_co
   float *scores = all_scores[warp], *choice = all_choices[warp];
   for (i64 r = i64(blockIdx.x) * WARPS + warp; r < a.m; r += i64(gridDim.x) * WARPS) {
     scores_of(a, r, a.sigmoid, scores);
-    for (int e = lane; e < a.experts; e += 32) choice[e] = scores[e] + (a.correction ? a.correction[e] : 0.0f);
+    for (int e = lane; e < a.experts; e += 32) {
+      float x = a.correct_logits ? to_float(a.logits.row(r)[e]) : scores[e];
+      choice[e] = x + (a.correction ? a.correction[e] : 0.0f);
+    }
     __syncwarp();
     if (a.top_groups < a.groups) {
       // Groups that are out lose their choices. A group is as good as its best, or its two best.
@@ -242,5 +246,55 @@ extern "C" __global__ void __launch_bounds__(256) z_backward(const __grid_consta
     i64 r = i / a.experts, e = i - r * a.experts;
     float log = a.logs[r];
     a.dlogits.row(r)[e] = from_float<T>(factor * log * expf(to_float(a.logits.row(r)[e]) - log));
+  }
+}
+
+#define TURNS 100
+#define CHANGE 1e-3f
+#define LEAST 1e-30f
+
+// Balances experts over positions, by one block. A turn: a warp finds the sum of a position over experts, then a thread that of an
+// expert over some of the positions; `factors` has the largest logit of a position and its sum.
+extern "C" __global__ void __launch_bounds__(1024) sinkhorn(const __grid_constant__ Args a) {
+  __shared__ float factor[MOST], sums[1024], changes[32];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int parts = 1024 / a.experts, part = threadIdx.x / a.experts, own = threadIdx.x - part * a.experts;
+  for (int e = threadIdx.x; e < a.experts; e += 1024) a.correction[e] = 0.0f, factor[e] = 1.0f;
+  for (i64 r = warp; r < a.m; r += 32) {
+    float most = __int_as_float(0xff800000);
+    for (int e = lane; e < a.experts; e += 32) most = fmaxf(most, to_float(a.logits.row(r)[e]));
+    most = warp_max(most);
+    if (lane == 0) a.factors[2 * r] = most;
+  }
+  for (int turn = 0; turn < TURNS; ++turn) {
+    __syncthreads();
+    for (i64 r = warp; r < a.m; r += 32) {
+      float most = a.factors[2 * r], all = 0.0f;
+      for (int e = lane; e < a.experts; e += 32) all += expf(2.0f * (to_float(a.logits.row(r)[e]) - most)) * factor[e];
+      all = warp_sum(all);
+      if (lane == 0) a.factors[2 * r + 1] = 1.0f / (all + LEAST);
+    }
+    __syncthreads();
+    float sum = 0.0f;
+    if (part < parts) {
+      for (i64 r = part; r < a.m; r += parts)
+        sum += expf(2.0f * (to_float(a.logits.row(r)[own]) - a.factors[2 * r])) * a.factors[2 * r + 1];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    float change = 0.0f;
+    if (part == 0) {
+      sum = LEAST;
+      for (int p = 0; p < parts; ++p) sum += sums[p * a.experts + own];
+      float next = 0.5f * logf(float(a.m) / float(a.experts) / sum);
+      change = fabsf(next - a.correction[own]);
+      a.correction[own] = next;
+      factor[own] = expf(2.0f * next);
+    }
+    change = warp_max(change);
+    if (lane == 0) changes[warp] = change;
+    __syncthreads();
+    change = warp_max(changes[lane]);
+    if (change <= CHANGE) return;
   }
 }

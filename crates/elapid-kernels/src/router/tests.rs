@@ -11,6 +11,7 @@ pub(super) fn all() -> Vec<Router> {
         Router { sigmoid: true, scale: 2.5, renormalise: true, ..plain },
         Router { sigmoid: true, top_k: 3, groups: 3, top_groups: 2, ..plain },
         Router { groups: 2, top_groups: 1, top_k: 3, ..plain },
+        Router { top_k: 1, sigmoid: true, correct_logits: true, ..plain },
     ]
 }
 
@@ -83,4 +84,42 @@ fn z_loss_is_its_equation_and_its_gradient_a_difference_quotient() {
     naive::z_loss(Rows::new(&logits, experts), &mut logs);
     naive::z_loss_backward(Rows::new(&logits, experts), &logs, 1.0, RowsMut::new(&mut dlogits, experts));
     assert!(central_difference(loss, &logits, &dlogits) < 1e-7);
+}
+
+/// Logits that most positions would use for two experts of eight.
+pub(super) fn uneven(m: usize) -> Vec<f32> {
+    let mut logits = Random::new(4).normal(m * 8);
+    logits.chunks_mut(8).for_each(|row| (row[2] += 2.0, row[5] += 1.5).0);
+    logits
+}
+
+#[test]
+fn sinkhorn_spreads_picks() {
+    let m = 4000;
+    let logits = uneven(m);
+    let counts = |correction: &[f32]| {
+        let (mut weights, router) = (vec![0.0; m], Router { correct_logits: true, ..Router::top(1) });
+        let picked = naive::forward(&router, Rows::new(&logits, 8), Some(correction), RowsMut::new(&mut weights, 1));
+        (0..8).map(|e| picked.iter().filter(|&&p| p == e).count()).collect::<Vec<_>>()
+    };
+    let mut correction = [0.0_f32; 8];
+    assert!(counts(&correction)[2] > 2 * m / 8 && counts(&correction)[0] < m / 16);
+    sinkhorn(Rows::new(&logits, 8), &mut correction).unwrap();
+    let counts = counts(&correction);
+    assert!(counts.iter().all(|&count| count > m / 12 && count < m / 6), "{counts:?}");
+    // The sums that it is defined by, with d0 from them.
+    let d1: Vec<f64> = correction.iter().map(|&x| (2.0 * f64::from(x)).exp()).collect();
+    let mut sums = [0.0; 8];
+    for row in wide(&logits).chunks(8) {
+        let terms: Vec<f64> = row.iter().zip(&d1).map(|(z, d)| (2.0 * z).exp() * d).collect();
+        let all: f64 = terms.iter().sum();
+        sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term / all);
+    }
+    assert!(sums.iter().all(|sum| (sum / (m as f64 / 8.0) - 1.0).abs() < 0.01), "{sums:?}");
+    // Logits that differ by more than exp holds, and no position.
+    let mut far = [0.0_f32; 2];
+    sinkhorn(Rows::new(&[0.0, 200.0, 0.0, 190.0], 2), &mut far).unwrap();
+    assert!(far.iter().all(|x| x.is_finite()), "{far:?}");
+    sinkhorn(Rows::new(&[], 2), &mut far).unwrap();
+    assert!(far.iter().all(|x| x.is_finite()), "{far:?}");
 }

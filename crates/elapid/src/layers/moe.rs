@@ -6,7 +6,8 @@ use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer};
 use crate::linear::Linear;
 use crate::ops::{
-    self, Experts, Picked, Router, add_scaled, balance, glu, linear, map, mixture, route, sort, spread, z_loss,
+    self, Experts, Picked, Router, add_scaled, balance, glu, linear, map, mixture, route, sinkhorn, sort, spread,
+    z_loss,
 };
 use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
@@ -38,6 +39,9 @@ crate::settings! {
         top_groups: Size = Size::new(1),
         /// Whether a vector is added to the scores for the pick alone (DeepSeek-V3). Training leaves it as it is.
         correction_bias: bool = false,
+        /// Whether training picks experts so that a batch's positions are spread evenly over them, by Sinkhorn iterations
+        /// (Clark et al. 2022; BlackMamba). Generation picks the best.
+        sinkhorn: bool = false,
         /// Whether the weights of the picked experts are divided by their sum.
         renormalise: bool = true,
         /// Factor of the weights.
@@ -85,6 +89,7 @@ pub struct Moe {
     router: Router,
     /// `[experts]`, added to the scores for the pick.
     correction: Option<ParamId>,
+    sinkhorn: bool,
     balance: (f32, Over),
     z_loss: f32,
     capacity: f32,
@@ -134,6 +139,9 @@ impl Settings {
         if self.top_k.get() > from {
             return Err(Problem::value("top_k", format!("at most {from}, the experts of top_groups"), self.top_k));
         }
+        if self.sinkhorn && self.correction_bias {
+            return Err(Problem::value("sinkhorn", "false where correction_bias moves the picks", self.sinkhorn));
+        }
         for (field, x) in [("balance", self.balance), ("z_loss", self.z_loss), ("capacity", self.capacity)] {
             Problem::unless_not_negative(field, x)?;
         }
@@ -165,6 +173,7 @@ impl Settings {
                 top_k: self.top_k.get(),
                 groups: self.groups.get(),
                 top_groups: self.top_groups.min(self.groups).get(),
+                correct_logits: false,
                 sigmoid: self.router == Scores::Sigmoid,
                 renormalise: self.renormalise,
                 scale: self.routed_scale,
@@ -173,6 +182,7 @@ impl Settings {
                 true => Some(p.param("router.correction", &[experts], &Init::Constant(0.0), Traits::BUFFER)?),
                 false => None,
             },
+            sinkhorn: self.sinkhorn,
             balance: (self.balance, self.balance_over),
             z_loss: self.z_loss,
             capacity: self.capacity,
@@ -234,8 +244,10 @@ impl Moe {
 impl Layer for Moe {
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
         let logits = self.logits.forward(cx, x)?; // [b l experts]
-        let correction = self.correction.map(|id| cx.param(id));
-        let (picked, weights) = route(&logits, self.router, correction.as_ref())?; // [b l k]
+        let balanced = self.sinkhorn && cx.trains();
+        let correction = if balanced { Some(sinkhorn(&logits)?) } else { self.correction.map(|id| cx.param(id)) };
+        let router = Router { correct_logits: balanced, ..self.router };
+        let (picked, weights) = route(&logits, router, correction.as_ref())?; // [b l k]
         let capacity = if cx.trains() { self.capacity } else { 0.0 };
         if cx.trains() {
             self.add_losses(cx, &logits, &picked)?;

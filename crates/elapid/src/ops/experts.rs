@@ -17,7 +17,7 @@ use crate::{Error, Result, Tensor};
 pub type Picked = Arc<Indices>;
 
 /// The experts of each position, and their weights `[.. k]` in f32, from logits `[.. experts]`. A correction `[experts]` is added to
-/// the scores for the pick alone. The pick has no gradient, the weights have.
+/// the scores or the logits for the pick alone. The pick has no gradient, the weights have.
 ///
 /// # Errors
 /// If there are fewer experts than are picked, or groups do not divide them.
@@ -35,6 +35,17 @@ pub fn route(logits: &Var, router: Router, correction: Option<&Var>) -> Result<(
         })
     });
     Ok((picked, weights))
+}
+
+/// What to add to the logits `[.. experts]` so that the picks of all positions are spread evenly, `[experts]` in f32; it has no
+/// gradient.
+///
+/// # Errors
+/// If there are too many experts; if a device failed, or has too little memory.
+pub fn sinkhorn(logits: &Var) -> Result<Var> {
+    let mut correction = Tensor::output(logits.value().device(), DType::F32, &[logits.value().cols()])?;
+    router::sinkhorn(logits.value().view(), correction.view_mut())?;
+    Ok(correction.into())
 }
 
 /// How a router spreads positions over experts, `[1 2·experts]` in f32: fₑ, the picks of expert e per position, and Pₑ, its mean

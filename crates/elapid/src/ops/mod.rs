@@ -33,7 +33,7 @@ pub use cross_entropy::{Loss, Targets, cross_entropy};
 pub use dropout::{First, Seeds, Unit, dropout};
 pub use elapid_kernels::selective_scan::Discretisation;
 pub use embedding::{Ids, embedding};
-pub use experts::{Experts, Picked, Router, balance, mixture, route, sort, spread, weighed, z_loss};
+pub use experts::{Experts, Picked, Router, balance, mixture, route, sinkhorn, sort, spread, weighed, z_loss};
 pub use frequencies::Scaling;
 pub use heads::{block_linear, head_norm};
 pub use linear::{linear, linear_recomputed};
