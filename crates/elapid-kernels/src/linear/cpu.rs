@@ -1,10 +1,10 @@
-//! Products by the `gemm` crate, except for the forward of a few rows, where [`invariant`] is faster: at least 1.4 times
+//! Products by `gemm-f32`, the part of the `gemm` crate for this type, except for the forward of a few rows, where [`invariant`] is faster: at least 1.4 times
 //! with 64 rows, at least 2 times with 8 (n 1536 and 3072, k 768, one thread of a Zen 4).
 //!
 //! `gemm` splits the work by rows and columns of the result, never along the sum, so results do not depend on the number of
 //! threads.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use pulp::{Simd, WithSimd};
 
 use super::invariant;
@@ -50,22 +50,23 @@ unsafe fn product(mut c: RowsMut<'_>, add: bool, a: Factor, b: Factor, k: usize)
     let work = m.saturating_mul(n).saturating_mul(k);
     let threads = if work < LEAST { Parallelism::None } else { Parallelism::Rayon(0) };
     let stride = c.stride() as isize;
+    // cᵀ = bᵀ aᵀ: the kernels write columns.
     // SAFETY: c is exclusively borrowed in its shape; the caller vouches for a and b.
     unsafe {
-        gemm::gemm(
-            m,
+        gemm_f32::gemm::f32::get_gemm_fn()(
             n,
+            m,
             k,
             c.as_mut_ptr(),
-            1,
             stride,
+            1,
             add,
-            a.at,
-            a.columns,
-            a.rows,
             b.at,
-            b.columns,
             b.rows,
+            b.columns,
+            a.at,
+            a.rows,
+            a.columns,
             1.0,
             1.0,
             false,
