@@ -6,7 +6,8 @@ use crate::DType;
 use crate::cuda::{Buffer, Define, Mat, MatMut, RawMat, Result, Source};
 use crate::pointwise::cuda::{tiles, vector_define};
 
-static SOURCE: Source = Source { name: "dropout", text: include_str!("dropout.cu") };
+static SOURCE: Source =
+    Source { name: "dropout", text: concat!(include_str!("../sampling/philox.cuh"), include_str!("dropout.cu")) };
 const ENTRIES: [&str; 1] = ["forward"];
 
 #[derive(Clone, Copy)]

@@ -5,7 +5,8 @@ use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Pod, RawMat, Result, Source, Unit};
 use crate::error::Check;
 
-static SOURCE: Source = Source { name: "sampling", text: include_str!("sampling.cu") };
+static SOURCE: Source =
+    Source { name: "sampling", text: concat!(include_str!("philox.cuh"), include_str!("sampling.cu")) };
 const ENTRIES: [&str; 2] = ["greedy", "sample"];
 const CHECK: Check = Check("sampling");
 /// `sizeof(Shared)` of the source.

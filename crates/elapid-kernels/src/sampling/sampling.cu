@@ -97,20 +97,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) greedy(const __grid_consta
   a.ids[blockIdx.x] = finite ? id : ALL;
 }
 
-// 64 bits of Philox4x32-10 (Salmon et al. 2011), counter (position, sample), key seed.
-__device__ __forceinline__ u64 philox(u64 seed, u64 sample, u64 position) {
-  u32 c0 = u32(position), c1 = u32(position >> 32), c2 = u32(sample), c3 = u32(sample >> 32);
-  u32 k0 = u32(seed), k1 = u32(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    u64 p = u64(0xd2511f53u) * c0, q = u64(0xcd9e8d57u) * c2;
-    c0 = u32(q >> 32) ^ c1 ^ k0, c1 = u32(q);
-    c2 = u32(p >> 32) ^ c3 ^ k1, c3 = u32(p);
-    k0 += 0x9e3779b9u, k1 += 0xbb67ae85u;
-  }
-  return u64(c0) << 32 | c1;
-}
-
 // Ascending with the number.
 __device__ __forceinline__ u32 key_of(float z) {
   u32 bits = __float_as_uint(z);
@@ -382,7 +368,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     if (threadIdx.x == 0) a.ids[blockIdx.x] = 0;
     return;
   }
-  u64 bits = philox(d.seed, d.sample, d.position);
+  uint4 words = philox(d.seed, d.sample, d.position);
+  u64 bits = u64(words.x) << 32 | words.y;
   bool penalised = d.repetition != 1.0f;
   u32* marked = reinterpret_cast<u32*>(memory + sizeof(Shared));
   if (penalised) mark(a, marked);

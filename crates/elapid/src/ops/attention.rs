@@ -8,7 +8,7 @@ use elapid_kernels::{Rows, RowsMut};
 
 use super::attention_gpu::on_gpu;
 use super::cached_attention::cached_attention;
-use super::documents::{Document, documents};
+use super::documents::{Document, documents, shape_of_y};
 use crate::autograd::{Var, record};
 use crate::state::{Cache, Source};
 use crate::{Device, Error, Layout, Result, Tensor};
@@ -42,9 +42,6 @@ pub fn attention(
     }
     let keys = Keys::of(layout, past_k)?;
     let (all_k, all_v) = (keys.gather(past_k, k), keys.gather(past_v, v));
-    let heads = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
-    let mut shape = q.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 0) = heads;
     let (kv_k, kv_v) = (k.value().cols(), v.value().cols());
     let args = Args {
         q: q.value().rows(),
@@ -54,7 +51,7 @@ pub fn attention(
         pages: &[],
         stretches: &keys.stretches,
     };
-    let y = Tensor::filled(&shape, |y| kernel::forward(sizes, args, y, None))?;
+    let y = Tensor::filled(&shape_of_y(q, v, sizes), |y| kernel::forward(sizes, args, y, None))?;
     let sources = [past_k.sources(), past_v.sources()];
     let mut inputs = vec![q, k, v];
     inputs.extend(sink_logits);

@@ -2,13 +2,14 @@
 
 use elapid_kernels::View;
 use elapid_kernels::attention::{self as kernel, Args, Attention, Batch, Outputs, Saved, Together, paged};
-use elapid_kernels::cuda::Gpu;
+use elapid_kernels::cuda::{Buffer, Gpu, Mat};
 
+use super::documents::shape_of_y;
 use crate::autograd::{Var, Want, record};
 use crate::state::Cache;
 use crate::{Device, Error, Layout, Result, Tensor};
 
-/// As [`attention`](super::attention); on a tape without earlier positions.
+/// As [`attention`](super::attention).
 pub(super) fn on_gpu(
     qkv: [&Var; 3],
     sinks: Option<&Var>,
@@ -29,19 +30,19 @@ pub(super) fn on_gpu(
     let Device::Cuda(gpu) = qkv[0].value().device() else {
         return Err(Error::Argument("attention on a GPU of values elsewhere".into()));
     };
-    if qkv.into_iter().chain(sinks).any(|x| x.wants_grad()) {
-        return Err(Error::Missing {
-            op: "the gradient of attention over cached positions",
-            device: Device::Cuda(gpu).to_string(),
-        });
+    if layout.resets.is_none() && layout.has_resets() {
+        return Err(Error::Argument("documents that begin where only a GPU knows, after earlier positions".into()));
+    }
+    let sources = [past_k.sources(), past_v.sources()].concat();
+    let past = sources.iter().map(|source| &source.var);
+    if qkv.into_iter().chain(sinks).chain(past).any(|x| x.wants_grad()) {
+        return recorded_after_past(gpu, qkv, sinks, (past_k, past_v), sizes, layout);
     }
     after_past(gpu, qkv, sinks, (past_k, past_v), sizes, layout)
 }
 
 fn output([q, _, v]: [&Var; 3], sizes: &Attention) -> Result<Tensor> {
-    let mut shape = q.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 0) = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
-    Tensor::output(q.value().device(), q.value().dtype(), &shape)
+    Tensor::output(q.value().device(), q.value().dtype(), &shape_of_y(q, v, sizes))
 }
 
 /// Of a chunk to itself.
@@ -84,9 +85,6 @@ fn after_past(
     sizes: &Attention,
     layout: &Layout,
 ) -> Result<Var> {
-    if layout.resets.is_none() && layout.has_resets() {
-        return Err(Error::Argument("documents that begin where only a GPU knows, after earlier positions".into()));
-    }
     let mut y = output(qkv, sizes)?;
     if layout.has_lengths() {
         gpu.zero(y.mat_mut())?;
@@ -94,31 +92,134 @@ fn after_past(
     let [q, k, v] = qkv.map(|x| x.value().mat());
     let l = layout.l;
     for row in 0..layout.b {
-        let (len, kept) = (layout.len(row), past_k.kept(row));
-        let past = kept.count();
-        if kept.from > kept.sinks && kept.sinks > 0 && sizes.alibi {
-            let op = "ALiBi with sinks over cached positions";
-            return Err(Error::Missing { op, device: Device::Cuda(gpu).to_string() });
-        }
-        let mut all = Vec::with_capacity(2);
-        for (cache, chunk) in [(past_k, k), (past_v, v)] {
-            let mut joined = Tensor::uninit(gpu, q.dtype(), &[past + len, chunk.cols()])?;
-            cache.gather(row, joined.mat_mut().rows_range(0, past))?;
-            gpu.copy(chunk.rows_range(row * l, len), joined.mat_mut().rows_range(past, len))?;
-            all.push(joined);
-        }
-        let resets = match &layout.resets {
-            Some(resets) if (0..len).any(|t| resets[row * l + t] != 0) => {
-                let own = resets[row * l..row * l + len].iter().copied();
-                Some(gpu.upload(&vec![0; past].into_iter().chain(own).collect::<Vec<u8>>())?)
-            }
-            _ => None,
-        };
+        let len = layout.len(row);
+        let past = past_of(row, past_k, sizes, gpu)?;
+        let [k, v] = [join(past_k, k, row, (past, l), len)?, join(past_v, v, row, (past, l), len)?];
+        let resets = resets_of(layout, row, past, gpu)?;
         let segments = elapid_kernels::cuda::Segments { lengths: None, resets: resets.as_ref() };
         let batch = Batch { b: 1, l: len, past, segments };
-        let (k, v, sink_logits) = (all[0].mat(), all[1].mat(), sinks.map(|x| x.value().flat()));
-        let args = Args { q: q.rows_range(row * l, len), k, v, pages: (), sink_logits, stretches: batch };
+        let (q, sink_logits) = (q.rows_range(row * l, len), sinks.map(|x| x.value().flat()));
+        let args = Args { q, k: k.mat(), v: v.mat(), pages: (), sink_logits, stretches: batch };
         kernel::forward(sizes, args, y.mat_mut().rows_range(row * l, len), None)?;
     }
     Ok(y.into())
+}
+
+/// How many earlier positions of a row can be read.
+fn past_of(row: usize, past: &Cache, sizes: &Attention, gpu: Gpu) -> Result<usize> {
+    let kept = past.kept(row);
+    if kept.from > kept.sinks && kept.sinks > 0 && sizes.alibi {
+        let op = "ALiBi with sinks over cached positions";
+        return Err(Error::Missing { op, device: Device::Cuda(gpu).to_string() });
+    }
+    Ok(kept.count())
+}
+
+/// What can be read of a row's cache, and after it the row's part of a chunk of `l` positions, of which `len` are real.
+fn join(cache: &Cache, chunk: Mat<'_>, row: usize, (past, l): (usize, usize), len: usize) -> Result<Tensor> {
+    let mut joined = Tensor::uninit(chunk.gpu(), chunk.dtype(), &[past + len, chunk.cols()])?;
+    cache.gather(row, joined.mat_mut().rows_range(0, past))?;
+    chunk.gpu().copy(chunk.rows_range(row * l, len), joined.mat_mut().rows_range(past, len))?;
+    Ok(joined)
+}
+
+/// Where documents begin among the earlier positions and the real ones of a row; none if none begins in this chunk.
+fn resets_of(layout: &Layout, row: usize, past: usize, gpu: Gpu) -> Result<Option<Buffer>> {
+    let Some(resets) = &layout.resets else { return Ok(None) };
+    let own = &resets[row * layout.l..row * layout.l + layout.len(row)];
+    if own.iter().all(|&reset| reset == 0) {
+        return Ok(None);
+    }
+    let all: Vec<u8> = std::iter::repeat_n(0, past).chain(own.iter().copied()).collect();
+    Ok(Some(gpu.upload(&all)?))
+}
+
+/// A row's earlier positions and its own, as one sequence.
+struct Joined {
+    /// Those before the chunk; their queries are 0, and no gradient arrives at their outputs.
+    past: usize,
+    len: usize,
+    qkv: [Tensor; 3],
+    y: Tensor,
+    resets: Option<Buffer>,
+    saved: Saved,
+}
+
+fn joined_args<'a>(qkv: &'a [Tensor; 3], resets: Option<&'a Buffer>, sinks: Option<&'a Var>) -> Args<View<'a>> {
+    let [q, k, v] = qkv.each_ref().map(Tensor::view);
+    let segments = elapid_kernels::cuda::Segments { lengths: None, resets };
+    let batch = Batch { b: 1, l: qkv[0].row_count(), past: 0, segments };
+    Args { q, k, v, pages: &[], sink_logits: sinks.map(|x| x.value().view_flat()), stretches: Together::Device(batch) }
+}
+
+/// As [`after_past`], on a tape: the gradient reaches the earlier positions that are on it too. Each row is one sequence with
+/// its past, whose own outputs are computed again and not used.
+fn recorded_after_past(
+    gpu: Gpu,
+    qkv: [&Var; 3],
+    sinks: Option<&Var>,
+    (past_k, past_v): (&Cache, &Cache),
+    sizes: &Attention,
+    layout: &Layout,
+) -> Result<Var> {
+    let mut y = Tensor::zeros_on(Device::Cuda(gpu), qkv[0].value().dtype(), &shape_of_y(qkv[0], qkv[2], sizes))?;
+    let [q, k, v] = qkv.map(|x| x.value().mat());
+    let l = layout.l;
+    let mut rows = Vec::with_capacity(layout.b);
+    for row in 0..layout.b {
+        let (len, past) = (layout.len(row), past_of(row, past_k, sizes, gpu)?);
+        let mut queries = Tensor::zeros_on(Device::Cuda(gpu), q.dtype(), &[past + len, q.cols()])?;
+        gpu.copy(q.rows_range(row * l, len), queries.mat_mut().rows_range(past, len))?;
+        let [k, v] = [join(past_k, k, row, (past, l), len)?, join(past_v, v, row, (past, l), len)?];
+        let (qkv, resets) = ([queries, k, v], resets_of(layout, row, past, gpu)?);
+        let mut all = Tensor::uninit(gpu, q.dtype(), &[past + len, y.cols()])?;
+        let mut saved = Saved::new();
+        kernel::forward(sizes, joined_args(&qkv, resets.as_ref(), sinks), all.view_mut(), Some(&mut saved))?;
+        gpu.copy(all.mat().rows_range(past, len), y.mat_mut().rows_range(row * l, len))?;
+        rows.push(Joined { past, len, qkv, y: all, resets, saved });
+    }
+    let sources = [past_k.sources(), past_v.sources()];
+    let inputs: Vec<&Var> = qkv.into_iter().chain(sinks).chain(sources.iter().flatten().map(|of| &of.var)).collect();
+    let inputs: Vec<Var> = inputs.into_iter().cloned().collect();
+    let (own, sinks, sizes) = (qkv.map(Var::clone), sinks.cloned(), sizes.clone());
+    let [y] = record(&inputs.iter().collect::<Vec<_>>(), [y], move |grads, [y]| {
+        let Some(dy) = grads.take(y)? else { return Ok(()) };
+        let zeros = |var: &Var| Tensor::zeros_on(var.value().device(), var.value().dtype(), var.shape());
+        let mut of_chunk = [zeros(&own[0])?, zeros(&own[1])?, zeros(&own[2])?];
+        let mut of_sinks = sinks.as_ref().map(zeros).transpose()?;
+        let mut of_past = Vec::with_capacity(2);
+        for sources in &sources {
+            of_past.push(sources.iter().map(|source| zeros(&source.var)).collect::<Result<Vec<_>>>()?);
+        }
+        for (row, joined) in rows.iter().enumerate() {
+            let &Joined { past, len, .. } = joined;
+            let mut padded = Tensor::zeros_on(Device::Cuda(gpu), dy.dtype(), joined.y.shape())?;
+            gpu.copy(dy.mat().rows_range(row * l, len), padded.mat_mut().rows_range(past, len))?;
+            let like = |x: &Tensor| Tensor::uninit(gpu, x.dtype(), x.shape());
+            let mut d = [like(&joined.qkv[0])?, like(&joined.qkv[1])?, like(&joined.qkv[2])?];
+            let [dq, dk, dv] = d.each_mut().map(Tensor::view_mut);
+            let dsink_logits = of_sinks.as_mut().map(|d| d.mat_mut().into());
+            let outputs = Outputs { y: joined.y.view(), dy: padded.view() };
+            let d_all = kernel::Grads { dq, dk, dv, dsink_logits };
+            let args = joined_args(&joined.qkv, joined.resets.as_ref(), sinks.as_ref());
+            kernel::backward(&sizes, args, &joined.saved, outputs, d_all)?;
+            for (chunk, d) in of_chunk.iter_mut().zip(&d) {
+                gpu.copy(d.mat().rows_range(past, len), chunk.mat_mut().rows_range(row * l, len))?;
+            }
+            for ((d, sources), of_past) in d[1..].iter().zip(&sources).zip(&mut of_past) {
+                for (source, to) in sources.iter().zip(of_past) {
+                    let ((first, at, len), l) = (source.rows[row], source.var.shape()[1]);
+                    gpu.copy(d.mat().rows_range(first, len), to.mat_mut().rows_range(row * l + at, len))?;
+                }
+            }
+        }
+        for (var, d) in own.iter().zip(of_chunk).chain(sinks.iter().zip(of_sinks)) {
+            grads.give(var, d)?;
+        }
+        for (source, d) in sources.iter().flatten().zip(of_past.into_iter().flatten()) {
+            grads.give(&source.var, d)?;
+        }
+        Ok(())
+    });
+    Ok(y)
 }

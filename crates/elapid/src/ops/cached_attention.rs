@@ -2,7 +2,7 @@
 
 use elapid_kernels::attention::{self as kernel, Args, Attention, Page, Stretch, Together};
 
-use super::documents::documents;
+use super::documents::{documents, shape_of_y};
 use crate::autograd::Var;
 use crate::state::Cache;
 use crate::{Error, Layout, Result, Tensor};
@@ -43,8 +43,7 @@ pub(super) fn cached_attention(
             return Err(Error::Argument(format!("{got} for {} rows and {} heads", layout.b, sizes.kv_heads)));
         }
     }
-    let mut shape = q.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 0) = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
+    let shape = shape_of_y(q, v, sizes);
     let [q, k, v] = [q, k, v].map(|x| x.value().view());
     let sink_logits = sink_logits.map(|x| x.value().view_flat());
     let args = Args { q, k, v, pages: &pages, sink_logits, stretches: Together::Host(&stretches) };

@@ -1,7 +1,10 @@
-//! Which positions of a chunk are of one document.
+//! Which positions of a chunk are of one document, and what they give.
 
 use std::ops::Range;
 
+use elapid_kernels::attention::Attention;
+
+use crate::autograd::Var;
 use crate::state::Cache;
 use crate::{Error, Layout, Result};
 
@@ -29,4 +32,11 @@ pub(super) fn documents(layout: &Layout, past: &Cache) -> Result<Vec<Vec<Documen
         documents
     };
     Ok((0..b).map(of_row).collect())
+}
+
+/// `[b l heads·dv]` of q `[b l heads·dk]` and v `[b l kv_heads·dv]`.
+pub(super) fn shape_of_y(q: &Var, v: &Var, sizes: &Attention) -> Vec<usize> {
+    let mut shape = q.shape().to_vec();
+    *shape.last_mut().unwrap_or(&mut 0) = sizes.heads * v.value().cols() / sizes.kv_heads.max(1);
+    shape
 }

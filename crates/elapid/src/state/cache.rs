@@ -171,7 +171,7 @@ impl Cache {
             let Some(gpu) = x.gpu() else { continue };
             let shape = self.spec.page(x.dtype());
             for (row, part) in self.rows.iter_mut().zip(&rows) {
-                row.reserve(&self.spec, gpu, shape, part.len)?;
+                row.reserve(gpu, shape, part.len)?;
             }
             let runs: Vec<_> = self.rows.iter().zip(&rows).map(|(row, part)| row.run(part.at, part.len)).collect();
             paged::store(x.mat(), l, &runs)?;
@@ -263,14 +263,16 @@ impl Cache {
     /// Reads group by group what a row of a cache on a GPU has, into `x` `[n cols]` from its first row on.
     ///
     /// # Errors
-    /// If the device failed, or something is not in pages.
-    pub(crate) fn gather(&self, row: usize, x: elapid_kernels::cuda::MatMut<'_>) -> Result<()> {
-        if !self.recorded.is_empty() {
-            let what = "attention over earlier chunks that are recorded";
-            return Err(Error::Missing { op: what, device: Device::Cuda(x.gpu()).to_string() });
+    /// If the device failed.
+    pub(crate) fn gather(&self, row: usize, mut x: elapid_kernels::cuda::MatMut<'_>) -> Result<()> {
+        let (pages, kept, gpu) = (&self.rows[row], self.kept(row), x.gpu());
+        let settled = (kept.sinks + pages.len).saturating_sub(kept.from);
+        for source in self.sources() {
+            let (first, at, len) = source.rows[row];
+            let chunk = source.var.value().mat().rows_range(row * source.var.shape()[1] + at, len);
+            gpu.copy(chunk, x.reborrow().rows_range(first, len))?;
         }
-        let (kept, n) = (self.kept(row), x.rows());
-        Ok(paged::gather(x, n, &[self.rows[row].kept(kept.count())])?)
+        Ok(paged::gather(x.rows_range(0, settled), settled, &[pages.kept(settled)])?)
     }
 
     /// Variables not yet in pages: inputs and outputs of a recomputed segment.

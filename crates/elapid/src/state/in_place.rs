@@ -62,7 +62,7 @@ impl State {
             for row in rows.clone() {
                 let pages = &mut cache.pages_mut()[row];
                 pages.trim(&spec);
-                pages.reserve(&spec, gpu, shape, 1)?;
+                pages.reserve(gpu, shape, 1)?;
                 let k = pages.len / PAGE;
                 if pages.next().is_some_and(|page| !tables.set(i, row, k, page)) {
                     return Ok(false);

@@ -13,7 +13,7 @@ use elapid::state::Slot;
 use elapid::{DType, Device, LanguageModel, Layout, State};
 use elapid_kernels::testing::{err_ratio, gpu, wide};
 
-use crate::contract::numbers;
+use crate::contract::{gradients_in_pieces, numbers, same_gradients};
 use crate::{close, ids};
 
 const V: u32 = 37;
@@ -102,6 +102,21 @@ fn rows_and_documents_after_earlier_positions() {
         close("logits", &real(&want), &real(&got));
         assert_eq!(own.positions(), state.positions());
         close("state", &numbers(&own), &numbers(&state));
+    }
+}
+
+#[test]
+fn gradients_reach_earlier_chunks_on_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    for model in small().into_iter().chain([wide_heads(0), wide_heads(70)]) {
+        let device = model.to(Device::Cuda(gpu), DType::F32).unwrap();
+        let tokens = ids(2 * 201, V);
+        let (loss, _, want) = gradients_in_pieces(&model, &tokens, 2, &[200], false);
+        for (pieces, recompute) in [(&[100, 1, 64, 35][..], false), (&[70, 130], true)] {
+            let (got, _, grads) = gradients_in_pieces(&device, &tokens, 2, pieces, recompute);
+            assert!((loss - got).abs() < 1e-5 * loss, "{loss} {got}");
+            same_gradients("in pieces", &model, &want, &grads);
+        }
     }
 }
 

@@ -19,6 +19,11 @@ struct Case {
     read: Vec<Option<usize>>,
 }
 
+/// The pages of a row as [`Run`]s take them.
+fn borrowed(pages: &[Arc<Page>]) -> Vec<&Page> {
+    pages.iter().map(|page| &**page).collect()
+}
+
 /// A cache of a row: values `[len groups·dim]` in pages, of which the table keeps what it has columns for.
 fn pages(gpu: Gpu, shape: Shape, values: &[f32], len: usize) -> Vec<Arc<Page>> {
     let cols = shape.groups * shape.dim;

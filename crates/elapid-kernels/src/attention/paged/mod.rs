@@ -12,8 +12,6 @@ mod cuda_tests;
 mod page;
 mod tables;
 
-use std::sync::Arc;
-
 use super::args::{Attention, CHECK};
 use crate::DType;
 use crate::cuda::{Mat, MatMut, Result};
@@ -44,12 +42,12 @@ pub fn gather(x: MatMut<'_>, l: usize, runs: &[Run<'_>]) -> Result<()> {
 fn check_runs(x: &Mat<'_>, l: usize, runs: &[Run<'_>]) -> Result<()> {
     let rows = CHECK.product("b l", &[runs.len(), l])?;
     CHECK.that(x.rows() == rows, "x", || format!("{rows} rows"), || x.rows().to_string())?;
+    let first = runs.iter().find_map(|run| run.pages.first()).map(|page| page.shape());
     for run in runs {
         let inside = run.at.checked_add(run.count).is_some_and(|end| end <= l);
         let end = run.slot.saturating_add(run.count);
         let there = end <= run.pages.len().saturating_mul(PAGE) && run.slot < PAGE;
         CHECK.that(inside && there, "runs", || "positions of the row and its pages".into(), || format!("{run:?}"))?;
-        let first = runs.iter().find_map(|run| run.pages.first()).map(|page| page.shape());
         let fits = run.pages.iter().all(|page| {
             let shape = page.shape();
             Some(shape) == first
@@ -112,9 +110,4 @@ pub fn step(
         CHECK.that(fits, "sink_logits", || format!("{heads} f32 on {:?}", q.gpu()), || format!("{sinks:?}"))?;
     }
     cuda::step(attention, [q, k, v], sink_logits, past, [keys, values], y)
-}
-
-/// The pages of a row as [`Run`]s take them.
-pub fn borrowed(pages: &[Arc<Page>]) -> Vec<&Page> {
-    pages.iter().map(|page| &**page).collect()
 }
