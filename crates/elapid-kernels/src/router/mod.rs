@@ -162,7 +162,7 @@ pub fn spread_backward<'a>(
 /// ends when no correction changes by more than 0.001, after 100 turns at most. (Megatron's and BlackMamba's ends when d1 changes
 /// by less than 1e-4 in absolute terms, which for thousands of positions is after one turn.)
 ///
-/// `logits` `[m experts]`, `correction` `[experts]` f32 (=): ½ ln d1, up to a constant.
+/// `logits` `[m experts]`, `correction` `[experts]` f32 (=): ½ ln d1, up to a constant; 0 without positions.
 ///
 /// # Errors
 /// As [`forward`].
@@ -171,7 +171,13 @@ pub fn sinkhorn<'a>(logits: impl Into<View<'a>>, correction: impl Into<ViewMut<'
     check(&Router::top(1), &logits)?;
     CHECK.flat("correction", &correction, logits.shape().1)?;
     CHECK.dtype("correction", &correction, DType::F32)?;
+    let none = logits.shape().0 == 0;
     match correction {
+        ViewMut::Host(mut correction) if none => {
+            correction.fill(0.0);
+            Ok(())
+        }
+        ViewMut::Device(correction) if none => correction.gpu().zero(correction),
         ViewMut::Host(correction) => {
             naive::sinkhorn(CHECK.host("logits", logits)?, correction.into_slice());
             Ok(())
