@@ -111,6 +111,8 @@ fn agrees(gpu: Gpu, case: &Case<f32>, dtype: DType, gap: usize) {
     };
     for ((name, want), got) in naive(&case.wide()).iter().zip(&got) {
         let error = err_ratio(want, got);
+        // Of few channels the rounded terms of a sum over all positions may cancel.
+        let tolerance = if *name == "dbias" && dtype == DType::Bf16 { 3e-2 } else { tolerance };
         assert!(error <= tolerance, "{dtype} {name}: {error:e} for {:?} {:?}, gap {gap}", case.kind, case.dims);
     }
     // Without what a backward needs the same.

@@ -19,13 +19,17 @@ const FEW: usize = 64;
 
 /// A matrix in the form of `gemm`: a pointer, and the strides of columns and rows.
 #[derive(Clone, Copy)]
-struct Factor {
+pub(crate) struct Factor {
     at: *const f32,
     columns: isize,
     rows: isize,
 }
 
 impl Factor {
+    pub(crate) fn new(at: *const f32, columns: isize, rows: isize) -> Self {
+        Self { at, columns, rows }
+    }
+
     fn of(x: Rows<'_>) -> Self {
         Self { at: x.as_ptr(), columns: 1, rows: x.stride() as isize }
     }
@@ -49,30 +53,23 @@ unsafe fn product(mut c: RowsMut<'_>, add: bool, a: Factor, b: Factor, k: usize)
     }
     let work = m.saturating_mul(n).saturating_mul(k);
     let threads = if work < LEAST { Parallelism::None } else { Parallelism::Rayon(0) };
-    let stride = c.stride() as isize;
+    // SAFETY: the caller vouches for a and b.
+    unsafe { multiply(c, add, a, b, k, threads) };
+}
+
+/// c = a b, or c += a b, for sizes above 0; a is `[c.rows, k]`, b is `[k, c.cols]`.
+///
+/// # Safety
+/// `a` and `b` are readable in those shapes.
+pub(crate) unsafe fn multiply(mut c: RowsMut<'_>, add: bool, a: Factor, b: Factor, k: usize, threads: Parallelism) {
+    let ((m, n), stride) = (c.shape(), c.stride() as isize);
+    let (at, one) = (c.as_mut_ptr(), 1.0);
     // cᵀ = bᵀ aᵀ: the kernels write columns.
     // SAFETY: c is exclusively borrowed in its shape; the caller vouches for a and b.
     unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
-            n,
-            m,
-            k,
-            c.as_mut_ptr(),
-            stride,
-            1,
-            add,
-            b.at,
-            b.rows,
-            b.columns,
-            a.at,
-            a.rows,
-            a.columns,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            threads,
+            n, m, k, at, stride, 1, add, b.at, b.rows, b.columns, a.at, a.rows, a.columns, one, one, false, false,
+            false, threads,
         );
     }
 }

@@ -21,15 +21,17 @@ pub(super) fn backward(f: Map, x: Rows<'_>, dy: Rows<'_>, dx: RowsMut<'_>) {
     });
 }
 
-pub(super) fn glu_forward(f: Map, xz: Rows<'_>, y: RowsMut<'_>) {
+pub(super) fn glu_forward(f: Map, x: Rows<'_>, z: Rows<'_>, y: RowsMut<'_>) {
     let (m, d) = y.shape();
-    split(m, grain(m, d * WORK, LEAST, 1), y, &|from, rows, y| naive::glu_forward(f, xz.slice(from, rows), y));
+    split(m, grain(m, d * WORK, LEAST, 1), y, &|from, rows, y| {
+        naive::glu_forward(f, x.slice(from, rows), z.slice(from, rows), y);
+    });
 }
 
-pub(super) fn glu_backward(f: Map, xz: Rows<'_>, dy: Rows<'_>, dxz: RowsMut<'_>) {
+pub(super) fn glu_backward(f: Map, x: Rows<'_>, z: Rows<'_>, dy: Rows<'_>, dx: RowsMut<'_>, dz: RowsMut<'_>) {
     let (m, d) = dy.shape();
-    split(m, grain(m, d * WORK, LEAST, 1), dxz, &|from, rows, dxz| {
-        naive::glu_backward(f, xz.slice(from, rows), dy.slice(from, rows), dxz);
+    split(m, grain(m, d * WORK, LEAST, 1), (dx, dz), &|from, rows, (dx, dz)| {
+        naive::glu_backward(f, x.slice(from, rows), z.slice(from, rows), dy.slice(from, rows), dx, dz);
     });
 }
 

@@ -42,21 +42,15 @@ pub(super) fn backward(f: Map, x: Mat<'_>, dy: Mat<'_>, dx: MatMut<'_>) -> Resul
     launch("backward", &[x, dy, dx], Raw { dy: dy.raw(), ..Raw::new(f, &x, &dx) })
 }
 
-pub(super) fn glu_forward(f: Map, xz: Mat<'_>, y: MatMut<'_>) -> Result<()> {
+pub(super) fn glu_forward(f: Map, x: Mat<'_>, z: Mat<'_>, y: MatMut<'_>) -> Result<()> {
     let y = y.as_mat();
-    let (x, z) = halves(xz);
     launch("glu_forward", &[x, z, y], Raw { z: z.raw(), ..Raw::new(f, &x, &y) })
 }
 
-pub(super) fn glu_backward(f: Map, xz: Mat<'_>, dy: Mat<'_>, dxz: MatMut<'_>) -> Result<()> {
-    let ((x, z), (dx, dz)) = (halves(xz), halves(dxz.as_mat()));
+pub(super) fn glu_backward(f: Map, [x, z, dy]: [Mat<'_>; 3], dx: MatMut<'_>, dz: MatMut<'_>) -> Result<()> {
+    let (dx, dz) = (dx.as_mat(), dz.as_mat());
     let args = Raw { z: z.raw(), dy: dy.raw(), dz: dz.raw(), ..Raw::new(f, &x, &dx) };
     launch("glu_backward", &[x, z, dy, dx, dz], args)
-}
-
-fn halves(xz: Mat<'_>) -> (Mat<'_>, Mat<'_>) {
-    let d = xz.cols() / 2;
-    (xz.columns(0, d), xz.columns(d, d))
 }
 
 /// Over matrices `all` of one shape and format, those of `args`.

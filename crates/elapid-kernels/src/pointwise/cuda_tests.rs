@@ -21,24 +21,28 @@ type Compared = ([Vec<f64>; 4], [Vec<f32>; 4]);
 fn run(f: Map, (m, d, gap): (usize, usize, usize), dtype: DType) -> Option<Compared> {
     let gpu = gpu()?;
     let mut random = Random::new((m * 10_000 + d) as u64);
-    let [x, dy] = [(); 2].map(|()| rounded(&random.normal(m * d), dtype));
+    let [own, dy] = [(); 2].map(|()| rounded(&random.normal(m * d), dtype));
     let xz = rounded(&random.normal(m * 2 * d), dtype);
-    let [wx, wdy, wxz] = [&x, &dy, &xz].map(|x| wide(x));
+    let [wx, wdy, wxz] = [&own, &dy, &xz].map(|x| wide(x));
     let mut want = [m * d, m * d, m * d, m * 2 * d].map(|len| vec![0.0; len]);
-    let [y, dx, gated, dxz] = &mut want;
+    let [y, plain, gated, dxz] = &mut want;
     naive::forward(f, Rows::new(&wx, d), RowsMut::new(y, d));
-    naive::backward(f, Rows::new(&wx, d), Rows::new(&wdy, d), RowsMut::new(dx, d));
-    naive::glu_forward(f, Rows::new(&wxz, 2 * d), RowsMut::new(gated, d));
-    naive::glu_backward(f, Rows::new(&wxz, 2 * d), Rows::new(&wdy, d), RowsMut::new(dxz, 2 * d));
+    naive::backward(f, Rows::new(&wx, d), Rows::new(&wdy, d), RowsMut::new(plain, d));
+    let (packed, (dx, dz)) = (Rows::new(&wxz, 2 * d), RowsMut::new(dxz, 2 * d).split_columns(d));
+    let (x, z) = (packed.columns(0, d), packed.columns(d, d));
+    naive::glu_forward(f, x, z, RowsMut::new(gated, d));
+    naive::glu_backward(f, x, z, Rows::new(&wdy, d), dx, dz);
 
-    let [gx, gdy] = [&x, &dy].map(|x| OnDevice::of(gpu, x, d, gap, dtype));
+    let [gx, gdy] = [&own, &dy].map(|x| OnDevice::of(gpu, x, d, gap, dtype));
     let gxz = OnDevice::of(gpu, &xz, 2 * d, gap, dtype);
     let [y, dx, gated] = [(); 3].map(|()| OnDevice::poisoned(gpu, m, d, gap, dtype));
     let dxz = OnDevice::poisoned(gpu, m, 2 * d, gap, dtype);
     forward(f, gx.mat(), y.mat_mut()).unwrap();
     backward(f, gx.mat(), gdy.mat(), dx.mat_mut()).unwrap();
-    glu_forward(f, gxz.mat(), gated.mat_mut()).unwrap();
-    glu_backward(f, gxz.mat(), gdy.mat(), dxz.mat_mut()).unwrap();
+    let (x, z) = (gxz.mat().columns(0, d), gxz.mat().columns(d, d));
+    glu_forward(f, x, z, gated.mat_mut()).unwrap();
+    let (to_x, to_z) = dxz.mat_mut().split_columns(d);
+    glu_backward(f, [x.into(), z.into()], gdy.mat(), [to_x.into(), to_z.into()]).unwrap();
     Some((want, [y, dx, gated, dxz].map(|x| x.values())))
 }
 
@@ -107,10 +111,12 @@ fn columns_of_a_packed_matrix() {
     let x = Random::new(5).normal(m * 3 * d);
     let packed = OnDevice::of(gpu, &x, 3 * d, 0, DType::F32);
     let y = OnDevice::poisoned(gpu, m, d, 0, DType::F32);
-    glu_forward(Function::Silu, packed.mat().columns(d, 2 * d), y.mat_mut()).unwrap();
+    let columns = |from: usize| packed.mat().columns(from, d);
+    glu_forward(Function::Silu, columns(d), columns(2 * d), y.mat_mut()).unwrap();
     let mut want = vec![0.0; m * d];
     let x = wide(&x);
-    naive::glu_forward(Function::Silu, Rows::new(&x, 3 * d).columns(d, 2 * d), RowsMut::new(&mut want, d));
+    let x = Rows::new(&x, 3 * d);
+    naive::glu_forward(Function::Silu, x.columns(d, d), x.columns(2 * d, d), RowsMut::new(&mut want, d));
     assert!(err_ratio(&want, &y.values()) < 2e-6);
 }
 
@@ -138,7 +144,11 @@ fn bench() {
         };
         time("forward", 2.0, &|| forward(f, x.mat(), y.mat_mut()));
         time("backward", 3.0, &|| backward(f, x.mat(), dy.mat(), y.mat_mut()));
-        time("glu forward", 3.0, &|| glu_forward(f, xz.mat(), y.mat_mut()));
-        time("glu backward", 5.0, &|| glu_backward(f, xz.mat(), dy.mat(), dxz.mat_mut()));
+        let (a, b) = (xz.mat().columns(0, d), xz.mat().columns(d, d));
+        time("glu forward", 3.0, &|| glu_forward(f, a, b, y.mat_mut()));
+        time("glu backward", 5.0, &|| {
+            let (da, db) = dxz.mat_mut().split_columns(d);
+            glu_backward(f, [a.into(), b.into()], dy.mat(), [da.into(), db.into()])
+        });
     }
 }

@@ -19,6 +19,14 @@ pub enum Function {
     Sigmoid,
     /// tanh(x).
     Tanh,
+    /// elu(x) + 1: x + 1 above 0, exp(x) below; the feature map of linear attention (Katharopoulos et al. 2020).
+    EluPlusOne,
+    /// log(1 + exp(x)).
+    Softplus,
+    /// log σ(x).
+    LogSigmoid,
+    /// log(1 - x), of numbers below 1.
+    LogOneMinus,
 }
 
 /// A function between two factors: β f(α x).

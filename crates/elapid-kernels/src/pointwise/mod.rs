@@ -61,47 +61,62 @@ pub fn backward<'a>(
     Ok(())
 }
 
-/// y (=) = β f(α x) z for xz `[m 2d]`, x its first half and z its second, y `[m d]` of its format: gated linear units
-/// (Shazeer 2020).
+/// y (=) = β f(α x) z, all `[m d]` of one format: gated linear units (Shazeer 2020).
 ///
 /// # Errors
 /// As [`forward`].
-pub fn glu_forward<'a>(f: impl Into<Map>, xz: impl Into<View<'a>>, y: impl Into<ViewMut<'a>>) -> Result<()> {
-    let (f, xz, y) = (f.into(), xz.into(), y.into());
-    let (m, d) = y.shape();
-    CHECK.matrix("xz", &xz, (m, 2 * d))?;
-    CHECK.dtype("y", &y, xz.dtype())?;
+pub fn glu_forward<'a>(
+    f: impl Into<Map>,
+    x: impl Into<View<'a>>,
+    z: impl Into<View<'a>>,
+    y: impl Into<ViewMut<'a>>,
+) -> Result<()> {
+    let (f, x, z, y) = (f.into(), x.into(), z.into(), y.into());
+    like("z", &z, &x)?;
+    like("y", &y, &x)?;
     match y {
-        ViewMut::Host(y) => cpu::glu_forward(f, CHECK.host("xz", xz)?, y),
-        ViewMut::Device(y) => cuda::glu_forward(f, CHECK.device("xz", xz, y.gpu())?, y)?,
+        ViewMut::Host(y) => cpu::glu_forward(f, CHECK.host("x", x)?, CHECK.host("z", z)?, y),
+        ViewMut::Device(y) => {
+            let gpu = y.gpu();
+            cuda::glu_forward(f, CHECK.device("x", x, gpu)?, CHECK.device("z", z, gpu)?, y)?;
+        }
     }
     Ok(())
 }
 
-/// dxz `[m 2d]` (=) of [`glu_forward`], from xz and dy `[m d]`, all of one format.
+/// dx (=) and dz (=) of [`glu_forward`], from x, z and dy, all `[m d]` of one format.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn glu_backward<'a>(
     f: impl Into<Map>,
-    xz: impl Into<View<'a>>,
+    [x, z]: [View<'a>; 2],
     dy: impl Into<View<'a>>,
-    dxz: impl Into<ViewMut<'a>>,
+    [dx, dz]: [ViewMut<'a>; 2],
 ) -> Result<()> {
-    let (f, xz, dy, dxz) = (f.into(), xz.into(), dy.into(), dxz.into());
-    let (m, d) = dy.shape();
-    CHECK.matrix("xz", &xz, (m, 2 * d))?;
-    CHECK.dtype("dy", &dy, xz.dtype())?;
-    CHECK.matrix("dxz", &dxz, (m, 2 * d))?;
-    CHECK.dtype("dxz", &dxz, xz.dtype())?;
-    match dxz {
-        ViewMut::Host(dxz) => cpu::glu_backward(f, CHECK.host("xz", xz)?, CHECK.host("dy", dy)?, dxz),
-        ViewMut::Device(dxz) => {
-            let gpu = dxz.gpu();
-            cuda::glu_backward(f, CHECK.device("xz", xz, gpu)?, CHECK.device("dy", dy, gpu)?, dxz)?;
+    let (f, dy) = (f.into(), dy.into());
+    like("z", &z, &x)?;
+    like("dy", &dy, &x)?;
+    like("dx", &dx, &x)?;
+    like("dz", &dz, &x)?;
+    match dx {
+        ViewMut::Host(dx) => {
+            let (x, z, dy) = (CHECK.host("x", x)?, CHECK.host("z", z)?, CHECK.host("dy", dy)?);
+            cpu::glu_backward(f, x, z, dy, dx, CHECK.host_mut("dz", dz)?);
+        }
+        ViewMut::Device(dx) => {
+            let gpu = dx.gpu();
+            let on = |name, m| CHECK.device(name, m, gpu);
+            cuda::glu_backward(f, [on("x", x)?, on("z", z)?, on("dy", dy)?], dx, CHECK.device_mut("dz", dz, gpu)?)?;
         }
     }
     Ok(())
+}
+
+/// A matrix of the shape and format of another.
+fn like(name: &'static str, m: &impl Shaped, x: &View<'_>) -> crate::error::Result<()> {
+    CHECK.matrix(name, m, x.shape())?;
+    CHECK.dtype(name, m, x.dtype())
 }
 
 /// y (=) = α a + β b, all `[m d]` of any formats; without b, α a. If α and β are 1 it is exactly the plain sum, rounded to

@@ -26,6 +26,16 @@ pub fn value<T: Float>(f: Function, x: T) -> T {
         Function::GeluTanh => half * x * (T::one() + inner(x).tanh()),
         Function::Sigmoid => x.sigmoid(),
         Function::Tanh => x.tanh(),
+        Function::EluPlusOne => {
+            if x > T::zero() {
+                x + T::one()
+            } else {
+                x.exp()
+            }
+        }
+        Function::Softplus => x.softplus(),
+        Function::LogSigmoid => -(-x).softplus(),
+        Function::LogOneMinus => (-x).ln_1p(),
     }
 }
 
@@ -54,6 +64,16 @@ pub fn derivative<T: Float>(f: Function, x: T) -> T {
         }
         Function::Sigmoid => x.sigmoid() * (T::one() - x.sigmoid()),
         Function::Tanh => T::one() - x.tanh() * x.tanh(),
+        Function::EluPlusOne => {
+            if x > T::zero() {
+                T::one()
+            } else {
+                x.exp()
+            }
+        }
+        Function::Softplus => x.sigmoid(),
+        Function::LogSigmoid => (-x).sigmoid(),
+        Function::LogOneMinus => -(T::one() - x).recip(),
     }
 }
 
@@ -84,21 +104,27 @@ pub fn backward<T: Float>(f: impl Into<Map>, x: Rows<'_, T>, dy: Rows<'_, T>, mu
 }
 
 /// Shapes as in [`super::glu_forward`].
-pub fn glu_forward<T: Float>(f: impl Into<Map>, xz: Rows<'_, T>, mut y: RowsMut<'_, T>) {
-    let (f, d) = (f.into(), y.cols());
-    for r in 0..xz.rows() {
-        let (x, z) = xz.row(r).split_at(d);
-        for ((y, &x), &z) in y.row(r).iter_mut().zip(x).zip(z) {
+pub fn glu_forward<T: Float>(f: impl Into<Map>, x: Rows<'_, T>, z: Rows<'_, T>, mut y: RowsMut<'_, T>) {
+    let f = f.into();
+    for r in 0..x.rows() {
+        for ((y, &x), &z) in y.row(r).iter_mut().zip(x.row(r)).zip(z.row(r)) {
             *y = map_value(f, x) * z;
         }
     }
 }
 
 /// Shapes as in [`super::glu_backward`].
-pub fn glu_backward<T: Float>(f: impl Into<Map>, xz: Rows<'_, T>, dy: Rows<'_, T>, mut dxz: RowsMut<'_, T>) {
-    let (f, d) = (f.into(), dy.cols());
-    for r in 0..xz.rows() {
-        let ((x, z), (dx, dz)) = (xz.row(r).split_at(d), dxz.row(r).split_at_mut(d));
+pub fn glu_backward<T: Float>(
+    f: impl Into<Map>,
+    x: Rows<'_, T>,
+    z: Rows<'_, T>,
+    dy: Rows<'_, T>,
+    mut dx: RowsMut<'_, T>,
+    mut dz: RowsMut<'_, T>,
+) {
+    let f = f.into();
+    for r in 0..x.rows() {
+        let (x, z, dx, dz) = (x.row(r), z.row(r), dx.row(r), dz.row(r));
         for (i, &dy) in dy.row(r).iter().enumerate() {
             dx[i] = map_derivative(f, x[i]) * z[i] * dy;
             dz[i] = map_value(f, x[i]) * dy;

@@ -77,6 +77,23 @@ struct Tanh {
   }
 };
 
+struct EluPlusOne {
+  static __device__ __forceinline__ float value(float x) { return x > 0.0f ? x + 1.0f : fast_exp2(LOG2_E * x); }
+  static __device__ __forceinline__ float slope(float x) { return x > 0.0f ? 1.0f : fast_exp2(LOG2_E * x); }
+};
+struct Softplus {
+  static __device__ __forceinline__ float value(float x) { return softplus(x); }
+  static __device__ __forceinline__ float slope(float x) { return sigmoid(x); }
+};
+struct LogSigmoid {
+  static __device__ __forceinline__ float value(float x) { return -softplus(-x); }
+  static __device__ __forceinline__ float slope(float x) { return sigmoid(-x); }
+};
+struct LogOneMinus {
+  static __device__ __forceinline__ float value(float x) { return log1pf(-x); }
+  static __device__ __forceinline__ float slope(float x) { return -1.0f / (1.0f - x); }
+};
+
 // In the order of `Function`.
 template <typename G>
 __device__ __forceinline__ void with_function(i32 function, G g) {
@@ -88,7 +105,11 @@ __device__ __forceinline__ void with_function(i32 function, G g) {
     case 4: g(Gelu()); break;
     case 5: g(GeluTanh()); break;
     case 6: g(Sigmoid()); break;
-    default: g(Tanh()); break;
+    case 7: g(Tanh()); break;
+    case 8: g(EluPlusOne()); break;
+    case 9: g(Softplus()); break;
+    case 10: g(LogSigmoid()); break;
+    default: g(LogOneMinus()); break;
   }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{Random, central_difference, err_ratio, wide};
 use crate::{Rows, RowsMut};
 
-pub(super) const ALL: [Function; 8] = [
+pub(super) const ALL: [Function; 11] = [
     Function::Identity,
     Function::Relu,
     Function::SquaredRelu,
@@ -11,6 +11,9 @@ pub(super) const ALL: [Function; 8] = [
     Function::GeluTanh,
     Function::Sigmoid,
     Function::Tanh,
+    Function::EluPlusOne,
+    Function::Softplus,
+    Function::LogSigmoid,
 ];
 
 /// By Python's `math` (erf, tanh, exp) at -1.5, 0.3 and 2.
@@ -49,11 +52,13 @@ fn naive_gradients_are_difference_quotients() {
         assert!(central_difference(loss, &x, &dx) < 1e-7, "{f:?}");
         let glu = |x: &[f64]| {
             let mut y = vec![0.0; m * d];
-            naive::glu_forward(f, Rows::new(x, 2 * d), RowsMut::new(&mut y, d));
+            let xz = Rows::new(x, 2 * d);
+            naive::glu_forward(f, xz.columns(0, d), xz.columns(d, d), RowsMut::new(&mut y, d));
             dot(&y)
         };
         let (short, mut dxz) = (&dy[..m * d], vec![0.0; x.len()]);
-        naive::glu_backward(f, Rows::new(&x, 2 * d), Rows::new(short, d), RowsMut::new(&mut dxz, 2 * d));
+        let (xz, (dx, dz)) = (Rows::new(&x, 2 * d), RowsMut::new(&mut dxz, 2 * d).split_columns(d));
+        naive::glu_backward(f, xz.columns(0, d), xz.columns(d, d), Rows::new(short, d), dx, dz);
         assert!(central_difference(glu, &x, &dxz) < 1e-7, "{f:?} glu");
     }
 }
@@ -68,8 +73,11 @@ fn f32_is_f64_on_any_number_of_rows() {
             forward(f, Rows::new(&x, d), RowsMut::new(&mut y, d)).unwrap();
             naive::forward(f, Rows::new(&wide(&x), d), RowsMut::new(&mut want, d));
             assert!(err_ratio(&want, &y) < 1e-6, "{f:?}");
-            glu_forward(f, Rows::new(&z, 2 * d), RowsMut::new(&mut y, d)).unwrap();
-            naive::glu_forward(f, Rows::new(&wide(&z), 2 * d), RowsMut::new(&mut want, d));
+            let xz = Rows::new(&z, 2 * d);
+            glu_forward(f, xz.columns(0, d), xz.columns(d, d), RowsMut::new(&mut y, d)).unwrap();
+            let wide = wide(&z);
+            let xz = Rows::new(&wide, 2 * d);
+            naive::glu_forward(f, xz.columns(0, d), xz.columns(d, d), RowsMut::new(&mut want, d));
             assert!(err_ratio(&want, &y) < 1e-6, "{f:?} glu");
         }
         let mut y = vec![f32::NAN; m * d];
@@ -80,5 +88,20 @@ fn f32_is_f64_on_any_number_of_rows() {
     }
     let (x, mut y) = ([0.0; 6], [0.0; 4]);
     assert!(forward(Function::Relu, Rows::new(&x, 3), RowsMut::new(&mut y, 2)).is_err());
-    assert!(glu_forward(Function::Relu, Rows::new(&x, 3), RowsMut::new(&mut y, 2)).is_err());
+    assert!(glu_forward(Function::Relu, Rows::new(&x, 3), Rows::new(&x, 3), RowsMut::new(&mut y, 2)).is_err());
+}
+
+#[test]
+fn logarithms_of_what_is_left() {
+    let x: Vec<f64> = vec![-3.0, -0.5, 0.0, 1e-9, 0.3, 0.999];
+    let run = |x: &[f64]| {
+        let mut y = vec![0.0; x.len()];
+        naive::forward(Function::LogOneMinus, Rows::new(x, x.len()), RowsMut::new(&mut y, x.len()));
+        y
+    };
+    assert!(run(&x).iter().zip(&x).all(|(y, x)| (y - (-x).ln_1p()).abs() < 1e-15));
+    let mut dx = vec![0.0; x.len()];
+    let (ones, n) = (vec![1.0; x.len()], x.len());
+    naive::backward(Function::LogOneMinus, Rows::new(&x, n), Rows::new(&ones, n), RowsMut::new(&mut dx, n));
+    assert!(dx.iter().zip(&x).all(|(d, x)| (d + 1.0 / (1.0 - x)).abs() < 1e-9));
 }

@@ -25,7 +25,11 @@ pub(super) fn forward(
     segments: &Segments<'_>,
     width: Width,
 ) -> Result<Buffer> {
-    let bytes = if width == Width::U32 { 4 } else { 8 };
+    let bytes = match width {
+        Width::Begins => 1,
+        Width::U32 => 4,
+        Width::U64 => 8,
+    };
     let positions = gpu.alloc(product(&[b, l, bytes]))?;
     if b * l == 0 {
         return Ok(positions);
@@ -45,7 +49,7 @@ pub(super) fn forward(
         positions: positions.address(),
         l: l as i64,
     };
-    let kernel = gpu.kernel(&SOURCE, "count", &[define(width)])?;
+    let kernel = gpu.kernel(&SOURCE, "count", &defines(width))?;
     // SAFETY: `Raw` is laid out as in the source; `super` has checked the sizes of starts and resets, and `positions` has
     // room for all.
     unsafe { kernel.launch(Launch::linear(b, THREADS), &args)? };
@@ -62,18 +66,23 @@ struct Advance {
 }
 
 pub(super) fn advance(positions: &Buffer, rows: usize, most: u64) -> Result<()> {
-    let kernel = positions.gpu().kernel(&SOURCE, "advance", &[define(Width::U64)])?;
+    let kernel = positions.gpu().kernel(&SOURCE, "advance", &defines(Width::U64))?;
     let args = Advance { positions: positions.address(), rows: rows as i64, most };
     // SAFETY: `Advance` is laid out as in the source; `super` has checked that all are there.
     unsafe { kernel.launch(Launch::linear(rows.div_ceil(THREADS as usize), THREADS), &args) }
 }
 
-fn define(width: Width) -> Define {
-    Define::new("P", if width == Width::U32 { "u32" } else { "u64" })
+fn defines(width: Width) -> [Define; 2] {
+    let (name, begins) = match width {
+        Width::Begins => ("u8", 1),
+        Width::U32 => ("u32", 0),
+        Width::U64 => ("u64", 0),
+    };
+    [Define::new("P", name), Define::new("BEGINS", begins)]
 }
 
 /// Every specialisation.
 pub(crate) fn units() -> Vec<Unit> {
-    let unit = |width| Unit { source: &SOURCE, entries: &["count", "advance"], defines: vec![define(width)] };
-    [Width::U32, Width::U64].map(unit).to_vec()
+    let unit = |width| Unit { source: &SOURCE, entries: &["count", "advance"], defines: defines(width).to_vec() };
+    [Width::U32, Width::U64, Width::Begins].map(unit).to_vec()
 }

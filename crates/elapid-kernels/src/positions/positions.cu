@@ -1,5 +1,5 @@
 // Positions in documents. A block counts a row, 1024 positions at a time: each thread finds the last reset at or before
-// its own, by a maximum over the threads before it. P is the format of positions.
+// its own, by a maximum over the threads before it. P is the format of positions; BEGINS: whether one is 0 is asked for instead.
 
 struct Args {
   const u64* starts;  // [b]; absent: all 0
@@ -30,7 +30,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) count(const __grid_constan
       if (w == warp && next > last) last = next;
       if (lasts[w] > next) next = lasts[w];
     }
-    if (t < a.l) a.positions[row * a.l + t] = P(last < 0 ? start + u64(t) : u64(t - last));
+    u64 position = last < 0 ? start + u64(t) : u64(t - last);
+#if BEGINS
+    position = position == 0;
+#endif
+    if (t < a.l) a.positions[row * a.l + t] = P(position);
     before = next;
     __syncthreads();
   }

@@ -7,4 +7,6 @@ pub enum Width {
     U32,
     /// u64.
     U64,
+    /// u8: 1 where a document begins, at position 0, else 0; as resets are.
+    Begins,
 }

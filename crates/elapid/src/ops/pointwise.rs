@@ -3,7 +3,7 @@
 use elapid_kernels::pointwise as kernel;
 pub use elapid_kernels::pointwise::{Function, Map};
 
-use crate::autograd::{Var, record};
+use crate::autograd::{Var, Want, record};
 use crate::{DType, Result, Tensor};
 
 /// y = β f(α x), element by element; a [`Function`] has factors of 1.
@@ -27,15 +27,25 @@ pub fn map(f: impl Into<Map>, x: &Var) -> Result<Var> {
 /// # Errors
 /// If the last dimension is odd; if a device failed, or has too little memory.
 pub fn glu(f: impl Into<Map>, xz: &Var) -> Result<Var> {
+    let d = xz.value().cols() / 2;
+    gated(f, &xz.columns(0, d), &xz.columns(d, xz.value().cols() - d))
+}
+
+/// y = β f(α x) z, element by element; a [`Function`] has factors of 1.
+///
+/// # Errors
+/// If shapes differ; if a device failed, or has too little memory.
+pub fn gated(f: impl Into<Map>, x: &Var, z: &Var) -> Result<Var> {
     let f = f.into();
-    let mut shape = xz.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 0) /= 2;
-    let mut y = Tensor::output(xz.value().device(), xz.value().dtype(), &shape)?;
-    kernel::glu_forward(f, xz.value().view(), y.view_mut())?;
-    let kept = xz.clone();
-    let [y] = record(&[xz], [y], move |grads, [y]| {
+    let mut y = Tensor::output(x.value().device(), x.value().dtype(), x.shape())?;
+    kernel::glu_forward(f, x.value().view(), z.value().view(), y.view_mut())?;
+    let (x, z) = (x.clone(), z.clone());
+    let [y] = record(&[&x.clone(), &z.clone()], [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };
-        grads.set_by(&kept, |dxz| kernel::glu_backward(f, kept.value().view(), dy.view(), dxz))
+        grads.write([Want::Set(&x), Want::Set(&z)], |matrices| {
+            let [Some(dx), Some(dz)] = matrices else { return Ok(()) };
+            kernel::glu_backward(f, [x.value().view(), z.value().view()], dy.view(), [dx, dz])
+        })
     });
     Ok(y)
 }

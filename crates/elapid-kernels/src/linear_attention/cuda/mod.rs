@@ -1,0 +1,120 @@
+//! On a GPU: bf16 with a decay of the head, or none, on tensor cores (`tensor_forward.cu`, `tensor_backward.cu`), everything else by
+//! the recurrence (`plain.cu`), which has any sizes and all options.
+
+mod plain;
+mod raw;
+mod tensor;
+
+use super::args::{Args, CHECK, Dims, Grads, Outputs};
+use crate::DType;
+use crate::cuda::{Buffer, Gpu, Mat, MatMut, Result, Unit};
+use crate::error::product;
+
+use raw::{Raw, Special, address};
+use tensor::Form;
+
+/// What the forward leaves for the backward.
+#[derive(Debug)]
+pub(in crate::linear_attention) struct Saved {
+    kept: Kept,
+    made_for: (Dims, bool),
+    gpu: Gpu,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Tensor(tensor::Saved),
+    Plain {
+        /// States between segments; none where they are not needed.
+        states: Option<Buffer>,
+        /// `[b h l]` f32: what the normaliser divides by.
+        divisors: Option<Buffer>,
+    },
+}
+
+impl Saved {
+    pub(super) fn bytes(&self) -> usize {
+        match &self.kept {
+            Kept::Tensor(saved) => saved.bytes(),
+            Kept::Plain { states, divisors } => [states, divisors].into_iter().flatten().map(Buffer::bytes).sum(),
+        }
+    }
+
+    pub(super) fn made_for(&self) -> Dims {
+        self.made_for.0
+    }
+
+    /// Whether a forward of these sizes left it, on this device.
+    pub(super) fn is_for(&self, dims: Dims, normalised: bool, gpu: Gpu) -> bool {
+        self.made_for == (dims, normalised) && self.gpu == gpu
+    }
+}
+
+pub(super) fn forward(
+    dims: Dims,
+    args: &Args<Mat<'_>>,
+    y: MatMut<'_>,
+    last: MatMut<'_>,
+    keep: bool,
+) -> Result<Option<Saved>> {
+    let (gpu, special) = (y.gpu(), Special::new(args));
+    let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args)? };
+    let kept = match Form::new(dims, args).filter(|_| y.as_mat().is_aligned()) {
+        // One position is less work for the recurrence.
+        Some(form) if keep || dims.l > 1 => Kept::Tensor(form.forward(gpu, raw)?),
+        _ => {
+            let states = (keep && special.decay.0 > 0).then(|| plain::states(gpu, dims, special)).transpose()?;
+            let divisors = (keep && special.normalised).then(|| plain::divisors(gpu, dims)).transpose()?;
+            let raw = Raw { states: address(&states), divisors: address(&divisors), ..raw };
+            plain::forward(gpu, dims, special, raw)?;
+            Kept::Plain { states, divisors }
+        }
+    };
+    Ok(keep.then_some(Saved { kept, made_for: (dims, special.normalised), gpu }))
+}
+
+pub(super) fn step(dims: Dims, args: &Args<Mat<'_>>, state: MatMut<'_>, y: MatMut<'_>) -> Result<()> {
+    let (gpu, special) = (y.gpu(), Special::new(args));
+    let raw = Raw { y: y.raw(), last: state.address(), initial: state.address(), ..Raw::new(dims, args)? };
+    if !special.normalised {
+        return plain::forward(gpu, dims, special, raw);
+    }
+    // Every warp reads the normaliser's column, and one writes it.
+    let len = state.as_mat().len();
+    let before = gpu.alloc(product(&[len, 4]))?;
+    gpu.copy(state.as_mat().flat(), before.mat_mut(1, len, DType::F32))?;
+    plain::forward(gpu, dims, special, Raw { initial: before.address(), ..raw })
+}
+
+pub(super) fn backward(
+    dims: Dims,
+    args: &Args<Mat<'_>>,
+    saved: &Saved,
+    outputs: &Outputs<Mat<'_>>,
+    grads: Grads<MatMut<'_>>,
+) -> Result<()> {
+    let special = Special::new(args);
+    let raw = Raw::new(dims, args)?.with_gradients(outputs, &grads);
+    match &saved.kept {
+        Kept::Tensor(kept) => {
+            let written = [grads.dq.as_mat(), grads.dk.as_mat(), grads.dv.as_mat()];
+            let form = Form::new(dims, args).filter(|_| outputs.dy.is_aligned());
+            let aligned = written.iter().all(Mat::is_aligned);
+            let wanted = || "rows at multiples of 16 bytes, as in the forward".into();
+            let form = form.filter(|_| aligned);
+            let form = form.ok_or_else(|| CHECK.fault("saved", wanted(), "others".into()))?;
+            form.backward(saved.gpu, raw, kept)
+        }
+        Kept::Plain { states, divisors } => {
+            let raw = Raw { states: address(states), divisors: address(divisors), ..raw };
+            let known = states.is_some() || special.decay.0 == 0;
+            CHECK.that(known, "saved", || "what a forward with a decay left".into(), || "that of none".into())?;
+            plain::backward(saved.gpu, dims, special, raw)
+        }
+    }
+}
+
+/// Specialisations of every kernel.
+pub(crate) fn units() -> Vec<Unit> {
+    [plain::units(), tensor::units()].concat()
+}

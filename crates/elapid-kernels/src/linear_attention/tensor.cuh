@@ -1,0 +1,147 @@
+// Linear attention on tensor cores, for a decay of the head: chunks of CHUNK positions.
+//
+// HK: columns of a key, a multiple of 16, at most 128. HV: columns of a value that a block has, a multiple of 16, at most 64; a wider
+// value is several `parts`, which count as heads with the same decay.
+//
+// Tiles have rows of 8 more elements than a multiple of 16: eight rows 16 bytes wide then begin in different banks.
+
+#define CHUNK 64
+#define THREADS 128
+#define WARPS 4
+// SEGMENT of plain.rs.
+#define SEGMENT 256
+#define LK (HK + 8)
+#define LV (HV + 8)
+// 16-row tiles of a state that a warp has.
+#define MT ((HK + 63) / 64)
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+
+// D += A B: A 16 x 16, B 16 x 8.
+__device__ __forceinline__ void mma(float* d, const u32* a, u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void load4(u32* r, u32 from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from));
+}
+__device__ __forceinline__ void load4_transposed(u32* r, u32 from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from));
+}
+// 16 bytes from global memory; zeros if they are not `there`.
+__device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for the copies of this thread but the last N groups.
+template <int N>
+__device__ __forceinline__ void loaded() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// A lane's address of a 16 x 16 block at the corner of a tile with rows of L: `down` as A of that shape, or (transposed) as B whose rows
+// are those of the tile; `across` as B whose columns are the tile's rows, or (transposed) as A whose columns are.
+template <int L>
+__device__ __forceinline__ u32 down(u32 tile) {
+  int lane = threadIdx.x & 31;
+  return tile + 2 * ((lane & 15) * L + (lane >> 4) * 8);
+}
+template <int L>
+__device__ __forceinline__ u32 across(u32 tile) {
+  int lane = threadIdx.x & 31;
+  return tile + 2 * (((lane >> 4) * 8 + (lane & 7)) * L + ((lane >> 3) & 1) * 8);
+}
+
+// Begins to load ROWS rows of W columns, of which `valid` are there.
+template <int ROWS, int W, int L>
+__device__ __forceinline__ void load_tile(u32 to, const bf16* from, i64 stride, i64 valid) {
+  constexpr int PIECES = W / 8, ALL = ROWS * PIECES;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < ALL; i += THREADS) {
+    int r = i / PIECES, c = i - r * PIECES;
+    copy16(to + 2 * (r * L + c * 8), from + (r < valid ? r : 0) * stride + c * 8, r < valid);
+  }
+}
+
+// Two neighbouring 16 x 8 results as A of the next product.
+__device__ __forceinline__ void as_a(u32* a, const float* left, const float* right) {
+  a[0] = pack_bf16(left[0], left[1]), a[1] = pack_bf16(left[2], left[3]);
+  a[2] = pack_bf16(right[0], right[1]), a[3] = pack_bf16(right[2], right[3]);
+}
+
+// out (16 rows, N columns) += A B over K: A's rows are those of a tile, B's columns the rows of another.
+template <int N, int K, int LA, int LB>
+__device__ __forceinline__ void product_across(float (*out)[4], u32 a, u32 b) {
+  a = down<LA>(a), b = across<LB>(b);
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) {
+    u32 left[4];
+    load4(left, a + 32 * k);
+#pragma unroll
+    for (int j = 0; j < N / 16; ++j) {
+      u32 right[4];
+      load4(right, b + 2 * (j * 16 * LB + k * 16));
+      mma(out[2 * j], left, right[0], right[1]), mma(out[2 * j + 1], left, right[2], right[3]);
+    }
+  }
+}
+// out (16 rows, N columns) += A B over K: A's rows are those of a tile, B's rows too.
+template <int N, int K, int LA, int LB>
+__device__ __forceinline__ void product_down(float (*out)[4], u32 a, u32 b) {
+  a = down<LA>(a), b = down<LB>(b);
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) {
+    u32 left[4];
+    load4(left, a + 32 * k);
+#pragma unroll
+    for (int j = 0; j < N / 16; ++j) {
+      u32 right[4];
+      load4_transposed(right, b + 2 * (k * 16 * LB + j * 16));
+      mma(out[2 * j], left, right[0], right[1]), mma(out[2 * j + 1], left, right[2], right[3]);
+    }
+  }
+}
+// The same with A of results.
+template <int N, int K, int LB>
+__device__ __forceinline__ void product_results(float (*out)[4], const u32 (*a)[4], u32 b) {
+  b = down<LB>(b);
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k)
+#pragma unroll
+    for (int j = 0; j < N / 16; ++j) {
+      u32 right[4];
+      load4_transposed(right, b + 2 * (k * 16 * LB + j * 16));
+      mma(out[2 * j], a[k], right[0], right[1]), mma(out[2 * j + 1], a[k], right[2], right[3]);
+    }
+}
+template <int N>
+__device__ __forceinline__ void clear(float (*x)[4]) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) x[j][0] = x[j][1] = x[j][2] = x[j][3] = 0.0f;
+}
+
+// log2 of the decay from the chunk's begin up to each position.
+__device__ __forceinline__ const float* sums_of(const Args& a, int b, int h) {
+  return a.sums + (i64(b) * a.heads + h) * a.chunks * CHUNK;
+}
+// The first position of t's document, -1 if that began before the row.
+__device__ __forceinline__ int start_of(const Args& a, int b, i64 t) {
+  return a.starts ? a.starts[i64(b) * a.chunks * CHUNK + t] : -1;
+}
+
+// Per position of a chunk, in shared memory.
+struct Chunk {
+  float sum[CHUNK], write[CHUNK];
+  int start[CHUNK];
+};
+__device__ __forceinline__ void load_chunk(const Args& a, Chunk* to, int b, int h, i64 t0, i64 len) {
+  if (threadIdx.x < CHUNK) {
+    int i = threadIdx.x;
+    bool there = t0 + i < len;
+    to->sum[i] = sums_of(a, b, h)[t0 + i];
+    to->write[i] = there ? write_weight(a, b * a.l + t0 + i, h) : 0.0f;
+    to->start[i] = there ? start_of(a, b, t0 + i) : 0x3fffffff;
+  }
+}

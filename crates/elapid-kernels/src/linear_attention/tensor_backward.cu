@@ -1,0 +1,464 @@
+// The backward on tensor cores. dS is the gradient of the state, dr = dy that of what is read, p = exp(c), e = exp(c_end - c), 0 where
+// a document ends in between:
+//
+//   walk_back   a block has a head: for each chunk from the last, writes dS; dS = exp(c_end) dS + Qᵀ (scale p dr)
+//   queries     dscores = dr Vᵀ;   dq = scale (p dr Sᵀ + (dscores ∘ mask w) K)
+//   keys        dv = w e K dS + (scores ∘ mask w)ᵀ dr;   dk = w (e V dSᵀ + (dscores ∘ mask)ᵀ scale Q)
+//   decays      the gradient of log g_r: of pairs s < r <= t of a chunk, of t >= r with S, of s < r with dS, of S with dS
+//   parameters  sums for skip and a constant decay
+//
+// A block of queries and keys has a chunk and `together` heads of a group, whose dq and dk it sums in registers.
+
+struct BackTiles {
+  bf16 q[2][CHUNK * LK], dy[2][CHUNK * LV];
+  Chunk chunk[2];
+  float sums[WARPS];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) u8 memory[];
+  BackTiles& tiles = *reinterpret_cast<BackTiles*>(memory);
+  int part = blockIdx.x % a.parts, unit = blockIdx.x / a.parts, h = unit % a.heads, b = unit / a.heads;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, column = (lane & 3) * 2;
+  int g = h / (a.heads / a.groups);
+  i64 len = row_length(a, b), first = b * a.l, state = (i64(b) * a.heads + h) * HK * a.values + part * HV;
+  const bf16 *q = a.q.row(first) + g * HK, *dy = a.dy.row(first) + h * a.values + part * HV;
+  i64 of_head = i64(unit) * a.parts + part, chunks = (len + CHUNK - 1) / CHUNK;
+  float s[MT][HV / 8][4];
+  auto each = [&](auto f) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      int top = (warp * MT + m) * 16 + row;
+      if (top - row >= HK) continue;
+#pragma unroll
+      for (int j = 0; j < HV / 8; ++j) {
+        f(s[m][j], top, 8 * j + column), f(s[m][j] + 2, top + 8, 8 * j + column);
+      }
+    }
+  };
+#pragma unroll
+  for (int m = 0; m < MT; ++m) clear<HV>(s[m]);
+  if (a.dlast) {
+    each([&](float* x, int i, int j) {
+      x[0] = a.dlast[state + i64(i) * a.values + j], x[1] = a.dlast[state + i64(i) * a.values + j + 1];
+    });
+  }
+  auto load = [&](i64 chunk) {
+    i64 t0 = chunk * CHUNK;
+    if (chunk >= 0) {
+      load_tile<CHUNK, HK, LK>(shared_address(tiles.q[chunk & 1]), q + t0 * a.q.stride, a.q.stride, len - t0);
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.dy[chunk & 1]), dy + t0 * a.dy.stride, a.dy.stride, len - t0);
+      load_chunk(a, &tiles.chunk[chunk & 1], b, h, t0, len);
+    }
+    commit();
+  };
+  load(chunks - 1);
+  for (i64 chunk = chunks - 1; chunk >= 0; --chunk) {
+    i64 t0 = chunk * CHUNK, at = (of_head * a.chunks + chunk) * HK * HV;
+    load(chunk - 1);
+    each([&](float* x, int i, int j) {
+      *reinterpret_cast<u32*>(a.dafter + at + i * HV + j) = pack_bf16(x[0], x[1]);
+    });
+    loaded<1>();
+    __syncthreads();
+    const Chunk& of = tiles.chunk[chunk & 1];
+    int last = int(len - t0 < CHUNK ? len - t0 : CHUNK) - 1;
+    float decay = of.start[last] < t0 ? fast_exp2(of.sum[last]) : 0.0f;
+    if (a.of_pass) {
+      float sum = 0.0f;
+      each([&](float* x, int i, int j) {
+        u32 y = *reinterpret_cast<const u32*>(a.before + at + i * HV + j);
+        sum += x[0] * low_bf16(y) + x[1] * high_bf16(y);
+      });
+      sum = warp_sum(sum);
+      if (lane == 0) tiles.sums[warp] = decay * sum;
+    }
+    bf16* values = tiles.dy[chunk & 1];
+    for (int i = threadIdx.x; i < CHUNK * HV / 2; i += THREADS) {
+      int r = i / (HV / 2), c = i - r * (HV / 2);
+      float by = of.start[r] < t0 ? a.scale * fast_exp2(of.sum[r]) : 0.0f;
+      u32* to = reinterpret_cast<u32*>(values + r * LV + 2 * c);
+      *to = pack_bf16(by * low_bf16(*to), by * high_bf16(*to));
+    }
+    __syncthreads();
+    if (a.of_pass && threadIdx.x == 0) {
+      a.of_pass[of_head * a.chunks + chunk] = tiles.sums[0] + tiles.sums[1] + tiles.sums[2] + tiles.sums[3];
+    }
+    u32 left_at = across<LK>(shared_address(tiles.q[chunk & 1])), right_at = down<LV>(shared_address(values));
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      int top = (warp * MT + m) * 16;
+      if (top >= HK) continue;
+#pragma unroll
+      for (int j = 0; j < HV / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][j][e] *= decay;
+#pragma unroll
+      for (int t = 0; t < CHUNK / 16; ++t) {
+        u32 left[4];
+        load4_transposed(left, left_at + 2 * (t * 16 * LK + top));
+#pragma unroll
+        for (int j = 0; j < HV / 16; ++j) {
+          u32 right[4];
+          load4_transposed(right, right_at + 2 * (t * 16 * LV + j * 16));
+          mma(s[m][2 * j], left, right[0], right[1]), mma(s[m][2 * j + 1], left, right[2], right[3]);
+        }
+      }
+    }
+    __syncthreads();
+  }
+  loaded<0>();
+  if (a.dinitial) {
+    each([&](float* x, int i, int j) {
+      a.dinitial[state + i64(i) * a.values + j] = x[0], a.dinitial[state + i64(i) * a.values + j + 1] = x[1];
+    });
+  }
+}
+
+struct GradientTiles {
+  bf16 q[CHUNK * LK], k[CHUNK * LK], v[2][CHUNK * LV], dy[2][CHUNK * LV], s[2][HK * LV];
+  Chunk chunk[2];
+};
+
+// What a block of `queries` and `keys` works on.
+struct Job {
+  int blocks, block, g, b, from, to, of_group;
+  i64 chunk, t0, len, first;
+  __device__ __forceinline__ Job(const Args& a) {
+    of_group = a.heads / a.groups * a.parts, blocks = (of_group + a.together - 1) / a.together;
+    i64 unit = blockIdx.x;
+    block = int(unit % blocks), g = int(unit / blocks % a.groups), unit /= i64(blocks) * a.groups;
+    chunk = unit % a.chunks, t0 = chunk * CHUNK, b = int(unit / a.chunks);
+    len = row_length(a, b), first = b * a.l + t0;
+    from = block * a.together, to = from + a.together < of_group ? from + a.together : of_group;
+  }
+  __device__ __forceinline__ int head(int at) const { return g * of_group + at; }
+  // Of a value for each position of a head, and of a state.
+  __device__ __forceinline__ i64 position(const Args& a, int at) const {
+    return ((i64(b) * a.heads * a.parts + head(at)) * a.chunks + chunk) * CHUNK;
+  }
+  __device__ __forceinline__ void load(const Args& a, GradientTiles& tiles, const bf16* states, int at) const {
+    if (at < to) {
+      int stage = at & 1;
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.v[stage]), a.v.row(first) + head(at) * HV, a.v.stride, len - t0);
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.dy[stage]), a.dy.row(first) + head(at) * HV, a.dy.stride, len - t0);
+      load_tile<HK, HV, LV>(shared_address(tiles.s[stage]), states + position(a, at) / CHUNK * HK * HV, HV, HK);
+      load_chunk(a, &tiles.chunk[stage], b, head(at) / a.parts, t0, len);
+    }
+    commit();
+  }
+  __device__ __forceinline__ void begin(const Args& a, GradientTiles& tiles, const bf16* states) const {
+    load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(first) + g * HK, a.q.stride, len - t0);
+    load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(first) + g * HK, a.k.stride, len - t0);
+    load(a, tiles, states, from), load(a, tiles, states, from + 1);
+    loaded<1>();
+    __syncthreads();
+  }
+  // A gradient of q or k: of the group where a block has all of it, else a share.
+  __device__ __forceinline__ void store(const Args& a, const Mat<bf16>& whole, float* shares, int t, int c, const float* x) const {
+    if (t0 + t >= a.l) return;
+    if (blocks == 1) {
+      *reinterpret_cast<u32*>(whole.row(first + t) + g * HK + c) = pack_bf16(x[0], x[1]);
+    } else {
+      float* to = shares + ((first + t) * a.groups * blocks + g * blocks + block) * HK + c;
+      to[0] = x[0], to[1] = x[1];
+    }
+  }
+};
+
+// Sum over the four lanes of a row.
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) u8 memory[];
+  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(memory);
+  Job job(a);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
+  float dq[HK / 8][4], scores[CHUNK / 8][4];
+  clear<HK>(dq), clear<CHUNK>(scores);
+  if (job.t0 < job.len) {
+    job.begin(a, tiles, a.before);
+    if (DECAY > 0) {
+      product_across<CHUNK, HK, LK, LK>(scores, shared_address(tiles.q) + warp * 32 * LK, shared_address(tiles.k));
+    }
+  }
+  for (int at = job.from; at < job.to && job.t0 < job.len; ++at) {
+    int stage = at & 1;
+    loaded<1>();
+    __syncthreads();
+    const Chunk& of = tiles.chunk[stage];
+    u32 dy = shared_address(tiles.dy[stage]) + warp * 32 * LV;
+    float sum[2], by[2], decay[2] = {0.0f, 0.0f};
+    int start[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int t = row + 8 * half;
+      sum[half] = of.sum[t], start[half] = of.start[t];
+      by[half] = start[half] < job.t0 ? a.scale * fast_exp2(sum[half]) : 0.0f;
+    }
+    // From the state, 16 keys at a time.
+    u32 left_at = down<LV>(dy), right_at = across<LV>(shared_address(tiles.s[stage]));
+#pragma unroll
+    for (int j = 0; j < HK / 16; ++j) {
+      float x[2][4];
+      clear<16>(x);
+#pragma unroll
+      for (int c = 0; c < HV / 16; ++c) {
+        u32 left[4], right[4];
+        load4(left, left_at + 32 * c), load4(right, right_at + 2 * (j * 16 * LV + c * 16));
+        mma(x[0], left, right[0], right[1]), mma(x[1], left, right[2], right[3]);
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float low = by[half] * x[n][2 * half], high = by[half] * x[n][2 * half + 1];
+          dq[2 * j + n][2 * half] += low, dq[2 * j + n][2 * half + 1] += high;
+          if (DECAY > 0) {
+            u32 q = *reinterpret_cast<const u32*>(tiles.q + (row + 8 * half) * LK + j * 16 + n * 8 + column);
+            decay[half] += low * low_bf16(q) + high * high_bf16(q);
+          }
+        }
+    }
+    float dscores[CHUNK / 8][4];
+    clear<CHUNK>(dscores);
+    product_across<CHUNK, HV, LV, LV>(dscores, dy, shared_address(tiles.v[stage]));
+    u32 p[CHUNK / 16][4];
+#pragma unroll
+    for (int j = 0; j < CHUNK / 16; ++j) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int t = row + e / 2 * 8, s = j * 16 + n * 8 + column + e % 2;
+          bool seen = s <= t && job.t0 + s >= start[e / 2];
+          float mask = seen ? a.scale * of.write[s] * fast_exp2(sum[e / 2] - of.sum[s]) : 0.0f;
+          float& x = dscores[2 * j + n][e];
+          x *= mask;
+          if (DECAY > 0 && s < t) decay[e / 2] += x * scores[2 * j + n][e];
+        }
+      as_a(p[j], dscores[2 * j], dscores[2 * j + 1]);
+    }
+    product_results<HK, CHUNK, LK>(dq, p, shared_address(tiles.k));
+    if (DECAY > 0 && a.of_queries) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float x = row_sum(decay[half]);
+        if ((lane & 3) == 0) a.of_queries[job.position(a, at) + row + 8 * half] = x;
+      }
+    }
+    __syncthreads();
+    job.load(a, tiles, a.before, at + 2);
+  }
+  loaded<0>();
+#pragma unroll
+  for (int j = 0; j < HK / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int t = row + 8 * half;
+      if (job.t0 + t >= job.len) dq[j][2 * half] = dq[j][2 * half + 1] = 0.0f;
+      job.store(a, a.dq, a.dq_heads, t, 8 * j + column, dq[j] + 2 * half);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) u8 memory[];
+  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(memory);
+  Job job(a);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
+  float dk[HK / 8][4], scores[CHUNK / 8][4];
+  clear<HK>(dk), clear<CHUNK>(scores);
+  bool some = job.t0 < job.len;
+  u32 k = shared_address(tiles.k) + warp * 32 * LK;
+  if (some) {
+    job.begin(a, tiles, a.dafter);
+    product_across<CHUNK, HK, LK, LK>(scores, k, shared_address(tiles.q));
+  }
+  int last = int(job.len - job.t0 < CHUNK ? job.len - job.t0 : CHUNK) - 1;
+  for (int at = job.from; at < job.to; ++at) {
+    int stage = at & 1, h = job.head(at) / a.parts;
+    float dv[HV / 8][4];
+    clear<HV>(dv);
+    const Chunk& of = tiles.chunk[stage];
+    if (some) {
+      loaded<1>();
+      __syncthreads();
+      // by: w e of the two rows.
+      float sum[2], write[2], by[2], pairs[2] = {0.0f, 0.0f}, own[2] = {0.0f, 0.0f}, inter[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int s = row + 8 * half;
+        sum[half] = of.sum[s], write[half] = of.write[s];
+        by[half] = s <= last && job.t0 + s >= of.start[last] ? fast_exp2(of.sum[last] - sum[half]) : 0.0f;
+      }
+      u32 left_at = down<LV>(shared_address(tiles.v[stage]) + warp * 32 * LV);
+      u32 right_at = across<LV>(shared_address(tiles.s[stage]));
+#pragma unroll
+      for (int j = 0; j < HK / 16; ++j) {
+        float x[2][4];
+        clear<16>(x);
+#pragma unroll
+        for (int c = 0; c < HV / 16; ++c) {
+          u32 left[4], right[4];
+          load4(left, left_at + 32 * c), load4(right, right_at + 2 * (j * 16 * LV + c * 16));
+          mma(x[0], left, right[0], right[1]), mma(x[1], left, right[2], right[3]);
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float low = by[half] * x[n][2 * half], high = by[half] * x[n][2 * half + 1];
+            dk[2 * j + n][2 * half] += write[half] * low, dk[2 * j + n][2 * half + 1] += write[half] * high;
+            u32 k = *reinterpret_cast<const u32*>(tiles.k + (row + 8 * half) * LK + j * 16 + n * 8 + column);
+            inter[half] += low * low_bf16(k) + high * high_bf16(k);
+          }
+      }
+      product_down<HV, HK, LK, LV>(dv, k, shared_address(tiles.s[stage]));
+#pragma unroll
+      for (int j = 0; j < HV / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dv[j][e] *= write[e / 2] * by[e / 2];
+      float dscores[CHUNK / 8][4];
+      clear<CHUNK>(dscores);
+      u32 values = shared_address(tiles.v[stage]) + warp * 32 * LV;
+      product_across<CHUNK, HV, LV, LV>(dscores, values, shared_address(tiles.dy[stage]));
+      u32 p[CHUNK / 16][4], dp[CHUNK / 16][4];
+#pragma unroll
+      for (int j = 0; j < CHUNK / 16; ++j) {
+        float x[2][4];
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int s = row + e / 2 * 8, t = j * 16 + n * 8 + column + e % 2;
+            bool seen = s <= t && job.t0 + s >= of.start[t];
+            float mask = seen ? a.scale * fast_exp2(of.sum[t] - sum[e / 2]) : 0.0f;
+            float score = scores[2 * j + n][e] * mask;
+            float both = dscores[2 * j + n][e] * score;
+            own[e / 2] += s == t ? both : 0.0f, pairs[e / 2] += s == t ? 0.0f : both;
+            x[n][e] = write[e / 2] * score, dscores[2 * j + n][e] *= write[e / 2] * mask;
+          }
+        as_a(p[j], x[0], x[1]), as_a(dp[j], dscores[2 * j], dscores[2 * j + 1]);
+      }
+      product_results<HV, CHUNK, LV>(dv, p, shared_address(tiles.dy[stage]));
+      product_results<HK, CHUNK, LK>(dk, dp, shared_address(tiles.q));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float x = row_sum(pairs[half]), y = row_sum(own[half]), z = row_sum(inter[half]);
+        i64 to = job.position(a, at) + row + 8 * half;
+        if ((lane & 3) == 0) {
+          if (a.of_keys) a.of_keys[to] = write[half] * x, a.of_inter[to] = write[half] * z;
+          if (a.of_write) a.of_write[to] = x + y + z;
+        }
+      }
+    }
+    bf16* out = a.dv.row(job.first) + job.head(at) * HV;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int s = row + 8 * half;
+      if (job.t0 + s >= a.l) continue;
+#pragma unroll
+      for (int j = 0; j < HV / 8; ++j) {
+        int c = 8 * j + column, channel = job.head(at) % a.parts * HV + c;
+        u32 dy = some ? *reinterpret_cast<const u32*>(tiles.dy[stage] + s * LV + c) : 0;
+        float low = dv[j][2 * half] + skip_weight(a, h, channel) * low_bf16(dy);
+        float high = dv[j][2 * half + 1] + skip_weight(a, h, channel + 1) * high_bf16(dy);
+        *reinterpret_cast<u32*>(out + s * a.dv.stride + c) = job.t0 + s < job.len ? pack_bf16(low, high) : 0;
+      }
+    }
+    if (a.dskip_rows && threadIdx.x < HV) {
+      float dskip = 0.0f;
+      for (int t = 0; t < CHUNK && some; ++t) {
+        dskip += to_float(tiles.dy[stage][t * LV + threadIdx.x]) * to_float(tiles.v[stage][t * LV + threadIdx.x]);
+      }
+      a.dskip_rows[(job.b * a.chunks + job.chunk) * a.heads * a.values + job.head(at) * HV + threadIdx.x] = dskip;
+    }
+    if (!some) continue;
+    __syncthreads();
+    job.load(a, tiles, a.dafter, at + 2);
+  }
+  loaded<0>();
+#pragma unroll
+  for (int j = 0; j < HK / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int s = row + 8 * half;
+      if (job.t0 + s >= job.len) dk[j][2 * half] = dk[j][2 * half + 1] = 0.0f;
+      job.store(a, a.dk, a.dk_heads, s, 8 * j + column, dk[j] + 2 * half);
+    }
+}
+
+// dw and the gradient of the decay; a warp has a chunk of a head, a lane two positions.
+extern "C" __global__ void __launch_bounds__(THREADS) decays(const __grid_constant__ Args a) {
+  i64 unit = i64(blockIdx.x) * WARPS + (threadIdx.x >> 5), chunk = unit % a.chunks, head = unit / a.chunks;
+  if (head >= i64(a.b) * a.heads) return;
+  int lane = threadIdx.x & 31, h = int(head % a.heads), b = int(head / a.heads);
+  i64 t0 = chunk * CHUNK + 2 * lane, len = row_length(a, b);
+  float all[2] = {0.0f, 0.0f}, inter[2] = {0.0f, 0.0f}, dwrite[2] = {0.0f, 0.0f}, pass = 0.0f;
+  for (int part = 0; part < a.parts && chunk * CHUNK < len; ++part) {
+    i64 at = ((head * a.parts + part) * a.chunks + chunk) * CHUNK + 2 * lane;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (t0 + i >= len) continue;
+      if (DECAY > 0 && a.of_queries) all[i] += a.of_queries[at + i] - a.of_keys[at + i], inter[i] += a.of_inter[at + i];
+      if (a.of_write) dwrite[i] += a.of_write[at + i];
+    }
+    if (DECAY > 0 && a.of_pass) pass += a.of_pass[(head * a.parts + part) * a.chunks + chunk];
+  }
+  // From r on; before r.
+  float from = all[0] + all[1], before = inter[0] + inter[1];
+#pragma unroll
+  for (int by = 1; by < 32; by *= 2) {
+    float x = __shfl_down_sync(0xffffffffu, from, by), y = __shfl_up_sync(0xffffffffu, before, by);
+    if (lane + by < 32) from += x;
+    if (lane >= by) before += y;
+  }
+  before -= inter[0] + inter[1];
+  float ddecay[2] = {from + before + pass, from - all[0] + before + inter[0] + pass}, sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    i64 row = b * a.l + t0 + i;
+    bool there = t0 + i < len;
+    if (!there || is_reset(a, row)) ddecay[i] = 0.0f;
+    sum += ddecay[i];
+    if (t0 + i >= a.l) continue;
+    if (DECAY == 2 && a.ddecay.data) a.ddecay.row(row)[h] = from_float<D>(ddecay[i]);
+    if (a.dwrite.data) a.dwrite.row(row)[h] = there ? dwrite[i] : 0.0f;
+  }
+  sum = warp_sum(sum);
+  if (lane == 0 && a.dconstant_rows) a.dconstant_rows[(b * a.chunks + chunk) * a.heads + h] = sum;
+}
+
+// Sums of the shares of chunks: a warp has one element.
+extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_constant__ Args a) {
+  int unit = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+  auto add = [&](float* to, const float* rows, i64 width, int column, int count) {
+    float sum = 0.0f;
+    for (i64 i = lane; i < a.shares * count; i += 32) sum += rows[i / count * width + column + i % count];
+    sum = warp_sum(sum);
+    if (lane == 0) *to += sum;
+  };
+  i64 values = i64(a.heads) * a.values;
+  if (a.dconstant && unit < a.heads) add(a.dconstant + unit, a.dconstant_rows, a.heads, unit, 1);
+  if (a.dskip && a.skip_channels && unit < values) add(a.dskip + unit, a.dskip_rows, values, unit, 1);
+  if (a.dskip && !a.skip_channels && unit < a.heads) {
+    add(a.dskip + unit, a.dskip_rows, values, unit * a.values, a.values);
+  }
+}
+
+// Adds the shares of blocks of a group.
+extern "C" __global__ void __launch_bounds__(THREADS) join_blocks(const __grid_constant__ Args a) {
+  int of_group = a.heads / a.groups * a.parts, blocks = (of_group + a.together - 1) / a.together;
+  i64 at = i64(blockIdx.x) * THREADS + threadIdx.x, width = i64(a.groups) * HK, row = at / width;
+  if (row >= a.b * a.l) return;
+  int column = int(at % width), g = column / HK, i = column % HK;
+  float dq = 0.0f, dk = 0.0f;
+  for (int block = 0; block < blocks; ++block) {
+    i64 share = (row * a.groups * blocks + g * blocks + block) * HK + i;
+    dq += a.dq_heads[share], dk += a.dk_heads[share];
+  }
+  a.dq.row(row)[column] = from_float<T>(dq), a.dk.row(row)[column] = from_float<T>(dk);
+}
