@@ -145,6 +145,25 @@ impl Layout {
         Ok(positions::on_device(gpu, self.b, self.l, starts, &on_gpu.device_segments(), width)?)
     }
 
+    /// The same batch, in which every document's first position is a reset, also where it is a row's first: for layers that
+    /// begin otherwise than they go on.
+    ///
+    /// # Errors
+    /// As [`positions_on`](Self::positions_on).
+    pub(crate) fn with_begins(&self, device: Device) -> Result<Self> {
+        match device {
+            Device::Cpu => {
+                let begins = self.document_positions()?.into_iter().map(|position| u8::from(position == 0));
+                Ok(Self { resets: Some(begins.collect()), ..self.clone() })
+            }
+            Device::Cuda(gpu) => {
+                let resets = Some(Arc::new(self.positions_as(gpu, Width::Begins)?));
+                let device = self.on(gpu)?.device.unwrap_or_default();
+                Ok(Self { device: Some(OnDevice { resets, ..device }), ..self.clone() })
+            }
+        }
+    }
+
     /// Number of positions.
     pub fn positions(&self) -> usize {
         self.b * self.l

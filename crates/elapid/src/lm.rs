@@ -69,7 +69,7 @@ impl LanguageModel {
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         checkpoint.check_complete(&Self::outline(&checkpoint.config)?)?;
         Needs::of_parameters(&checkpoint.config).check()?;
-        Self::build(checkpoint.config.clone(), &mut |wanted| Ok(checkpoint.tensor(wanted.name, wanted.shape)?))
+        Self::build(checkpoint.config.clone(), &mut |wanted| checkpoint.parameter(&wanted))
     }
 
     /// Names and shapes of the parameters of a model of this configuration, in order of creation. Takes no memory for their

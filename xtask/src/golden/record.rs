@@ -45,6 +45,12 @@ impl Golden<'_> {
         self.0.names().into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect()
     }
 
+    /// A name after the first prefix, or after the other one if that is there instead.
+    pub(super) fn kept(&self, prefix: &str, other: &str, name: &str) -> String {
+        let (one, other) = (format!("{prefix}{name}"), format!("{other}{name}"));
+        if self.shape(&one).is_err() && self.shape(&other).is_ok() { other } else { one }
+    }
+
     /// The shape of a tensor; of `NAME[i]`, that of a part of its first dimension.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
         let (whole, part) = part_of(name)?;
@@ -71,6 +77,14 @@ impl Golden<'_> {
     /// The same in f32.
     pub(super) fn singles(&self, name: &str) -> Result<Vec<f32>> {
         Ok(self.floats(name)?.into_iter().map(|x| x as f32).collect())
+    }
+
+    /// Where documents begin, `[b l]`, in a file that has positions in documents.
+    pub(super) fn resets(&self) -> Result<Option<Vec<u8>>> {
+        if self.shape("segment_pos").is_err() {
+            return Ok(None);
+        }
+        Ok(Some(self.ids("segment_pos")?.into_iter().map(|position| u8::from(position == 0)).collect()))
     }
 
     pub(super) fn ids(&self, name: &str) -> Result<Vec<u32>> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use elapid::state::LayerState;
-use elapid::{LanguageModel, State};
+use elapid::{LanguageModel, State, Tensor};
 
 use super::record::{Golden, Report};
 
@@ -13,7 +13,7 @@ use super::record::{Golden, Report};
 type Compare = fn(&Golden<'_>, &str, &LayerState, &mut Report) -> Result<&'static [&'static str]>;
 
 /// One line a kind of layer that has recorded states.
-const KINDS: &[(&str, Compare)] = &[("mamba1", mamba1)];
+const KINDS: &[(&str, Compare)] = &[("mamba1", mamba1), ("mamba2", mamba2), ("rg_lru", rg_lru)];
 
 /// Every recorded state has to be compared.
 pub(super) fn check(golden: &Golden<'_>, model: &LanguageModel, state: &State, report: &mut Report) -> Result<()> {
@@ -33,27 +33,62 @@ pub(super) fn check(golden: &Golden<'_>, model: &LanguageModel, state: &State, r
     Ok(())
 }
 
-/// The reference keeps k raw inputs, channel by channel; elapid the k-1 that the next step needs, position by position.
 fn mamba1(
     golden: &Golden<'_>,
     prefix: &str,
     state: &LayerState,
     report: &mut Report,
 ) -> Result<&'static [&'static str]> {
-    let (conv, ssm) = (state.fixed(0)?.value(), state.fixed(1)?.value());
     let name = format!("{prefix}ssm");
-    report.close(&name, &golden.floats(&name)?, &ssm.to_vec()?);
-    let name = format!("{prefix}conv");
+    report.close(&name, &golden.floats(&name)?, &state.fixed(1)?.value().to_vec()?);
+    conv(golden, &format!("{prefix}conv"), state.fixed(0)?.value(), report)?;
+    Ok(&["conv", "ssm"])
+}
+
+/// The reference has the matrix of a head `[p n]`, elapid `[n p]`.
+fn mamba2(
+    golden: &Golden<'_>,
+    prefix: &str,
+    state: &LayerState,
+    report: &mut Report,
+) -> Result<&'static [&'static str]> {
+    let (name, ssm) = (format!("{prefix}ssm"), state.fixed(1)?.value());
+    let &[_, _, n, p] = ssm.shape() else { return Err(anyhow::anyhow!("{name}: {:?}", ssm.shape())) };
+    let want = golden.floats(&name)?;
+    ensure!(want.len() == ssm.len(), "{name}: wanted {} elements, got {}", ssm.len(), want.len());
+    let heads = want.chunks(n * p);
+    let want: Vec<f64> = heads.flat_map(|head| (0..n * p).map(move |at| head[at % p * n + at / p])).collect();
+    report.close(&name, &want, &ssm.to_vec()?);
+    conv(golden, &format!("{prefix}conv"), state.fixed(0)?.value(), report)?;
+    Ok(&["conv", "ssm"])
+}
+
+fn rg_lru(
+    golden: &Golden<'_>,
+    prefix: &str,
+    state: &LayerState,
+    report: &mut Report,
+) -> Result<&'static [&'static str]> {
+    let name = format!("{prefix}lru");
+    report.close(&name, &golden.floats(&name)?, &state.fixed(1)?.value().to_vec()?);
+    conv(golden, &format!("{prefix}conv"), state.fixed(0)?.value(), report)?;
+    Ok(&["conv", "lru"])
+}
+
+/// References keep the last k raw inputs of a convolution, or k-1, channel by channel; elapid the k-1 that the next step needs,
+/// position by position.
+fn conv(golden: &Golden<'_>, name: &str, conv: &Tensor, report: &mut Report) -> Result<()> {
     let &[b, kept, d] = conv.shape() else { return Err(anyhow::anyhow!("{name}: {:?}", conv.shape())) };
-    let (want, k) = (golden.floats(&name)?, kept + 1);
+    let want = golden.floats(name)?;
+    let k = if want.len() == b * d * kept { kept } else { kept + 1 };
     ensure!(want.len() == b * d * k, "{name}: wanted {} elements, got {}", b * d * k, want.len());
-    let at = |row: usize, t: usize, c: usize| want[(row * d + c) * k + t + 1];
+    let at = |row: usize, t: usize, c: usize| want[(row * d + c) * k + t + k - kept];
     let want: Vec<f64> = (0..b)
         .flat_map(|row| (0..kept).flat_map(move |t| (0..d).map(move |c| (row, t, c))))
         .map(|(row, t, c)| at(row, t, c))
         .collect();
     if kept > 0 {
-        report.close(&name, &want, &conv.to_vec()?);
+        report.close(name, &want, &conv.to_vec()?);
     }
-    Ok(&["conv", "ssm"])
+    Ok(())
 }

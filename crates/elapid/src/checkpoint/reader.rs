@@ -12,6 +12,8 @@ use crate::config::ModelConfig;
 use crate::files::RegularFile;
 use crate::formats::Places;
 use crate::formats::places::HEAD;
+use crate::formats::stored::Stored;
+use crate::params::Wanted;
 
 /// The files of a checkpoint.
 pub(super) const CONFIG: &str = "config.json";
@@ -124,6 +126,17 @@ impl Checkpoint {
     /// If there is no tensor of this name, its shape or dtype differs, or a value is not finite as f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.places.of(name).read(shape, &mut |name, shape| self.stored(name, shape))
+    }
+
+    /// The values of a parameter: a tensor as [`tensor`](Self::tensor) has it, or constants that other formats do not store.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn parameter(&self, wanted: &Wanted<'_>) -> crate::Result<Vec<f32>> {
+        match *self.places.of(wanted.name) {
+            Stored::Absent => wanted.init.values(wanted.name, wanted.shape, 0),
+            _ => Ok(self.tensor(wanted.name, wanted.shape)?),
+        }
     }
 
     /// A tensor of the file.

@@ -325,7 +325,7 @@ fn token_ids() {
 fn errors() {
     let hugging_face = [
         ("model_type", json!("bloom")),
-        ("model_type", json!("falcon_mamba")),
+        ("model_type", json!("zamba")),
         ("model_type", json!(null)),
         ("hidden_act", json!("gelu")),
         ("rms_norm", json!(false)),

@@ -76,6 +76,11 @@ pub(super) fn layers(config: &Config<'_>, mixer: &[&str]) -> Result<Tensors> {
 
 fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     fields.only("model_type", &["mamba"], "elapid does not have this model yet; give a Mamba-1 model")?;
+    blocks(fields)
+}
+
+/// Reads a stack of Mamba-1 blocks.
+pub(super) fn blocks(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     fields.only("hidden_act", &["silu", "swish"], "elapid does not have this activation")?;
     no_limit(fields)?;
     fields.get("layer_types"); // "mamba" for every layer
@@ -221,7 +226,7 @@ fn mixer_of(stack: &StackConfig) -> Option<&Settings> {
 
 /// A model that `transformers` computes as elapid does. It takes the number of channels to be `expand * hidden_size`, and
 /// has one rule of discretisation.
-fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
+pub(super) fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
     let (model, mixer) = (&config.stack.model, mixer_of(&config.stack)?);
     let (d, d_inner) = (config.d_model(), mixer.d_inner(config.d_model()));
     // What the keys do not say at all is found when they are read back.

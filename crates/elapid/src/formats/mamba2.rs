@@ -1,9 +1,155 @@
 //! Mamba-2, whose names are elapid's own.
 
+use serde_json::{Map, Value, json};
+
+use super::fields::{Fields, Synonyms};
+use super::format::Codec;
 use super::mamba;
 use super::names::{Config, MAMBA2, Result, Tensors};
+use super::transformer::settings_of;
+use super::values::{named, read_ends, real, with_ends};
+use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
+use crate::layers::LayerConfig;
+use crate::layers::mamba2::Settings;
+use crate::settings::Size;
+
+/// The configuration of `Mamba2ForCausalLM`.
+pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: true };
+
+/// Names of other writers (flash-linear-attention, the original code).
+const SYNONYMS: Synonyms = &[
+    ("hidden_size", &["d_model"]),
+    ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
+    ("state_size", &["d_state", "ssm_state_size"]),
+    ("conv_kernel", &["d_conv", "conv_kernel_size"]),
+    ("head_dim", &["headdim"]),
+    ("n_groups", &["ngroups"]),
+    ("layer_norm_epsilon", &["norm_eps", "norm_epsilon", "rms_norm_eps"]),
+    ("tie_word_embeddings", &["tie_embeddings"]),
+];
+
+/// What settings are called in a file of Hugging Face.
+const NAMES: &[(&str, &str)] = &[
+    ("d_model", "hidden_size"),
+    ("n_layer", "num_hidden_layers"),
+    ("norm_eps", "layer_norm_epsilon"),
+    ("d_state", "state_size"),
+    ("d_conv", "conv_kernel"),
+    ("groups", "n_groups"),
+    ("dt_min", "time_step_min"),
+    ("dt_max", "time_step_max"),
+    ("dt_init_floor", "time_step_floor"),
+];
 
 /// The tensors of `Mamba2ForCausalLM`.
 pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
     mamba::layers(config, MAMBA2)
+}
+
+fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
+    fields.only("hidden_act", &["silu", "swish"], "elapid does not have this activation")?;
+    for unread in ["chunk_size", "time_step_rank", "residual_in_fp32", "layer_types", "intermediate_size"] {
+        fields.get(unread); // How other programs compute; ranks and widths that follow from other keys.
+    }
+    fields.rms_norm()?;
+    let d_model: Size = fields.bounded("hidden_size", Size::new(4096))?;
+    let (heads, head_dim): (Size, Size) =
+        (fields.bounded("num_heads", Size::new(128))?, fields.bounded("head_dim", Size::new(64))?);
+    let expand: Size = fields.bounded("expand", Size::new(2))?;
+    let (channels, said) = (heads.get().checked_mul(head_dim.get()), expand.get().checked_mul(d_model.get()));
+    if channels != said {
+        let wanted = format!("expand * hidden_size / head_dim, {} / {head_dim}", said.unwrap_or_default());
+        return Err(fields.error("num_heads", &wanted, &json!(heads), "give the number that the weights have"));
+    }
+    let [dt_limit_min, dt_limit_max] = limit(fields)?;
+    let (eps, bias) = (fields.real("layer_norm_epsilon", 1e-5)?, fields.flag("use_bias", false)?);
+    let mixer = Settings {
+        d_state: fields.bounded("state_size", Size::new(128))?,
+        d_conv: fields.bounded("conv_kernel", Size::new(4))?,
+        expand,
+        head_dim,
+        groups: fields.bounded("n_groups", Size::new(8))?,
+        dt_limit_min,
+        dt_limit_max,
+        conv_bias: fields.flag("use_conv_bias", true)?,
+        in_bias: bias,
+        out_bias: bias,
+        dt_min: fields.real("time_step_min", 1e-3)?,
+        dt_max: fields.real("time_step_max", 0.1)?,
+        dt_init_floor: fields.real("time_step_floor", 1e-4)?,
+        ..Settings::default()
+    };
+    let layer = LayerConfig::mamba2(mixer);
+    let model = ModelSettings {
+        d_model,
+        n_layer: fields.bounded("num_hidden_layers", Size::new(64))?,
+        layers: vec![layer.kind().into()],
+        norm_eps: eps,
+        tie_embeddings: fields.flag("tie_word_embeddings", false)?,
+        pad_vocab_multiple: Size::new(1),
+        initializer_range: fields.real("initializer_range", 0.1)?,
+        rescale_prenorm_residual: fields.flag("rescale_prenorm_residual", false)?,
+        ..ModelSettings::default()
+    };
+    let stack = StackConfig { model, named: [named(layer)].into() };
+    read_ends(fields, 32768, stack, [Some(0), Some(2), Some(1)])
+}
+
+/// The limits of step sizes; 0 for none above.
+pub(super) fn limit(fields: &mut Fields) -> Result<[f32; 2], ConfigError> {
+    let Some(limit) = fields.given("time_step_limit") else { return Ok([0.0, 0.0]) };
+    // Infinity is no JSON: bare, it is null after parsing; transformers 5 writes an object.
+    let high = |high: &Value| match high.is_null() || high["__float__"] == "Infinity" {
+        true => Some(0.0),
+        false => high.as_f64().map(|x| if x > 1e30 { 0.0 } else { x as f32 }),
+    };
+    let both = limit.as_array().and_then(|list| match list.as_slice() {
+        [low, top] => Some([low.as_f64()? as f32, high(top)?]),
+        _ => None,
+    });
+    both.ok_or_else(|| fields.error("time_step_limit", "the least and the largest step size", limit, "remove it"))
+}
+
+/// Those limits in the file.
+pub(super) fn write_limit(settings: &Settings) -> Value {
+    let high =
+        if settings.dt_limit_max > 0.0 { real(settings.dt_limit_max) } else { json!({ "__float__": "Infinity" }) };
+    json!([real(settings.dt_limit_min), high])
+}
+
+fn write(config: &ModelConfig) -> Option<Map<String, Value>> {
+    let model = &config.stack.model;
+    let mixer: Settings = settings_of(config, |i| Some(config.stack.layer(i).0))?;
+    let (d, inner) = (config.d_model(), mixer.d_inner.or(Size::new(1)).get());
+    if !inner.is_multiple_of(d) {
+        return None;
+    }
+    with_ends(
+        config,
+        json!({
+            "architectures": ["Mamba2ForCausalLM"],
+            "model_type": "mamba2",
+            "vocab_size": config.padded_vocab_size(),
+            "hidden_size": d,
+            "num_hidden_layers": config.n_layer(),
+            "state_size": mixer.d_state,
+            "conv_kernel": mixer.d_conv,
+            "expand": inner / d,
+            "head_dim": mixer.head_dim,
+            "num_heads": inner / mixer.head_dim.get(),
+            "n_groups": mixer.groups,
+            "time_step_limit": write_limit(&mixer),
+            "time_step_min": real(mixer.dt_min),
+            "time_step_max": real(mixer.dt_max),
+            "time_step_floor": real(mixer.dt_init_floor),
+            "use_conv_bias": mixer.conv_bias,
+            "use_bias": mixer.in_bias,
+            "hidden_act": "silu",
+            "layer_norm_epsilon": real(model.norm_eps),
+            "initializer_range": real(model.initializer_range),
+            // As with Mamba-1: transformers would divide out_proj whenever it loads weights.
+            "rescale_prenorm_residual": false,
+            "residual_in_fp32": true,
+        }),
+    )
 }

@@ -5,6 +5,7 @@
 
 mod bamba;
 mod falcon_h1;
+mod falcon_mamba;
 mod fields;
 mod format;
 mod gpt2;

@@ -20,7 +20,7 @@ pub enum Stored {
     Rows(Vec<(usize, Stored)>),
     /// Tensors of one shape along a new first dimension: experts.
     Stack(Vec<Stored>),
-    /// A matrix `[m n]` that the expression has as `[n m]`.
+    /// Matrices `[.. m n]` that the expression has as `[.. n m]`.
     Transposed(Box<Stored>),
     /// Rows that the expression has in groups (heads), each with so many rows of part 0, then of part 1, …; here all rows
     /// of part 0 stand first, group by group, then all of part 1, ….
@@ -32,6 +32,15 @@ pub enum Stored {
         /// Rows of each part in one group.
         parts: Vec<usize>,
     },
+    /// The elements of an expression that has another shape.
+    Viewed {
+        /// The expression.
+        of: Box<Stored>,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Nowhere: the other format's code computes these constants, which a new model of ours has.
+    Absent,
 }
 
 /// An expression that cannot give a tensor of the wanted shape.
@@ -65,6 +74,11 @@ impl Stored {
         Stored::Transposed(Box::new(self))
     }
 
+    /// The elements in another shape, which this has.
+    pub fn viewed(self, shape: &[usize]) -> Self {
+        Stored::Viewed { of: Box::new(self), shape: shape.to_vec() }
+    }
+
     /// The rows by part, where this has them by group.
     pub fn grouped(self, groups: usize, parts: &[usize]) -> Self {
         Stored::Grouped { of: Box::new(self), groups, parts: parts.to_vec() }
@@ -93,10 +107,8 @@ impl Stored {
                 collect(parts.iter().map(|part| part.files(&shape[1..])))
             }
             Stored::Stack(parts) => wrong("stack", format!("{} as the first dimension", parts.len())),
-            Stored::Transposed(of) => match *shape {
-                [m, n] => of.files(&[n, m]),
-                _ => wrong("transposed", "two dimensions".into()),
-            },
+            Stored::Transposed(of) if shape.len() >= 2 => of.files(&exchanged(shape)),
+            Stored::Transposed(_) => wrong("transposed", "two dimensions".into()),
             Stored::Grouped { of, groups, parts } => {
                 let group = parts.iter().try_fold(0_usize, |sum, rows| sum.checked_add(*rows));
                 let rows = group.and_then(|group| group.checked_mul(*groups));
@@ -105,10 +117,15 @@ impl Stored {
                 }
                 of.files(shape)
             }
+            Stored::Viewed { of, shape: there } => match elements(there) == elements(shape) {
+                true => of.files(there),
+                false => wrong("viewed", format!("as many elements as {there:?} has")),
+            },
+            Stored::Absent => Ok(Vec::new()),
         }
     }
 
-    /// Reads a tensor of this shape. `file` gives the elements of the tensor with that name, which must have that shape.
+    /// Reads a tensor of this shape; nothing for one that is absent. `file` gives the elements of the tensor with that name, which must have that shape.
     ///
     /// # Errors
     /// If the expression cannot give this shape, and those of `file`.
@@ -127,7 +144,8 @@ impl Stored {
             Stored::File { name, .. } => vec![name],
             Stored::Rows(parts) => parts.iter().flat_map(|(_, part)| part.names()).collect(),
             Stored::Stack(parts) => parts.iter().flat_map(Stored::names).collect(),
-            Stored::Transposed(of) | Stored::Grouped { of, .. } => of.names(),
+            Stored::Transposed(of) | Stored::Grouped { of, .. } | Stored::Viewed { of, .. } => of.names(),
+            Stored::Absent => Vec::new(),
         }
     }
 
@@ -173,8 +191,8 @@ impl Stored {
                 Ok(values)
             }
             Stored::Transposed(of) => {
-                let (m, n) = (shape[0], shape[1]);
-                Ok(transpose(&of.evaluate(&[n, m], file)?, n, m))
+                let there = exchanged(shape);
+                Ok(transpose(&of.evaluate(&there, file)?, &there))
             }
             Stored::Grouped { of, groups, parts } => {
                 let there = of.evaluate(shape, file)?;
@@ -184,6 +202,8 @@ impl Stored {
                 }
                 Ok(values)
             }
+            Stored::Viewed { of, shape: there } => of.evaluate(there, file),
+            Stored::Absent => Ok(Vec::new()),
         }
     }
 
@@ -209,10 +229,7 @@ impl Stored {
                 let slices = (0..parts.len()).map(|i| slice(&values, i * size..(i + 1) * size));
                 parts.iter().zip(slices).try_for_each(|(part, slice)| part.invert(&shape[1..], slice, file))
             }
-            Stored::Transposed(of) => {
-                let (m, n) = (shape[0], shape[1]);
-                of.invert(&[n, m], Cow::Owned(transpose(&values, m, n)), file)
-            }
+            Stored::Transposed(of) => of.invert(&exchanged(shape), Cow::Owned(transpose(&values, shape)), file),
             Stored::Grouped { of, groups, parts } => {
                 let mut there = values.to_vec();
                 for (from, range) in by_part(shape, *groups, parts) {
@@ -221,6 +238,8 @@ impl Stored {
                 }
                 of.invert(shape, Cow::Owned(there), file)
             }
+            Stored::Viewed { of, shape: there } => of.invert(there, values, file),
+            Stored::Absent => Ok(()),
         }
     }
 }
@@ -251,9 +270,20 @@ fn slice<'v, T: Copy>(values: &Cow<'v, [T]>, range: std::ops::Range<usize>) -> C
     }
 }
 
-/// The matrix `[m n]` as `[n m]`.
-fn transpose<T: Copy>(values: &[T], m: usize, n: usize) -> Vec<T> {
-    (0..n).flat_map(|j| (0..m).map(move |i| values[i * n + j])).collect()
+/// The matrices `[.. m n]` as `[.. n m]`.
+fn transpose<T: Copy>(values: &[T], shape: &[usize]) -> Vec<T> {
+    let &[.., m, n] = shape else { return values.to_vec() };
+    let each = |matrix| (0..n).flat_map(move |j| (0..m).map(move |i| (matrix, i, j)));
+    let all = (0..values.len() / (m * n).max(1)).flat_map(each);
+    all.map(|(matrix, i, j)| values[(matrix * m + i) * n + j]).collect()
+}
+
+/// A shape with its last two dimensions exchanged.
+fn exchanged(shape: &[usize]) -> Vec<usize> {
+    let mut other = shape.to_vec();
+    let last = shape.len() - 1;
+    other.swap(last - 1, last);
+    other
 }
 
 fn elements(shape: &[usize]) -> Option<usize> {

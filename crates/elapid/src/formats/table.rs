@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 use super::format::Format;
 use super::names::{Config, Result, Tensors};
 use super::{
-    bamba, falcon_h1, gpt_neox, gpt2, granite_moe_hybrid, jamba, kimi_linear, lfm2, llama, mamba, mamba2, minimax,
-    mistral, mixtral, nemotron_h, olmo_hybrid, qwen2, qwen2_moe, qwen3_next, recurrent_gemma, rwkv, state_spaces,
-    xlstm, zamba, zamba2,
+    bamba, falcon_h1, falcon_mamba, gpt_neox, gpt2, granite_moe_hybrid, jamba, kimi_linear, lfm2, llama, mamba, mamba2,
+    minimax, mistral, mixtral, nemotron_h, olmo_hybrid, qwen2, qwen2_moe, qwen3_next, recurrent_gemma, rwkv,
+    state_spaces, xlstm, zamba, zamba2,
 };
 
 const fn format(model_type: &'static str, tensors: fn(&Config<'_>) -> Result<Tensors>) -> Format {
@@ -16,9 +16,9 @@ const fn format(model_type: &'static str, tensors: fn(&Config<'_>) -> Result<Ten
 
 /// All that are known, by `model_type`.
 pub static FORMATS: &[Format] = &[
-    format("bamba", bamba::tensors),
+    Format { codec: Some(bamba::CODEC), ..format("bamba", bamba::tensors) },
     format("falcon_h1", falcon_h1::tensors),
-    format("falcon_mamba", mamba::tensors),
+    Format { codec: Some(falcon_mamba::CODEC), ..format("falcon_mamba", mamba::tensors) },
     Format { ignores: gpt2::ignores, codec: Some(gpt2::CODEC), ..format("gpt2", gpt2::tensors) },
     Format { ignores: gpt_neox::ignores, codec: Some(gpt_neox::CODEC), ..format("gpt_neox", gpt_neox::tensors) },
     format("granitemoehybrid", granite_moe_hybrid::tensors),
@@ -27,7 +27,7 @@ pub static FORMATS: &[Format] = &[
     format("lfm2", lfm2::tensors),
     Format { ignores: llama::ignores, codec: Some(llama::CODEC), ..format("llama", llama::tensors) },
     Format { codec: Some(mamba::CODEC), ..format("mamba", mamba::tensors) },
-    format("mamba2", mamba2::tensors),
+    Format { codec: Some(mamba2::CODEC), ..format("mamba2", mamba2::tensors) },
     Format { ignores: minimax::ignores, ..format("minimax", minimax::tensors) },
     Format { codec: Some(mistral::CODEC), ..format("mistral", llama::tensors) },
     Format { codec: Some(mixtral::CODEC), ..format("mixtral", mixtral::tensors) },
@@ -36,7 +36,7 @@ pub static FORMATS: &[Format] = &[
     Format { codec: Some(qwen2::CODEC), ..format("qwen2", qwen2::tensors) },
     Format { codec: Some(qwen2_moe::CODEC), ..format("qwen2_moe", qwen2_moe::tensors) },
     format("qwen3_next", qwen3_next::tensors),
-    format("recurrent_gemma", recurrent_gemma::tensors),
+    Format { codec: Some(recurrent_gemma::CODEC), ..format("recurrent_gemma", recurrent_gemma::tensors) },
     format("rwkv", rwkv::tensors),
     format("xlstm", xlstm::tensors),
     format("zamba", zamba::tensors),

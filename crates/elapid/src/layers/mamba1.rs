@@ -387,7 +387,7 @@ impl Layer for Mamba1 {
         let xz = self.in_proj.forward(cx, input)?; // [b l 2ed], or [b l ed] without a gate
         let (x, z) = (xz.columns(0, ed), self.gate.then(|| xz.columns(ed, ed)));
         let (taps, bias) = (cx.param(self.conv1d.0), self.conv1d.1.map(|id| cx.param(id)));
-        let (x, conv) = causal_conv1d(&x, &taps, bias.as_ref(), &window, cx.in_place(), &cx.layout)?; // [b l ed]
+        let (x, conv) = causal_conv1d(&x, &taps, bias.as_ref(), (&window, true), cx.in_place(), &cx.layout)?; // [b l ed]
 
         let dbc = self.x_proj.as_ref().map(|proj| proj.forward(cx, &x)).transpose()?; // [b l r+2n], less constants
         let delta = match (&self.dt_proj, &dbc) {

@@ -4,12 +4,20 @@
 //! runs) and its [`Layer`]. Everything else follows from the word in `layers!`.
 
 pub mod attention;
+pub mod base_conv;
+pub mod gated_conv;
+pub mod gla;
 pub mod gru;
+pub mod hgrn2;
+pub mod linear_attention;
 pub mod lstm;
 pub mod mamba1;
+pub mod mamba2;
 pub mod mlp;
 pub mod moe;
 pub mod recurrent;
+pub mod retnet;
+pub mod rg_lru;
 pub mod rnn;
 pub mod slstm;
 pub mod sum;
@@ -21,10 +29,18 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 pub use attention::Attention;
+pub use base_conv::BaseConv;
+pub use gated_conv::GatedConv;
+pub use gla::Gla;
+pub use hgrn2::Hgrn2;
+pub use linear_attention::LinearAttention;
 pub use mamba1::Mamba1;
+pub use mamba2::Mamba2;
 pub use mlp::Mlp;
 pub use moe::Moe;
 pub use recurrent::Recurrent;
+pub use retnet::Retnet;
+pub use rg_lru::RgLru;
 pub use slstm::Slstm;
 pub use sum::Sum;
 
@@ -120,4 +136,6 @@ macro_rules! layers {
     };
 }
 
-layers! { attention, gru, lstm, mamba1, mlp, moe, rnn, slstm, sum }
+layers! {
+    attention, base_conv, gated_conv, gla, gru, hgrn2, linear_attention, lstm, mamba1, mamba2, mlp, moe, retnet, rg_lru, rnn, slstm, sum
+}

@@ -106,7 +106,7 @@ impl Layer for Slstm {
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
         let [window, initial] = state.into_fixed()?; // [b k-1 d], [b 4 d]
         let (taps, bias) = (cx.param(self.conv1d.0), cx.param(self.conv1d.1));
-        let (smooth, conv) = causal_conv1d(x, &taps, Some(&bias), &window, cx.in_place(), &cx.layout)?; // [b l d]
+        let (smooth, conv) = causal_conv1d(x, &taps, Some(&bias), (&window, true), cx.in_place(), &cx.layout)?; // [b l d]
         let [i, f, z, o] = self.gates.map(|id| cx.param(id));
         let gates = [(smooth.clone(), i), (smooth, f), (x.clone(), z), (x.clone(), o)];
         let x = block_linear(&gates)?; // [b l 4d]

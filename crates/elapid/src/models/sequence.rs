@@ -192,7 +192,7 @@ impl Model for SequenceModel {
         }
         checkpoint.check_complete(&wanted)?;
         Needs::of_parameters(&checkpoint.config).check()?;
-        let mut source = |wanted: crate::params::Wanted<'_>| Ok(checkpoint.tensor(wanted.name, wanted.shape)?);
+        let mut source = |wanted: crate::params::Wanted<'_>| checkpoint.parameter(&wanted);
         Self::build(checkpoint.config.clone(), form, &mut source)
     }
 }

@@ -407,6 +407,13 @@ impl State {
         self.spec == *spec
     }
 
+    /// The same state, as if every row had read so many positions of a document.
+    #[must_use]
+    pub fn having_read(mut self, positions: u64) -> Self {
+        self.rows.fill(Row { read: positions, document: positions });
+        self
+    }
+
     /// Number of sequences.
     pub fn rows(&self) -> usize {
         self.rows.len()

@@ -14,10 +14,63 @@ pub(super) const CLASS: Class = Class { matches: |_, config| config.contains_key
 pub(super) const ROLLING: Class =
     Class { matches: |source, _| source.contains("llama_pos_shift_attention_forward"), subject: rolling, also: None };
 
+/// Zoology's, of one head, with biases.
+pub(super) const SLIDING: Class =
+    Class { matches: |source, _| source.contains("SlidingAttn"), subject: sliding, also: None };
+
+/// Griffin's local attention.
+pub(super) const GRIFFIN: Class =
+    Class { matches: |source, _| source.contains("LocalAttentionBlock"), subject: griffin, also: None };
+
+fn sliding(keys: &mut Keys) -> Result<Subject> {
+    keys.batch()?;
+    let (d, heads) = (keys.size("d")?, keys.size("heads")?);
+    let settings = Settings {
+        heads: Size::new(heads),
+        // It shows one position more than it says.
+        window: Count::new(keys.size("block_size")? + 1),
+        rope: Rope::None,
+        qkv_bias: true,
+        out_bias: true,
+        ..Settings::default()
+    };
+    let params = vec![
+        ("qkv.weight", file("Wqkv.weight")),
+        ("qkv.bias", file("Wqkv.bias")),
+        ("out_proj.weight", file("out_proj.weight")),
+        ("out_proj.bias", file("out_proj.bias")),
+    ];
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
+}
+
+fn griffin(keys: &mut Keys) -> Result<Subject> {
+    keys.batch()?;
+    // `segment_pos` says the same.
+    keys.take("resets")?;
+    let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
+    let dim = d / heads;
+    let settings = Settings {
+        heads: Size::new(heads),
+        kv_heads: Auto::Is(Size::new(kv_heads)),
+        // It shows one position more than it says, and rotates the first half of a head.
+        window: Count::new(keys.size("window_size")? + 1),
+        rotary_dim: Auto::Is(Count::new(dim / 2)),
+        out_bias: true,
+        ..Settings::default()
+    };
+    let rows = |name: &str, rows: usize| (rows, file(format!("proj_{name}.weight")));
+    let qkv = Stored::Rows(vec![rows("q", heads * dim), rows("k", kv_heads * dim), rows("v", kv_heads * dim)]);
+    let params = vec![
+        ("qkv.weight", qkv),
+        ("out_proj.weight", file("proj_final.weight")),
+        ("out_proj.bias", file("proj_final.bias")),
+    ];
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
+}
+
 fn rolling(keys: &mut Keys) -> Result<Subject> {
     let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
-    keys.size("b")?;
-    keys.size("l")?;
+    keys.batch()?;
     let settings = Settings {
         heads: Size::new(heads),
         kv_heads: Auto::Is(Size::new(kv_heads)),
@@ -28,14 +81,13 @@ fn rolling(keys: &mut Keys) -> Result<Subject> {
         rope_base: keys.real("rope_base")? as f32,
         ..Settings::default()
     };
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params: params(heads, kv_heads, d / heads) })
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params: params(heads, kv_heads, d / heads), start: 0 })
 }
 
 fn subject(keys: &mut Keys) -> Result<Subject> {
     let (d, heads, kv_heads) = (keys.size("d")?, keys.size("heads")?, keys.size("kv_heads")?);
     // The shape of x says the same.
-    keys.size("b")?;
-    keys.size("l")?;
+    keys.batch()?;
     let mask = keys.word("mask")?;
     let window = if mask == "full" { 0 } else { keys.size("window")? };
     let mut settings = Settings { window: Count::new(window), alibi: keys.flag("alibi")?, ..Settings::default() };
@@ -63,7 +115,7 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
         ..settings
     };
     let params = params(heads, kv_heads, dim);
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params })
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
 }
 
 fn params(heads: usize, kv_heads: usize, dim: usize) -> Vec<(&'static str, Stored)> {

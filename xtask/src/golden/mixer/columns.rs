@@ -15,11 +15,11 @@ pub(super) fn compare_gradients(
     prefix: &str,
     report: &mut Report,
 ) -> Result<()> {
-    for (name, stored) in &subject.params {
+    for (name, stored) in subject.params.iter().filter(|(_, stored)| !stored.names().is_empty()) {
         let id = params.find(&full(name)).with_context(|| format!("no parameter `{name}`"))?;
         let gradient = grads.get(id).with_context(|| format!("no gradient of `{name}`"))?.to_vec()?;
         stored.write(params.get(id).value.shape(), &gradient, &mut |theirs, shape, values| {
-            let name = format!("{prefix}grad.{theirs}");
+            let name = golden.kept(&format!("{prefix}grad."), &format!("{prefix}dinput."), theirs);
             let (from, to) = (last(shape), last(&golden.shape(&name)?));
             report.close(&name, &golden.floats(&name)?, &with_columns(&values, from, to));
             Ok::<(), anyhow::Error>(())

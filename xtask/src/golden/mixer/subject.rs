@@ -21,8 +21,19 @@ impl Keys {
         }
     }
 
+    /// The sizes of the batch, which the shape of x says too.
+    pub(super) fn batch(&mut self) -> Result<()> {
+        self.size("b")?;
+        self.size("l").map(drop)
+    }
+
     pub(super) fn take(&mut self, key: &str) -> Result<Value> {
         self.left.remove(key).with_context(|| format!("config: no key `{key}`"))
+    }
+
+    /// A key that may be absent.
+    pub(super) fn optional(&mut self, key: &str) -> Option<Value> {
+        self.left.remove(key)
     }
 
     pub(super) fn size(&mut self, key: &str) -> Result<usize> {
@@ -61,6 +72,8 @@ pub(super) struct Subject {
     pub(super) d: usize,
     /// elapid's parameters as expressions over those of the file, without `param.`.
     pub(super) params: Vec<(&'static str, Stored)>,
+    /// Positions of a document that the runs from a recorded state have behind them.
+    pub(super) start: u64,
 }
 
 /// A comparison before that of the layer; whether the layer is to be compared too.

@@ -123,10 +123,10 @@ fn a_model_that_the_configuration_does_not_describe() {
     let checkpoint = Checkpoint::from_bytes(&config, TINY_WEIGHTS).unwrap();
     let error = LanguageModel::load(&checkpoint).unwrap_err().to_string();
     assert!(error.contains("wanted shape [64, 4800000], got [64, 48]"), "{error}");
-    let config = TINY.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 60000");
+    let config = TINY.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 6000");
     let checkpoint = Checkpoint::from_bytes(&config, TINY_WEIGHTS).unwrap();
     let error = LanguageModel::load(&checkpoint).unwrap_err().to_string();
-    assert!(error.contains("wanted the 600002 tensors") && error.contains("got 22 tensors"), "{error}");
+    assert!(error.contains("wanted the 60002 tensors") && error.contains("got 22 tensors"), "{error}");
 }
 
 /// Every way in which a writer may name the tensors gives the same model.
