@@ -59,7 +59,9 @@ impl Form {
             && dims.k <= 128
             && dims.b * dims.l > 0
             && [args.q, args.k, args.v].iter().all(Mat::is_aligned);
-        fits.then_some(Self { dims, special, columns, chunks: dims.l.div_ceil(CHUNK) })
+        let form = Self { dims, special, columns, chunks: dims.l.div_ceil(CHUNK) };
+        let shared = form.shared(2, 4, 2) as usize;
+        (fits && shared <= most_shared(args.q.gpu().capability())).then_some(form)
     }
 
     fn parts(&self) -> usize {
@@ -186,6 +188,15 @@ impl Form {
             self.launch(gpu, "join_blocks", (b * l * groups * k).div_ceil(THREADS as usize), 0, &raw)?;
         }
         Ok(())
+    }
+}
+
+/// Bytes of shared memory that a block can have.
+fn most_shared(capability: (u32, u32)) -> usize {
+    match capability {
+        (9 | 10, _) => 226 << 10,
+        (8, 0 | 7) | (11, _) => 162 << 10,
+        _ => 98 << 10,
     }
 }
 
