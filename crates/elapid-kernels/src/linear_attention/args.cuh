@@ -58,3 +58,16 @@ __device__ __forceinline__ float skip_weight(const Args& a, int h, int j) {
 }
 // g of a key, relative error below 2^-20 for what is not almost 0.
 __device__ __forceinline__ float gate(float log) { return fast_exp2(LOG2_E * log); }
+__device__ __forceinline__ float log_decay(const Args& a, i64 row, int h, int key) {
+#if DECAY == 1
+  return a.constant[h];
+#elif DECAY == 2
+  return to_float(a.decay.row(row)[h]);
+#elif DECAY == 3
+  return a.constant[h * a.keys + key];
+#elif DECAY == 4
+  return to_float(a.decay.row(row)[h * a.keys + key]);
+#else
+  return 0.0f;
+#endif
+}

@@ -36,20 +36,6 @@ struct Unit {
   }
 };
 
-__device__ __forceinline__ float log_decay(const Args& a, i64 row, int h, int key) {
-#if DECAY == 1
-  return a.constant[h];
-#elif DECAY == 2
-  return to_float(a.decay.row(row)[h]);
-#elif DECAY == 3
-  return a.constant[h * a.keys + key];
-#elif DECAY == 4
-  return to_float(a.decay.row(row)[h * a.keys + key]);
-#else
-  return 0.0f;
-#endif
-}
-
 // dr, the gradient of Sᵀ q without the factor of products.
 __device__ __forceinline__ float read_gradient(const Args& a, const Unit& u, i64 t, int column) {
   i64 at = (i64(u.b) * a.heads + u.h) * a.l + t;

@@ -77,7 +77,7 @@ pub(super) fn step(dims: Dims, args: &Args<Mat<'_>>, state: MatMut<'_>, y: MatMu
     let (gpu, special) = (y.gpu(), Special::new(args));
     let raw = Raw { y: y.raw(), last: state.address(), initial: state.address(), ..Raw::new(dims, args)? };
     if !special.normalised {
-        return plain::forward(gpu, dims, special, raw);
+        return plain::step(gpu, dims, special, raw);
     }
     // Every warp reads the normaliser's column, and one writes it.
     let len = state.as_mat().len();

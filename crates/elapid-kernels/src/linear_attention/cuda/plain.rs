@@ -1,4 +1,4 @@
-//! Launches of `plain.cu` and `join.cu`.
+//! Launches of `plain.cu`, `join.cu` and `step.cu`.
 
 use super::raw::{Raw, Special, address};
 use crate::DType;
@@ -10,6 +10,8 @@ static PLAIN: Source =
     Source { name: "linear_attention_plain", text: concat!(include_str!("../args.cuh"), include_str!("../plain.cu")) };
 static JOIN: Source =
     Source { name: "linear_attention_join", text: concat!(include_str!("../args.cuh"), include_str!("../join.cu")) };
+static STEP: Source =
+    Source { name: "linear_attention_step", text: concat!(include_str!("../args.cuh"), include_str!("../step.cu")) };
 const ENTRIES: [&str; 5] = ["forward", "divisors", "backward_queries", "backward_keys", "backward_values"];
 const JOINS: [&str; 3] = ["join_heads", "join_keys", "join_rows"];
 
@@ -19,6 +21,9 @@ const SEGMENT: usize = 256;
 const OF_WARP: usize = 4;
 const WARPS: usize = 4;
 const THREADS: u32 = 128;
+/// Columns and threads of a block of `step.cu`.
+const STEP_COLUMNS: usize = 64;
+const STEP_THREADS: u32 = 256;
 
 /// Memory for the states after every segment.
 pub(super) fn states(gpu: Gpu, dims: Dims, special: Special) -> Result<Buffer> {
@@ -46,6 +51,17 @@ pub(super) fn forward(gpu: Gpu, dims: Dims, special: Special, raw: Raw) -> Resul
     let kernel = gpu.kernel(&PLAIN, "forward", &defines(dims, special))?;
     // SAFETY: `Raw` is laid out as in the source; `mod.rs` has checked all sizes and formats, and the buffers were made for them.
     unsafe { kernel.launch(tiles(dims, dims.v), &raw) }
+}
+
+/// One position, without a normaliser; the state is in `initial` and goes to `last`.
+pub(super) fn step(gpu: Gpu, dims: Dims, special: Special, raw: Raw) -> Result<()> {
+    let blocks = product(&[dims.b, dims.heads, dims.v.div_ceil(STEP_COLUMNS)]);
+    if blocks == 0 {
+        return Ok(());
+    }
+    let kernel = gpu.kernel(&STEP, "step", &special.defines())?;
+    // SAFETY: as in `forward`.
+    unsafe { kernel.launch(Launch::linear(blocks, STEP_THREADS).overlapping(), &raw) }
 }
 
 pub(super) fn backward(gpu: Gpu, dims: Dims, special: Special, raw: Raw) -> Result<()> {
@@ -110,6 +126,10 @@ pub(super) fn units() -> Vec<Unit> {
                 let special = Special { dtype, decay: of_decay, bonus, normalised };
                 units.push(Unit { source: &PLAIN, entries: &ENTRIES, defines: defines(dims(64, 64), special) });
                 units.push(Unit { source: &JOIN, entries: &JOINS, defines: special.defines() });
+            }
+            for bonus in [false, true] {
+                let special = Special { dtype, decay: of_decay, bonus, normalised: false };
+                units.push(Unit { source: &STEP, entries: &["step"], defines: special.defines() });
             }
             let wide = Special { dtype, decay: of_decay, bonus: decay == 3, normalised: decay == 0 };
             units.push(Unit { source: &PLAIN, entries: &ENTRIES, defines: defines(dims(288, 512), wide) });
