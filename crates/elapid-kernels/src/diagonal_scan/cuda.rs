@@ -250,7 +250,7 @@ fn defines(dtype: DType, form: usize, field: Field, vector: usize) -> Vec<Define
 pub(crate) fn units() -> Vec<Unit> {
     let real = [0, 1, 2, 3].map(|form| (form, Field::Real));
     let forms = real.into_iter().chain([0, 1].map(|form| (form, Field::Complex)));
-    let vectors = [(DType::F32, 4), (DType::F32, 1), (DType::Bf16, 8), (DType::Bf16, 1)];
+    let vectors = [(DType::F32, 1), (DType::Bf16, 8)];
     let all = forms.flat_map(|(form, field)| vectors.map(|(dtype, vector)| defines(dtype, form, field, vector)));
     all.map(|defines| Unit { source: &SOURCE, entries: &ENTRIES, defines }).collect()
 }

@@ -176,10 +176,11 @@ fn defines(dtype: DType, (lanes, vectors): Form, gate: Option<Place>) -> Vec<Def
     std::iter::once(Define::dtype("T", dtype)).chain(sizes.map(|(name, size)| Define::new(name, size))).collect()
 }
 
-/// Every specialisation.
+/// Every form, and every gate in the form for all sizes.
 pub(crate) fn units() -> Vec<Unit> {
     let gates = [None, Some(Place::Before), Some(Place::After)];
-    let forms = FORMS.into_iter().chain([(0, 0)]).flat_map(|form| gates.map(|gate| (form, gate)));
-    let all = forms.flat_map(|(form, gate)| [DType::F32, DType::Bf16].map(|dtype| defines(dtype, form, gate)));
+    let forms = FORMS.into_iter().map(|form| defines(DType::Bf16, form, Some(Place::After)));
+    let any_size = gates.into_iter().flat_map(|gate| [DType::F32, DType::Bf16].map(|t| defines(t, (0, 0), gate)));
+    let all = forms.chain(any_size).chain([defines(DType::F32, FORMS[0], Some(Place::Before))]);
     all.map(|defines| Unit { source: &SOURCE, entries: &ENTRIES, defines }).collect()
 }

@@ -115,25 +115,23 @@ pub(super) fn join(gpu: Gpu, special: Special, entry: &'static str, launch: Laun
     unsafe { kernel.launch(launch, &raw) }
 }
 
-/// Every decay with and without a bonus and a normaliser, and the widest.
+/// Every decay in bf16, a bonus and a normaliser in f32, and the widest.
 pub(super) fn units() -> Vec<Unit> {
     let mut units = Vec::new();
     let dims = |k, v| Dims { b: 1, l: 1, groups: 1, heads: 1, k, v };
-    for decay in 0..5 {
-        for dtype in [DType::F32, DType::Bf16] {
-            let of_decay = (decay, if decay == 4 { dtype } else { DType::F32 });
-            for (bonus, normalised) in [(false, false), (true, true)] {
-                let special = Special { dtype, decay: of_decay, bonus, normalised };
-                units.push(Unit { source: &PLAIN, entries: &ENTRIES, defines: defines(dims(64, 64), special) });
-                units.push(Unit { source: &JOIN, entries: &JOINS, defines: special.defines() });
-            }
-            for bonus in [false, true] {
-                let special = Special { dtype, decay: of_decay, bonus, normalised: false };
-                units.push(Unit { source: &STEP, entries: &["step"], defines: special.defines() });
-            }
-            let wide = Special { dtype, decay: of_decay, bonus: decay == 3, normalised: decay == 0 };
-            units.push(Unit { source: &PLAIN, entries: &ENTRIES, defines: defines(dims(288, 512), wide) });
-        }
+    let special = |dtype, decay, bonus, normalised| {
+        let of_decay = (decay, if decay == 4 { dtype } else { DType::F32 });
+        Special { dtype, decay: of_decay, bonus, normalised }
+    };
+    let plain = |special: Special, dims| Unit { source: &PLAIN, entries: &ENTRIES, defines: defines(dims, special) };
+    let all = (0..5).map(|decay| special(DType::Bf16, decay, false, false));
+    for special in all.chain([special(DType::F32, 2, true, true), special(DType::F32, 4, true, true)]) {
+        units.push(plain(special, dims(64, 64)));
+        units.push(Unit { source: &JOIN, entries: &JOINS, defines: special.defines() });
+        let special = Special { normalised: false, ..special };
+        units.push(Unit { source: &STEP, entries: &["step"], defines: special.defines() });
     }
+    units.push(plain(special(DType::Bf16, 0, false, true), dims(288, 512)));
+    units.push(plain(special(DType::F32, 3, true, false), dims(288, 512)));
     units
 }
