@@ -46,11 +46,11 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     ("cross_entropy", "rows", 12, 8),
     ("elementwise", "select_rows", 8, 0),
     // States in registers: 16 columns a lane with the widest values; a few words that are read once per position or chunk.
-    ("linear_attention_plain", "backward_keys", 40, 64),
-    ("linear_attention_plain", "forward", 8, 64),
+    ("linear_attention_plain", "backward_keys", 80, 80),
+    ("linear_attention_plain", "forward", 16, 64),
     // 255 registers allow two blocks per multiprocessor.
-    ("linear_attention_backward", "queries", 80, 80),
-    ("linear_attention_backward", "keys", 60, 80),
+    ("linear_attention_backward", "queries", 176, 176),
+    ("linear_attention_backward", "keys", 136, 136),
     ("mamba1_step", "step", 52, 24),
     ("pointwise", "glu_forward", 0, 8),
     // Rows of 2560 and more values on sm_80.

@@ -203,7 +203,7 @@ fn most_shared(capability: (u32, u32)) -> usize {
 /// Every decay of a head, and some widths.
 pub(super) fn units() -> Vec<Unit> {
     let mut units = Vec::new();
-    for (decay, k, v) in [(0, 64, 64), (1, 64, 64), (2, 128, 64), (2, 128, 48), (2, 64, 32), (1, 16, 16), (2, 80, 64)] {
+    for (decay, k, v) in [(0, 64, 64), (2, 128, 64), (2, 128, 48), (1, 16, 16)] {
         let special = Special { dtype: DType::Bf16, decay: (decay, DType::F32), bonus: false, normalised: false };
         let dims = Dims { b: 1, l: 1, groups: 1, heads: 1, k, v };
         let form = Form { dims, special, columns: v, chunks: 1 };
