@@ -153,7 +153,7 @@ fn joined_args<'a>(qkv: &'a [Tensor; 3], resets: Option<&'a Buffer>, sinks: Opti
 }
 
 /// As [`after_past`], on a tape: the gradient reaches the earlier positions that are on it too. Each row is one sequence with
-/// its past, whose own outputs are computed again and not used.
+/// its past, whose own outputs are recomputed and not used.
 // Long: forward and backward of one operation.
 fn recorded_after_past(
     gpu: Gpu,
