@@ -34,6 +34,12 @@ struct Args {
   bf16 *before, *dafter;
   // [b h parts l] padded: shares of positions in the gradient of the decay and of w; [b h parts chunks]: of what passes a chunk.
   float *of_queries, *of_keys, *of_inter, *of_write, *of_pass;
+  // For a decay of each key on tensor cores: [b h tiles chunks CHUNK keys] scaled queries or keys, [b h tiles chunks keys] decays of
+  // chunks; keys of a tile.
+  bf16* scaled;
+  float* passes;
+  // [b h segments keys values], [b h segments keys]: states at the ends of segments of a row, then before them; what they are multiplied by.
+  float *ends, *ends_passes;
   // Rows of dconstant_rows and dskip_rows.
   i64 shares;
   i64 l, chunks;
@@ -43,6 +49,8 @@ struct Args {
   i32 skip_channels;
   // Parts of a value, and heads times parts of a group that a block works on.
   i32 parts, together;
+  // Segments of a row that are walked at the same time.
+  i32 segments;
 };
 
 __device__ __forceinline__ i64 row_length(const Args& a, int b) {

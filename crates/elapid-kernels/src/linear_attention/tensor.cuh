@@ -8,13 +8,13 @@
 #define CHUNK 64
 #define THREADS 128
 #define WARPS 4
-// SEGMENT of plain.rs.
-#define SEGMENT 256
 #define LK (HK + 8)
 #define LV (HV + 8)
-// 16-row tiles of a state that a warp has.
-#define MT ((HK + 63) / 64)
 
+__device__ __forceinline__ u8* shared_memory() {
+  extern __shared__ __align__(16) u8 memory[];
+  return memory;
+}
 __device__ __forceinline__ u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
 // D += A B: A 16 x 16, B 16 x 8.
@@ -122,6 +122,12 @@ __device__ __forceinline__ void clear(float (*x)[4]) {
   for (int j = 0; j < N / 8; ++j) x[j][0] = x[j][1] = x[j][2] = x[j][3] = 0.0f;
 }
 
+// Sum over the four lanes of a row.
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
 // log2 of the decay from the chunk's begin up to each position.
 __device__ __forceinline__ const float* sums_of(const Args& a, int b, int h) {
   return a.sums + (i64(b) * a.heads + h) * a.chunks * CHUNK;
@@ -143,5 +149,37 @@ __device__ __forceinline__ void load_chunk(const Args& a, Chunk* to, int b, int 
     to->sum[i] = sums_of(a, b, h)[t0 + i];
     to->write[i] = there ? write_weight(a, b * a.l + t0 + i, h) : 0.0f;
     to->start[i] = there ? start_of(a, b, t0 + i) : 0x3fffffff;
+  }
+}
+
+// The starts of a row's positions, by a warp.
+__device__ __forceinline__ void find_starts(const Args& a, int b) {
+  int lane = threadIdx.x & 31, start = -1;
+  for (i64 t = lane; t < a.chunks * CHUNK; t += 32) {
+    int mine = t < a.l && is_reset(a, b * a.l + t) ? int(t) : -1;
+#pragma unroll
+    for (int by = 1; by < 32; by *= 2) {
+      int other = __shfl_up_sync(0xffffffffu, mine, by);
+      if (lane >= by && other > mine) mine = other;
+    }
+    if (start > mine) mine = start;
+    a.starts[i64(b) * a.chunks * CHUNK + t] = mine;
+    start = __shfl_sync(0xffffffffu, mine, 31);
+  }
+}
+
+// Adds a warp's sum of the shares of chunks: `count` columns from `column` of rows `width` wide.
+__device__ __forceinline__ void add_shares(const Args& a, float* to, const float* rows, i64 width, int column, int count) {
+  float sum = 0.0f;
+  for (i64 i = threadIdx.x & 31; i < a.shares * count; i += 32) sum += rows[i / count * width + column + i % count];
+  sum = warp_sum(sum);
+  if ((threadIdx.x & 31) == 0) *to += sum;
+}
+__device__ __forceinline__ void add_skips(const Args& a, int unit) {
+  i64 values = i64(a.heads) * a.values;
+  if (!a.dskip) return;
+  if (a.skip_channels && unit < values) add_shares(a, a.dskip + unit, a.dskip_rows, values, unit, 1);
+  if (!a.skip_channels && unit < a.heads) {
+    add_shares(a, a.dskip + unit, a.dskip_rows, values, unit * a.values, a.values);
   }
 }

@@ -9,111 +9,9 @@
 //
 // A block of queries and keys has a chunk and `together` heads of a group, whose dq and dk it sums in registers.
 
-struct BackTiles {
-  bf16 q[2][CHUNK * LK], dy[2][CHUNK * LV];
-  Chunk chunk[2];
-  float sums[WARPS];
-};
-
-extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) u8 memory[];
-  BackTiles& tiles = *reinterpret_cast<BackTiles*>(memory);
-  int part = blockIdx.x % a.parts, unit = blockIdx.x / a.parts, h = unit % a.heads, b = unit / a.heads;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, column = (lane & 3) * 2;
-  int g = h / (a.heads / a.groups);
-  i64 len = row_length(a, b), first = b * a.l, state = (i64(b) * a.heads + h) * HK * a.values + part * HV;
-  const bf16 *q = a.q.row(first) + g * HK, *dy = a.dy.row(first) + h * a.values + part * HV;
-  i64 of_head = i64(unit) * a.parts + part, chunks = (len + CHUNK - 1) / CHUNK;
-  float s[MT][HV / 8][4];
-  auto each = [&](auto f) {
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      int top = (warp * MT + m) * 16 + row;
-      if (top - row >= HK) continue;
-#pragma unroll
-      for (int j = 0; j < HV / 8; ++j) {
-        f(s[m][j], top, 8 * j + column), f(s[m][j] + 2, top + 8, 8 * j + column);
-      }
-    }
-  };
-#pragma unroll
-  for (int m = 0; m < MT; ++m) clear<HV>(s[m]);
-  if (a.dlast) {
-    each([&](float* x, int i, int j) {
-      x[0] = a.dlast[state + i64(i) * a.values + j], x[1] = a.dlast[state + i64(i) * a.values + j + 1];
-    });
-  }
-  auto load = [&](i64 chunk) {
-    i64 t0 = chunk * CHUNK;
-    if (chunk >= 0) {
-      load_tile<CHUNK, HK, LK>(shared_address(tiles.q[chunk & 1]), q + t0 * a.q.stride, a.q.stride, len - t0);
-      load_tile<CHUNK, HV, LV>(shared_address(tiles.dy[chunk & 1]), dy + t0 * a.dy.stride, a.dy.stride, len - t0);
-      load_chunk(a, &tiles.chunk[chunk & 1], b, h, t0, len);
-    }
-    commit();
-  };
-  load(chunks - 1);
-  for (i64 chunk = chunks - 1; chunk >= 0; --chunk) {
-    i64 t0 = chunk * CHUNK, at = (of_head * a.chunks + chunk) * HK * HV;
-    load(chunk - 1);
-    each([&](float* x, int i, int j) {
-      *reinterpret_cast<u32*>(a.dafter + at + i * HV + j) = pack_bf16(x[0], x[1]);
-    });
-    loaded<1>();
-    __syncthreads();
-    const Chunk& of = tiles.chunk[chunk & 1];
-    int last = int(len - t0 < CHUNK ? len - t0 : CHUNK) - 1;
-    float decay = of.start[last] < t0 ? fast_exp2(of.sum[last]) : 0.0f;
-    if (a.of_pass) {
-      float sum = 0.0f;
-      each([&](float* x, int i, int j) {
-        u32 y = *reinterpret_cast<const u32*>(a.before + at + i * HV + j);
-        sum += x[0] * low_bf16(y) + x[1] * high_bf16(y);
-      });
-      sum = warp_sum(sum);
-      if (lane == 0) tiles.sums[warp] = decay * sum;
-    }
-    bf16* values = tiles.dy[chunk & 1];
-    for (int i = threadIdx.x; i < CHUNK * HV / 2; i += THREADS) {
-      int r = i / (HV / 2), c = i - r * (HV / 2);
-      float by = of.start[r] < t0 ? a.scale * fast_exp2(of.sum[r]) : 0.0f;
-      u32* to = reinterpret_cast<u32*>(values + r * LV + 2 * c);
-      *to = pack_bf16(by * low_bf16(*to), by * high_bf16(*to));
-    }
-    __syncthreads();
-    if (a.of_pass && threadIdx.x == 0) {
-      a.of_pass[of_head * a.chunks + chunk] = tiles.sums[0] + tiles.sums[1] + tiles.sums[2] + tiles.sums[3];
-    }
-    u32 left_at = across<LK>(shared_address(tiles.q[chunk & 1])), right_at = down<LV>(shared_address(values));
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      int top = (warp * MT + m) * 16;
-      if (top >= HK) continue;
-#pragma unroll
-      for (int j = 0; j < HV / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[m][j][e] *= decay;
-#pragma unroll
-      for (int t = 0; t < CHUNK / 16; ++t) {
-        u32 left[4];
-        load4_transposed(left, left_at + 2 * (t * 16 * LK + top));
-#pragma unroll
-        for (int j = 0; j < HV / 16; ++j) {
-          u32 right[4];
-          load4_transposed(right, right_at + 2 * (t * 16 * LV + j * 16));
-          mma(s[m][2 * j], left, right[0], right[1]), mma(s[m][2 * j + 1], left, right[2], right[3]);
-        }
-      }
-    }
-    __syncthreads();
-  }
-  loaded<0>();
-  if (a.dinitial) {
-    each([&](float* x, int i, int j) {
-      a.dinitial[state + i64(i) * a.values + j] = x[0], a.dinitial[state + i64(i) * a.values + j + 1] = x[1];
-    });
-  }
-}
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_constant__ Args a) { walk_segment<true, false>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back_ends(const __grid_constant__ Args a) { walk_segment<true, true>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back_starts(const __grid_constant__ Args a) { start_segments<true>(a); }
 
 struct GradientTiles {
   bf16 q[CHUNK * LK], k[CHUNK * LK], v[2][CHUNK * LV], dy[2][CHUNK * LV], s[2][HK * LV];
@@ -166,15 +64,8 @@ struct Job {
   }
 };
 
-// Sum over the four lanes of a row.
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) u8 memory[];
-  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(memory);
+  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
   float dq[HK / 8][4], scores[CHUNK / 8][4];
@@ -265,8 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) u8 memory[];
-  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(memory);
+  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
   float dk[HK / 8][4], scores[CHUNK / 8][4];
@@ -406,7 +296,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) decays(const __grid_consta
       if (DECAY > 0 && a.of_queries) all[i] += a.of_queries[at + i] - a.of_keys[at + i], inter[i] += a.of_inter[at + i];
       if (a.of_write) dwrite[i] += a.of_write[at + i];
     }
-    if (DECAY > 0 && a.of_pass) pass += a.of_pass[(head * a.parts + part) * a.chunks + chunk];
+  }
+  if (DECAY > 0 && a.of_pass && chunk * CHUNK < len) {
+    constexpr int shares = WK / 16;
+    int blocks = a.parts * PIECES * (KEYS / WK);
+    for (int i = lane; i < blocks * shares; i += 32) {
+      pass += a.of_pass[((head * blocks + i / shares) * a.chunks + chunk) * shares + i % shares];
+    }
+    pass = warp_sum(pass);
   }
   // From r on; before r.
   float from = all[0] + all[1], before = inter[0] + inter[1];
@@ -434,19 +331,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decays(const __grid_consta
 
 // Sums of the shares of chunks: a warp has one element.
 extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_constant__ Args a) {
-  int unit = blockIdx.x * WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-  auto add = [&](float* to, const float* rows, i64 width, int column, int count) {
-    float sum = 0.0f;
-    for (i64 i = lane; i < a.shares * count; i += 32) sum += rows[i / count * width + column + i % count];
-    sum = warp_sum(sum);
-    if (lane == 0) *to += sum;
-  };
-  i64 values = i64(a.heads) * a.values;
-  if (a.dconstant && unit < a.heads) add(a.dconstant + unit, a.dconstant_rows, a.heads, unit, 1);
-  if (a.dskip && a.skip_channels && unit < values) add(a.dskip + unit, a.dskip_rows, values, unit, 1);
-  if (a.dskip && !a.skip_channels && unit < a.heads) {
-    add(a.dskip + unit, a.dskip_rows, values, unit * a.values, a.values);
-  }
+  int unit = blockIdx.x * WARPS + (threadIdx.x >> 5);
+  if (a.dconstant && unit < a.heads) add_shares(a, a.dconstant + unit, a.dconstant_rows, a.heads, unit, 1);
+  add_skips(a, unit);
 }
 
 // Adds the shares of blocks of a group.

@@ -32,120 +32,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) sums(const __grid_constant
     float* to = a.sums + head * a.chunks * CHUNK + t0;
     to[0] = sum - x[1], to[1] = sum;
   } else if (a.starts && unit < all + a.b) {
-    int b = int(unit - all), start = -1;
-    for (i64 t = lane; t < a.chunks * CHUNK; t += 32) {
-      int mine = t < a.l && is_reset(a, b * a.l + t) ? int(t) : -1;
-#pragma unroll
-      for (int by = 1; by < 32; by *= 2) {
-        int other = __shfl_up_sync(0xffffffffu, mine, by);
-        if (lane >= by && other > mine) mine = other;
-      }
-      if (start > mine) mine = start;
-      a.starts[i64(b) * a.chunks * CHUNK + t] = mine;
-      start = __shfl_sync(0xffffffffu, mine, 31);
-    }
+    find_starts(a, int(unit - all));
   }
 }
 
-struct WalkTiles {
-  bf16 k[2][CHUNK * LK], v[2][CHUNK * LV];
-  Chunk chunk[2];
-};
-
-extern "C" __global__ void __launch_bounds__(THREADS) walk(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) u8 memory[];
-  WalkTiles& tiles = *reinterpret_cast<WalkTiles*>(memory);
-  int part = blockIdx.x % a.parts, unit = blockIdx.x / a.parts, h = unit % a.heads, b = unit / a.heads;
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = lane >> 2, column = (lane & 3) * 2;
-  int g = h / (a.heads / a.groups);
-  i64 len = row_length(a, b), first = b * a.l, state = (i64(b) * a.heads + h) * HK * a.values + part * HV;
-  const bf16 *k = a.k.row(first) + g * HK, *v = a.v.row(first) + h * a.values + part * HV;
-  bf16* before = a.before + (i64(unit) * a.parts + part) * a.chunks * HK * HV;
-
-  float s[MT][HV / 8][4];
-  // The lane's element e of tile j: row 16 (warp MT + m) + row + 8 (e / 2), column 8 j + column + e % 2.
-  auto each = [&](auto f) {
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      int top = (warp * MT + m) * 16 + row;
-      if (top - row >= HK) continue;
-#pragma unroll
-      for (int j = 0; j < HV / 8; ++j) {
-        f(s[m][j], top, 8 * j + column), f(s[m][j] + 2, top + 8, 8 * j + column);
-      }
-    }
-  };
-#pragma unroll
-  for (int m = 0; m < MT; ++m) clear<HV>(s[m]);
-  if (a.initial) {
-    each([&](float* x, int i, int j) {
-      x[0] = a.initial[state + i64(i) * a.values + j], x[1] = a.initial[state + i64(i) * a.values + j + 1];
-    });
-  }
-  auto load = [&](i64 chunk) {
-    i64 t0 = chunk * CHUNK;
-    if (t0 < len) {
-      load_tile<CHUNK, HK, LK>(shared_address(tiles.k[chunk & 1]), k + t0 * a.k.stride, a.k.stride, len - t0);
-      load_tile<CHUNK, HV, LV>(shared_address(tiles.v[chunk & 1]), v + t0 * a.v.stride, a.v.stride, len - t0);
-      load_chunk(a, &tiles.chunk[chunk & 1], b, h, t0, len);
-    }
-    commit();
-  };
-  load(0);
-  for (i64 chunk = 0; chunk * CHUNK < len; ++chunk) {
-    i64 t0 = chunk * CHUNK;
-    load(chunk + 1);
-    each([&](float* x, int i, int j) {
-      *reinterpret_cast<u32*>(before + chunk * HK * HV + i * HV + j) = pack_bf16(x[0], x[1]);
-    });
-    loaded<1>();
-    __syncthreads();
-    const Chunk& of = tiles.chunk[chunk & 1];
-    int last = int(len - t0 < CHUNK ? len - t0 : CHUNK) - 1, start = of.start[last];
-    float end = of.sum[last];
-    // V times w exp(c_end - c), in place.
-    bf16* values = tiles.v[chunk & 1];
-    for (int i = threadIdx.x; i < CHUNK * HV / 2; i += THREADS) {
-      int r = i / (HV / 2), c = i - r * (HV / 2) ;
-      float by = r <= last && t0 + r >= start ? of.write[r] * fast_exp2(end - of.sum[r]) : 0.0f;
-      u32* at = reinterpret_cast<u32*>(values + r * LV + 2 * c);
-      *at = pack_bf16(by * low_bf16(*at), by * high_bf16(*at));
-    }
-    __syncthreads();
-    float decay = start < t0 ? fast_exp2(end) : 0.0f;
-    u32 left_at = across<LK>(shared_address(tiles.k[chunk & 1])), right_at = down<LV>(shared_address(values));
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-      int top = (warp * MT + m) * 16;
-      if (top >= HK) continue;
-#pragma unroll
-      for (int j = 0; j < HV / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[m][j][e] *= decay;
-#pragma unroll
-      for (int t = 0; t < CHUNK / 16; ++t) {
-        u32 left[4];
-        load4_transposed(left, left_at + 2 * (t * 16 * LK + top));
-#pragma unroll
-        for (int j = 0; j < HV / 16; ++j) {
-          u32 right[4];
-          load4_transposed(right, right_at + 2 * (t * 16 * LV + j * 16));
-          mma(s[m][2 * j], left, right[0], right[1]), mma(s[m][2 * j + 1], left, right[2], right[3]);
-        }
-      }
-    }
-    if (a.states && ((t0 + CHUNK) % SEGMENT == 0 || t0 + CHUNK >= len)) {
-      i64 segments = (a.l + SEGMENT - 1) / SEGMENT;
-      float* to = a.states + (i64(b) * a.heads + h) * segments * HK * a.values + t0 / SEGMENT * HK * a.values + part * HV;
-      each([&](float* x, int i, int j) { to[i64(i) * a.values + j] = x[0], to[i64(i) * a.values + j + 1] = x[1]; });
-    }
-    __syncthreads();
-  }
-  loaded<0>();
-  each([&](float* x, int i, int j) {
-    a.last[state + i64(i) * a.values + j] = x[0], a.last[state + i64(i) * a.values + j + 1] = x[1];
-  });
-}
+extern "C" __global__ void __launch_bounds__(THREADS) walk(const __grid_constant__ Args a) { walk_segment<false, false>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_ends(const __grid_constant__ Args a) { walk_segment<false, true>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_starts(const __grid_constant__ Args a) { start_segments<false>(a); }
 
 struct OutputTiles {
   bf16 q[CHUNK * LK], k[CHUNK * LK], v[2][CHUNK * LV], s[2][HK * LV];
@@ -153,8 +46,7 @@ struct OutputTiles {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_constant__ Args a) {
-  extern __shared__ __align__(16) u8 memory[];
-  OutputTiles& tiles = *reinterpret_cast<OutputTiles*>(memory);
+  OutputTiles& tiles = *reinterpret_cast<OutputTiles*>(shared_memory());
   // Heads of a group times parts, `together` for each block.
   int of_group = a.heads / a.groups * a.parts, blocks = (of_group + a.together - 1) / a.together;
   i64 unit = blockIdx.x;

@@ -4,6 +4,7 @@
 mod plain;
 mod raw;
 mod tensor;
+mod walk;
 
 use super::args::{Args, CHECK, Dims, Grads, Outputs};
 use crate::DType;

@@ -53,6 +53,10 @@ pub(super) struct Raw {
     pub(super) of_inter: u64,
     pub(super) of_write: u64,
     pub(super) of_pass: u64,
+    pub(super) scaled: u64,
+    pub(super) passes: u64,
+    pub(super) ends: u64,
+    pub(super) ends_passes: u64,
     pub(super) shares: i64,
     pub(super) l: i64,
     pub(super) chunks: i64,
@@ -67,6 +71,7 @@ pub(super) struct Raw {
     pub(super) skip_channels: i32,
     pub(super) parts: i32,
     pub(super) together: i32,
+    pub(super) segments: i32,
 }
 
 impl Raw {
@@ -127,6 +132,10 @@ impl Raw {
             of_inter: 0,
             of_write: 0,
             of_pass: 0,
+            scaled: 0,
+            passes: 0,
+            ends: 0,
+            ends_passes: 0,
             shares: 0,
             l: dims.l as i64,
             chunks: 0,
@@ -141,6 +150,7 @@ impl Raw {
             skip_channels: i32::from(args.skip.is_some_and(|skip| skip.len() != dims.heads)),
             parts: 0,
             together: 0,
+            segments: 1,
         })
     }
 

@@ -1,6 +1,7 @@
 //! Launches of `tensor_forward.cu` and `tensor_backward.cu`.
 
 use super::raw::{Raw, Special, address};
+use super::walk::Walk;
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
 use crate::error::product;
@@ -8,19 +9,30 @@ use crate::linear_attention::args::{Args, CHECK, Dims};
 
 static FORWARD: Source = Source {
     name: "linear_attention_forward",
-    text: concat!(include_str!("../args.cuh"), include_str!("../tensor.cuh"), include_str!("../tensor_forward.cu")),
+    text: concat!(
+        include_str!("../args.cuh"),
+        include_str!("../tensor.cuh"),
+        include_str!("../walk.cuh"),
+        include_str!("../tensor_forward.cu")
+    ),
 };
 static BACKWARD: Source = Source {
     name: "linear_attention_backward",
-    text: concat!(include_str!("../args.cuh"), include_str!("../tensor.cuh"), include_str!("../tensor_backward.cu")),
+    text: concat!(
+        include_str!("../args.cuh"),
+        include_str!("../tensor.cuh"),
+        include_str!("../walk.cuh"),
+        include_str!("../tensor_backward.cu")
+    ),
 };
-const FORWARDS: [&str; 3] = ["sums", "walk", "outputs"];
-const BACKWARDS: [&str; 6] = ["walk_back", "queries", "keys", "decays", "parameters", "join_blocks"];
+const FORWARDS: [&str; 5] = ["sums", "walk", "walk_ends", "walk_starts", "outputs"];
+const BACKWARDS: [&str; 8] =
+    ["walk_back", "walk_back_ends", "walk_back_starts", "queries", "keys", "decays", "parameters", "join_blocks"];
 
 /// Positions of a chunk: `CHUNK` of the source.
-const CHUNK: usize = 64;
-const WARPS: usize = 4;
-const THREADS: u32 = 128;
+pub(super) const CHUNK: usize = 64;
+pub(super) const WARPS: usize = 4;
+pub(super) const THREADS: u32 = 128;
 
 /// How a call divides its work.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +41,7 @@ pub(super) struct Form {
     special: Special,
     /// Columns of a value that a block has.
     columns: usize,
+    walk: Walk,
     chunks: usize,
 }
 
@@ -59,9 +72,15 @@ impl Form {
             && dims.k <= 128
             && dims.b * dims.l > 0
             && [args.q, args.k, args.v].iter().all(Mat::is_aligned);
-        let form = Self { dims, special, columns, chunks: dims.l.div_ceil(CHUNK) };
+        let form = Self::of(dims, special, columns)?;
         let shared = form.shared(2, 4, 2) as usize;
         (fits && shared <= most_shared(args.q.gpu().capability())).then_some(form)
+    }
+
+    fn of(dims: Dims, special: Special, columns: usize) -> Option<Self> {
+        let keys = [64, 48, 32, 16].into_iter().find(|&keys| dims.k.is_multiple_of(keys))?;
+        let walk = Walk::new(dims, keys, columns, false);
+        Some(Self { dims, special, columns, walk, chunks: dims.l.div_ceil(CHUNK) })
     }
 
     fn parts(&self) -> usize {
@@ -81,7 +100,7 @@ impl Form {
     }
 
     fn defines(&self) -> Vec<Define> {
-        let sizes = [("HK", self.dims.k), ("HV", self.columns)];
+        let sizes = [("HK", self.dims.k), ("HV", self.columns)].into_iter().chain(self.walk.defines());
         self.special.defines().into_iter().chain(sizes.map(|(name, size)| Define::new(name, size))).collect()
     }
 
@@ -122,6 +141,10 @@ impl Form {
         unsafe { kernel.launch(launch, raw) }
     }
 
+    fn walk(&self, gpu: Gpu, back: bool, raw: &Raw) -> Result<()> {
+        self.walk.run(gpu, back, raw, |entry, blocks, shared, raw| self.launch(gpu, entry, blocks, shared, raw))
+    }
+
     /// States of every chunk, bf16.
     fn states(&self, gpu: Gpu) -> Result<Buffer> {
         let Dims { b, heads, k, v, .. } = self.dims;
@@ -139,7 +162,7 @@ impl Form {
         };
         let raw = self.raw(gpu, raw, &saved);
         self.launch(gpu, "sums", (b * heads * self.chunks + b).div_ceil(WARPS), 0, &raw)?;
-        self.launch(gpu, "walk", b * heads * self.parts(), self.shared(2, 2, 0), &raw)?;
+        self.walk(gpu, false, &raw)?;
         let blocks = b * self.chunks * groups * self.blocks(gpu);
         self.launch(gpu, "outputs", blocks, self.shared(2, 2, 2), &raw)?;
         Ok(saved)
@@ -156,7 +179,8 @@ impl Form {
         let dafter = self.states(gpu)?;
         let (of_queries, of_keys) = (some(decays, &positions)?, some(decays, &positions)?);
         let (of_inter, of_write) = (some(decays, &positions)?, some(raw.dwrite.data != 0, &positions)?);
-        let of_pass = some(decays, &[b, heads, parts, chunks, 4])?;
+        let (tiles, pieces) = self.walk.shares();
+        let of_pass = some(decays, &[b, heads, pieces, tiles, chunks, self.walk.keys / 16, 4])?;
         let dconstant = some(raw.dconstant != 0, &[b, chunks, heads, 4])?;
         let dskip = some(raw.dskip != 0, &[b, chunks, heads, v, 4])?;
         let shares = [b, l, groups, blocks, k, 4];
@@ -174,7 +198,7 @@ impl Form {
             dk_heads: address(&dk),
             ..self.raw(gpu, raw, saved)
         };
-        self.launch(gpu, "walk_back", b * heads * parts, self.shared(2, 2, 0), &raw)?;
+        self.walk(gpu, true, &raw)?;
         for entry in ["queries", "keys"] {
             self.launch(gpu, entry, b * chunks * groups * blocks, self.shared(2, 4, 2), &raw)?;
         }
@@ -192,7 +216,7 @@ impl Form {
 }
 
 /// Bytes of shared memory that a block can have.
-fn most_shared(capability: (u32, u32)) -> usize {
+pub(super) fn most_shared(capability: (u32, u32)) -> usize {
     match capability {
         (9 | 10, _) => 226 << 10,
         (8, 0 | 7) | (11, _) => 162 << 10,
@@ -206,7 +230,7 @@ pub(super) fn units() -> Vec<Unit> {
     for (decay, k, v) in [(0, 64, 64), (2, 128, 64), (2, 128, 48), (1, 16, 16)] {
         let special = Special { dtype: DType::Bf16, decay: (decay, DType::F32), bonus: false, normalised: false };
         let dims = Dims { b: 1, l: 1, groups: 1, heads: 1, k, v };
-        let form = Form { dims, special, columns: v, chunks: 1 };
+        let Some(form) = Form::of(dims, special, v) else { continue };
         units.push(Unit { source: &FORWARD, entries: &FORWARDS, defines: form.defines() });
         units.push(Unit { source: &BACKWARD, entries: &BACKWARDS, defines: form.defines() });
     }
