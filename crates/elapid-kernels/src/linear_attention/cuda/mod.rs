@@ -1,6 +1,7 @@
-//! On a GPU: bf16 with a decay of the head, or none, on tensor cores (`tensor_forward.cu`, `tensor_backward.cu`), everything else by
-//! the recurrence (`plain.cu`), which has any sizes and all options.
+//! On a GPU: bf16 on tensor cores, with a decay of the head, or none (`tensor_forward.cu`, `tensor_backward.cu`), or of each key
+//! (`keyed_forward.cu`, `keyed_backward.cu`); everything else by the recurrence (`plain.cu`), which has any sizes and all options.
 
+mod keyed;
 mod plain;
 mod raw;
 mod tensor;
@@ -25,6 +26,7 @@ pub(in crate::linear_attention) struct Saved {
 #[derive(Debug)]
 enum Kept {
     Tensor(tensor::Saved),
+    Keyed(keyed::Saved),
     Plain {
         /// States between segments; none where they are not needed.
         states: Option<Buffer>,
@@ -37,6 +39,7 @@ impl Saved {
     pub(super) fn bytes(&self) -> usize {
         match &self.kept {
             Kept::Tensor(saved) => saved.bytes(),
+            Kept::Keyed(saved) => saved.bytes(),
             Kept::Plain { states, divisors } => [states, divisors].into_iter().flatten().map(Buffer::bytes).sum(),
         }
     }
@@ -60,9 +63,12 @@ pub(super) fn forward(
 ) -> Result<Option<Saved>> {
     let (gpu, special) = (y.gpu(), Special::new(args));
     let raw = Raw { y: y.raw(), last: last.address(), ..Raw::new(dims, args)? };
-    let kept = match Form::new(dims, args).filter(|_| y.as_mat().is_aligned()) {
-        // One position is less work for the recurrence.
-        Some(form) if keep || dims.l > 1 => Kept::Tensor(form.forward(gpu, raw)?),
+    // One position is less work for the recurrence.
+    let tensor = y.as_mat().is_aligned() && (keep || dims.l > 1);
+    let (form, keyed) = (Form::new(dims, args).filter(|_| tensor), keyed::Form::new(dims, args).filter(|_| tensor));
+    let kept = match (form, keyed) {
+        (Some(form), _) => Kept::Tensor(form.forward(gpu, raw)?),
+        (_, Some(form)) => Kept::Keyed(form.forward(gpu, raw)?),
         _ => {
             let states = (keep && special.decay.0 > 0).then(|| plain::states(gpu, dims, special)).transpose()?;
             let divisors = (keep && special.normalised).then(|| plain::divisors(gpu, dims)).transpose()?;
@@ -96,14 +102,16 @@ pub(super) fn backward(
 ) -> Result<()> {
     let special = Special::new(args);
     let raw = Raw::new(dims, args)?.with_gradients(outputs, &grads);
+    let written = [outputs.dy, grads.dq.as_mat(), grads.dk.as_mat(), grads.dv.as_mat()];
+    let aligned = written.iter().all(Mat::is_aligned);
+    let others = || CHECK.fault("saved", "rows at multiples of 16 bytes, as in the forward".into(), "others".into());
     match &saved.kept {
         Kept::Tensor(kept) => {
-            let written = [grads.dq.as_mat(), grads.dk.as_mat(), grads.dv.as_mat()];
-            let form = Form::new(dims, args).filter(|_| outputs.dy.is_aligned());
-            let aligned = written.iter().all(Mat::is_aligned);
-            let wanted = || "rows at multiples of 16 bytes, as in the forward".into();
-            let form = form.filter(|_| aligned);
-            let form = form.ok_or_else(|| CHECK.fault("saved", wanted(), "others".into()))?;
+            let form = Form::new(dims, args).filter(|_| aligned).ok_or_else(others)?;
+            form.backward(saved.gpu, raw, kept)
+        }
+        Kept::Keyed(kept) => {
+            let form = keyed::Form::new(dims, args).filter(|_| aligned).ok_or_else(others)?;
             form.backward(saved.gpu, raw, kept)
         }
         Kept::Plain { states, divisors } => {
@@ -117,5 +125,5 @@ pub(super) fn backward(
 
 /// Specialisations of every kernel.
 pub(crate) fn units() -> Vec<Unit> {
-    [plain::units(), tensor::units()].concat()
+    [plain::units(), tensor::units(), keyed::units()].concat()
 }

@@ -1,0 +1,332 @@
+// Linear attention on tensor cores, for a decay of each key (Yang et al. 2023, arXiv 2312.06635, section 4.3): chunks of CHUNK positions
+// in sub-chunks of SUB, one for each warp.
+//
+// KEYS: columns of a key, a multiple of 16. HK: columns of a tile of keys, at most 64, of which there are TILES. HV: columns of a value in
+// a part.
+//
+// c is the sum of log2 g over a sub-chunk up to and with a position. A query is multiplied by what is between its sub-chunk's begin and
+// itself, a key by what is between itself and the begin of the query's sub-chunk: both at most 1. Pairs of one sub-chunk are summed one by
+// one in f32.
+
+#define SUB 16
+#define SUBS (CHUNK / SUB)
+#define TILES (KEYS / HK)
+#define LQ (KEYS + 8)
+#define LC (HK + 4)
+// Of a head: states before every chunk and after the last. `walk_back` multiplies its state by the one after the chunk.
+#define SLOTS (a.chunks + 1)
+#define AFTER 1
+
+// Of a tile of keys: c, and its last value in each sub-chunk.
+struct Decays {
+  float sums[CHUNK * LC], totals[SUBS * HK];
+};
+struct Positions {
+  float write[CHUNK];
+  int start[CHUNK];
+};
+
+// What a block works on: a tile of `tiles` of a chunk of a head.
+struct Place {
+  int b, h, g, tile;
+  i64 chunk, t0, len, first;
+  __device__ __forceinline__ Place(const Args& a, int tiles) {
+    i64 unit = blockIdx.x;
+    tile = int(unit % tiles), unit /= tiles;
+    h = int(unit % a.heads), unit /= a.heads;
+    chunk = unit % a.chunks, b = int(unit / a.chunks);
+    g = h / (a.heads / a.groups), t0 = chunk * CHUNK, len = row_length(a, b), first = b * a.l + t0;
+  }
+  __device__ __forceinline__ i64 head(const Args& a) const { return i64(b) * a.heads + h; }
+  __device__ __forceinline__ int last() const { return int(len - t0 < CHUNK ? len - t0 : CHUNK) - 1; }
+};
+
+__device__ __forceinline__ void load_positions(const Args& a, const Place& at, Positions* to) {
+  if (threadIdx.x < CHUNK) {
+    int i = threadIdx.x;
+    bool there = at.t0 + i < at.len;
+    to->write[i] = there ? write_weight(a, at.first + i, at.h) : 0.0f;
+    to->start[i] = there ? start_of(a, at.b, at.t0 + i) : 0x3fffffff;
+  }
+}
+__device__ __forceinline__ void load_decays(const Args& a, const Place& at, int tile, Decays* to) {
+  for (int i = threadIdx.x; i < SUBS * HK; i += THREADS) {
+    int key = i % HK, sub = i / HK;
+    float x[SUB], sum = 0.0f;
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) {
+      int t = sub * SUB + r;
+      x[r] = at.t0 + t < at.len ? LOG2_E * log_decay(a, at.first + t, at.h, tile * HK + key) : 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) sum += x[r], to->sums[(sub * SUB + r) * LC + key] = sum;
+    to->totals[i] = sum;
+  }
+}
+
+// c of a position and two or four keys; with a bonus, queries are read before the position's decay.
+template <bool READ>
+__device__ __forceinline__ float2 sums2(const float* sums, int t, int key) {
+  if (READ && BONUS) {
+    if (t % SUB == 0) return float2{0.0f, 0.0f};
+    --t;
+  }
+  return *reinterpret_cast<const float2*>(sums + t * LC + key);
+}
+template <bool READ>
+__device__ __forceinline__ void sums4(const float* sums, int t, int key, float* x) {
+  bool none = READ && BONUS && t % SUB == 0;
+  if (READ && BONUS && !none) --t;
+  float4 y = *reinterpret_cast<const float4*>(sums + t * LC + key);
+  x[0] = none ? 0.0f : y.x, x[1] = none ? 0.0f : y.y, x[2] = none ? 0.0f : y.z, x[3] = none ? 0.0f : y.w;
+}
+__device__ __forceinline__ void widen4(const bf16* from, float* x) {
+  uint2 y = *reinterpret_cast<const uint2*>(from);
+  x[0] = low_bf16(y.x), x[1] = high_bf16(y.x), x[2] = low_bf16(y.y), x[3] = high_bf16(y.y);
+}
+__device__ __forceinline__ float2 pair_at(const float* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ __forceinline__ u32 word_at(const bf16* from) { return *reinterpret_cast<const u32*>(from); }
+__device__ __forceinline__ u32 scaled(u32 x, float low, float high) {
+  return pack_bf16(fast_exp2(low) * low_bf16(x), fast_exp2(high) * high_bf16(x));
+}
+
+// Writes keys times w and the decay up to the chunk's end (or queries times scale and the decay from its begin), 0 where a document ends in
+// between, and the decay of the chunk: for `walk`.
+template <bool QUERIES>
+__device__ __forceinline__ void prepare(const Args& a) {
+  __shared__ __align__(16) Decays of;
+  __shared__ Positions positions;
+  Place at(a, TILES);
+  if (at.t0 >= at.len) return;
+  load_positions(a, at, &positions);
+  load_decays(a, at, at.tile, &of);
+  __syncthreads();
+  i64 place = (at.head(a) * TILES + at.tile) * a.chunks + at.chunk;
+  int last = at.last(), start = positions.start[last];
+  const bf16* from = (QUERIES ? a.q : a.k).row(at.first) + at.g * KEYS + at.tile * HK;
+  i64 stride = QUERIES ? a.q.stride : a.k.stride;
+  bf16* to = a.scaled + place * CHUNK * HK;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < CHUNK * HK / 2; i += THREADS) {
+    int t = i / (HK / 2), key = i % (HK / 2) * 2, sub = t / SUB;
+    bool there = t <= last && (QUERIES ? positions.start[t] < at.t0 : at.t0 + t >= start);
+    float by = QUERIES ? a.scale : positions.write[t];
+    float2 sum = sums2<QUERIES>(of.sums, t, key);
+    if (!QUERIES) sum.x = -sum.x, sum.y = -sum.y;
+#pragma unroll
+    for (int n = 0; n < SUBS; ++n) {
+      float2 total = pair_at(of.totals + n * HK + key);
+      bool in = QUERIES ? n < sub : n >= sub;
+      sum.x += in ? total.x : 0.0f, sum.y += in ? total.y : 0.0f;
+    }
+    u32 x = there ? word_at(from + t * stride + key) : 0;
+    float low = by * fast_exp2(sum.x) * low_bf16(x), high = by * fast_exp2(sum.y) * high_bf16(x);
+    *reinterpret_cast<u32*>(to + t * HK + key) = there ? pack_bf16(low, high) : 0;
+  }
+  for (int key = threadIdx.x; key < HK; key += THREADS) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < SUBS; ++n) sum += of.totals[n * HK + key];
+    a.passes[place * HK + key] = start < at.t0 ? fast_exp2(sum) : 0.0f;
+  }
+}
+
+// Adds the scores of a tile of keys: of the warp's rows with the columns of the sub-chunks `n` away. Rows are queries and columns keys
+// before them, or the reverse. Then multiplies the rows by the decay from the chunk's begin (or up to its end), in place.
+template <bool QUERIES>
+__device__ __forceinline__ void add_scores(float (*scores)[2][4], bf16* rows, const bf16* columns, const Decays& of) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * SUB + (lane >> 2), pair = (lane & 3) * 2;
+#pragma unroll 2
+  for (int i = 0; i < HK; i += 4) {
+    float x[2][4], own[2][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      widen4(rows + (row + 8 * r) * LQ + i, x[r]);
+      sums4<QUERIES>(of.sums, row + 8 * r, i, own[r]);
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      int half = m / 2, c = warp * SUB + 8 * half + pair + m % 2;
+      float y[4], sum[4];
+      widen4(columns + c * LK + i, y);
+      sums4<!QUERIES>(of.sums, c, i, sum);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (QUERIES ? r < half : r > half) continue;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float by = fast_exp2(QUERIES ? own[r][j] - sum[j] : sum[j] - own[r][j]);
+          scores[0][half][2 * r + m % 2] += x[r][j] * y[j] * by;
+        }
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll 2
+  for (int k = 0; k < HK / 16; ++k) {
+    int i = 16 * k + pair;
+    u32 left[4], raw[4];
+    float2 by[4], beyond[2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      int t = row + m % 2 * 8, key = i + m / 2 * 8;
+      raw[m] = word_at(rows + t * LQ + key), by[m] = sums2<QUERIES>(of.sums, t, key);
+      if (!QUERIES) {
+        float2 total = pair_at(of.totals + warp * HK + key);
+        by[m].x = total.x - by[m].x, by[m].y = total.y - by[m].y;
+      }
+      left[m] = scaled(raw[m], by[m].x, by[m].y);
+    }
+#pragma unroll
+    for (int n = 1; n < SUBS; ++n) {
+      int sub = QUERIES ? warp - n : warp + n;
+      if (sub < 0 || sub >= SUBS) continue;
+      float2 total[2] = {pair_at(of.totals + sub * HK + i), pair_at(of.totals + sub * HK + i + 8)};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int c = sub * SUB + 8 * half + (lane >> 2);
+        u32 right[2];
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          float2 sum = sums2<!QUERIES>(of.sums, c, i + 8 * m);
+          if (QUERIES) sum.x = total[m].x - sum.x, sum.y = total[m].y - sum.y;
+          right[m] = scaled(word_at(columns + c * LK + i + 8 * m), sum.x + beyond[m].x, sum.y + beyond[m].y);
+        }
+        mma(scores[n][half], left, right[0], right[1]);
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) beyond[m].x += total[m].x, beyond[m].y += total[m].y;
+    }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      u32* to = reinterpret_cast<u32*>(rows + (row + m % 2 * 8) * LQ + i + m / 2 * 8);
+      *to = scaled(raw[m], by[m].x + beyond[m / 2].x, by[m].y + beyond[m / 2].y);
+    }
+  }
+}
+
+struct AnswerTiles {
+  bf16 rows[CHUNK * LQ], columns[CHUNK * LK];
+  Decays decays;
+  bf16 v[CHUNK * LV], s[KEYS * LV];
+  Positions positions;
+};
+
+// A block has a chunk of a head. Queries: y = scale (exp(c) Q S + scores V). Keys: dv = w (exp(c_end - c) K dS + scale scoresᵀ dy).
+template <bool QUERIES>
+__device__ __forceinline__ void answer(const Args& a) {
+  AnswerTiles& tiles = *reinterpret_cast<AnswerTiles*>(shared_memory());
+  Place at(a, 1);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * SUB + (lane >> 2), column = (lane & 3) * 2;
+  const Mat<bf16>&rows = QUERIES ? a.q : a.k, &columns = QUERIES ? a.k : a.q, &values = QUERIES ? a.v : a.dy;
+  const Mat<bf16>& out = QUERIES ? a.y : a.dv;
+  bf16* to = out.row(at.first) + at.h * a.values;
+  float* dskip = !QUERIES && a.dskip_rows ? a.dskip_rows + ((at.b * a.chunks + at.chunk) * a.heads + at.h) * a.values : nullptr;
+  if (at.t0 >= at.len) {
+    for (int i = threadIdx.x; i < CHUNK * a.values; i += THREADS) {
+      if (at.t0 + i / a.values < a.l) to[i / a.values * out.stride + i % a.values] = bf16{0};
+    }
+    for (int i = threadIdx.x; dskip && i < a.values; i += THREADS) dskip[i] = 0.0f;
+    return;
+  }
+  i64 there = at.len - at.t0, slots = QUERIES ? a.chunks + 1 : a.chunks;
+  auto load_part = [&](int part) {
+    load_tile<CHUNK, HV, LV>(shared_address(tiles.v), values.row(at.first) + at.h * a.values + part * HV, values.stride, there);
+    const bf16* state = (QUERIES ? a.before : a.dafter) + ((at.head(a) * a.parts + part) * slots + at.chunk) * KEYS * HV;
+    load_tile<KEYS, HV, LV>(shared_address(tiles.s), state, HV, KEYS);
+    commit();
+  };
+  load_tile<CHUNK, KEYS, LQ>(shared_address(tiles.rows), rows.row(at.first) + at.g * KEYS, rows.stride, there);
+  load_positions(a, at, &tiles.positions);
+  float scores[SUBS][2][4], own[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int n = 0; n < SUBS; ++n) clear<16>(scores[n]);
+  for (int tile = 0; tile < TILES; ++tile) {
+    if (tile > 0) __syncthreads();
+    const bf16* from = columns.row(at.first) + at.g * KEYS + tile * HK;
+    load_tile<CHUNK, HK, LK>(shared_address(tiles.columns), from, columns.stride, there);
+    commit();
+    if (tile == 0) load_part(0);
+    load_decays(a, at, tile, &tiles.decays);
+    if (tile == 0) loaded<1>();
+    else loaded<0>();
+    __syncthreads();
+#if BONUS
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int t = row + 8 * half;
+      for (int key = lane & 3; key < HK; key += 4) {
+        float u = a.bonus[at.h * KEYS + tile * HK + key];
+        own[half] += u * to_float(tiles.rows[t * LQ + tile * HK + key]) * to_float(tiles.columns[t * LK + key]);
+      }
+    }
+    __syncwarp();
+#endif
+    add_scores<QUERIES>(scores, tiles.rows + tile * HK, tiles.columns, tiles.decays);
+  }
+  const Positions& of = tiles.positions;
+  int last = at.last();
+  float by[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int t = row + 8 * half;
+    own[half] = row_sum(own[half]);
+    if (QUERIES) by[half] = of.start[t] < at.t0 ? a.scale : 0.0f;
+    else by[half] = t <= last && at.t0 + t >= of.start[last] ? of.write[t] : 0.0f;
+  }
+  u32 p[SUBS][4];
+#pragma unroll
+  for (int n = 0; n < SUBS; ++n) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int half = i / 4, e = i % 4, mine = row + e / 2 * 8;
+      int other = (QUERIES ? warp - n : warp + n) * SUB + 8 * half + column + e % 2;
+      int t = QUERIES ? mine : other, s = QUERIES ? other : mine;
+      bool there = t < CHUNK && s >= 0 && s <= t;
+      t = there ? t : 0, s = there ? s : 0;
+      bool seen = there && at.t0 + s >= of.start[t];
+      float x = BONUS && n == 0 && s == t ? own[e / 2] : scores[n][half][e];
+      scores[n][half][e] = seen ? a.scale * of.write[s] * x : 0.0f;
+    }
+    as_a(p[n], scores[n][0], scores[n][1]);
+  }
+  for (int part = 0; part < a.parts; ++part) {
+    if (part > 0) {
+      __syncthreads();
+      load_part(part);
+    }
+    loaded<0>();
+    __syncthreads();
+    float o[HV / 8][4];
+    clear<HV>(o);
+    product_down<HV, KEYS, LQ, LV>(o, shared_address(tiles.rows) + warp * SUB * LQ * 2, shared_address(tiles.s));
+#pragma unroll
+    for (int j = 0; j < HV / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o[j][e] *= by[e / 2];
+#pragma unroll
+    for (int n = 0; n < SUBS; ++n) {
+      int sub = QUERIES ? warp - n : warp + n;
+      if (sub >= 0 && sub < SUBS) product_results<HV, 16, LV>(o, &p[n], shared_address(tiles.v) + sub * SUB * LV * 2);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int t = row + 8 * half;
+      if (at.t0 + t >= a.l) continue;
+#pragma unroll
+      for (int j = 0; j < HV / 8; ++j) {
+        int c = 8 * j + column, channel = part * HV + c;
+        u32 v = word_at(tiles.v + t * LV + c);
+        float low = o[j][2 * half] + skip_weight(a, at.h, channel) * low_bf16(v);
+        float high = o[j][2 * half + 1] + skip_weight(a, at.h, channel + 1) * high_bf16(v);
+        *reinterpret_cast<u32*>(to + t * out.stride + channel) = t <= last ? pack_bf16(low, high) : 0;
+      }
+    }
+    if (dskip && threadIdx.x < HV) {
+      const bf16* v = a.v.row(at.first) + at.h * a.values + part * HV + threadIdx.x;
+      float sum = 0.0f;
+      for (int t = 0; t <= last; ++t) sum += to_float(tiles.v[t * LV + threadIdx.x]) * to_float(v[t * a.v.stride]);
+      dskip[part * HV + threadIdx.x] = sum;
+    }
+  }
+}

@@ -1,0 +1,295 @@
+// The backward on tensor cores for a decay of each key: `prepare_queries`, `walk_back`, `values` for dv, `gradients` for dq, dk and the
+// gradient of the decay, and sums of shares.
+
+extern "C" __global__ void __launch_bounds__(THREADS) prepare_queries(const __grid_constant__ Args a) { prepare<true>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_constant__ Args a) { walk_segment<true, false>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back_ends(const __grid_constant__ Args a) { walk_segment<true, true>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) walk_back_starts(const __grid_constant__ Args a) { start_segments<true>(a); }
+extern "C" __global__ void __launch_bounds__(THREADS) values(const __grid_constant__ Args a) { answer<false>(a); }
+
+struct GradientTiles {
+  // Queries times the decay from their sub-chunk's begin, keys times w and the decay up to their sub-chunk's end; then dscores of
+  // pairs of a sub-chunk.
+  union {
+    struct {
+      bf16 q[CHUNK * LK], k[CHUNK * LK];
+    };
+    float pairs[SUBS][SUB * SUB];
+  };
+  Decays decays;
+  // Then dq and dk without the pairs of a sub-chunk.
+  union {
+    struct {
+      bf16 v[CHUNK * LV], dy[CHUNK * LV], s[HK * LV], ds[HK * LV];
+    };
+    struct {
+      float dq[CHUNK * LC], dk[CHUNK * LC];
+    };
+  };
+  Positions positions;
+  // Of each sub-chunk: the decay; what passes to the sub-chunks before; shares of parameters.
+  float passes[SUBS * HK], carry[SUBS * 32], shares[2][SUBS * 32];
+};
+
+// out (16 rows) = out exp(total of the sub-chunk) + dscores X, X the sub-chunk's scaled keys or queries.
+__device__ __forceinline__ void further(float (*out)[4], const float* passes, const float (*dscores)[4], u32 x) {
+  int column = (threadIdx.x & 3) * 2;
+#pragma unroll
+  for (int j = 0; j < HK / 8; ++j) {
+    float2 by = pair_at(passes + 8 * j + column);
+    out[j][0] *= by.x, out[j][1] *= by.y, out[j][2] *= by.x, out[j][3] *= by.y;
+  }
+  u32 p[1][4];
+  as_a(p[0], dscores[0], dscores[1]);
+  product_results<HK, 16, LK>(out, p, x);
+}
+
+// The rest of `gradients`, a lane with a key and a warp with a sub-chunk: pairs of the sub-chunk in f32, and the gradient of the decay,
+// which is the sum of q dq - k dk from a position on, up to where its document ends, and what passes the chunk's end.
+__device__ __forceinline__ void finish(const Args& a, const Place& at, GradientTiles& tiles) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, r0 = warp * SUB, last = at.last();
+  bool whole = a.heads == a.groups;
+  const Positions& of = tiles.positions;
+  const float *pairs = tiles.pairs[warp], *write = of.write + r0;
+  const int* start = of.start + r0;
+  i64 row0 = at.first + r0, t0 = at.t0 + r0;
+  // Whether a document begins in a sub-chunk.
+  auto begins = [&](int sub) {
+    int end = sub * SUB + SUB - 1 < last ? sub * SUB + SUB - 1 : last;
+    return end >= sub * SUB && of.start[end] >= at.t0 + sub * SUB;
+  };
+  int end = r0 + SUB - 1 < last ? r0 + SUB - 1 : last, last_start = end >= r0 ? of.start[end] : -1;
+  float dwrite = 0.0f;
+  for (int base = 0; base < HK; base += 32) {
+    if (base > 0) __syncthreads();
+    bool mine = base + lane < HK;
+    int key = mine ? base + lane : 0, column = at.tile * HK + key;
+    const bf16 *q_from = a.q.row(row0) + at.g * KEYS + column, *k_from = a.k.row(row0) + at.g * KEYS + column;
+    float q[SUB], k[SUB], c[SUB], dq[SUB], dk[SUB], found[SUB];
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) {
+      bool there = r0 + r <= last;
+      q[r] = there ? to_float(q_from[r * a.q.stride]) : 0.0f;
+      k[r] = there ? write[r] * to_float(k_from[r * a.k.stride]) : 0.0f;
+      int place = (r0 + r) * LC + key;
+      c[r] = tiles.decays.sums[place], dq[r] = tiles.dq[place], dk[r] = tiles.dk[place];
+    }
+#pragma unroll
+    for (int t = 0; t < SUB; ++t) {
+      float read = BONUS ? (t > 0 ? c[t > 0 ? t - 1 : 0] : 0.0f) : c[t];
+#pragma unroll
+      for (int s = 0; s < t; ++s) {
+        float x = pairs[t * SUB + s] * fast_exp2(read - c[s]);
+        dq[t] += x * k[s], dk[s] += x * q[t];
+      }
+      if (!BONUS) dq[t] += pairs[t * SUB + t] * k[t], dk[t] += pairs[t * SUB + t] * q[t];
+    }
+    float sum = 0.0f, constant = 0.0f, dbonus = 0.0f;
+#pragma unroll
+    for (int r = SUB - 1; r >= 0; --r) {
+      float reads = q[r] * dq[r];
+      sum += (BONUS ? 0.0f : reads) - k[r] * dk[r], found[r] = sum;
+      if (BONUS) sum += reads;
+      if (start[r] == t0 + r) found[r] = sum = 0.0f;
+    }
+    tiles.carry[threadIdx.x] = sum;
+#if BONUS
+    float u = a.bonus[at.h * KEYS + column];
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) {
+      float own = pairs[r * SUB + r];
+      dq[r] += u * k[r] * own, dk[r] += u * q[r] * own, dbonus += q[r] * k[r] * own;
+    }
+#endif
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) {
+      if (t0 + r >= a.l) continue;
+      bool there = r0 + r <= last;
+      if (mine && whole) {
+        a.dq.row(row0 + r)[at.g * KEYS + column] = from_float<T>(there ? dq[r] : 0.0f);
+        a.dk.row(row0 + r)[at.g * KEYS + column] = from_float<T>(there ? write[r] * dk[r] : 0.0f);
+      } else if (mine) {
+        i64 share = ((row0 + r) * a.heads + at.h) * KEYS + column;
+        a.dq_heads[share] = dq[r], a.dk_heads[share] = dk[r];
+      }
+      if (a.of_write) {
+        float x = warp_sum(mine && there ? to_float(k_from[r * a.k.stride]) * dk[r] : 0.0f);
+        if (lane == r) dwrite += x;
+      }
+    }
+    __syncthreads();
+    float carry = 0.0f;
+    if (a.of_pass) {
+      int pieces = a.parts * PIECES;
+      for (int i = 0; i < pieces; ++i) carry += a.of_pass[((at.head(a) * pieces + i) * a.chunks + at.chunk) * KEYS + column];
+    }
+    for (int sub = SUBS - 1; sub > warp; --sub) carry = (begins(sub) ? 0.0f : carry) + tiles.carry[sub * 32 + lane];
+#pragma unroll
+    for (int r = 0; r < SUB; ++r) {
+      bool there = r0 + r <= last && start[r] != t0 + r;
+      float x = there ? found[r] + (last_start <= t0 + r ? carry : 0.0f) : 0.0f;
+      constant += x;
+      if (DECAY == 4 && a.ddecay.data && mine && t0 + r < a.l) a.ddecay.row(row0 + r)[at.h * KEYS + column] = from_float<D>(x);
+    }
+    if (!a.dconstant_rows && !a.dbonus_rows) continue;
+    tiles.shares[0][threadIdx.x] = constant, tiles.shares[1][threadIdx.x] = dbonus;
+    __syncthreads();
+    if (warp > 0 || !mine) continue;
+    constant = dbonus = 0.0f;
+#pragma unroll
+    for (int sub = 0; sub < SUBS; ++sub) {
+      constant += tiles.shares[0][sub * 32 + lane], dbonus += tiles.shares[1][sub * 32 + lane];
+    }
+    i64 share = (at.b * a.chunks + at.chunk) * a.heads * KEYS + at.h * KEYS + column;
+    if (a.dconstant_rows) a.dconstant_rows[share] = constant;
+    if (a.dbonus_rows) a.dbonus_rows[share] = dbonus;
+  }
+  if (a.of_write && lane < SUB) a.of_write[((at.head(a) * TILES + at.tile) * a.chunks + at.chunk) * CHUNK + r0 + lane] = dwrite;
+}
+
+// A chunk after the row's length.
+__device__ __forceinline__ void finish_none(const Args& a, const Place& at) {
+  for (int i = threadIdx.x; i < CHUNK * HK; i += THREADS) {
+    int t = i / HK, column = at.tile * HK + i % HK;
+    if (at.t0 + t >= a.l) continue;
+    if (a.heads == a.groups) {
+      a.dq.row(at.first + t)[at.g * KEYS + column] = from_float<T>(0.0f);
+      a.dk.row(at.first + t)[at.g * KEYS + column] = from_float<T>(0.0f);
+    }
+    if (DECAY == 4 && a.ddecay.data) a.ddecay.row(at.first + t)[at.h * KEYS + column] = from_float<D>(0.0f);
+    i64 share = (at.b * a.chunks + at.chunk) * a.heads * KEYS + at.h * KEYS + column;
+    if (t == 0 && a.dconstant_rows) a.dconstant_rows[share] = 0.0f;
+    if (t == 0 && a.dbonus_rows) a.dbonus_rows[share] = 0.0f;
+  }
+}
+
+// A block has a tile of keys of a chunk of a head; a warp a sub-chunk, as queries and as keys.
+extern "C" __global__ void __launch_bounds__(THREADS) gradients(const __grid_constant__ Args a) {
+  GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
+  Place at(a, TILES);
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * SUB + (lane >> 2), column = (lane & 3) * 2;
+  if (at.t0 >= at.len) return finish_none(a, at);
+  int key0 = at.tile * HK, last = at.last();
+  const Positions& of = tiles.positions;
+  i64 there = at.len - at.t0;
+  auto load_part = [&](int part) {
+    int from = at.h * a.values + part * HV;
+    load_tile<CHUNK, HV, LV>(shared_address(tiles.v), a.v.row(at.first) + from, a.v.stride, there);
+    load_tile<CHUNK, HV, LV>(shared_address(tiles.dy), a.dy.row(at.first) + from, a.dy.stride, there);
+    i64 of_part = at.head(a) * a.parts + part, inside = i64(key0) * HV;
+    const bf16* before = a.before + (of_part * (a.chunks + 1) + at.chunk) * KEYS * HV + inside;
+    load_tile<HK, HV, LV>(shared_address(tiles.s), before, HV, HK);
+    load_tile<HK, HV, LV>(shared_address(tiles.ds), a.dafter + (of_part * a.chunks + at.chunk) * KEYS * HV + inside, HV, HK);
+    commit();
+  };
+  load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(at.first) + at.g * KEYS + key0, a.q.stride, there);
+  load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(at.first) + at.g * KEYS + key0, a.k.stride, there);
+  commit();
+  load_part(0);
+  load_positions(a, at, &tiles.positions);
+  load_decays(a, at, at.tile, &tiles.decays);
+  loaded<1>();
+  __syncthreads();
+  const Decays& decays = tiles.decays;
+  for (int i = threadIdx.x; i < SUBS * HK; i += THREADS) tiles.passes[i] = fast_exp2(decays.totals[i]);
+  for (int i = threadIdx.x; i < CHUNK * HK / 2; i += THREADS) {
+    int t = i / (HK / 2), key = i % (HK / 2) * 2;
+    u32 *q = reinterpret_cast<u32*>(tiles.q + t * LK + key), *k = reinterpret_cast<u32*>(tiles.k + t * LK + key);
+    float2 read = sums2<true>(decays.sums, t, key), sum = sums2<false>(decays.sums, t, key);
+    float2 total = pair_at(decays.totals + t / SUB * HK + key);
+    float w = of.write[t];
+    *q = scaled(*q, read.x, read.y);
+    *k = pack_bf16(w * fast_exp2(total.x - sum.x) * low_bf16(*k), w * fast_exp2(total.y - sum.y) * high_bf16(*k));
+  }
+  // dscores of the warp's queries with keys n sub-chunks before, and of its keys with queries n after.
+  float of_queries[SUBS][2][4], of_keys[SUBS][2][4], dq[HK / 8][4], dk[HK / 8][4];
+#pragma unroll
+  for (int n = 0; n < SUBS; ++n) clear<16>(of_queries[n]), clear<16>(of_keys[n]);
+  clear<HK>(dq), clear<HK>(dk);
+  u32 v = shared_address(tiles.v), dy = shared_address(tiles.dy), mine = warp * SUB * LV * 2;
+  for (int part = 0; part < a.parts; ++part) {
+    if (part > 0) {
+      __syncthreads();
+      load_part(part);
+    }
+    loaded<0>();
+    __syncthreads();
+    product_across<HK, HV, LV, LV>(dq, dy + mine, shared_address(tiles.s));
+    product_across<HK, HV, LV, LV>(dk, v + mine, shared_address(tiles.ds));
+#pragma unroll
+    for (int n = 0; n < SUBS; ++n) {
+      if (n <= warp) product_across<16, HV, LV, LV>(of_queries[n], dy + mine, v + (warp - n) * SUB * LV * 2);
+      if (n > 0 && warp + n < SUBS) product_across<16, HV, LV, LV>(of_keys[n], v + mine, dy + (warp + n) * SUB * LV * 2);
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    int t = row + e / 2 * 8;
+    bool reads = of.start[t] < at.t0, reaches = t <= last && at.t0 + t >= of.start[last];
+#pragma unroll
+    for (int j = 0; j < HK / 8; ++j) dq[j][e] = reads ? a.scale * dq[j][e] : 0.0f, dk[j][e] = reaches ? dk[j][e] : 0.0f;
+#pragma unroll
+    for (int n = 0; n < SUBS; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int inside = 8 * half + column + e % 2, s = (warp - n) * SUB + inside, later = (warp + n) * SUB + inside;
+        bool seen = s >= 0 && s <= t && at.t0 + s >= of.start[t];
+        bool read = later < CHUNK && at.t0 + t >= of.start[later < CHUNK ? later : 0];
+        of_queries[n][half][e] = seen ? a.scale * of_queries[n][half][e] : 0.0f;
+        of_keys[n][half][e] = read ? a.scale * of_keys[n][half][e] : 0.0f;
+      }
+  }
+#pragma unroll
+  for (int n = SUBS - 1; n > 0; --n) {
+    if (n <= warp) {
+      int sub = warp - n;
+      further(dq, tiles.passes + sub * HK, of_queries[n], shared_address(tiles.k) + sub * SUB * LK * 2);
+    }
+    if (warp + n < SUBS) {
+      int sub = warp + n;
+      further(dk, tiles.passes + sub * HK, of_keys[n], shared_address(tiles.q) + sub * SUB * LK * 2);
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int t = row + 8 * half;
+#pragma unroll
+    for (int j = 0; j < HK / 8; ++j) {
+      int key = 8 * j + column;
+      float2 read = sums2<true>(decays.sums, t, key), sum = sums2<false>(decays.sums, t, key);
+      float2 total = pair_at(decays.totals + warp * HK + key);
+      float *to_dq = tiles.dq + t * LC + key, *to_dk = tiles.dk + t * LC + key;
+      to_dq[0] = dq[j][2 * half] * fast_exp2(read.x), to_dq[1] = dq[j][2 * half + 1] * fast_exp2(read.y);
+      to_dk[0] = dk[j][2 * half] * fast_exp2(total.x - sum.x), to_dk[1] = dk[j][2 * half + 1] * fast_exp2(total.y - sum.y);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    int t = (lane >> 2) + i % 4 / 2 * 8, s = i / 4 * 8 + column + i % 2;
+    tiles.pairs[warp][t * SUB + s] = of_queries[0][i / 4][i % 4];
+  }
+  __syncwarp();
+  finish(a, at, tiles);
+}
+
+// dw: a thread has one head of a position.
+extern "C" __global__ void __launch_bounds__(THREADS) writes(const __grid_constant__ Args a) {
+  i64 i = i64(blockIdx.x) * THREADS + threadIdx.x, row = i / a.heads, t = row % a.l;
+  int h = int(i % a.heads), b = int(row / a.l);
+  if (row >= a.b * a.l) return;
+  float sum = 0.0f;
+  for (int tile = 0; tile < TILES && t < row_length(a, b); ++tile) {
+    sum += a.of_write[((i64(b) * a.heads + h) * TILES + tile) * a.chunks * CHUNK + t];
+  }
+  a.dwrite.row(row)[h] = sum;
+}
+
+// Sums of the shares of chunks: a warp has one element.
+extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_constant__ Args a) {
+  int unit = blockIdx.x * WARPS + (threadIdx.x >> 5);
+  i64 keys = i64(a.heads) * KEYS;
+  if (a.dconstant && unit < keys) add_shares(a, a.dconstant + unit, a.dconstant_rows, keys, unit, 1);
+  if (a.dbonus && unit < keys) add_shares(a, a.dbonus + unit, a.dbonus_rows, keys, unit, 1);
+  add_skips(a, unit);
+}
