@@ -164,7 +164,7 @@ __device__ __forceinline__ void finish_none(const Args& a, const Place& at) {
 }
 
 // A block has a tile of keys of a chunk of a head; a warp a sub-chunk, as queries and as keys.
-extern "C" __global__ void __launch_bounds__(THREADS) gradients(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) gradients(const __grid_constant__ Args a) {
   GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Place at(a, TILES);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * SUB + (lane >> 2), column = (lane & 3) * 2;
@@ -291,5 +291,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_co
   i64 keys = i64(a.heads) * KEYS;
   if (a.dconstant && unit < keys) add_shares(a, a.dconstant + unit, a.dconstant_rows, keys, unit, 1);
   if (a.dbonus && unit < keys) add_shares(a, a.dbonus + unit, a.dbonus_rows, keys, unit, 1);
-  add_skips(a, unit);
+  add_skips(a, unit, a.values);
 }

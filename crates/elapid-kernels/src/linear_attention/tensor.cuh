@@ -36,6 +36,10 @@ __device__ __forceinline__ void load4_transposed(u32* r, u32 from) {
 __device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
+// 4 bytes from global memory; zero if they are not `there`.
+__device__ __forceinline__ void copy4(u32 to, const void* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for the copies of this thread but the last N groups.
 template <int N>
@@ -137,18 +141,76 @@ __device__ __forceinline__ int start_of(const Args& a, int b, i64 t) {
   return a.starts ? a.starts[i64(b) * a.chunks * CHUNK + t] : -1;
 }
 
-// Per position of a chunk, in shared memory.
-struct Chunk {
+// Per position of a chunk, in shared memory. Positions after the row have a weight of 0; their sum is the chunk's last.
+struct __align__(16) Chunk {
   float sum[CHUNK], write[CHUNK];
   int start[CHUNK];
 };
-__device__ __forceinline__ void load_chunk(const Args& a, Chunk* to, int b, int h, i64 t0, i64 len) {
+// What is the same for all chunks.
+__device__ __forceinline__ void begin_chunk(const Args& a, Chunk* to) {
   if (threadIdx.x < CHUNK) {
-    int i = threadIdx.x;
+    if (!a.write.data) to->write[threadIdx.x] = 1.0f;
+    if (!a.starts) to->start[threadIdx.x] = -1;
+  }
+}
+__device__ __forceinline__ void load_chunk(const Args& a, Chunk* to, int b, int h, i64 t0, i64 len) {
+  int i = threadIdx.x;
+  if (i < CHUNK / 4) {
+    copy16(shared_address(to->sum + 4 * i), sums_of(a, b, h) + t0 + 4 * i, true);
+    if (a.starts) copy16(shared_address(to->start + 4 * i), a.starts + i64(b) * a.chunks * CHUNK + t0 + 4 * i, true);
+  }
+  if (a.write.data && i < CHUNK) {
     bool there = t0 + i < len;
-    to->sum[i] = sums_of(a, b, h)[t0 + i];
-    to->write[i] = there ? write_weight(a, b * a.l + t0 + i, h) : 0.0f;
-    to->start[i] = there ? start_of(a, b, t0 + i) : 0x3fffffff;
+    copy4(shared_address(to->write + i), a.write.row(b * a.l + (there ? t0 + i : 0)) + h, there);
+  }
+}
+
+// Calls `f` for the pairs of the warp's rows, of sub-chunk `warp`, with columns of the sub-chunks before it (rows are queries) or after it
+// (rows are keys), and of its own: f(j, n, e, column, x), with element e of the tile 2 j + n of a product of 16 rows. x is scale times the
+// decay in between, of queries times w; 0 for what is not seen. For other sub-chunks the decay is split at the border of the warp's own, so
+// that each factor is at most 1.
+template <bool QUERIES, class F>
+__device__ __forceinline__ void for_pairs(const Args& a, const Chunk& of, i64 t0, F f) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), pair = (lane & 3) * 2;
+  float base = QUERIES ? (warp > 0 ? of.sum[warp * 16 - 1] : 0.0f) : of.sum[warp * 16 + 15], mine[2], by[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    mine[half] = of.sum[row + 8 * half];
+    by[half] = a.scale * fast_exp2(QUERIES ? mine[half] - base : base - mine[half]);
+  }
+#pragma unroll
+  for (int j = 0; j < CHUNK / 16; ++j) {
+    if (QUERIES ? j > warp : j < warp) continue;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      int at = j * 16 + n * 8 + pair;
+      float2 sum = *reinterpret_cast<const float2*>(of.sum + at);
+      float x[4];
+      if (j == warp) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int t = row + e / 2 * 8, other = at + e % 2;
+          float y = QUERIES ? mine[e / 2] - (e % 2 ? sum.y : sum.x) : (e % 2 ? sum.y : sum.x) - mine[e / 2];
+          x[e] = (QUERIES ? other <= t : t <= other) ? a.scale * fast_exp2(y) : 0.0f;
+        }
+      } else {
+        float low = fast_exp2(QUERIES ? base - sum.x : sum.x - base), high = fast_exp2(QUERIES ? base - sum.y : sum.y - base);
+        x[0] = by[0] * low, x[1] = by[0] * high, x[2] = by[1] * low, x[3] = by[1] * high;
+      }
+      if (QUERIES) {
+        float2 w = *reinterpret_cast<const float2*>(of.write + at);
+        x[0] *= w.x, x[1] *= w.y, x[2] *= w.x, x[3] *= w.y;
+      }
+      if (a.starts) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int t = row + e / 2 * 8, other = at + e % 2;
+          if (QUERIES ? t0 + other < of.start[t] : t0 + t < of.start[other]) x[e] = 0.0f;
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) f(j, n, e, at + e % 2, x[e]);
+    }
   }
 }
 
@@ -175,11 +237,10 @@ __device__ __forceinline__ void add_shares(const Args& a, float* to, const float
   sum = warp_sum(sum);
   if ((threadIdx.x & 31) == 0) *to += sum;
 }
-__device__ __forceinline__ void add_skips(const Args& a, int unit) {
+// `each` shares of a head where skip has one weight for it.
+__device__ __forceinline__ void add_skips(const Args& a, int unit, int each) {
   i64 values = i64(a.heads) * a.values;
   if (!a.dskip) return;
   if (a.skip_channels && unit < values) add_shares(a, a.dskip + unit, a.dskip_rows, values, unit, 1);
-  if (!a.skip_channels && unit < a.heads) {
-    add_shares(a, a.dskip + unit, a.dskip_rows, values, unit * a.values, a.values);
-  }
+  if (!a.skip_channels && unit < a.heads) add_shares(a, a.dskip + unit, a.dskip_rows, i64(a.heads) * each, unit * each, each);
 }

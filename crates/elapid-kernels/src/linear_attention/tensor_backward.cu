@@ -48,6 +48,7 @@ struct Job {
   __device__ __forceinline__ void begin(const Args& a, GradientTiles& tiles, const bf16* states) const {
     load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(first) + g * HK, a.q.stride, len - t0);
     load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(first) + g * HK, a.k.stride, len - t0);
+    begin_chunk(a, tiles.chunk), begin_chunk(a, tiles.chunk + 1);
     load(a, tiles, states, from), load(a, tiles, states, from + 1);
     loaded<1>();
     __syncthreads();
@@ -68,12 +69,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
   GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
-  float dq[HK / 8][4], scores[CHUNK / 8][4];
-  clear<HK>(dq), clear<CHUNK>(scores);
+  // all: dscores with their decays, summed over heads.
+  float dq[HK / 8][4], scores[CHUNK / 8][4], all[CHUNK / 8][4];
+  clear<HK>(dq), clear<CHUNK>(scores), clear<CHUNK>(all);
   if (job.t0 < job.len) {
     job.begin(a, tiles, a.before);
     if (DECAY > 0) {
-      product_across<CHUNK, HK, LK, LK>(scores, shared_address(tiles.q) + warp * 32 * LK, shared_address(tiles.k));
+#pragma unroll
+      for (int j = 0; j < CHUNK / 16; ++j) {
+        if (j > warp) continue;
+        product_across<16, HK, LK, LK>(scores + 2 * j, shared_address(tiles.q) + warp * 32 * LK, shared_address(tiles.k) + j * 32 * LK);
+      }
     }
   }
   for (int at = job.from; at < job.to && job.t0 < job.len; ++at) {
@@ -82,13 +88,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     __syncthreads();
     const Chunk& of = tiles.chunk[stage];
     u32 dy = shared_address(tiles.dy[stage]) + warp * 32 * LV;
-    float sum[2], by[2], decay[2] = {0.0f, 0.0f};
-    int start[2];
+    float by[2], decay[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
-      sum[half] = of.sum[t], start[half] = of.start[t];
-      by[half] = start[half] < job.t0 ? a.scale * fast_exp2(sum[half]) : 0.0f;
+      by[half] = of.start[t] < job.t0 ? a.scale * fast_exp2(of.sum[t]) : 0.0f;
     }
     // From the state, 16 keys at a time.
     u32 left_at = down<LV>(dy), right_at = across<LV>(shared_address(tiles.s[stage]));
@@ -116,24 +120,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     }
     float dscores[CHUNK / 8][4];
     clear<CHUNK>(dscores);
-    product_across<CHUNK, HV, LV, LV>(dscores, dy, shared_address(tiles.v[stage]));
-    u32 p[CHUNK / 16][4];
 #pragma unroll
     for (int j = 0; j < CHUNK / 16; ++j) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          int t = row + e / 2 * 8, s = j * 16 + n * 8 + column + e % 2;
-          bool seen = s <= t && job.t0 + s >= start[e / 2];
-          float mask = seen ? a.scale * of.write[s] * fast_exp2(sum[e / 2] - of.sum[s]) : 0.0f;
-          float& x = dscores[2 * j + n][e];
-          x *= mask;
-          if (DECAY > 0 && s < t) decay[e / 2] += x * scores[2 * j + n][e];
-        }
-      as_a(p[j], dscores[2 * j], dscores[2 * j + 1]);
+      if (j <= warp) product_across<16, HV, LV, LV>(dscores + 2 * j, dy, shared_address(tiles.v[stage]) + j * 32 * LV);
     }
-    product_results<HK, CHUNK, LK>(dq, p, shared_address(tiles.k));
+    for_pairs<true>(a, of, job.t0, [&](int j, int n, int e, int s, float x) {
+      x *= dscores[2 * j + n][e];
+      all[2 * j + n][e] += x;
+      if (DECAY > 0) decay[e / 2] += s < row + e / 2 * 8 ? x * scores[2 * j + n][e] : 0.0f;
+    });
     if (DECAY > 0 && a.of_queries) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -145,6 +140,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     job.load(a, tiles, a.before, at + 2);
   }
   loaded<0>();
+#pragma unroll
+  for (int j = 0; j < CHUNK / 16; ++j) {
+    if (j > warp || job.t0 >= job.len) continue;
+    u32 p[1][4];
+    as_a(p[0], all[2 * j], all[2 * j + 1]);
+    product_results<HK, 16, LK>(dq, p, shared_address(tiles.k) + j * 32 * LK);
+  }
 #pragma unroll
   for (int j = 0; j < HK / 8; ++j)
 #pragma unroll
@@ -159,30 +161,35 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
   GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
-  float dk[HK / 8][4], scores[CHUNK / 8][4];
-  clear<HK>(dk), clear<CHUNK>(scores);
+  float dk[HK / 8][4], scores[CHUNK / 8][4], all[CHUNK / 8][4];
+  clear<HK>(dk), clear<CHUNK>(scores), clear<CHUNK>(all);
   bool some = job.t0 < job.len;
   u32 k = shared_address(tiles.k) + warp * 32 * LK;
   if (some) {
     job.begin(a, tiles, a.dafter);
-    product_across<CHUNK, HK, LK, LK>(scores, k, shared_address(tiles.q));
+#pragma unroll
+    for (int j = 0; j < CHUNK / 16; ++j) {
+      if (j >= warp) product_across<16, HK, LK, LK>(scores + 2 * j, k, shared_address(tiles.q) + j * 32 * LK);
+    }
   }
   int last = int(job.len - job.t0 < CHUNK ? job.len - job.t0 : CHUNK) - 1;
   for (int at = job.from; at < job.to; ++at) {
     int stage = at & 1, h = job.head(at) / a.parts;
     float dv[HV / 8][4];
     clear<HV>(dv);
+    // The sum of dy v.
+    float skips = 0.0f;
     const Chunk& of = tiles.chunk[stage];
     if (some) {
       loaded<1>();
       __syncthreads();
       // by: w e of the two rows.
-      float sum[2], write[2], by[2], pairs[2] = {0.0f, 0.0f}, own[2] = {0.0f, 0.0f}, inter[2] = {0.0f, 0.0f};
+      float write[2], by[2], pairs[2] = {0.0f, 0.0f}, own[2] = {0.0f, 0.0f}, inter[2] = {0.0f, 0.0f};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         int s = row + 8 * half;
-        sum[half] = of.sum[s], write[half] = of.write[s];
-        by[half] = s <= last && job.t0 + s >= of.start[last] ? fast_exp2(of.sum[last] - sum[half]) : 0.0f;
+        write[half] = of.write[s];
+        by[half] = s <= last && job.t0 + s >= of.start[last] ? fast_exp2(of.sum[last] - of.sum[s]) : 0.0f;
       }
       u32 left_at = down<LV>(shared_address(tiles.v[stage]) + warp * 32 * LV);
       u32 right_at = across<LV>(shared_address(tiles.s[stage]));
@@ -213,28 +220,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
         for (int e = 0; e < 4; ++e) dv[j][e] *= write[e / 2] * by[e / 2];
       float dscores[CHUNK / 8][4];
       clear<CHUNK>(dscores);
-      u32 values = shared_address(tiles.v[stage]) + warp * 32 * LV;
-      product_across<CHUNK, HV, LV, LV>(dscores, values, shared_address(tiles.dy[stage]));
-      u32 p[CHUNK / 16][4], dp[CHUNK / 16][4];
+      u32 values = shared_address(tiles.v[stage]) + warp * 32 * LV, dy = shared_address(tiles.dy[stage]);
 #pragma unroll
       for (int j = 0; j < CHUNK / 16; ++j) {
-        float x[2][4];
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            int s = row + e / 2 * 8, t = j * 16 + n * 8 + column + e % 2;
-            bool seen = s <= t && job.t0 + s >= of.start[t];
-            float mask = seen ? a.scale * fast_exp2(of.sum[t] - sum[e / 2]) : 0.0f;
-            float score = scores[2 * j + n][e] * mask;
-            float both = dscores[2 * j + n][e] * score;
-            own[e / 2] += s == t ? both : 0.0f, pairs[e / 2] += s == t ? 0.0f : both;
-            x[n][e] = write[e / 2] * score, dscores[2 * j + n][e] *= write[e / 2] * mask;
-          }
-        as_a(p[j], x[0], x[1]), as_a(dp[j], dscores[2 * j], dscores[2 * j + 1]);
+        if (j >= warp) product_across<16, HV, LV, LV>(dscores + 2 * j, values, dy + j * 32 * LV);
       }
-      product_results<HV, CHUNK, LV>(dv, p, shared_address(tiles.dy[stage]));
-      product_results<HK, CHUNK, LK>(dk, dp, shared_address(tiles.q));
+      float p[2][4];
+      for_pairs<false>(a, of, job.t0, [&](int j, int n, int e, int t, float x) {
+        float score = scores[2 * j + n][e] * x, both = dscores[2 * j + n][e] * score;
+        bool same = row + e / 2 * 8 == t;
+        own[e / 2] += same ? both : 0.0f, pairs[e / 2] += same ? 0.0f : both;
+        skips += same ? dscores[2 * j + n][e] : 0.0f;
+        p[n][e] = write[e / 2] * score, all[2 * j + n][e] += write[e / 2] * x * dscores[2 * j + n][e];
+        if (n == 0 || e < 3) return;
+        u32 left[1][4];
+        as_a(left[0], p[0], p[1]);
+        product_results<HV, 16, LV>(dv, left, dy + j * 32 * LV);
+      });
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float x = row_sum(pairs[half]), y = row_sum(own[half]), z = row_sum(inter[half]);
@@ -259,18 +261,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
         *reinterpret_cast<u32*>(out + s * a.dv.stride + c) = job.t0 + s < job.len ? pack_bf16(low, high) : 0;
       }
     }
-    if (a.dskip_rows && threadIdx.x < HV) {
+    if (a.dskip_rows && a.skip_channels && threadIdx.x < HV) {
       float dskip = 0.0f;
       for (int t = 0; t < CHUNK && some; ++t) {
         dskip += to_float(tiles.dy[stage][t * LV + threadIdx.x]) * to_float(tiles.v[stage][t * LV + threadIdx.x]);
       }
       a.dskip_rows[(job.b * a.chunks + job.chunk) * a.heads * a.values + job.head(at) * HV + threadIdx.x] = dskip;
     }
+    if (a.dskip_rows && !a.skip_channels) {
+      float sum = warp_sum(skips);
+      i64 to = ((job.b * a.chunks + job.chunk) * a.heads * a.parts + job.head(at)) * WARPS + warp;
+      if (lane == 0) a.dskip_rows[to] = sum;
+    }
     if (!some) continue;
     __syncthreads();
     job.load(a, tiles, a.dafter, at + 2);
   }
   loaded<0>();
+#pragma unroll
+  for (int j = 0; j < CHUNK / 16; ++j) {
+    if (j < warp || !some) continue;
+    u32 p[1][4];
+    as_a(p[0], all[2 * j], all[2 * j + 1]);
+    product_results<HK, 16, LK>(dk, p, shared_address(tiles.q) + j * 32 * LK);
+  }
 #pragma unroll
   for (int j = 0; j < HK / 8; ++j)
 #pragma unroll
@@ -333,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decays(const __grid_consta
 extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_constant__ Args a) {
   int unit = blockIdx.x * WARPS + (threadIdx.x >> 5);
   if (a.dconstant && unit < a.heads) add_shares(a, a.dconstant + unit, a.dconstant_rows, a.heads, unit, 1);
-  add_skips(a, unit);
+  add_skips(a, unit, a.parts * WARPS);
 }
 
 // Adds the shares of blocks of a group.

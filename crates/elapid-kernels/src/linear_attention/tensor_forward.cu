@@ -79,13 +79,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
   u32 q = shared_address(tiles.q) + warp * 16 * LK * 2;
   load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(first) + g * HK, a.q.stride, len - t0);
   load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(first) + g * HK, a.k.stride, len - t0);
+  begin_chunk(a, tiles.chunk), begin_chunk(a, tiles.chunk + 1);
   load(from);
   load(from + 1);
   loaded<1>();
   __syncthreads();
   float scores[CHUNK / 8][4];
   clear<CHUNK>(scores);
-  product_across<CHUNK, HK, LK, LK>(scores, q, shared_address(tiles.k));
+#pragma unroll
+  for (int j = 0; j < CHUNK / 16; ++j) {
+    if (j <= warp) product_across<16, HK, LK, LK>(scores + 2 * j, q, shared_address(tiles.k) + j * 32 * LK);
+  }
 
   for (int at = from; at < to; ++at) {
     int stage = at & 1, virtual_head = g * of_group + at, h = virtual_head / a.parts;
@@ -95,32 +99,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
     float o[HV / 8][4];
     clear<HV>(o);
     product_down<HV, HK, LK, LV>(o, q, shared_address(tiles.s[stage]));
-    float sum[2];
-    int start[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
-      sum[half] = of.sum[t], start[half] = of.start[t];
-      float by = start[half] < t0 ? a.scale * fast_exp2(sum[half]) : 0.0f;
+      float by = of.start[t] < t0 ? a.scale * fast_exp2(of.sum[t]) : 0.0f;
 #pragma unroll
       for (int j = 0; j < HV / 8; ++j) o[j][2 * half] *= by, o[j][2 * half + 1] *= by;
     }
-    u32 p[CHUNK / 16][4];
-#pragma unroll
-    for (int j = 0; j < CHUNK / 16; ++j) {
-      float x[2][4];
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          int t = row + e / 2 * 8, s = j * 16 + n * 8 + column + e % 2;
-          bool seen = s <= t && t0 + s >= start[e / 2];
-          float by = seen ? a.scale * of.write[s] * fast_exp2(sum[e / 2] - of.sum[s]) : 0.0f;
-          x[n][e] = by * scores[2 * j + n][e];
-        }
-      as_a(p[j], x[0], x[1]);
-    }
-    product_results<HV, CHUNK, LV>(o, p, shared_address(tiles.v[stage]));
+    float x[2][4];
+    for_pairs<true>(a, of, t0, [&](int j, int n, int e, int, float by) {
+      x[n][e] = by * scores[2 * j + n][e];
+      if (n == 0 || e < 3) return;
+      u32 p[1][4];
+      as_a(p[0], x[0], x[1]);
+      product_results<HV, 16, LV>(o, p, shared_address(tiles.v[stage]) + j * 32 * LV);
+    });
     bf16* y = a.y.row(first) + virtual_head * HV;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

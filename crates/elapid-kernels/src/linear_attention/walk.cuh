@@ -28,11 +28,6 @@ struct WalkStage {
 #endif
 };
 
-// 4 bytes from global memory; zero if they are not `there`.
-__device__ __forceinline__ void copy4(u32 to, const void* from, bool there) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
-}
-
 template <bool BACK, bool ENDS>
 __device__ __forceinline__ void walk_segment(const Args& a) {
   WalkStage<BACK>* stages = reinterpret_cast<WalkStage<BACK>*>(shared_memory());

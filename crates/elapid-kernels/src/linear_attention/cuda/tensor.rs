@@ -182,7 +182,8 @@ impl Form {
         let (tiles, pieces) = self.walk.shares();
         let of_pass = some(decays, &[b, heads, pieces, tiles, chunks, self.walk.keys / 16, 4])?;
         let dconstant = some(raw.dconstant != 0, &[b, chunks, heads, 4])?;
-        let dskip = some(raw.dskip != 0, &[b, chunks, heads, v, 4])?;
+        let each = if raw.skip_channels != 0 { v } else { parts * WARPS };
+        let dskip = some(raw.dskip != 0, &[b, chunks, heads, each, 4])?;
         let shares = [b, l, groups, blocks, k, 4];
         let (dq, dk) = (some(blocks > 1, &shares)?, some(blocks > 1, &shares)?);
         let raw = Raw {

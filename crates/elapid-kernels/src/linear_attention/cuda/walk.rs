@@ -8,7 +8,7 @@ use crate::linear_attention::args::Dims;
 use super::tensor::{CHUNK, THREADS};
 
 /// Chunks that a block loads or has loaded.
-const STAGES: usize = 4;
+const STAGES: usize = 2;
 
 /// How the walk of states divides its work.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,7 @@ pub(super) struct Walk {
 impl Walk {
     /// For tiles of keys and parts of values, in columns.
     pub(super) fn new(dims: Dims, keys: usize, part: usize, by_key: bool) -> Self {
-        let columns = if part == 64 { 32 } else { part };
-        Self { dims, keys, columns, by_key, chunks: dims.l.div_ceil(CHUNK) }
+        Self { dims, keys, columns: part, by_key, chunks: dims.l.div_ceil(CHUNK) }
     }
 
     pub(super) fn defines(&self) -> [(&'static str, usize); 3] {
