@@ -91,6 +91,12 @@ pub trait Layer: Any + std::fmt::Debug + Send + Sync {
     fn promises(&self) -> Promises {
         Promises::ALL
     }
+
+    /// Whether what it computes depends on the position in a document, though its state has no cache. A step on a GPU then
+    /// keeps the positions on the device, where a captured graph reads them.
+    fn reads_positions(&self) -> bool {
+        false
+    }
 }
 
 /// The place of a layer in a model, from which defaults of its settings follow.

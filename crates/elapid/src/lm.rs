@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use crate::Layout;
 use crate::autograd::{Tape, Var};
 use crate::checkpoint::{Checkpoint, Named, SaveOptions};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, PositionKind};
 use crate::embedding::Embedding;
 use crate::layer::{At, Cost, Layer, Layers, Promises, Split};
 use crate::memory::Needs;
@@ -270,6 +270,11 @@ impl LanguageModel {
         let norm = Cost { kept: d, ..Cost::default() };
         let layers = self.stack.sublayers.iter().map(|sublayer| sublayer.layer.cost(0) + norm);
         layers.max_by_key(|cost| cost.kept).unwrap_or_default()
+    }
+
+    /// Whether a step depends on the positions of its rows.
+    pub(crate) fn reads_positions(&self) -> bool {
+        self.config.stack.model.positions != PositionKind::None || self.stack.reads_positions()
     }
 
     /// Positions that a document may have: those of the table of positions, if there is one.

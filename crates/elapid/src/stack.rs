@@ -304,6 +304,11 @@ impl Stack {
         })
     }
 
+    /// Whether a layer without a cache depends on positions.
+    pub(crate) fn reads_positions(&self) -> bool {
+        self.sublayers.iter().any(|sublayer| sublayer.layer.reads_positions())
+    }
+
     /// Refuses a layout with resets or padding that a layer does not honour.
     fn check_promises(&self, cx: &Cx) -> Result<()> {
         for (sublayer, (place, _)) in self.sublayers.iter().zip(self.spec.iter()) {

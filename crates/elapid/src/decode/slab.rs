@@ -12,7 +12,6 @@ use elapid_kernels::cuda::{Buffer, Gpu, Graph};
 use elapid_kernels::sampling::cuda as sampling;
 
 use crate::Layout;
-use crate::config::PositionKind;
 use crate::fused::{self, FusedStep};
 use crate::lm::{LanguageModel, Positions};
 use crate::ops::Ids;
@@ -63,7 +62,7 @@ impl Slab {
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let mut state = model.zero_state(rows)?.to(model.device())?.own()?;
         let fused = if fused { fused::plan(model, &state, &ids)? } else { None };
-        let moves = state.has_caches() || model.config().stack.model.positions != PositionKind::None;
+        let moves = state.has_caches() || model.reads_positions();
         let positions = moves.then(|| gpu.upload(&vec![0u64; rows]).map(Arc::new)).transpose()?;
         if let Some(positions) = &positions {
             state.keep_in_place(gpu, model.dtype(), PAGES, positions)?;

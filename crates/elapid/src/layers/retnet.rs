@@ -165,6 +165,10 @@ impl Layer for Retnet {
         Ok((self.out_proj.forward(cx, &group_norm(&y, norm)?)?, LayerState::of([last]))) // [b l d]
     }
 
+    fn reads_positions(&self) -> bool {
+        self.rotary.is_some()
+    }
+
     fn state(&self) -> Vec<StateSpec> {
         vec![StateSpec::fixed("ssm", &[self.heads, self.key, self.value])]
     }

@@ -151,6 +151,11 @@ impl Layer for RgLru {
         Ok((block.out_proj.forward(cx, &y)?, LayerState::of([conv, last]))) // [b l d]
     }
 
+    /// The first position of a document is not scaled.
+    fn reads_positions(&self) -> bool {
+        true
+    }
+
     fn state(&self) -> Vec<StateSpec> {
         let h = StateSpec::fixed("h", &[self.width]);
         match &self.block {

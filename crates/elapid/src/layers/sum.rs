@@ -117,4 +117,8 @@ impl Layer for Sum {
             lengths: one.lengths && other.lengths,
         })
     }
+
+    fn reads_positions(&self) -> bool {
+        self.parts.iter().any(|part| part.layer.reads_positions())
+    }
 }

@@ -7,11 +7,12 @@ use elapid::autograd::{Tape, Var};
 use elapid::config::{ModelConfig, ModelSettings, Named, Place, Placement, PositionKind, StackConfig, Wiring};
 use elapid::decode::{Decoder, Draws, Next};
 use elapid::generate::Sampling;
-use elapid::layers::{LayerConfig, mlp};
+use elapid::layers::{LayerConfig, mlp, retnet, rg_lru};
 use elapid::ops::{NormKind, Pairs, Rotary, Scaling, rotate, rotate_columns};
 use elapid::params::ParamGrads;
 use elapid::settings::{Auto, Count, Size};
 use elapid::{DType, Device, LanguageModel, Layout, Tensor};
+use elapid_kernels::cuda::Gpu;
 use elapid_kernels::testing::{Random, err_ratio, gpu, wide};
 
 use crate::contract::{same_gradients, summed};
@@ -219,30 +220,47 @@ fn rotation_is_that_of_the_cpu() {
 #[test]
 fn decoding_counts_positions() {
     let Some(gpu) = gpu() else { return };
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     for (positions, rows) in [(PositionKind::Learned, 64), (PositionKind::Sinusoidal, 0), (PositionKind::None, 0)] {
         let settings = ModelSettings { positions, max_positions: Count::new(rows), ..ModelSettings::default() };
-        let model = model(24, settings, &Placement::default());
-        let run = |model: &LanguageModel| {
-            let mut decoder = Decoder::new(model, 2).unwrap();
-            let draws = Draws { sampling: greedy, ..Draws::default() };
-            let start = model.zero_state(1).unwrap();
-            let mut steps: Vec<Vec<u32>> = Vec::new();
-            decoder.admit(&start, Next::Token(3), &draws).unwrap();
-            for step in 0..12 {
-                if step == 4 {
-                    decoder.admit(&start, Next::Token(3), &draws).unwrap();
-                }
-                decoder.step().unwrap();
-                steps.push(decoder.tokens().unwrap().into_iter().map(|(_, id)| id).collect());
-            }
-            (steps, decoder.launches() > 0)
-        };
-        let (got, captured) = run(&model.to(Device::Cuda(gpu), DType::F32).unwrap());
-        assert_eq!(run(&model).0, got, "{positions:?}");
-        assert!(captured, "{positions:?}");
-        let (first, second): (Vec<u32>, Vec<u32>) =
-            ((0..8).map(|i| got[i][0]).collect(), (4..12).map(|i| got[i][1]).collect());
-        assert_eq!(first, second, "{positions:?}");
+        counts_positions(&model(24, settings, &Placement::default()), gpu);
     }
+    // Layers that read positions and keep no cache.
+    let retnet = retnet::Settings { heads: Size::new(2), ..retnet::Settings::default() };
+    let rg_lru = rg_lru::Settings { heads: Size::new(2), ..rg_lru::Settings::default() };
+    for layer in [LayerConfig::retnet(retnet), LayerConfig::rg_lru(rg_lru)] {
+        let named = [("mixer".to_owned(), Named { layer, placement: Placement::default() })].into();
+        let layers = vec!["mixer".to_owned()];
+        let (d_model, n_layer) = (Size::new(24), Size::new(2));
+        let model = ModelSettings { d_model, n_layer, layers, initializer_range: 0.4, ..ModelSettings::default() };
+        let stack = StackConfig { model, named };
+        let config = ModelConfig { vocab_size: V, stack, ..ModelConfig::default() };
+        counts_positions(&LanguageModel::new(config, 3).unwrap(), gpu);
+    }
+}
+
+/// Two rows, the second admitted four steps later: on a GPU, captured, they are those of the CPU.
+fn counts_positions(model: &LanguageModel, gpu: Gpu) {
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let run = |model: &LanguageModel| {
+        let mut decoder = Decoder::new(model, 2).unwrap();
+        let draws = Draws { sampling: greedy, ..Draws::default() };
+        let start = model.zero_state(1).unwrap();
+        let mut steps: Vec<Vec<u32>> = Vec::new();
+        decoder.admit(&start, Next::Token(3), &draws).unwrap();
+        for step in 0..12 {
+            if step == 4 {
+                decoder.admit(&start, Next::Token(3), &draws).unwrap();
+            }
+            decoder.step().unwrap();
+            steps.push(decoder.tokens().unwrap().into_iter().map(|(_, id)| id).collect());
+        }
+        (steps, decoder.launches() > 0)
+    };
+    let (got, captured) = run(&model.to(Device::Cuda(gpu), DType::F32).unwrap());
+    let what = format!("{:?}", model.config().stack.model);
+    assert_eq!(run(model).0, got, "{what}");
+    assert!(captured, "{what}");
+    let (first, second): (Vec<u32>, Vec<u32>) =
+        ((0..8).map(|i| got[i][0]).collect(), (4..12).map(|i| got[i][1]).collect());
+    assert_eq!(first, second, "{what}");
 }
