@@ -75,8 +75,8 @@ pub(crate) struct Arguments {
     /// Positions per forward pass, with the state carried over; does not change results [default: 512; 4096 for a task]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     chunk: Option<usize>,
-    /// Evaluate a synthetic task instead of text: copying, selective-copying or induction-heads, in the sizes that the model
-    /// was trained with
+    /// Evaluate a synthetic task instead of text: copying, selective-copying, induction-heads, mqar or state-tracking, in the
+    /// sizes that the model was trained with
     #[arg(long, value_name = "NAME",
           conflicts_with_all = ["tokens", "per_token", "data", "val_fraction", "length", "batch"])]
     task: Option<String>,

@@ -30,8 +30,8 @@ Examples:
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
       take settings from a file and override some; configs/default.toml explains every setting
   elapid train --task induction-heads
-      train on a synthetic task with the paper's settings (copying, selective-copying or induction-heads); other options
-      override them. Sequences are generated on the fly, and accuracy is measured on fresh ones
+      train on a synthetic task with the paper's settings (copying, selective-copying, induction-heads, mqar or
+      state-tracking); other options override them. Sequences are generated on the fly, and accuracy is measured on fresh ones
   elapid train --resume --output runs/out/books
       resume a run where it stopped, bit for bit; a run stops cleanly at Ctrl-C, SIGTERM and a closed terminal
       (a second Ctrl-C or SIGTERM ends it at once)
@@ -57,8 +57,8 @@ pub(crate) struct Arguments {
     /// settings with --resume]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Train on a synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying or
-    /// induction-heads
+    /// Train on a synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying,
+    /// induction-heads, mqar or state-tracking
     #[arg(long, value_name = "NAME", conflicts_with_all = ["data", "val"])]
     task: Option<String>,
     /// Text to train on: a file, a directory, or `tinyshakespeare`; may be repeated

@@ -385,9 +385,34 @@ impl LanguageModel {
             Positions::All => hidden,
             Positions::Last => last_positions(&hidden, &cx.layout)?.into(),
         };
+        Ok((self.to_logits(cx, &hidden)?, state))
+    }
+
+    /// Logits `[n v]` of the positions `at` of all `b l`, in their order, and the state after the last position of each row.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden), and if a position is outside the batch.
+    pub fn logits_at<'a, 's>(
+        &self,
+        cx: &Cx,
+        tokens: impl Into<Ids<'a>>,
+        state: impl Into<Cow<'s, State>>,
+        at: &[u32],
+    ) -> Result<(Tensor, State)> {
+        let (hidden, state) = self.hidden(cx, tokens, state, false)?;
+        let all = hidden.value().row_count();
+        if let Some(&outside) = at.iter().find(|&&at| at as usize >= all) {
+            return Err(Error::Argument(format!("position {outside} is not among the {all} of the batch")));
+        }
+        let logits = self.to_logits(cx, &rows_at(hidden.value(), at)?.into())?;
+        Ok((logits.value().clone(), state))
+    }
+
+    /// The logits of hidden positions.
+    fn to_logits(&self, cx: &Cx, hidden: &Var) -> Result<Var> {
         let settings = &self.config.stack.model;
-        let logits = linear(&scaled(&hidden, settings.logit_scale)?, &cx.param(self.head), None)?;
-        Ok((soft_cap(&logits, settings.logit_softcap)?, state))
+        let logits = linear(&scaled(hidden, settings.logit_scale)?, &cx.param(self.head), None)?;
+        soft_cap(&logits, settings.logit_softcap)
     }
 
     /// The loss of predicting `targets` (negative ones are ignored) from `tokens`, and the state after the last position.
@@ -451,20 +476,24 @@ fn registry(
 
 /// The last real position of each row, `[b d]`.
 fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
-    let d = hidden.value().cols();
-    if let Some(gpu) = hidden.value().gpu() {
-        if layout.l == 1 && layout.lengths.is_none() {
-            return Ok(hidden.value().reshape(&[layout.b, d]));
-        }
-        let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<Vec<_>>>()?;
-        let mut last = Tensor::uninit(gpu, hidden.value().dtype(), &[layout.b, d])?;
-        elapid_kernels::cuda::elementwise::select_rows(&gpu, hidden.value().mat(), &rows, last.mat_mut())?;
-        return Ok(last);
+    let on_gpu = hidden.value().gpu().is_some();
+    if on_gpu && layout.l == 1 && layout.lengths.is_none() {
+        return Ok(hidden.value().reshape(&[layout.b, hidden.value().cols()]));
     }
-    Tensor::filled(&[layout.b, d], |mut last| {
-        for b in 0..layout.b {
-            last.row(b).copy_from_slice(hidden.value().rows().row(last_position(b, layout)?));
-        }
+    let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<Vec<_>>>()?;
+    rows_at(hidden.value(), &rows)
+}
+
+/// These rows of a matrix, copied.
+fn rows_at(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let d = hidden.cols();
+    if let Some(gpu) = hidden.gpu() {
+        let mut picked = Tensor::uninit(gpu, hidden.dtype(), &[rows.len(), d])?;
+        elapid_kernels::cuda::elementwise::select_rows(&gpu, hidden.mat(), rows, picked.mat_mut())?;
+        return Ok(picked);
+    }
+    Tensor::filled(&[rows.len(), d], |mut picked| {
+        rows.iter().enumerate().for_each(|(i, &at)| picked.row(i).copy_from_slice(hidden.rows().row(at as usize)));
         Ok::<(), Error>(())
     })
 }

@@ -414,3 +414,32 @@ fn a_task() {
     elapid(&["train", "--task", "sorting"]).fails(2, &["`sorting`", "selective-copying"]);
     elapid(&["train", "--task", "copying", "--data", "x"]).fails(2, &["--data"]);
 }
+
+#[test]
+fn recall_and_state_tracking() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |task: &str, own: &[&str]| {
+        let output = dir.path().join(task).display().to_string();
+        let small = ["--steps", "2", "--batch", "2", "--set", "train.eval_batches=1", "--set", "model.d_model=16"];
+        let train = [&["train", "--task", task, "--output", &output, "--json"][..], &small, own].concat();
+        let accuracy = elapid(&train).json()["accuracy"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&accuracy), "{task}: {accuracy}");
+        let page = dir.path().join(format!("{task}.md"));
+        let eval = ["eval", "--task", task, "--model", &output, "--sequences", "3", "--json", "--report"];
+        let line =
+            elapid(&[&eval[..], &[&page.display().to_string()]].concat()).json()["models"][0]["lengths"][0].take();
+        (line["length"].as_u64().unwrap(), line["answers"].as_u64().unwrap(), std::fs::read_to_string(page).unwrap())
+    };
+    let (length, answers, page) =
+        run("mqar", &["--length", "16", "--set", "task.pairs=4", "--set", "task.vocab=16", "--set", "train.warmup=1"]);
+    assert_eq!((length, answers), (16, 12));
+    assert!(page.contains("task.pairs=4"), "{page}");
+    let (length, answers, page) = run("state-tracking", &["--length", "20", "--set", "task.modulus=5"]);
+    assert_eq!((length, answers), (20, 3));
+    assert!(page.contains("task.modulus=5") && page.contains("Mamba-3"), "{page}");
+    let wrong =
+        |sets: &[&str], words: &[&str]| elapid(&[&["train", "--task", "mqar"][..], sets].concat()).fails(2, words);
+    wrong(&["--length", "255"], &["data.length", "even"]);
+    wrong(&["--set", "task.pairs=65"], &["data.length", "65 pairs"]);
+    wrong(&["--set", "task.pairs=5000"], &["task.pairs", "4095"]);
+}

@@ -207,14 +207,35 @@ impl DataConfig {
 elapid::settings! {
     /// `[task]`: a synthetic task instead of text.
     pub struct TaskConfig {
-        /// Synthetic task to train on instead of text: "copying", "selective-copying" or "induction-heads"; configs/ has the
-        /// paper's settings under these names. "none" is text. With a task, only the length of [data] is used.
+        /// Synthetic task to train on instead of text: "copying", "selective-copying", "induction-heads", "mqar" or
+        /// "state-tracking"; configs/ has the paper's settings under these names. "none" is text. With a task, only the length
+        /// of [data] is used.
         name: String = "none".into(),
         /// Number of token ids of the task, special ones included.
         vocab: usize = 16,
         /// Number of tokens to copy in the copying tasks. A sequence has data.length positions and two more for each of
         /// them.
         tokens: usize = 16,
+        /// Number of keys, each with a value, in mqar.
+        pairs: usize = 64,
+        /// How often mqar lists the pairs before it asks.
+        passes: usize = 1,
+        /// The a of the gaps between the pairs and the queries in mqar, p(g) ∝ a (g + 1)^(a - 1); 1 is uniform.
+        gap_power: f64 = 0.01,
+        /// Whether mqar has random ids, and not 0, where nothing is asked.
+        random_noise: bool = false,
+        /// The m of state-tracking: sums are modulo m. 2 is parity.
+        modulus: usize = 2,
+        /// Whether state-tracking asks after every token, and not only after the last.
+        every_position: bool = false,
+        /// Lengths of training sequences in state-tracking are uniform from this ...
+        shortest: usize = 3,
+        /// ... to a longest that grows from this to data.length ...
+        first_longest: usize = 40,
+        /// ... over this many sequences (train.batch of them are a step).
+        curriculum: u64 = 2_560_000,
+        /// Number of training sequences, which repeat after them. 0: every one is new.
+        train_sequences: u64 = 0,
         /// Whether training predicts every next token and not only the answers.
         next_tokens: bool = false,
         /// Lengths of held-out sequences, with train.eval_batches batches of each: a model that is right at data.length may

@@ -6,16 +6,20 @@
 
 mod copying;
 mod induction_heads;
+mod mqar;
 mod score;
 mod sequences;
+mod state_tracking;
 mod task;
 
 use std::sync::Arc;
 
 pub use copying::Copying;
 pub use induction_heads::InductionHeads;
+pub use mqar::Mqar;
 pub use score::{Reader, Score};
 pub use sequences::{Sequences, Split};
+pub use state_tracking::StateTracking;
 pub use task::{Kind, Paper, Random, Sequence, Task, Unfit};
 
 use crate::config::{ConfigError, TaskConfig};
@@ -27,7 +31,8 @@ impl From<Unfit> for crate::Error {
 }
 
 /// Every task.
-pub static KINDS: [&Kind; 3] = [&copying::PLAIN, &copying::SELECTIVE, &induction_heads::KIND];
+pub static KINDS: [&Kind; 5] =
+    [&copying::PLAIN, &copying::SELECTIVE, &induction_heads::KIND, &mqar::KIND, &state_tracking::KIND];
 
 impl Kind {
     /// The task of that name.

@@ -3,7 +3,6 @@
 use std::ops::{Add, Range};
 
 use elapid::Layout;
-use elapid::lm::Positions;
 use elapid::{Device, LanguageModel};
 use rayon::prelude::*;
 
@@ -141,20 +140,29 @@ impl Reader {
             let parts = tokens.par_chunks_mut(l).zip(targets.par_chunks_mut(l));
             rows.par_iter_mut().zip(parts).for_each(|(row, (tokens, targets))| fill(row, tokens, targets));
             let cx = model.inference(Layout::new(b, l));
-            if targets.iter().all(|&target| target == IGNORE) {
+            // Logits of the positions with an answer alone: with many ids, the others' would take most of the time.
+            let asked: Vec<u32> = (0..b * l).filter(|&at| targets[at] >= 0).map(|at| at as u32).collect();
+            if asked.is_empty() {
                 state = model.hidden(&cx, &tokens, &state, false)?.1;
             } else {
-                let (logits, next) = model.logits(&cx, &tokens, &state, Positions::All)?;
+                let (logits, next) = model.logits_at(&cx, &tokens, &state, &asked)?;
                 state = next;
-                let (v, logits) = (logits.value().cols(), logits.value().to_vec()?);
-                for (at, &target) in targets.iter().enumerate().filter(|(_, target)| **target >= 0) {
-                    let logits = &logits[at * v..][..v];
-                    let (answer, nll) = answer(logits, target as usize);
-                    let mean = logits.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
+                let (v, logits) = (logits.cols(), logits.to_vec()?);
+                let answers: Vec<(bool, f64, f64)> = logits
+                    .par_chunks(v)
+                    .zip(&asked)
+                    .map(|(logits, &at)| {
+                        let target = targets[at as usize] as usize;
+                        let (answer, nll) = answer(logits, target);
+                        let mean = logits.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
+                        (answer == target, nll, f64::from(logits[target]) - mean)
+                    })
+                    .collect();
+                for (&at, (right, nll, lead)) in asked.iter().zip(answers) {
                     score.answers += 1;
                     score.nats += nll;
-                    score.lead += f64::from(logits[target as usize]) - mean;
-                    if answer == target as usize { score.right += 1 } else { all_right[at / l] = false }
+                    score.lead += lead;
+                    if right { score.right += 1 } else { all_right[at as usize / l] = false }
                 }
             }
             read += l;

@@ -31,6 +31,14 @@ pub trait Task: Debug + Send + Sync {
     /// If there is no sequence of that length.
     fn sequence(&self, length: usize, random: Random) -> Sequence;
 
+    /// Training sequence `number`, if training differs from evaluation, such as by a curriculum. It has as many positions.
+    ///
+    /// # Panics
+    /// If there is no sequence of that length.
+    fn training_sequence(&self, length: usize, _number: u64, random: Random) -> Sequence {
+        self.sequence(length, random)
+    }
+
     /// Whether a token is data that must be remembered, as opposed to noise.
     fn is_data(&self, token: u32) -> bool;
 }

@@ -9,8 +9,10 @@ use super::*;
 use crate::config::TrainConfig;
 use crate::data::IGNORE;
 
+/// A task of at most 16 ids that fits into short sequences.
 fn task(name: &str) -> Arc<dyn Task> {
-    open(&TaskConfig { name: name.into(), ..TaskConfig::default() }).unwrap().unwrap()
+    let small = TaskConfig { pairs: 2, curriculum: 20, first_longest: 4, ..TaskConfig::default() };
+    open(&TaskConfig { name: name.into(), ..small }).unwrap().unwrap()
 }
 
 fn sequences(name: &str, length: usize, seed: u64) -> Sequences {
@@ -28,13 +30,14 @@ fn every_task_has_the_papers_settings() {
         let config = TrainConfig::parse(kind.settings, kind.name).unwrap();
         config.validate(kind.name).unwrap();
         assert_eq!(config.task.name, kind.name);
-        assert_eq!(
-            (config.model.stack.model.n_layer.get(), config.model.stack.model.d_model.get()),
-            (2, 64),
-            "{}",
-            kind.name
-        );
-        assert_eq!(open(&config.task).unwrap().unwrap().vocab_size(), 16, "{}", kind.name);
+        let (layers, width, ids) = match kind.name {
+            "mqar" => (2, 128, 8192),
+            "state-tracking" => (1, 64, 3),
+            _ => (2, 64, 16),
+        };
+        let model = &config.model.stack.model;
+        assert_eq!((model.n_layer.get(), model.d_model.get()), (layers, width), "{}", kind.name);
+        assert_eq!(open(&config.task).unwrap().unwrap().vocab_size(), ids, "{}", kind.name);
         assert!(config.differences(&config).unwrap().is_empty());
         let figures = kind.paper.models.iter().flat_map(|(_, figures)| *figures);
         assert!(figures.clone().all(|figure| (4..=1 << 20).contains(&figure.0) && figure.1 <= 100.0), "{figures:?}");
@@ -100,12 +103,13 @@ proptest! {
     }
 
     #[test]
-    fn a_batch_is_its_sequences(b in 1_usize..5, index in 0_u64..1000, length in 4_usize..40) {
+    fn a_batch_is_its_sequences(b in 1_usize..5, index in 0_u64..1000, half in 4_usize..20, repeat in 0_u64..9) {
         for kind in KINDS {
-            let all = sequences(kind.name, length, 7);
-            let batch = all.batch(index, b);
+            let all = sequences(kind.name, 2 * half, 7);
+            let batch = all.clone().repeated(repeat).batch(index, b);
             for row in 0..b {
-                let (tokens, targets) = one(&all, index * b as u64 + row as u64);
+                let number = index * b as u64 + row as u64;
+                let (tokens, targets) = one(&all, if repeat == 0 { number } else { number % repeat });
                 prop_assert_eq!(&batch.tokens[row * batch.l..][..batch.l], tokens);
                 prop_assert_eq!(&batch.targets[row * batch.l..][..batch.l], targets);
             }
@@ -150,7 +154,26 @@ fn sequences_follow_from_seed_split_and_number() {
     for split in [Split::HeldOut, Split::Test] {
         let other = Sequences::new(task("selective-copying"), 40, 1, split).unwrap();
         assert_ne!(one(&all, 5), one(&other, 5));
+        // Only training sequences repeat.
+        assert_eq!(one(&other.clone().repeated(3), 5), one(&other, 5));
     }
+    assert_eq!(one(&all.clone().repeated(3), 5), one(&all, 2));
+}
+
+#[test]
+fn held_out_sequences_have_no_curriculum() {
+    for split in [Split::HeldOut, Split::Test] {
+        let all = Sequences::new(task("state-tracking"), 30, 1, split).unwrap();
+        for number in 0..50 {
+            let (tokens, targets) = one(&all, number);
+            assert!(tokens.iter().all(|&token| token < 2));
+            assert_eq!(targets[29], (tokens.iter().sum::<u32>() % 2) as i32);
+        }
+    }
+    let trains = sequences("state-tracking", 30, 1);
+    let tokens = |number| one(&trains, number).0.iter().filter(|&&token| token < 2).count();
+    assert!((0..4).map(tokens).all(|tokens| tokens <= 9), "{:?}", (0..4).map(tokens).collect::<Vec<_>>());
+    assert!((20..200).map(tokens).any(|tokens| tokens > 25));
 }
 
 #[test]
@@ -173,7 +196,12 @@ fn a_score_does_not_depend_on_how_sequences_are_read() {
         let all = sequences(kind.name, 40, 1);
         let read = |chunk, positions| Reader { chunk, positions }.score(&model, &all, 3..17, |_| ()).unwrap();
         let whole = read(4096, 4096);
-        assert_eq!((whole.sequences, whole.answers), (14, if kind.name == "induction-heads" { 14 } else { 14 * 16 }));
+        let asked = match kind.name {
+            "induction-heads" | "state-tracking" => 1,
+            "mqar" => 2,
+            _ => 16,
+        };
+        assert_eq!((whole.sequences, whole.answers), (14, 14 * asked));
         assert!(whole.right < whole.answers, "{whole:?}");
         assert!((whole.loss() - 16f64.ln()).abs() < 1.0, "{whole:?}");
         for (chunk, positions) in [(7, 7), (1, 3), (40, 80), (13, 100)] {

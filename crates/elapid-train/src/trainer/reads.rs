@@ -93,7 +93,9 @@ pub(super) fn made(task: &Arc<dyn Task>, config: &TrainConfig) -> Result<Prepare
         lengths => lengths,
     };
     let objective = SyntheticTask {
-        train: sequences(config.data.length, Split::Train)?.with_next_tokens(config.task.next_tokens),
+        train: sequences(config.data.length, Split::Train)?
+            .with_next_tokens(config.task.next_tokens)
+            .repeated(config.task.train_sequences),
         rows: train.batch,
         smoothing: train.label_smoothing,
         held_out: lengths.iter().map(|&length| sequences(length, Split::HeldOut)).collect::<Result<_, _>>()?,
