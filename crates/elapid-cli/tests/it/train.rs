@@ -443,3 +443,44 @@ fn recall_and_state_tracking() {
     wrong(&["--set", "task.pairs=65"], &["data.length", "65 pairs"]);
     wrong(&["--set", "task.pairs=5000"], &["task.pairs", "4095"]);
 }
+
+#[test]
+fn runs_compared_by_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs: Vec<String> = [("tiny-1", 1), ("tiny-4", 4), ("other", 2)]
+        .map(|(name, states)| {
+            let output = dir.path().join(name).display().to_string();
+            let d_state = format!("model.d_state={states}");
+            let small = [
+                "--steps",
+                "2",
+                "--batch",
+                "2",
+                "--length",
+                "8",
+                "--set",
+                "model.d_model=16",
+                "--set",
+                "model.n_layer=2",
+            ];
+            let own = ["train", "--output", &output, "--quiet", "--set", "train.eval_batches=1", "--set", &d_state];
+            elapid(&[&own[..], &small].concat()).text();
+            output
+        })
+        .into();
+    let page = dir.path().join("page.md").display().to_string();
+    let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
+    let compare = [&["compare", "--against", "state", "--report", &page, "--json"][..], &runs].concat();
+    let found = elapid(&compare).json();
+    // Two layers of 32 channels: N states, and 3 inputs of the convolution.
+    let bytes: Vec<u64> =
+        found["runs"].as_array().unwrap().iter().map(|run| run["state_bytes"].as_u64().unwrap()).collect();
+    assert_eq!(bytes, [1, 4, 2].map(|n| 4 * 2 * 32 * (n + 3)));
+    assert!(found["runs"][0]["parameters"].as_u64() < found["runs"][1]["parameters"].as_u64(), "{found}");
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(text.contains("state at 8,192") && text.contains("page-sizes.svg"), "{text}");
+    let picture = std::fs::read_to_string(dir.path().join("page-sizes.svg")).unwrap();
+    assert!([">\ntiny\n", "other", "bytes of the state"].iter().all(|word| picture.contains(word)), "{picture}");
+    assert!(!picture.contains("tiny-1"));
+    elapid(&["compare", runs[0], "--context", "5"]).fails(2, &["--against"]);
+}

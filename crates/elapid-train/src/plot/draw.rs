@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
     fn legend(&self) -> impl Iterator<Item = (&'a Series, i32, i32)> {
         let room = self.options.size.0 as i32 - LEFT - 20;
         let (mut x, mut row) = (0, 0);
-        let named = self.series.iter().filter(|s| !s.name.is_empty() && !s.points.is_empty());
+        let named = self.series.iter().filter(|s| !s.name.is_empty() && !s.points.is_empty() && s.look != Look::Named);
         named.map(move |series| {
             let width = SAMPLE + 9 * series.name.chars().count() as i32;
             if x > 0 && x + width > room {
@@ -108,6 +108,7 @@ impl<'a> Plan<'a> {
                 self.line(&pen, series)?;
             }
         }
+        self.names(&pen)?;
         self.heading(&pen)?;
         self.last_values(&pen)
     }
@@ -154,6 +155,7 @@ impl<'a> Plan<'a> {
         let (width, alpha) = match series.look {
             Look::Line => (2.4, 1.0),
             Look::Dots => (1.8, 1.0),
+            Look::Named => return self.dots(pen, series),
             Look::Thin | Look::Faint => (1.1, 0.4),
         };
         let places: Vec<Option<(f64, f64)>> = series.points.iter().map(|&point| self.at(point)).collect();
@@ -166,6 +168,35 @@ impl<'a> Plan<'a> {
                     pen.dot(place, colour)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn dots<B: DrawingBackend>(&self, pen: &Pen<'_, B>, series: &Series) -> Result<(), Failure<B>> {
+        let places = series.points.iter().filter_map(|&point| self.at(point));
+        places.into_iter().try_for_each(|place| pen.dot(place, colour(series)))
+    }
+
+    /// The names beside dots: to the right, in the right half of the chart to the left, and below a name that is in the way.
+    fn names<B: DrawingBackend>(&self, pen: &Pen<'_, B>) -> Result<(), Failure<B>> {
+        let named = self.series.iter().filter(|series| series.look == Look::Named);
+        let mut all: Vec<((f64, f64), &Series)> =
+            named.flat_map(|series| series.points.iter().filter_map(move |&at| Some((self.at(at)?, series)))).collect();
+        all.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
+        // Left and right ends and heights of what is written.
+        let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+        for ((x, mut y), series) in all {
+            let wide = 9.0 * series.name.chars().count() as f64;
+            let right = x < f64::from(LEFT) + 0.5 * f64::from(self.width());
+            let (from, to, h) =
+                if right { (x + 9.0, x + 9.0 + wide, HPos::Left) } else { (x - 9.0 - wide, x - 9.0, HPos::Right) };
+            let blocked =
+                |y: f64| taken.iter().find(|t| t.0 < to && from < t.1 && (t.2 - y).abs() < f64::from(APART) - 1.0);
+            while let Some(other) = blocked(y) {
+                y = other.2 + f64::from(APART);
+            }
+            pen.text(&series.name, (if right { from } else { to }, y), 17, colour(series), h, VPos::Center)?;
+            taken.push((from, to, y));
         }
         Ok(())
     }

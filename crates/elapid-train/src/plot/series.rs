@@ -12,6 +12,8 @@ pub enum Look {
     Thin,
     /// The same, behind the others. It does not affect the range of the chart and may leave it.
     Faint,
+    /// Dots that are not joined, each with the name of the series beside it and not in the legend.
+    Named,
 }
 
 /// Points to be joined. Points that are not finite make gaps.

@@ -118,3 +118,23 @@ fn smoothing_keeps_the_ends_honest() {
     assert_eq!(smoothed.len(), 600);
     assert_eq!(smooth(&[]), []);
 }
+
+#[test]
+fn names_beside_dots_do_not_overlap() {
+    // Four points at nearly the same place, and one at the right end.
+    let at = [(10.0, 1.0), (10.5, 1.001), (11.0, 0.999), (10.2, 1.0005), (1e6, 1.2)];
+    let series: Vec<Series> = (0..at.len())
+        .map(|k| Series { name: format!("name{k}"), points: vec![at[k]], look: Look::Named, ..Series::default() })
+        .collect();
+    let chart = line_chart(&series, &Options { x_log: true, ..Options::default() }).unwrap();
+    let height = |name: &str| -> f64 {
+        let before = &chart.svg[..chart.svg.find(name).unwrap()];
+        let y = before.rfind(" y=\"").unwrap() + 4;
+        before[y..].split('"').next().unwrap().parse().unwrap()
+    };
+    let mut heights: Vec<f64> = (0..4).map(|k| height(&format!("name{k}"))).collect();
+    heights.sort_by(f64::total_cmp);
+    assert!(heights.windows(2).all(|pair| pair[1] - pair[0] >= 18.0), "{heights:?}");
+    assert_eq!(chart.svg.matches("<circle").count(), 5);
+    assert!((0..5).all(|k| chart.svg.matches(&format!("name{k}")).count() == 1), "no legend");
+}
