@@ -22,6 +22,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RATES = [2e-3, 1e-3, 4e-3]
+# Seconds after which a measurement of speed is given up.
+LONGEST_BENCH = 60
 MQAR_RATES = [2.15e-3, 4.64e-4, 1e-2]
 
 
@@ -49,18 +51,18 @@ def sets(*settings):
 
 # Seconds alone on an H200 of a language model, of MQAR and of parity, to start the longest first.
 SECONDS = {
-    "mamba1": (45, 20, 20),
-    "mamba2": (80, 32, 180),
-    "transformer": (28, 15, 16),
-    "lstm": (340, 32, 22),
-    "retnet": (35, 20, 65),
-    "gla": (160, 52, 46),
-    "linear-attention": (270, 120, 62),
-    "based": (185, 75, 52),
-    "hgrn2": (230, 75, 55),
-    "griffin": (30, 16, 15),
+    "mamba1": (45, 20, 14),
+    "mamba2": (80, 32, 26),
+    "transformer": (28, 15, 7),
+    "lstm": (340, 32, 20),
+    "retnet": (35, 20, 10),
+    "gla": (160, 52, 37),
+    "linear-attention": (270, 120, 57),
+    "based": (185, 75, 58),
+    "hgrn2": (230, 75, 49),
+    "griffin": (30, 16, 8),
 }
-UNKNOWN = (120, 60, 60)
+UNKNOWN = (100, 40, 30)
 
 
 def language_model(name, model, level, rate=None):
@@ -90,7 +92,7 @@ def sweep_jobs():
 
 
 def family_jobs():
-    """Of every family a language model (of Mamba the sweep has it), MQAR at three rates, parity, and its speed alone on a GPU."""
+    """Of every family a language model (of Mamba the sweep has it), MQAR at three rates, and parity."""
     jobs = []
     for name, every, lm, mqar, parity in families():
         _, recall, tracking = SECONDS.get(name, UNKNOWN)
@@ -103,15 +105,28 @@ def family_jobs():
             jobs.append(Job(others[place], arguments, 0.34, recall, level, unless=unless))
         arguments = ["--config", "configs/families/parity.toml", *sets(*every, *parity)]
         jobs.append(Job(f"parity/{name}", arguments, 0.25, tracking, 2))
-        model = ["--config", "configs/families/lm.toml", *sets(*every, *lm), "--json"]
-        bench = {
-            "train": ["bench", "train", "--batch", "64", "--length", "1024", "--reps", "6"],
-            "decode-1": ["bench", "decode", "--batch", "1", "--context", "1024", "--reps", "128"],
-            "decode-64": ["bench", "decode", "--batch", "64", "--context", "64", "--reps", "64"],
-        }
-        for kind, words in bench.items():
-            jobs.append(Job(f"bench/{name}-{kind}", [*words, *model], 1.0, 8, 9, trains=False))
     return jobs
+
+
+def speed_jobs():
+    """How fast each family trains and decodes, alone on a GPU. Before that a short pass of all at once compiles their kernels."""
+    warm, bench = [], []
+    kinds = {
+        "train": ["bench", "train", "--batch", "64", "--length", "1024", "--reps", "6"],
+        "decode-1": ["bench", "decode", "--batch", "1", "--context", "1024", "--reps", "128"],
+        "decode-64": ["bench", "decode", "--batch", "64", "--context", "64", "--reps", "64"],
+    }
+    for name, every, lm, *_ in families():
+        model = ["--config", "configs/families/lm.toml", *sets(*every, *lm), "--json"]
+        for kind, words in kinds.items():
+            short = [*words[:-1], "1"]
+            short[3] = "4" if kind == "train" else short[3]
+            short[5] = "1024" if kind == "train" else "8"
+            warm.append(Job(f"warm/{name}-{kind}", [*short, *model], 0.08, 8, -2, trains=False))
+            bench.append(Job(f"bench/{name}-{kind}", [*words, *model], 1.0, 4, -1, trains=False))
+    for job in bench:
+        job.after = [other.name for other in warm]
+    return warm + bench
 
 
 def by_name(jobs):
@@ -127,9 +142,13 @@ class Queue:
         self.out, self.results = pathlib.Path(options.out), pathlib.Path(options.results)
         self.gpus = options.gpus.split(",")
         self.began, self.stopping = time.time(), False
+        speeds = speed_jobs() if "families" in options.what else []
         jobs = sweep_jobs()
         jobs += state_size_jobs() if "state_size" in options.what else []
         jobs += family_jobs() if "families" in options.what else []
+        for job in jobs:
+            job.after += [speed.name for speed in speeds]
+        jobs += speeds
         only = options.only.split(",") if options.only else [""]
         self.jobs = [job for job in by_name(jobs) if any(job.name.startswith(one) for one in only)]
         self.waiting = list(self.jobs)
@@ -212,6 +231,8 @@ class Queue:
             if self.unnecessary(job) and not job.ended:
                 job.ended = True
                 job.process.terminate()
+            if not job.trains and time.time() - job.started > LONGEST_BENCH:
+                job.process.kill()
             code = job.process.poll()
             if code is None:
                 continue
