@@ -18,6 +18,7 @@ pub mod ceiling;
 pub mod cell;
 pub mod cross_entropy;
 pub mod cuda;
+pub mod cumulative_softmax;
 pub mod diagonal_scan;
 pub mod dropout;
 mod dtype;

@@ -12,6 +12,7 @@ pub fn all() -> Vec<Unit> {
         crate::causal_conv1d::cuda::units(),
         crate::cell::cuda::units(),
         crate::cross_entropy::cuda::units(),
+        crate::cumulative_softmax::cuda::units(),
         crate::diagonal_scan::cuda::units(),
         crate::dropout::cuda::units(),
         crate::embedding::cuda::units(),
