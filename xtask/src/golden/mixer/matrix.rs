@@ -149,7 +149,7 @@ fn hgrn2_layer(keys: &mut Keys) -> Result<Subject> {
     let bound = keys.size("layer_idx")? > 0;
     let settings = hgrn2::Settings {
         key_dim: Size::new(key),
-        lower_bound: bound,
+        lower_bound: if bound { hgrn2::LowerBound::Layer } else { hgrn2::LowerBound::None },
         norm_eps: some(keys.optional("norm_eps").and_then(|x| x.as_f64()).unwrap_or(1e-5) as f32),
     };
     let mut params = vec![
