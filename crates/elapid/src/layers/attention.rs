@@ -22,7 +22,9 @@ use crate::Result;
 use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer, Promises, Split};
 use crate::linear::Linear;
-use crate::ops::{self, Halves, Mask, NormKind, Rotary, Scaling, attention, rotate, rotate_columns, two_halves};
+use crate::ops::{
+    self, Halves, Mask, NormKind, Rotary, Scaling, attention, causal_conv1d, rotate, rotate_columns, two_halves,
+};
 use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
 use crate::settings::{Auto, Count, Problem, Size};
@@ -44,6 +46,9 @@ crate::settings! {
         qk_norm: NormKind = NormKind::None,
         /// What a norm of queries and keys is over: "head" (each alone, with one weight), "all" (all heads together).
         qk_norm_over: Over = Over::Head,
+        /// Taps of a causal convolution of queries, keys and values, including the current position, before positions are put in (the
+        /// attention of Mamba-2's hybrids). 0: none.
+        d_conv: Count = Count::new(0),
         /// Whether positions see none after them. Without it, distances of masks count in both directions, and a model can
         /// neither generate nor read a sequence in parts.
         causal: bool = true,
@@ -158,6 +163,8 @@ pub struct Attention {
     norms: Option<[Norm; 2]>,
     /// A logit of each head, `[h]`.
     sinks: Option<ParamId>,
+    /// Taps `[(h + g) c + g v, 1, k]` and biases.
+    conv: Option<(ParamId, ParamId, usize)>,
     /// Projection to queries, keys and values, packed, `[(h + g) c + g v, d]`.
     qkv: Linear,
     /// `[d h v]`.
@@ -238,6 +245,9 @@ impl Settings {
                 "\"stream\" but with rope, sinks and a plain causal window, without alibi, strided and globals";
             return Err(Problem::value("sink_positions", wanted, "cache"));
         }
+        if self.d_conv.get() > 0 && !self.causal {
+            return Err(Problem::value("d_conv", "0 in attention that is not causal", self.d_conv));
+        }
         Problem::unless_not_negative("softcap", self.softcap)?;
         Problem::unless_not_negative("xpos_base", self.xpos_base)?;
         if self.rope == Rope::None && self.xpos_base > 0.0 {
@@ -312,8 +322,17 @@ impl Settings {
         };
         let zeros = Init::Constant(0.0);
         let sinks = self.sink_logits.then(|| p.param("sinks", &[h], &zeros, Traits::VECTOR)).transpose()?;
+        let (rows, k) = ((h + g) * c + g * v, self.d_conv.get());
+        let conv = match k {
+            0 => None,
+            _ => {
+                let taps = p.param("conv1d.weight", &[rows, 1, k], &Init::fan_in(k), Traits::TAPS)?;
+                Some((taps, p.param("conv1d.bias", &[rows], &Init::fan_in(k), Traits::VECTOR)?, k))
+            }
+        };
         Ok(Attention {
             sinks,
+            conv,
             d_model: d,
             head_dim: c,
             value_dim: v,
@@ -335,7 +354,7 @@ impl Settings {
                 alibi: self.alibi,
             },
             rotary: self.rotary(d),
-            qkv: p.linear("qkv", [(h + g) * c + g * v, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
+            qkv: p.linear("qkv", [rows, d], &Init::fan_in(d), Bias::zeros(self.qkv_bias))?,
             out_proj: p.linear("out_proj", [d, h * v], &at.into_stream(h * v), Bias::zeros(self.out_bias))?,
         })
     }
@@ -358,7 +377,8 @@ impl Settings {
         let near = Self { causal: false, ..window.clone() };
         let falling = Self { rope: Rope::Pairs, xpos_base: 20.0, ..plain.clone() };
         let quiet = Self { sink_logits: true, ..window.clone() };
-        let mut all = vec![falling, quiet];
+        let short = Self { d_conv: Count::new(3), rotary_dim: Auto::Is(Count::new(2)), ..grouped.clone() };
+        let mut all = vec![falling, quiet, short];
         all.extend([
             plain, grouped, window, sparse, global, capped, scaled, narrow, together, both_ways, near, rolling,
         ]);
@@ -387,6 +407,21 @@ impl Attention {
     fn places_together(&self) -> bool {
         let alike = self.rotary.as_ref().is_none_or(|[of_q, _]| of_q.growth.is_empty());
         alike && self.norms.is_none() && self.to_sinks.is_none()
+    }
+
+    /// Queries, keys and values of a position together.
+    fn rows(&self) -> usize {
+        let (h, g) = (self.sizes.heads, self.sizes.kv_heads);
+        (h + g) * self.head_dim + g * self.value_dim
+    }
+
+    /// The convolution of x `[b l (h+g)c+gv]`, and the window after the last position.
+    fn convolved(&self, cx: &Cx, x: Var, window: LayerState) -> Result<(Var, LayerState)> {
+        let Some((taps, bias, _)) = self.conv else { return Ok((x, window)) };
+        let [window] = window.into_fixed()?;
+        let (taps, bias) = (cx.param(taps), cx.param(bias));
+        let (y, last) = causal_conv1d(&x, &taps, Some(&bias), (&window, false), cx.in_place(), &cx.layout)?;
+        Ok((y, LayerState::of([last])))
     }
 
     /// Queries and keys, normed and with their positions.
@@ -418,12 +453,15 @@ impl Attention {
 impl Layer for Attention {
     fn forward(&self, cx: &Cx, x: &Var, state: LayerState) -> Result<(Var, LayerState)> {
         let causal = self.sizes.mask.causal;
+        let mut state = state;
+        let window = state.split_off(if causal { 2 } else { 0 }); // [b k-1 (h+g)c+gv]
         let [mut past_k, mut past_v] = match causal {
             true => state.into_caches()?,
             false => self.kept().map(|spec| Cache::empty(&spec, cx.layout.b)),
         };
         let (h, g, c) = (self.sizes.heads, self.sizes.kv_heads, self.head_dim);
         let qkv = self.qkv.forward(cx, x)?; // [b l (h+g)c+gv]
+        let (qkv, window) = self.convolved(cx, qkv, window)?;
         let qkv = match &self.rotary {
             Some([of_both, _]) if self.places_together() => rotate_columns(qkv, (h + g) * c, of_both, &cx.layout)?,
             _ => qkv,
@@ -439,7 +477,9 @@ impl Layer for Attention {
         }
         past_k.push(&k, &cx.layout)?;
         past_v.push(&v, &cx.layout)?;
-        Ok((y, LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)])))
+        let mut next = LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)]);
+        next.extend(window);
+        Ok((y, next))
     }
 
     fn state(&self) -> Vec<StateSpec> {
@@ -447,7 +487,9 @@ impl Layer for Attention {
             return Vec::new();
         }
         let [k, v] = self.kept();
-        vec![StateSpec::cache("k", k), StateSpec::cache("v", v)]
+        let mut all = vec![StateSpec::cache("k", k), StateSpec::cache("v", v)];
+        all.extend(self.conv.map(|(.., taps)| StateSpec::fixed("conv", &[taps - 1, self.rows()])));
+        all
     }
 
     fn promises(&self) -> Promises {
@@ -471,6 +513,8 @@ impl Layer for Attention {
         };
         let kept = mask.reach().map_or(seen, |reach| seen.min(reach as u64 + mask.sinks as u64));
         let qkv = (h + g) * c + g * v;
+        let taps = self.conv.map_or(0, |(.., taps)| taps as u64);
+        let conv = if taps > 0 { qkv * (taps + 1) } else { 0 };
         let params = d * qkv + h * v * d;
         let biases = self.qkv.bias().map_or(0, |_| qkv) + self.out_proj.bias().map_or(0, |_| d);
         let norms: u64 = self.norms.iter().flatten().map(|norm| norm.params() as u64).sum();
@@ -478,10 +522,10 @@ impl Layer for Attention {
         let kept = if mask.causal { kept } else { 0 };
         // A key of a head: its product, exponential, and what it adds to the output.
         Cost {
-            flops: 2 * params + biases + normed + h * keys * (2 * wide + 2 * v + 4),
-            params: params + biases + norms + self.sinks.map_or(0, |_| h),
-            state: g * (wide + v) * kept,
-            kept: qkv + h * v,
+            flops: 2 * params + biases + normed + 2 * conv + h * keys * (2 * wide + 2 * v + 4),
+            params: params + biases + conv + norms + self.sinks.map_or(0, |_| h),
+            state: g * (wide + v) * kept + qkv * taps.saturating_sub(1),
+            kept: qkv + h * v + if taps > 0 { qkv } else { 0 },
         }
     }
 }

@@ -11,7 +11,8 @@ use crate::autograd::Var;
 use crate::layer::{At, Cost, Layer, Promises, Split};
 use crate::linear::Linear;
 use crate::ops::{
-    Decay, Function, GroupNorm, LinearAttentionArgs, group_norm, linear_attention, map, taylor_features, taylor_map,
+    Decay, Function, GroupNorm, LinearAttentionArgs, contiguous, gated, group_norm, linear_attention, map,
+    taylor_features, taylor_map,
 };
 use crate::params::{Bias, Init, ParamBuilder, ParamId, Traits};
 use crate::pass::Cx;
@@ -27,7 +28,8 @@ crate::settings! {
         key_dim: Auto<Size> = Auto::Auto,
         /// Columns per head of values; "auto" is d_model / heads.
         value_dim: Auto<Size> = Auto::Auto,
-        /// Feature map of queries and keys: "elu" (elu(x) + 1), "relu", "identity", "taylor" (Based: 1 + s + s²/2 for the product s).
+        /// Feature map of queries and keys: "elu" (elu(x) + 1), "relu", "identity", "taylor" (Based: 1 + s + s²/2 for the product s),
+        /// "product" (of two learned projections of a head, the same for all heads).
         feature_map: FeatureMap = FeatureMap::Elu,
         /// Whether the output is divided by the sum of the products, ...
         normalise: bool = true,
@@ -54,6 +56,8 @@ pub enum FeatureMap {
     Identity,
     /// The second-order expansion of the exponential.
     Taylor,
+    /// (W₁ x + b₁) ⊙ (W₂ x + b₂), head by head.
+    Product,
 }
 
 /// Norms of a head's output.
@@ -74,6 +78,8 @@ pub struct LinearAttention {
     key: usize,
     value: usize,
     map: FeatureMap,
+    /// `[key key]` and biases: both projections of queries, then of keys.
+    products: Option<[[Linear; 2]; 2]>,
     normaliser: Option<f32>,
     scale: f32,
     /// `[heads (2 key + value) d]`: q, k, v.
@@ -131,12 +137,24 @@ impl Settings {
                 Some((weight, self.norm_eps.or(at.norm_eps)))
             }
         };
+        let mut product = |name: &str| -> Result<[Linear; 2]> {
+            let mut one = |layer: &str| {
+                let init = Init::fan_in(key);
+                p.linear(&format!("{name}.{layer}"), [key, key], &init, Bias::Yes(init.clone()))
+            };
+            Ok([one("layer1")?, one("layer2")?])
+        };
+        let products = match self.feature_map {
+            FeatureMap::Product => Some([product("q_map")?, product("k_map")?]),
+            _ => None,
+        };
         Ok(LinearAttention {
             d_model: d,
             heads,
             key,
             value,
             map: self.feature_map,
+            products,
             normaliser: self.normalise.then_some(self.eps),
             scale: self.scale(key),
             qkv: p.linear("qkv", [heads * (2 * key + value), d], &Init::fan_in(d), Bias::No)?,
@@ -161,7 +179,8 @@ impl Settings {
             value_dim: Auto::Is(Size::new(5)),
             ..plain.clone()
         };
-        vec![plain, normed, taylor]
+        let product = Self { feature_map: FeatureMap::Product, value_dim: Auto::Is(Size::new(5)), ..normed.clone() };
+        vec![plain, normed, taylor, product]
     }
 }
 
@@ -171,11 +190,18 @@ impl LinearAttention {
         if self.map == FeatureMap::Taylor { taylor_features(self.key) } else { self.key }
     }
 
-    fn mapped(&self, x: &Var) -> Result<Var> {
+    /// φ of queries (0) or keys (1) `[b l heads·key]`.
+    fn mapped(&self, cx: &Cx, x: &Var, of: usize) -> Result<Var> {
+        if let Some(products) = &self.products {
+            let heads = contiguous(x)?.reshape(&[x.value().len() / self.key, self.key]);
+            let [a, b] = &products[of];
+            let y = gated(Function::Identity, &a.forward(cx, &heads)?, &b.forward(cx, &heads)?)?;
+            return Ok(y.reshape(x.shape()));
+        }
         match self.map {
             FeatureMap::Elu => map(Function::EluPlusOne, x),
             FeatureMap::Relu => map(Function::Relu, x),
-            FeatureMap::Identity => Ok(x.clone()),
+            FeatureMap::Identity | FeatureMap::Product => Ok(x.clone()),
             FeatureMap::Taylor => taylor_map(x, self.key),
         }
     }
@@ -187,8 +213,8 @@ impl Layer for LinearAttention {
         let (key, value) = (self.heads * self.key, self.heads * self.value);
         let qkv = self.qkv.forward(cx, x)?; // [b l h(2k+v)]
         let args = LinearAttentionArgs {
-            q: self.mapped(&qkv.columns(0, key))?,
-            k: self.mapped(&qkv.columns(key, key))?,
+            q: self.mapped(cx, &qkv.columns(0, key), 0)?,
+            k: self.mapped(cx, &qkv.columns(key, key), 1)?,
             v: qkv.columns(2 * key, value),
             groups: self.heads,
             heads: self.heads,
@@ -222,13 +248,14 @@ impl Layer for LinearAttention {
         let columns = value + u64::from(self.normaliser.is_some());
         let products = d * h * (2 * key + value) + d * h * value;
         let norm = self.norm.map_or(0, |_| value);
+        let learned = self.products.as_ref().map_or(0, |_| 4 * (key * key + key));
         Cost {
             // A write and a read of each element of the state, the feature maps, the normaliser and the norm.
-            flops: 2 * products + 4 * h * f * columns + 4 * h * f + 2 * h * value + 4 * h * norm,
-            params: products + norm,
+            flops: 2 * products + 2 * h * learned + 4 * h * f * columns + 4 * h * f + 2 * h * value + 4 * h * norm,
+            params: products + norm + learned,
             state: h * f * columns,
             // [q k v], their features, y before and after the norm; a state every 64 positions.
-            kept: h * (2 * key + 2 * f + 3 * value) + h * f * columns / 64,
+            kept: h * (2 * key + 2 * f + 3 * value + if learned > 0 { 6 * key } else { 0 }) + h * f * columns / 64,
         }
     }
 

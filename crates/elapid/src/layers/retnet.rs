@@ -32,6 +32,8 @@ crate::settings! {
         rope_base: f32 = 10000.0,
         /// ... the lowest of which is 1 / base (RetNet), not base^(2/key_dim - 1).
         rope_to_base: bool = true,
+        /// Whether the output is multiplied by silu of a projection of the input.
+        gate: bool = true,
         /// Whether the norm of each head has a weight for its columns.
         norm_weight: bool = false,
         /// Its epsilon; "auto" is the model's norm_eps.
@@ -49,7 +51,8 @@ pub struct Retnet {
     rotary: Option<Rotary>,
     /// log γ, `[h]`.
     decay: ParamId,
-    /// `[heads (2 key + 2 value) d]`: q, k, v, g.
+    gate: bool,
+    /// `[heads (2 key + 2 value) d]`: q, k, v, g; without a gate q, k, v.
     qkvg: Linear,
     norm: Option<ParamId>,
     norm_eps: f32,
@@ -109,7 +112,7 @@ impl Settings {
             true => Some(p.param("norm.weight", &[value], &Init::Constant(1.0), Traits::VECTOR)?),
             false => None,
         };
-        let rows = heads * (2 * key + 2 * value);
+        let rows = heads * (2 * key + if self.gate { 2 * value } else { value });
         Ok(Retnet {
             d_model: d,
             heads,
@@ -117,6 +120,7 @@ impl Settings {
             value,
             rotary: self.rotary(key),
             decay: p.param("decay", &[heads], &gamma, Traits::BUFFER)?,
+            gate: self.gate,
             qkvg: p.linear("qkvg", [rows, d], &small(d, heads * key), Bias::No)?,
             norm,
             norm_eps: self.norm_eps.or(at.norm_eps),
@@ -129,7 +133,7 @@ impl Settings {
         // Outputs are small at first, where a norm bends so much that a difference quotient is not the gradient.
         let plain = Self { heads: Size::new(2), norm_eps: Auto::Is(0.1), ..Self::default() };
         let other = Self { rope: Rope::Halves, rope_to_base: false, norm_weight: true, ..plain.clone() };
-        let none = Self { rope: Rope::None, value_dim: Auto::Is(Size::new(3)), ..plain.clone() };
+        let none = Self { rope: Rope::None, value_dim: Auto::Is(Size::new(3)), gate: false, ..plain.clone() };
         vec![plain, other, none]
     }
 }
@@ -159,7 +163,7 @@ impl Layer for Retnet {
             in_place: cx.in_place(),
         };
         let (y, last) = linear_attention(args, &cx.layout)?; // [b l hv]
-        let gate = Some((all.columns(2 * key + value, value), GatePlace::After));
+        let gate = self.gate.then(|| (all.columns(2 * key + value, value), GatePlace::After));
         let weight = self.norm.map(|id| cx.param(id));
         let norm = GroupNorm { gate, groups: self.heads, centred: false, weight, bias: None, eps: self.norm_eps };
         Ok((self.out_proj.forward(cx, &group_norm(&y, norm)?)?, LayerState::of([last]))) // [b l d]
@@ -175,7 +179,8 @@ impl Layer for Retnet {
 
     fn cost(&self, _context: u64) -> Cost {
         let [d, h, key, value] = [self.d_model, self.heads, self.key, self.value].map(|x| x as u64);
-        let products = d * h * (2 * key + 2 * value) + d * h * value;
+        let values = if self.gate { 2 * value } else { value };
+        let products = d * h * (2 * key + values) + d * h * value;
         let norm = self.norm.map_or(0, |_| value);
         Cost {
             // Per element of the state a decay, a write and a read; rotations, the norm and the gate.
@@ -183,7 +188,7 @@ impl Layer for Retnet {
             params: products + norm + h,
             state: h * key * value,
             // [q k v g], q and k rotated, y before and after the norm; a state every 64 positions.
-            kept: h * (4 * key + 4 * value) + h * key * value / 64,
+            kept: h * (4 * key + values + 2 * value) + h * key * value / 64,
         }
     }
 
