@@ -115,7 +115,7 @@ fn check(folder: &Path, device: Device, report: &mut Report) -> Result<()> {
     let nll: Vec<f32> = loss.nll.to_vec()?.chunks(l).flat_map(|row| &row[..l - 1]).copied().collect();
     report.close("nll", &golden.floats("nll")?, &nll);
     let mut left: BTreeSet<String> = golden.names_after("grad.");
-    for (id, param) in model.params().iter() {
+    for (id, param) in model.params().iter().filter(|(_, param)| param.traits.trainable) {
         let got = grads.get(id).with_context(|| format!("no gradient for {}", param.name))?.to_vec()?;
         checkpoint.places.of(&param.name).write(param.value.shape(), &got, &mut |theirs, _, got| {
             let name = format!("grad.{theirs}");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod eval;
+mod formats;
 mod generate;
 mod hostile;
 mod inspect;

@@ -31,6 +31,8 @@ pub(super) struct Renaming {
     /// What is put before every name but the head's, as a model without its head is written by another format.
     base: String,
     head: String,
+    /// Whether the names are those of a format that lists them, and not elapid's.
+    listed: bool,
 }
 
 impl Renaming {
@@ -47,7 +49,7 @@ impl Renaming {
         let prefix = if names.iter().all(|name| name.starts_with(prefix)) { prefix } else { "" };
         let base = embedding.split_once('.').filter(|(_, rest)| names.contains(rest));
         let base = base.map_or_else(String::new, |(base, _)| format!("{base}."));
-        Self { prefix: prefix.to_owned(), base, head, ..Self::default() }
+        Self { prefix: prefix.to_owned(), base, head, listed: true, ..Self::default() }
     }
 
     /// For elapid's own names. A prefix is one that all names have, and after which a Mamba model's
@@ -82,7 +84,7 @@ impl Renaming {
             ours.push('.');
             ours.push_str(segment);
         }
-        if ours == EMBEDDING_ORIGINAL { EMBEDDING.to_owned() } else { ours }
+        if ours == EMBEDDING_ORIGINAL && !self.listed { EMBEDDING.to_owned() } else { ours }
     }
 
     /// A description for users; empty for names as Hugging Face or the original code writes them.

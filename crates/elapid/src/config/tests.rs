@@ -355,10 +355,10 @@ fn errors() {
     ];
     let original = [
         ("rms_norm", json!(false)),
-        ("d_intermediate", json!(1)),
-        ("attn_layer_idx", json!([1])),
-        ("ssm_cfg", json!(null)),
-        ("ssm_cfg.layer", json!("Mamba2")),
+        ("d_intermediate", json!(-1)),
+        ("attn_layer_idx", json!([24])),
+        ("ssm_cfg", json!([])),
+        ("ssm_cfg.layer", json!("Mamba3")),
         ("ssm_cfg.headdim", json!(64)),
         ("ssm_cfg.dt_rank", json!([])),
         ("ssm_cfg.expand", json!(1.5)),

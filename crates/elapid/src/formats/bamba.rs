@@ -80,7 +80,7 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
         ));
     }
     fields.get("mamba_chunk_size"); // How other programs compute.
-    let [dt_limit_min, dt_limit_max] = limit(fields)?;
+    let [dt_limit_min, dt_limit_max] = limit(fields, "time_step_limit")?;
     let (eps, bias) = (fields.real("rms_norm_eps", 1e-5)?, fields.flag("mamba_proj_bias", false)?);
     let mamba = mamba2::Settings {
         d_state: fields.bounded("mamba_d_state", Size::new(256))?,

@@ -31,11 +31,28 @@ pub struct Format {
     pub tensors: fn(&Config<'_>) -> Result<Tensors>,
     /// Tensors of the file that are no parameters.
     pub ignores: fn(&str) -> bool,
+    /// Whether a configuration with this `model_type` is of this format, where two have the same.
+    pub(crate) is: fn(&Map<String, Value>) -> bool,
+    /// Keys from which tensors' names follow, and nothing else.
+    pub(super) naming: &'static [&'static str],
     /// Its configuration, if elapid has all layers of such models.
     pub(crate) codec: Option<Codec>,
 }
 
 impl Format {
+    /// The keys for a model as the format itself would write them, which have defaults and synonyms in one form, with those of the
+    /// file that name tensors.
+    pub(super) fn canonical(
+        &self,
+        codec: &Codec,
+        config: &ModelConfig,
+        file: Map<String, Value>,
+    ) -> Map<String, Value> {
+        let Some(mut map) = (codec.write)(config) else { return file };
+        map.extend(file.into_iter().filter(|(key, _)| self.naming.contains(&key.as_str())));
+        map
+    }
+
     /// Where the tensors of a model lie, whose configuration has these keys.
     pub(super) fn places(&self, map: &Map<String, Value>) -> Result<Places> {
         if self.codec.as_ref().is_none_or(|codec| codec.own_names) {

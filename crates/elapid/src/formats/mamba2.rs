@@ -16,7 +16,7 @@ use crate::settings::Size;
 /// The configuration of `Mamba2ForCausalLM`.
 pub(super) const CODEC: Codec = Codec { synonyms: SYNONYMS, names: NAMES, read, write, own_names: true };
 
-/// Names of other writers (flash-linear-attention, the original code).
+/// Names of other writers.
 const SYNONYMS: Synonyms = &[
     ("hidden_size", &["d_model"]),
     ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
@@ -24,7 +24,7 @@ const SYNONYMS: Synonyms = &[
     ("conv_kernel", &["d_conv", "conv_kernel_size"]),
     ("head_dim", &["headdim"]),
     ("n_groups", &["ngroups"]),
-    ("layer_norm_epsilon", &["norm_eps", "norm_epsilon", "rms_norm_eps"]),
+    ("layer_norm_epsilon", &["norm_epsilon", "rms_norm_eps"]),
     ("tie_word_embeddings", &["tie_embeddings"]),
 ];
 
@@ -48,20 +48,20 @@ pub(super) fn tensors(config: &Config<'_>) -> Result<Tensors> {
 
 fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     fields.only("hidden_act", &["silu", "swish"], "elapid does not have this activation")?;
-    for unread in ["chunk_size", "time_step_rank", "residual_in_fp32", "layer_types", "intermediate_size"] {
-        fields.get(unread); // How other programs compute; ranks and widths that follow from other keys.
+    // How other programs compute; ranks and widths that follow from other keys; what only Mamba-1 has. The class does not read
+    // norm_before_gate, which the published Mamba-Codestral-7B has as true: its weights are of a block that gates first.
+    for unread in ["chunk_size", "residual_in_fp32", "layer_types", "intermediate_size", "norm_before_gate"] {
+        fields.get(unread);
+    }
+    for mamba1 in ["time_step_rank", "time_step_init_scheme", "time_step_scale"] {
+        fields.get(mamba1);
     }
     fields.rms_norm()?;
     let d_model: Size = fields.bounded("hidden_size", Size::new(4096))?;
-    let (heads, head_dim): (Size, Size) =
-        (fields.bounded("num_heads", Size::new(128))?, fields.bounded("head_dim", Size::new(64))?);
-    let expand: Size = fields.bounded("expand", Size::new(2))?;
-    let (channels, said) = (heads.get().checked_mul(head_dim.get()), expand.get().checked_mul(d_model.get()));
-    if channels != said {
-        let wanted = format!("expand * hidden_size / head_dim, {} / {head_dim}", said.unwrap_or_default());
-        return Err(fields.error("num_heads", &wanted, &json!(heads), "give the number that the weights have"));
-    }
-    let [dt_limit_min, dt_limit_max] = limit(fields)?;
+    let (expand, head_dim): (Size, Size) =
+        (fields.bounded("expand", Size::new(2))?, fields.bounded("head_dim", Size::new(64))?);
+    heads(fields, expand, d_model, head_dim)?;
+    let [dt_limit_min, dt_limit_max] = limit(fields, "time_step_limit")?;
     let (eps, bias) = (fields.real("layer_norm_epsilon", 1e-5)?, fields.flag("use_bias", false)?);
     let mixer = Settings {
         d_state: fields.bounded("state_size", Size::new(128))?,
@@ -95,9 +95,20 @@ fn read(fields: &mut Fields) -> Result<ModelConfig, ConfigError> {
     read_ends(fields, 32768, stack, [Some(0), Some(2), Some(1)])
 }
 
-/// The limits of step sizes; 0 for none above.
-pub(super) fn limit(fields: &mut Fields) -> Result<[f32; 2], ConfigError> {
-    let Some(limit) = fields.given("time_step_limit") else { return Ok([0.0, 0.0]) };
+/// The number of heads, which must be as many as the channels have.
+pub(super) fn heads(fields: &mut Fields, expand: Size, d_model: Size, head_dim: Size) -> Result<(), ConfigError> {
+    let heads: Size = fields.bounded("num_heads", Size::new(128))?;
+    let (channels, said) = (heads.get().checked_mul(head_dim.get()), expand.get().checked_mul(d_model.get()));
+    if channels == said {
+        return Ok(());
+    }
+    let wanted = format!("expand * hidden_size / head_dim, {} / {head_dim}", said.unwrap_or_default());
+    Err(fields.error("num_heads", &wanted, &json!(heads), "give the number that the weights have"))
+}
+
+/// The limits of step sizes under a key; 0 for none above.
+pub(super) fn limit(fields: &mut Fields, key: &'static str) -> Result<[f32; 2], ConfigError> {
+    let Some(limit) = fields.given(key) else { return Ok([0.0, 0.0]) };
     // Infinity is no JSON: bare, it is null after parsing; transformers 5 writes an object.
     let high = |high: &Value| match high.is_null() || high["__float__"] == "Infinity" {
         true => Some(0.0),
@@ -107,7 +118,7 @@ pub(super) fn limit(fields: &mut Fields) -> Result<[f32; 2], ConfigError> {
         [low, top] => Some([low.as_f64()? as f32, high(top)?]),
         _ => None,
     });
-    both.ok_or_else(|| fields.error("time_step_limit", "the least and the largest step size", limit, "remove it"))
+    both.ok_or_else(|| fields.error(key, "the least and the largest step size", limit, "remove it"))
 }
 
 /// Those limits in the file.

@@ -7,13 +7,18 @@ mod bamba;
 mod falcon_h1;
 mod falcon_mamba;
 mod fields;
+mod fla;
+mod fla_mamba2;
 mod format;
+mod gla;
 mod gpt2;
 mod gpt_neox;
 mod granite_moe_hybrid;
+mod hgrn2;
 mod jamba;
 mod kimi_linear;
 mod lfm2;
+mod linear_attn;
 mod llama;
 mod mamba;
 mod mamba2;
@@ -29,6 +34,7 @@ mod qwen2_moe;
 mod qwen3_next;
 mod read;
 mod recurrent_gemma;
+mod retnet;
 mod rwkv;
 mod state_spaces;
 pub mod stored;
@@ -44,5 +50,9 @@ pub use places::Places;
 pub(crate) use read::{Described, describe, parse_json};
 pub use table::FORMATS;
 
+#[cfg(test)]
+mod fla_tests;
+#[cfg(test)]
+mod state_spaces_tests;
 #[cfg(test)]
 mod tests;

@@ -153,6 +153,11 @@ impl Tensors {
         names.iter().for_each(|(ours, theirs)| self.put(module, ours, module.file(theirs)));
     }
 
+    /// Tensors of modules inside a module (elapid's name and the file's), by names that both sides share.
+    pub fn same_in<const N: usize>(&mut self, module: &Module, inside: [(&str, &str); N], names: &[&str]) {
+        inside.iter().for_each(|(ours, theirs)| self.same(&module.sub(ours, theirs), names));
+    }
+
     /// A tensor of a module.
     pub fn put(&mut self, module: &Module, ours: &str, stored: Stored) {
         self.0.push((format!("{}.{ours}", module.ours), stored));

@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::fields::Fields;
 use super::format::{Codec, Format};
 use super::places::Places;
+use super::state_spaces;
 use super::table::{FORMATS, readable};
 use crate::config::{ConfigError, ModelConfig, StackConfig};
 use crate::json::{self, Unique};
@@ -113,8 +114,7 @@ pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
             warnings.push(format!("{file}: `{OWN}` contradicts the keys beside it, which are used"));
         }
     }
-    // The map of tensors reads what the format itself would write, which has defaults and synonyms in one form.
-    let places = format.places(&(codec.write)(&config).unwrap_or(map)).map_err(|error| {
+    let places = format.places(&format.canonical(codec, &config, map)).map_err(|error| {
         let fix = "give the config.json that came with the weights";
         ConfigError::field(file, &error.key, error.wanted, error.got, fix)
     })?;
@@ -123,7 +123,7 @@ pub(crate) fn describe(text: &str, file: &str) -> Result<Described> {
 
 /// The first format that can say a model, its keys, and what is read from them.
 fn say(config: &ModelConfig) -> Option<(&'static Format, Map<String, Value>, ModelConfig)> {
-    FORMATS.iter().find_map(|format| {
+    FORMATS.iter().chain([&state_spaces::FORMAT]).find_map(|format| {
         let (map, back) = say_in(format.codec.as_ref()?, config)?;
         Some((format, map, back))
     })

@@ -39,6 +39,13 @@ pub enum Stored {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// The rows of an expression, which has the last `rows` of them first: a gate that stands after what it gates.
+    Turned {
+        /// The expression.
+        of: Box<Stored>,
+        /// How many of its last rows are here the first.
+        rows: usize,
+    },
     /// Nowhere: the other format's code computes these constants, which a new model of ours has.
     Absent,
 }
@@ -84,6 +91,11 @@ impl Stored {
         Stored::Grouped { of: Box::new(self), groups, parts: parts.to_vec() }
     }
 
+    /// The last `rows` rows first.
+    pub fn turned(self, rows: usize) -> Self {
+        Stored::Turned { of: Box::new(self), rows }
+    }
+
     /// Names and shapes of the tensors in the file, for a tensor of this shape.
     ///
     /// # Errors
@@ -117,6 +129,10 @@ impl Stored {
                 }
                 of.files(shape)
             }
+            Stored::Turned { of, rows } => match shape.first().is_some_and(|all| rows <= all) {
+                true => of.files(shape),
+                false => wrong("turned", format!("{rows} rows or more")),
+            },
             Stored::Viewed { of, shape: there } => match elements(there) == elements(shape) {
                 true => of.files(there),
                 false => wrong("viewed", format!("as many elements as {there:?} has")),
@@ -144,7 +160,10 @@ impl Stored {
             Stored::File { name, .. } => vec![name],
             Stored::Rows(parts) => parts.iter().flat_map(|(_, part)| part.names()).collect(),
             Stored::Stack(parts) => parts.iter().flat_map(Stored::names).collect(),
-            Stored::Transposed(of) | Stored::Grouped { of, .. } | Stored::Viewed { of, .. } => of.names(),
+            Stored::Transposed(of)
+            | Stored::Grouped { of, .. }
+            | Stored::Turned { of, .. }
+            | Stored::Viewed { of, .. } => of.names(),
             Stored::Absent => Vec::new(),
         }
     }
@@ -202,6 +221,11 @@ impl Stored {
                 }
                 Ok(values)
             }
+            Stored::Turned { of, rows } => {
+                let mut values = of.evaluate(shape, file)?;
+                values.rotate_right(rows * row_elements(shape));
+                Ok(values)
+            }
             Stored::Viewed { of, shape: there } => of.evaluate(there, file),
             Stored::Absent => Ok(Vec::new()),
         }
@@ -236,6 +260,11 @@ impl Stored {
                     let len = range.len();
                     there[range].copy_from_slice(&values[from..from + len]);
                 }
+                of.invert(shape, Cow::Owned(there), file)
+            }
+            Stored::Turned { of, rows } => {
+                let mut there = values.into_owned();
+                there.rotate_left(rows * row_elements(shape));
                 of.invert(shape, Cow::Owned(there), file)
             }
             Stored::Viewed { of, shape: there } => of.invert(there, values, file),
@@ -369,6 +398,8 @@ mod tests {
         // Two heads of [q q k]: all q, then all k.
         let heads = of(&[("qk", &[6], &[1, 2, 3, 4, 5, 6])]);
         assert_eq!(read(&file("qk").grouped(2, &[2, 1]), &[6], &heads).unwrap(), [1, 2, 4, 5, 3, 6]);
+        // Up, then gate: the gate first.
+        assert_eq!(read(&file("qk").turned(2), &[6], &heads).unwrap(), [5, 6, 1, 2, 3, 4]);
         // Interleaved x and z.
         assert_eq!(read(&file("qk").grouped(3, &[1, 1]), &[6], &heads).unwrap(), [1, 3, 5, 2, 4, 6]);
     }
@@ -385,6 +416,8 @@ mod tests {
             (file("a").transposed(), &[4]),
             (file("a").grouped(2, &[1, 1]), &[3]),
             (file("a").grouped(usize::MAX, &[2]), &[3]),
+            (file("a").turned(3), &[2]),
+            (file("a").turned(1), &[]),
             (file("a").shaped(&[3]), &[2]),
             (file("a").shaped(&[usize::MAX, 2]), &[2]),
         ] {
@@ -419,6 +452,7 @@ mod tests {
         if let [m, n] = shape[..] {
             kinds.push(inner(vec![n, m], 0).prop_map(Stored::transposed).boxed());
         }
+        kinds.push((inner(shape.clone(), 0), 0..=rows).prop_map(|(of, rows)| of.turned(rows)).boxed());
         let groups: Vec<usize> = (1..=rows).filter(|groups| rows.is_multiple_of(*groups)).collect();
         if !groups.is_empty() {
             let (of, sizes) = (inner, shape.clone());

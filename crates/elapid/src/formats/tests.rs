@@ -14,7 +14,9 @@ use crate::config::ModelConfig;
 type File = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
 fn layout(config: &Map<String, Value>) -> &'static Format {
-    FORMATS.iter().find(|layout| config["model_type"] == layout.model_type).unwrap()
+    // The original layout has no model_type.
+    let Some(kind) = config.get("model_type") else { return &super::state_spaces::FORMAT };
+    FORMATS.iter().find(|layout| kind == layout.model_type && (layout.is)(config)).unwrap()
 }
 
 fn object(text: &str) -> Map<String, Value> {
@@ -40,7 +42,7 @@ fn shape(stored: &Stored, of: &dyn Fn(&str) -> Vec<usize>) -> Vec<usize> {
         }
         Stored::Viewed { shape, .. } => shape.clone(),
         Stored::Absent => Vec::new(),
-        Stored::Grouped { of: of_, .. } => shape(of_, of),
+        Stored::Grouped { of: of_, .. } | Stored::Turned { of: of_, .. } => shape(of_, of),
     }
 }
 
@@ -86,7 +88,7 @@ fn fixtures() -> Vec<Fixture> {
 fn every_tensor_of_every_format_has_its_place() {
     let fixtures = fixtures();
     for layout in FORMATS {
-        let known = |(_, config, _): &Fixture| config["model_type"] == layout.model_type;
+        let known = |(_, config, _): &Fixture| config["model_type"] == layout.model_type && (layout.is)(config);
         assert!(fixtures.iter().any(known), "no fixture of {}", layout.model_type);
     }
     for (name, config, shapes) in &fixtures {
@@ -116,7 +118,8 @@ fn tensors_are_written_back_bit_for_bit() {
             .collect();
         let shapes = file.iter().map(|(name, (shape, _))| (name.clone(), shape.clone())).collect();
         let mut back = File::new();
-        for (ours, shape, stored) in map(&object(&config), &shapes) {
+        let stored = |(.., stored): &(String, Vec<usize>, Stored)| *stored != Stored::Absent;
+        for (ours, shape, stored) in map(&object(&config), &shapes).into_iter().filter(stored) {
             let words = |bytes: &[u8]| bytes.as_chunks::<4>().0.to_vec();
             let values = stored.read(&shape, &mut |name, _| Ok::<_, StoredError>(words(&file[name].1))).unwrap();
             assert_eq!(values.len(), shape.iter().product::<usize>(), "{ours}");
@@ -195,11 +198,33 @@ fn configurations_of_other_formats_are_written_back() {
             {"expert_layer_period": 1, "expert_layer_offset": 0}, {"mamba_proj_bias": true, "mamba_conv_bias": false},
             {"output_router_logits": true, "router_aux_loss_coef": 0.02}, {"tie_word_embeddings": true},
         ],
+        "gla": [
+            {}, {"attn": null}, {"use_output_gate": false}, {"expand_k": 1.0, "expand_v": 2.0}, {"intermediate_size": null},
+            {"fuse_norm": false}, {"num_kv_heads": 2}, {"hidden_ratio": null, "intermediate_size": null},
+            {"attn": {"layers": [0, 2], "num_heads": 2}}, {"tie_word_embeddings": true},
+        ],
+        "retnet": [
+            {}, {"use_output_gate": false}, {"elementwise_affine": false}, {"intermediate_size": null},
+            {"attn": [{"layers": [1], "num_heads": 2, "window_size": 7}]},
+        ],
+        "hgrn2": [
+            {}, {"use_lower_bound": false}, {"expand_ratio": 16}, {"expand_ratio": null, "num_heads": 2},
+            {"attn": {"layers": [0], "num_heads": 2}},
+        ],
+        "linear_attn": [
+            {}, {"feature_map": "elu", "norm_feature_map": true, "tie_feature_map_qk": true}, {"feature_map": "relu"},
+            {"feature_map": "identity"}, {"attn": null}, {"expand_k": 0.5},
+        ],
+        "fla-mamba2": [
+            {}, {"rmsnorm": false}, {"use_bias": false, "use_conv_bias": false}, {"D_has_hdim": false}, {"n_groups": 2},
+            {"dt_limit": [0.0, {"__float__": "Infinity"}]},
+        ],
         "mamba": [{}, {"use_bias": true}],
         "falcon_mamba": [{}, {"use_bias": true}, {"mixer_rms_eps": 1e-5}],
         "mamba2": [
             {}, {"use_bias": true, "use_conv_bias": false}, {"time_step_limit": [0.01, 0.5]}, {"tie_word_embeddings": true},
             {"time_step_limit": [0.0, {"__float__": "Infinity"}]}, {"rescale_prenorm_residual": false},
+            {"norm_before_gate": true},
         ],
         "bamba": [
             {}, {"attn_layer_indices": [0]}, {"attn_layer_indices": []}, {"mamba_proj_bias": true}, {"mamba_d_head": "auto"},
@@ -212,7 +237,8 @@ fn configurations_of_other_formats_are_written_back() {
     });
     for (name, config, _) in readable() {
         let model_type = config["model_type"].as_str().unwrap().to_owned();
-        for change in changes[&model_type].as_array().unwrap_or_else(|| panic!("no changes of {model_type}")) {
+        let changes = changes.get(&name).unwrap_or(&changes[&model_type]);
+        for change in changes.as_array().unwrap_or_else(|| panic!("no changes of {model_type}")) {
             let mut config = config.clone();
             config.extend(change.as_object().unwrap().clone());
             let first = read(&config).config;
@@ -273,6 +299,23 @@ fn keys_that_make_another_model_are_refused() {
         ("bamba", "attn_layer_indices", json!([7])),
         ("recurrent_gemma", "hidden_activation", json!("relu")),
         ("recurrent_gemma", "block_types", json!(["mamba"])),
+        ("gla", "num_kv_heads", json!(1)),
+        ("gla", "use_short_conv", json!(true)),
+        ("gla", "clamp_min", json!(-1.0)),
+        ("gla", "feature_map", json!("relu")),
+        ("gla", "expand_k", json!(0.3)),
+        ("gla", "attnres_block_size", json!(2)),
+        ("gla", "gate_low_rank_dim", json!(8)),
+        ("gla", "hidden_act", json!("powlu")),
+        ("gla", "attn", json!({"layers": [3], "num_heads": 2})),
+        ("gla", "attn", json!([{"layers": [1], "num_heads": 2}, {"layers": [1], "num_heads": 4}])),
+        ("gla", "attn", json!({"layers": [1], "num_heads": 2, "qk_norm": true})),
+        ("hgrn2", "expand_ratio", json!(5)),
+        ("linear_attn", "feature_map", json!("hedgehog")),
+        ("linear_attn", "tie_feature_map_qk", json!(true)),
+        ("linear_attn", "norm_q", json!(true)),
+        ("fla-mamba2", "num_heads", json!(5)),
+        ("fla-mamba2", "A_init_range", json!([1])),
     ] {
         let mut config = fixture(name);
         config.insert(key.into(), value.clone());
