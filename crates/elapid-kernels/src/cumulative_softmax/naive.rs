@@ -7,10 +7,8 @@ fn softmax<T: Float>(p: Rows<'_, T>, c: usize) -> Vec<T> {
     let column = || (0..p.rows()).map(|m| p.row(m)[c]);
     let most = column().fold(T::neg_infinity(), T::max);
     let mut sum = T::zero();
-    let mut s: Vec<T> = column().map(|x| (x - most).exp()).collect();
-    s.iter().for_each(|&e| sum += e);
-    s.iter_mut().for_each(|e| *e = *e / sum);
-    s
+    column().for_each(|x| sum += (x - most).exp());
+    column().map(|x| (x - most).exp() / sum).collect()
 }
 
 /// Shapes as in [`super::forward`].
