@@ -51,6 +51,12 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     // 255 registers allow two blocks per multiprocessor.
     ("linear_attention_backward", "queries", 176, 176),
     ("linear_attention_backward", "keys", 136, 136),
+    ("linear_attention_backward", "parameters", 16, 16),
+    // 168 registers allow three blocks per multiprocessor.
+    ("linear_attention_keyed_backward", "gradients", 368, 420),
+    ("linear_attention_keyed_backward", "values", 44, 44),
+    ("linear_attention_keyed_backward", "parameters", 16, 16),
+    ("linear_attention_keyed_forward", "outputs", 20, 20),
     ("mamba1_step", "step", 52, 24),
     ("pointwise", "glu_forward", 0, 8),
     // Rows of 2560 and more values on sm_80.
