@@ -20,6 +20,7 @@ pub mod cross_entropy;
 pub mod cuda;
 pub mod cumulative_softmax;
 pub mod diagonal_scan;
+pub mod discretise;
 pub mod dropout;
 mod dtype;
 pub mod elementwise;

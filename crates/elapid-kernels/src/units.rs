@@ -14,6 +14,7 @@ pub fn all() -> Vec<Unit> {
         crate::cross_entropy::cuda::units(),
         crate::cumulative_softmax::cuda::units(),
         crate::diagonal_scan::cuda::units(),
+        crate::discretise::cuda::units(),
         crate::dropout::cuda::units(),
         crate::embedding::cuda::units(),
         crate::experts::cuda::units(),
