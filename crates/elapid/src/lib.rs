@@ -70,6 +70,7 @@ pub mod files;
 pub mod formats;
 mod fused;
 pub mod generate;
+mod hippo;
 mod json;
 pub mod layer;
 pub mod layers;

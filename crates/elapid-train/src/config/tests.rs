@@ -103,6 +103,7 @@ fn published_models_have_as_many_parameters() {
         ("hgrn2-1.3b", 32000, Some(1_364_396_032)),
         ("jamba", 65536, Some(51_570_323_328)),
         ("llama-1.1b", 32000, Some(1_100_048_384)),
+        ("lru", 0, None),
         ("mamba2-130m", 50288, Some(128_989_632)),
         ("mamba2-370m", 50277, Some(368_346_624)),
         ("mamba2-780m", 50277, Some(780_161_280)),
@@ -118,6 +119,7 @@ fn published_models_have_as_many_parameters() {
         ("qwen2-moe", 151_936, Some(14_315_784_192)),
         ("recurrent-gemma-2b", 256_000, Some(2_682_862_080)),
         ("retnet-340m", 0, None),
+        ("s5", 0, None),
         ("samba", 0, None),
         ("transformer-125m", 0, None),
     ];

@@ -5,11 +5,13 @@
 
 pub mod attention;
 pub mod base_conv;
+pub mod diagonal;
 pub mod gated_conv;
 pub mod gla;
 pub mod gru;
 pub mod hgrn2;
 pub mod linear_attention;
+pub mod lru;
 pub mod lstm;
 pub mod mamba1;
 pub mod mamba2;
@@ -19,6 +21,7 @@ pub mod recurrent;
 pub mod retnet;
 pub mod rg_lru;
 pub mod rnn;
+pub mod s5;
 pub mod slstm;
 pub mod sum;
 
@@ -30,6 +33,7 @@ use toml::de::DeValue;
 
 pub use attention::Attention;
 pub use base_conv::BaseConv;
+pub use diagonal::Diagonal;
 pub use gated_conv::GatedConv;
 pub use gla::Gla;
 pub use hgrn2::Hgrn2;
@@ -137,5 +141,5 @@ macro_rules! layers {
 }
 
 layers! {
-    attention, base_conv, gated_conv, gla, gru, hgrn2, linear_attention, lstm, mamba1, mamba2, mlp, moe, retnet, rg_lru, rnn, slstm, sum
+    attention, base_conv, gated_conv, gla, gru, hgrn2, linear_attention, lru, lstm, mamba1, mamba2, mlp, moe, retnet, rg_lru, rnn, s5, slstm, sum
 }
