@@ -40,7 +40,7 @@ fn sliding(keys: &mut Keys) -> Result<Subject> {
         ("out_proj.weight", file("out_proj.weight")),
         ("out_proj.bias", file("out_proj.bias")),
     ];
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0, norm: None })
 }
 
 fn griffin(keys: &mut Keys) -> Result<Subject> {
@@ -65,7 +65,7 @@ fn griffin(keys: &mut Keys) -> Result<Subject> {
         ("out_proj.weight", file("proj_final.weight")),
         ("out_proj.bias", file("proj_final.bias")),
     ];
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0, norm: None })
 }
 
 fn rolling(keys: &mut Keys) -> Result<Subject> {
@@ -81,7 +81,13 @@ fn rolling(keys: &mut Keys) -> Result<Subject> {
         rope_base: keys.real("rope_base")? as f32,
         ..Settings::default()
     };
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params: params(heads, kv_heads, d / heads), start: 0 })
+    Ok(Subject {
+        layer: LayerConfig::attention(settings),
+        d,
+        params: params(heads, kv_heads, d / heads),
+        start: 0,
+        norm: None,
+    })
 }
 
 fn subject(keys: &mut Keys) -> Result<Subject> {
@@ -115,7 +121,7 @@ fn subject(keys: &mut Keys) -> Result<Subject> {
         ..settings
     };
     let params = params(heads, kv_heads, dim);
-    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::attention(settings), d, params, start: 0, norm: None })
 }
 
 fn params(heads: usize, kv_heads: usize, dim: usize) -> Vec<(&'static str, Stored)> {

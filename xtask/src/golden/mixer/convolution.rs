@@ -22,7 +22,7 @@ fn base(keys: &mut Keys) -> Result<Subject> {
         ("proj.weight", file("projection.weight")),
         ("proj.bias", file("projection.bias")),
     ];
-    Ok(Subject { layer: LayerConfig::base_conv(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::base_conv(settings), d, params, start: 0, norm: None })
 }
 
 fn gated(keys: &mut Keys) -> Result<Subject> {
@@ -44,5 +44,5 @@ fn gated(keys: &mut Keys) -> Result<Subject> {
     if bias {
         params.extend([("in_proj.bias", file("in_proj.bias")), ("out_proj.bias", file("out_proj.bias"))]);
     }
-    Ok(Subject { layer: LayerConfig::gated_conv(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::gated_conv(settings), d, params, start: 0, norm: None })
 }

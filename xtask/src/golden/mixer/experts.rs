@@ -54,7 +54,7 @@ fn token_choice(keys: &mut Keys) -> Result<Subject> {
         ("experts.up", Stored::Stack((0..experts).map(up).collect())),
         ("experts.down", Stored::Stack((0..experts).map(|e| matrix("lin2", e)).collect())),
     ];
-    Ok(Subject { layer: LayerConfig::moe(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::moe(settings), d, params, start: 0, norm: None })
 }
 
 fn black_mamba(keys: &mut Keys) -> Result<Subject> {
@@ -81,7 +81,7 @@ fn black_mamba(keys: &mut Keys) -> Result<Subject> {
         ("experts.up", each("linear_fc1")),
         ("experts.down", each("linear_fc2")),
     ];
-    Ok(Subject { layer: LayerConfig::moe(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::moe(settings), d, params, start: 0, norm: None })
 }
 
 /// The operations of the layer, with the assignments that fit; the loss of the router. The layer computes the same where the file

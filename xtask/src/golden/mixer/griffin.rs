@@ -57,5 +57,5 @@ fn subject(
         ("Lambda", file(format!("{prefix}a_param"))),
     ]);
     let layer = LayerConfig::rg_lru(rg_lru::Settings { heads: Size::new(heads), ..settings });
-    Ok(Subject { layer, d, params, start })
+    Ok(Subject { layer, d, params, start, norm: None })
 }

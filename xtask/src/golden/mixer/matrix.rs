@@ -64,7 +64,7 @@ fn fla(keys: &mut Keys) -> Result<Subject> {
     if norm == OutputNorm::Rms {
         params.push(("norm.weight", file("norm.weight")));
     }
-    Ok(Subject { layer: LayerConfig::linear_attention(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::linear_attention(settings), d, params, start: 0, norm: None })
 }
 
 /// Columns of a head, of a width that is a factor of d, 1 if it is not there.
@@ -92,7 +92,7 @@ fn based(keys: &mut Keys) -> Result<Subject> {
         ("qkv.weight", rows(&[("proj_q", key), ("proj_k", key), ("proj_v", value)])),
         ("out_proj.weight", file("out_proj.weight")),
     ];
-    Ok(Subject { layer: LayerConfig::linear_attention(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::linear_attention(settings), d, params, start: 0, norm: None })
 }
 
 fn retention(keys: &mut Keys) -> Result<Subject> {
@@ -113,7 +113,7 @@ fn retention(keys: &mut Keys) -> Result<Subject> {
         ("decay", Stored::Absent),
         ("out_proj.weight", file("out_proj.weight")),
     ];
-    Ok(Subject { layer: LayerConfig::retnet(settings), d, params, start })
+    Ok(Subject { layer: LayerConfig::retnet(settings), d, params, start, norm: None })
 }
 
 fn gated(keys: &mut Keys) -> Result<Subject> {
@@ -139,7 +139,7 @@ fn gated(keys: &mut Keys) -> Result<Subject> {
         ("norm.weight", file("g_norm_swish_gate.weight")),
         ("out_proj.weight", file("o_proj.weight")),
     ];
-    Ok(Subject { layer: LayerConfig::gla(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::gla(settings), d, params, start: 0, norm: None })
 }
 
 fn hgrn2_layer(keys: &mut Keys) -> Result<Subject> {
@@ -160,7 +160,7 @@ fn hgrn2_layer(keys: &mut Keys) -> Result<Subject> {
     if bound {
         params.push(("lower_bound", file("lower_bound")));
     }
-    Ok(Subject { layer: LayerConfig::hgrn2(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::hgrn2(settings), d, params, start: 0, norm: None })
 }
 
 fn mamba2(keys: &mut Keys) -> Result<Subject> {
@@ -207,7 +207,7 @@ fn mamba2(keys: &mut Keys) -> Result<Subject> {
     if settings.learned_start {
         params.push(("start", Stored::Transposed(Box::new(file("init_states")))));
     }
-    Ok(Subject { layer: LayerConfig::mamba2(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::mamba2(settings), d, params, start: 0, norm: None })
 }
 
 /// Theirs `[.. v k]` for ours `[.. k v]`.

@@ -9,6 +9,7 @@
 mod attention;
 mod columns;
 mod convolution;
+mod diagonal;
 mod experts;
 mod griffin;
 mod matrix;
@@ -30,7 +31,7 @@ use elapid::layer::Layers;
 use elapid::ops::NormKind;
 use elapid::params::{ParamBuilder, ParamGrads, Params};
 use elapid::pass::Cx;
-use elapid::settings::Size;
+use elapid::settings::{Auto, Size};
 use elapid::stack::{Carry, Stack};
 use elapid::{Layout, State, Tensor};
 use safetensors::SafeTensors;
@@ -62,6 +63,10 @@ const CLASSES: &[Class] = &[
     matrix::MAMBA2,
     griffin::RG_LRU,
     griffin::BLOCK,
+    diagonal::LRU,
+    diagonal::LRU_LAYER,
+    diagonal::S5,
+    diagonal::S5_LAYER,
 ];
 
 /// Checks the file at `path`.
@@ -129,14 +134,18 @@ fn compare(golden: &Golden<'_>, subject: &Subject, report: &mut Report) -> Resul
     states::check(golden, subject, &params, &stack, &x, report)
 }
 
-/// The stack of the layer alone: no norm, no residual stream.
+/// The stack of the layer alone: no norm and no residual stream, unless the file has them.
 fn build(golden: &Golden<'_>, subject: &Subject) -> Result<(Params, Stack)> {
     let named =
         subject.params.iter().filter_map(|(name, _)| name.strip_prefix("layers.")?.split('.').next()?.parse().ok());
     let (d_model, n_layer) = (Size::new(subject.d), Size::new(named.max().map_or(1, |last: usize| last + 1)));
     let layers = vec!["it".to_owned()];
-    let model = ModelSettings { d_model, n_layer, layers, norm: NormKind::None, ..ModelSettings::default() };
-    let placement = Placement { keep: 0.0, ..Placement::default() };
+    let norm_eps = subject.norm.map_or(1e-5, |(_, eps)| eps);
+    let model = ModelSettings { d_model, n_layer, layers, norm: NormKind::None, norm_eps, ..ModelSettings::default() };
+    let placement = match subject.norm {
+        None => Placement { keep: 0.0, ..Placement::default() },
+        Some((place, _)) => Placement { place, norm: Auto::Is(NormKind::Layer), ..Placement::default() },
+    };
     let named: BTreeMap<_, _> = [("it".to_owned(), Named { layer: subject.layer.clone(), placement })].into();
     let config = StackConfig { model, named };
     config.check("model").map_err(|problem| anyhow::anyhow!("`{}`: {}", problem.field, problem.what))?;

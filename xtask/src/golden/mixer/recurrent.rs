@@ -42,7 +42,7 @@ fn torch(layer: LayerConfig, keys: &mut Keys) -> Result<Subject> {
     keys.size("l")?;
     let (input, d, layers) = (keys.size("input_size")?, keys.size("hidden_size")?, keys.size("num_layers")?);
     ensure!(input <= d && layers == 2, "config: wanted two layers at least as wide as their input");
-    Ok(Subject { layer, d, params: PARAMS.map(|(name, theirs)| (name, file(theirs))).into(), start: 0 })
+    Ok(Subject { layer, d, params: PARAMS.map(|(name, theirs)| (name, file(theirs))).into(), start: 0, norm: None })
 }
 
 fn xlstm(keys: &mut Keys) -> Result<Subject> {
@@ -63,5 +63,5 @@ fn xlstm(keys: &mut Keys) -> Result<Subject> {
         ("recurrent.bias", cell("_bias_")),
         ("norm.weight", file("group_norm.weight")),
     ];
-    Ok(Subject { layer: LayerConfig::slstm(settings), d, params, start: 0 })
+    Ok(Subject { layer: LayerConfig::slstm(settings), d, params, start: 0, norm: None })
 }

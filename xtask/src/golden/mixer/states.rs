@@ -12,6 +12,7 @@ use elapid::{Layout, State, Tensor};
 
 use super::super::record::{Golden, Report};
 use super::columns::{self, compare_gradients, with_columns};
+use super::diagonal;
 use super::matrix;
 use super::subject::Subject;
 
@@ -67,6 +68,8 @@ const KINDS: &[Kind] = &[
         name: "rg_lru",
         entries: &[Entry { parts: &["conv"], form: Form::Same }, Entry { parts: &["h"], form: Form::Same }],
     },
+    Kind { name: "lru", entries: &[Entry { parts: &["ssm"], form: Form::By(diagonal::conjugates) }] },
+    Kind { name: "s5", entries: &[Entry { parts: &["ssm"], form: Form::By(diagonal::conjugates) }] },
     Kind { name: "rnn", entries: &[Entry { parts: &["h"], form: Form::PerPart }] },
     Kind { name: "gru", entries: &[Entry { parts: &["h"], form: Form::PerPart }] },
     Kind { name: "lstm", entries: &[Entry { parts: &["h", "c"], form: Form::PerPart }] },

@@ -1,6 +1,7 @@
 //! What a class says of a file: the layer for it, and where its parameters are.
 
 use anyhow::{Context, Result, bail};
+use elapid::config::Place;
 use elapid::formats::stored::Stored;
 use elapid::layers::LayerConfig;
 use serde_json::{Map, Value};
@@ -74,6 +75,8 @@ pub(super) struct Subject {
     pub(super) params: Vec<(&'static str, Stored)>,
     /// Positions of a document that the runs from a recorded state have behind them.
     pub(super) start: u64,
+    /// A layer norm with this epsilon in this place of a residual stream around the layer; none: the layer alone.
+    pub(super) norm: Option<(Place, f32)>,
 }
 
 /// A comparison before that of the layer; whether the layer is to be compared too.
