@@ -1,8 +1,8 @@
 //! Launches of `keyed_forward.cu` and `keyed_backward.cu`.
 
 use super::raw::{Raw, Special, address};
-use super::tensor::{CHUNK, THREADS, WARPS, most_shared};
-use super::walk::Walk;
+use super::tensor::most_shared;
+use super::walk::{CHUNK, THREADS, WARPS, Walk};
 use super::{CHECK, plain};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};

@@ -1,7 +1,7 @@
 //! Launches of `tensor_forward.cu` and `tensor_backward.cu`.
 
 use super::raw::{Raw, Special, address};
-use super::walk::Walk;
+use super::walk::{CHUNK, THREADS, WARPS, Walk};
 use crate::DType;
 use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
 use crate::error::product;
@@ -28,11 +28,6 @@ static BACKWARD: Source = Source {
 const FORWARDS: [&str; 5] = ["sums", "walk", "walk_ends", "walk_starts", "outputs"];
 const BACKWARDS: [&str; 8] =
     ["walk_back", "walk_back_ends", "walk_back_starts", "queries", "keys", "decays", "parameters", "join_blocks"];
-
-/// Positions of a chunk: `CHUNK` of the source.
-pub(super) const CHUNK: usize = 64;
-pub(super) const WARPS: usize = 4;
-pub(super) const THREADS: u32 = 128;
 
 /// How a call divides its work.
 #[derive(Debug, Clone, Copy)]

@@ -5,8 +5,10 @@ use crate::cuda::{Buffer, Gpu, Result};
 use crate::error::product;
 use crate::linear_attention::args::Dims;
 
-use super::tensor::{CHUNK, THREADS};
-
+/// Positions of a chunk: `CHUNK` of the source.
+pub(super) const CHUNK: usize = 64;
+pub(super) const WARPS: usize = 4;
+pub(super) const THREADS: u32 = 128;
 /// Chunks that a block loads or has loaded.
 const STAGES: usize = 2;
 
