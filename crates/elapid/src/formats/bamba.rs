@@ -4,10 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Synonyms};
 use super::format::Codec;
-use super::mamba2::{limit, write_limit};
 use super::names::{Config, Module, PROJ, Result, Tensors};
 use super::transformer::{activation, activation_name, attention_dropout, ffn, rope_parameters, rotary, settings_of};
-use super::values::{named, read_ends, real, with_ends};
+use super::values::{limit, named, read_ends, real, with_ends, write_limit};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
 use crate::layers::mlp::{self, Activation};
 use crate::layers::{LayerConfig, attention, mamba2};

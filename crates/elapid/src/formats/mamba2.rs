@@ -7,7 +7,7 @@ use super::format::Codec;
 use super::mamba;
 use super::names::{Config, MAMBA2, Result, Tensors};
 use super::transformer::settings_of;
-use super::values::{named, read_ends, real, with_ends};
+use super::values::{limit, named, read_ends, real, with_ends, write_limit};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, StackConfig};
 use crate::layers::LayerConfig;
 use crate::layers::mamba2::Settings;
@@ -104,28 +104,6 @@ pub(super) fn heads(fields: &mut Fields, expand: Size, d_model: Size, head_dim: 
     }
     let wanted = format!("expand * hidden_size / head_dim, {} / {head_dim}", said.unwrap_or_default());
     Err(fields.error("num_heads", &wanted, &json!(heads), "give the number that the weights have"))
-}
-
-/// The limits of step sizes under a key; 0 for none above.
-pub(super) fn limit(fields: &mut Fields, key: &'static str) -> Result<[f32; 2], ConfigError> {
-    let Some(limit) = fields.given(key) else { return Ok([0.0, 0.0]) };
-    // Infinity is no JSON: bare, it is null after parsing; transformers 5 writes an object.
-    let high = |high: &Value| match high.is_null() || high["__float__"] == "Infinity" {
-        true => Some(0.0),
-        false => high.as_f64().map(|x| if x > 1e30 { 0.0 } else { x as f32 }),
-    };
-    let both = limit.as_array().and_then(|list| match list.as_slice() {
-        [low, top] => Some([low.as_f64()? as f32, high(top)?]),
-        _ => None,
-    });
-    both.ok_or_else(|| fields.error(key, "the least and the largest step size", limit, "remove it"))
-}
-
-/// Those limits in the file.
-pub(super) fn write_limit(settings: &Settings) -> Value {
-    let high =
-        if settings.dt_limit_max > 0.0 { real(settings.dt_limit_max) } else { json!({ "__float__": "Infinity" }) };
-    json!([real(settings.dt_limit_min), high])
 }
 
 fn write(config: &ModelConfig) -> Option<Map<String, Value>> {

@@ -5,11 +5,10 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, Synonyms};
 use super::format::{Codec, Format};
-use super::mamba2::{limit, write_limit};
 use super::names::{Config, MAMBA1, MAMBA2, Module, Result as Mapped, Tensors};
 use super::places::{EMBEDDING, HEAD};
 use super::transformer::{self, settings_of};
-use super::values::{dt_rank, named, real};
+use super::values::{dt_rank, limit, named, real, write_limit};
 use crate::config::{ConfigError, ModelConfig, ModelSettings, NEOX_VOCAB, StackConfig};
 use crate::layers::attention::Rope;
 use crate::layers::mamba1::Settings;

@@ -4,8 +4,8 @@ use serde_json::{Map, Number, Value, json};
 
 use super::fields::Fields;
 use crate::config::{ConfigError, ModelConfig, ModelSettings, Named, Placement, StackConfig};
-use crate::layers::LayerConfig;
 use crate::layers::mamba1::Settings;
+use crate::layers::{LayerConfig, mamba2};
 use crate::settings::{Auto, Count, Size};
 
 /// A stack of Mamba-1 blocks alone.
@@ -60,4 +60,26 @@ pub(super) fn with_ends(config: &ModelConfig, keys: Value) -> Option<Map<String,
     let (Value::Object(mut map), Value::Object(ends)) = (keys, ends) else { return None };
     map.extend(ends);
     Some(map)
+}
+
+/// The limits of step sizes under a key; 0 for none above.
+pub(super) fn limit(fields: &mut Fields, key: &'static str) -> Result<[f32; 2], ConfigError> {
+    let Some(limit) = fields.given(key) else { return Ok([0.0, 0.0]) };
+    // Infinity is no JSON: bare, it is null after parsing; transformers 5 writes an object.
+    let high = |high: &Value| match high.is_null() || high["__float__"] == "Infinity" {
+        true => Some(0.0),
+        false => high.as_f64().map(|x| if x > 1e30 { 0.0 } else { x as f32 }),
+    };
+    let both = limit.as_array().and_then(|list| match list.as_slice() {
+        [low, top] => Some([low.as_f64()? as f32, high(top)?]),
+        _ => None,
+    });
+    both.ok_or_else(|| fields.error(key, "the least and the largest step size", limit, "remove it"))
+}
+
+/// Those limits in the file.
+pub(super) fn write_limit(settings: &mamba2::Settings) -> Value {
+    let high =
+        if settings.dt_limit_max > 0.0 { real(settings.dt_limit_max) } else { json!({ "__float__": "Infinity" }) };
+    json!([real(settings.dt_limit_min), high])
 }
