@@ -10,6 +10,8 @@ struct Args {
   Mat<T> q, k, v, y, dy, dq, dk, dv;
   Mat<float> write, dwrite;
   Mat<D> decay, ddecay;
+  // On tensor cores for a decay of each key: dy, or with a normaliser the gradient of what it divides, dy / d.
+  Mat<T> dr;
   // [h] or [(h k)].
   const float* constant;
   const float *bonus, *skip;
@@ -40,6 +42,9 @@ struct Args {
   float* passes;
   // [b h segments keys values], [b h segments keys]: states at the ends of segments of a row, then before them; what they are multiplied by.
   float *ends, *ends_passes;
+  // [b h tiles chunks + 1 keys]: the normaliser's column of the states before every chunk and after the last; of their gradients after every
+  // chunk, and before the first.
+  float *z, *dz;
   // Rows of dconstant_rows and dskip_rows.
   i64 shares;
   i64 l, chunks;

@@ -249,6 +249,8 @@ fn sizes_in_bf16() {
         (2, 2, 96, 256),
         (1, 2, 256, 128),
         (2, 2, 144, 192),
+        (1, 2, 153, 64),
+        (2, 2, 288, 32),
     ];
     std::thread::scope(|scope| {
         for (size, at) in sizes.into_iter().zip(0..) {

@@ -1,13 +1,14 @@
 // Linear attention on tensor cores, for a decay of each key (Yang et al. 2023, arXiv 2312.06635, section 4.3): chunks of CHUNK positions
 // in sub-chunks of SUB, one for each warp.
 //
-// KEYS: columns of a key, a multiple of 16. HK: columns of a tile of keys, at most 64, of which there are TILES. HV: columns of a value in
+// KEYS: columns of a key, a multiple of 16; those from a.keys on are 0. HK: columns of a tile of keys, at most 64, of which there are TILES. HV: columns of a value in
 // a part.
 //
 // c is the sum of log2 g over a sub-chunk up to and with a position. A query is multiplied by what is between its sub-chunk's begin and
 // itself, a key by what is between itself and the begin of the query's sub-chunk: both at most 1. Pairs of one sub-chunk are summed one by
 // one in f32.
 
+#define KEYED
 #define SUB 16
 #define SUBS (CHUNK / SUB)
 #define TILES (KEYS / HK)
@@ -16,6 +17,7 @@
 // Of a head: states before every chunk and after the last. `walk_back` multiplies its state by the one after the chunk.
 #define SLOTS (a.chunks + 1)
 #define AFTER 1
+#define GRADIENTS a.dr
 
 // Of a tile of keys: c, and its last value in each sub-chunk.
 struct Decays {
@@ -24,6 +26,10 @@ struct Decays {
 struct Positions {
   float write[CHUNK];
   int start[CHUNK];
+#if NORM
+  // The gradient of what the normaliser divides by.
+  float grad[CHUNK];
+#endif
 };
 
 // What a block works on: a tile of `tiles` of a chunk of a head.
@@ -47,6 +53,9 @@ __device__ __forceinline__ void load_positions(const Args& a, const Place& at, P
     bool there = at.t0 + i < at.len;
     to->write[i] = there ? write_weight(a, at.first + i, at.h) : 0.0f;
     to->start[i] = there ? start_of(a, at.b, at.t0 + i) : 0x3fffffff;
+#if NORM
+    to->grad[i] = there && a.ddivisors ? a.ddivisors[at.head(a) * a.l + at.t0 + i] : 0.0f;
+#endif
   }
 }
 __device__ __forceinline__ void load_decays(const Args& a, const Place& at, int tile, Decays* to) {
@@ -56,7 +65,8 @@ __device__ __forceinline__ void load_decays(const Args& a, const Place& at, int 
 #pragma unroll
     for (int r = 0; r < SUB; ++r) {
       int t = sub * SUB + r;
-      x[r] = at.t0 + t < at.len ? LOG2_E * log_decay(a, at.first + t, at.h, tile * HK + key) : 0.0f;
+      bool there = at.t0 + t < at.len && (!BY_KEY || tile * HK + key < a.keys);
+      x[r] = there ? LOG2_E * log_decay(a, at.first + t, at.h, tile * HK + key) : 0.0f;
     }
 #pragma unroll
     for (int r = 0; r < SUB; ++r) sum += x[r], to->sums[(sub * SUB + r) * LC + key] = sum;
@@ -128,7 +138,42 @@ __device__ __forceinline__ void prepare(const Args& a) {
 #pragma unroll
     for (int n = 0; n < SUBS; ++n) sum += of.totals[n * HK + key];
     a.passes[place * HK + key] = start < at.t0 ? fast_exp2(sum) : 0.0f;
+#if NORM
+    // What the chunk adds to the normaliser's column, or to its gradient.
+    float added = 0.0f, passed = 0.0f;
+    for (int t = 0; t <= last; ++t) {
+      if (t % SUB == 0 && t > 0) passed += of.totals[(t / SUB - 1) * HK + key];
+      bool there = QUERIES ? positions.start[t] < at.t0 : at.t0 + t >= start;
+      float own = of.sums[t * LC + key], read = !BONUS ? own : t % SUB > 0 ? of.sums[(t - 1) * LC + key] : 0.0f;
+      float by = QUERIES ? a.scale * positions.grad[t] * fast_exp2(passed + read)
+                         : positions.write[t] * fast_exp2(sum - passed - own);
+      added += there ? by * to_float(from[t * stride + key]) : 0.0f;
+    }
+    (QUERIES ? a.dz : a.z)[((at.head(a) * TILES + at.tile) * (a.chunks + 1) + at.chunk) * HK + key] = added;
+#endif
   }
+}
+
+// A thread walks the normaliser's column of one key, or its gradient.
+template <bool BACK>
+__device__ __forceinline__ void walk_column(const Args& a) {
+  i64 at = i64(blockIdx.x) * THREADS + threadIdx.x, key = at % KEYS, head = at / KEYS, tile = key / HK;
+  int b = int(head / a.heads);
+  if (b >= a.b) return;
+  i64 chunks = (row_length(a, b) + CHUNK - 1) / CHUNK, unit = head * TILES + tile;
+  const float *given = BACK ? a.dlast : a.initial, *passes = a.passes + unit * a.chunks * HK + key % HK;
+  float* z = (BACK ? a.dz : a.z) + unit * (a.chunks + 1) * HK + key % HK;
+  i64 state = (head * a.keys + key) * a.columns + a.values;
+  float x = given && key < a.keys ? given[state] : 0.0f;
+#pragma unroll 4
+  for (i64 n = 0; n < chunks; ++n) {
+    i64 chunk = BACK ? chunks - 1 - n : n;
+    float added = z[chunk * HK], pass = passes[chunk * HK];
+    z[chunk * HK] = x, x = pass * x + added;
+  }
+  if (!BACK) z[chunks * HK] = x;
+  float* end = BACK ? a.dinitial : a.last;
+  if (end && key < a.keys) end[state] = x;
 }
 
 // Adds the scores of a tile of keys: of the warp's rows with the columns of the sub-chunks `n` away. Rows are queries and columns keys
@@ -218,7 +263,7 @@ __device__ __forceinline__ void answer(const Args& a) {
   AnswerTiles& tiles = *reinterpret_cast<AnswerTiles*>(shared_memory());
   Place at(a, 1);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * SUB + (lane >> 2), column = (lane & 3) * 2;
-  const Mat<bf16>&rows = QUERIES ? a.q : a.k, &columns = QUERIES ? a.k : a.q, &values = QUERIES ? a.v : a.dy;
+  const Mat<bf16>&rows = QUERIES ? a.q : a.k, &columns = QUERIES ? a.k : a.q, &values = QUERIES ? a.v : a.dr;
   const Mat<bf16>& out = QUERIES ? a.y : a.dv;
   bf16* to = out.row(at.first) + at.h * a.values;
   float* dskip = !QUERIES && a.dskip_rows ? a.dskip_rows + ((at.b * a.chunks + at.chunk) * a.heads + at.h) * a.values : nullptr;
@@ -255,8 +300,8 @@ __device__ __forceinline__ void answer(const Args& a) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
-      for (int key = lane & 3; key < HK; key += 4) {
-        float u = a.bonus[at.h * KEYS + tile * HK + key];
+      for (int key = lane & 3; key < HK && tile * HK + key < a.keys; key += 4) {
+        float u = a.bonus[at.h * a.keys + tile * HK + key];
         own[half] += u * to_float(tiles.rows[t * LQ + tile * HK + key]) * to_float(tiles.columns[t * LK + key]);
       }
     }
@@ -290,6 +335,28 @@ __device__ __forceinline__ void answer(const Args& a) {
     }
     as_a(p[n], scores[n][0], scores[n][1]);
   }
+  float inverse[2] = {1.0f, 1.0f};
+#if NORM
+  if (QUERIES) {
+    const float* z = a.z + (at.head(a) * TILES * (a.chunks + 1) + at.chunk) * HK;
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float from_state = 0.0f, sum = 0.0f;
+      for (int key = lane & 3; key < KEYS; key += 4) {
+        from_state += to_float(tiles.rows[(row + 8 * half) * LQ + key]) * z[key / HK * (a.chunks + 1) * HK + key % HK];
+      }
+#pragma unroll
+      for (int n = 0; n < SUBS; ++n) {
+        sum += scores[n][0][2 * half] + scores[n][0][2 * half + 1] + scores[n][1][2 * half] + scores[n][1][2 * half + 1];
+      }
+      float divisor = row_sum(sum + by[half] * from_state) + a.eps;
+      inverse[half] = 1.0f / divisor;
+      i64 t = at.t0 + row + 8 * half;
+      if (a.divisors && (lane & 3) == 0 && t < at.len) a.divisors[at.head(a) * a.l + t] = divisor;
+    }
+  }
+#endif
   for (int part = 0; part < a.parts; ++part) {
     if (part > 0) {
       __syncthreads();
@@ -317,6 +384,8 @@ __device__ __forceinline__ void answer(const Args& a) {
       for (int j = 0; j < HV / 8; ++j) {
         int c = 8 * j + column, channel = part * HV + c;
         u32 v = word_at(tiles.v + t * LV + c);
+        if (NORM && !QUERIES && t <= last) v = word_at(a.dy.row(at.first + t) + at.h * a.values + channel);
+        if (NORM) o[j][2 * half] *= inverse[half], o[j][2 * half + 1] *= inverse[half];
         float low = o[j][2 * half] + skip_weight(a, at.h, channel) * low_bf16(v);
         float high = o[j][2 * half + 1] + skip_weight(a, at.h, channel + 1) * high_bf16(v);
         *reinterpret_cast<u32*>(to + t * out.stride + channel) = t <= last ? pack_bf16(low, high) : 0;
@@ -325,7 +394,10 @@ __device__ __forceinline__ void answer(const Args& a) {
     if (dskip && threadIdx.x < HV) {
       const bf16* v = a.v.row(at.first) + at.h * a.values + part * HV + threadIdx.x;
       float sum = 0.0f;
-      for (int t = 0; t <= last; ++t) sum += to_float(tiles.v[t * LV + threadIdx.x]) * to_float(v[t * a.v.stride]);
+      for (int t = 0; t <= last; ++t) {
+        bf16 dy = NORM ? a.dy.row(at.first + t)[at.h * a.values + part * HV + threadIdx.x] : tiles.v[t * LV + threadIdx.x];
+        sum += to_float(dy) * to_float(v[t * a.v.stride]);
+      }
       dskip[part * HV + threadIdx.x] = sum;
     }
   }

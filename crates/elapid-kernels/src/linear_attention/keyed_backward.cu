@@ -1,11 +1,31 @@
-// The backward on tensor cores for a decay of each key: `prepare_queries`, `walk_back`, `values` for dv, `gradients` for dq, dk and the
-// gradient of the decay, and sums of shares.
+// The backward on tensor cores for a decay of each key: with a normaliser `divide`, `prepare_queries`, `walk_back`, with a normaliser
+// `walk_sums_back`, `values` for dv, `gradients` for dq, dk and the gradient of the decay, and sums of shares.
 
 extern "C" __global__ void __launch_bounds__(THREADS) prepare_queries(const __grid_constant__ Args a) { prepare<true>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_constant__ Args a) { walk_segment<true, false>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) walk_back_ends(const __grid_constant__ Args a) { walk_segment<true, true>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) walk_back_starts(const __grid_constant__ Args a) { start_segments<true>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) values(const __grid_constant__ Args a) { answer<false>(a); }
+
+extern "C" __global__ void __launch_bounds__(THREADS) walk_sums_back(const __grid_constant__ Args a) { walk_column<true>(a); }
+
+// dr, and the gradient of what the normaliser divides by; a warp has one head of a position.
+extern "C" __global__ void __launch_bounds__(THREADS) divide(const __grid_constant__ Args a) {
+  i64 unit = i64(blockIdx.x) * WARPS + (threadIdx.x >> 5), row = unit / a.heads, t = row % a.l;
+  int h = int(unit % a.heads), lane = threadIdx.x & 31, b = int(row / a.l);
+  if (row >= a.b * a.l || t >= row_length(a, b)) return;
+  i64 at = (i64(b) * a.heads + h) * a.l + t;
+  float sum = 0.0f, inverse = 1.0f / a.divisors[at];
+  for (int j = lane; j < a.values; j += 32) {
+    int column = h * a.values + j;
+    float y = to_float(a.y.row(row)[column]) - skip_weight(a, h, j) * to_float(a.v.row(row)[column]);
+    float dy = to_float(a.dy.row(row)[column]);
+    sum += dy * y;
+    a.dr.row(row)[column] = from_float<T>(dy * inverse);
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) a.ddivisors[at] = -sum * inverse;
+}
 
 struct GradientTiles {
   // Queries times the decay from their sub-chunk's begin, keys times w and the decay up to their sub-chunk's end; then dscores of
@@ -59,11 +79,11 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     return end >= sub * SUB && of.start[end] >= at.t0 + sub * SUB;
   };
   int end = r0 + SUB - 1 < last ? r0 + SUB - 1 : last, last_start = end >= r0 ? of.start[end] : -1;
-  float dwrite = 0.0f;
+  float dwrite = 0.0f, ddecay = 0.0f;
   for (int base = 0; base < HK; base += 32) {
     if (base > 0) __syncthreads();
-    bool mine = base + lane < HK;
-    int key = mine ? base + lane : 0, column = at.tile * HK + key;
+    bool mine = base + lane < HK && at.tile * HK + base + lane < a.keys;
+    int key = mine ? base + lane : 0, column = at.tile * HK + key, parameter = at.h * a.keys + column;
     const bf16 *q_from = a.q.row(row0) + at.g * KEYS + column, *k_from = a.k.row(row0) + at.g * KEYS + column;
     float q[SUB], k[SUB], c[SUB], dq[SUB], dk[SUB], found[SUB];
 #pragma unroll
@@ -94,7 +114,7 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     }
     tiles.carry[threadIdx.x] = sum;
 #if BONUS
-    float u = a.bonus[at.h * KEYS + column];
+    float u = a.bonus[parameter];
 #pragma unroll
     for (int r = 0; r < SUB; ++r) {
       float own = pairs[r * SUB + r];
@@ -106,10 +126,10 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
       if (t0 + r >= a.l) continue;
       bool there = r0 + r <= last;
       if (mine && whole) {
-        a.dq.row(row0 + r)[at.g * KEYS + column] = from_float<T>(there ? dq[r] : 0.0f);
-        a.dk.row(row0 + r)[at.g * KEYS + column] = from_float<T>(there ? write[r] * dk[r] : 0.0f);
+        a.dq.row(row0 + r)[at.g * a.keys + column] = from_float<T>(there ? dq[r] : 0.0f);
+        a.dk.row(row0 + r)[at.g * a.keys + column] = from_float<T>(there ? write[r] * dk[r] : 0.0f);
       } else if (mine) {
-        i64 share = ((row0 + r) * a.heads + at.h) * KEYS + column;
+        i64 share = ((row0 + r) * a.heads + at.h) * a.keys + column;
         a.dq_heads[share] = dq[r], a.dk_heads[share] = dk[r];
       }
       if (a.of_write) {
@@ -120,6 +140,10 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     __syncthreads();
     float carry = 0.0f;
     if (a.of_pass) {
+#if NORM
+      i64 place = ((at.head(a) * TILES + at.tile) * (a.chunks + 1) + at.chunk) * HK + key;
+      carry = a.z[place + HK] * a.dz[place];
+#endif
       int pieces = a.parts * PIECES;
       for (int i = 0; i < pieces; ++i) carry += a.of_pass[((at.head(a) * pieces + i) * a.chunks + at.chunk) * KEYS + column];
     }
@@ -129,7 +153,11 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
       bool there = r0 + r <= last && start[r] != t0 + r;
       float x = there ? found[r] + (last_start <= t0 + r ? carry : 0.0f) : 0.0f;
       constant += x;
-      if (DECAY == 4 && a.ddecay.data && mine && t0 + r < a.l) a.ddecay.row(row0 + r)[at.h * KEYS + column] = from_float<D>(x);
+      if (DECAY == 4 && a.ddecay.data && mine && t0 + r < a.l) a.ddecay.row(row0 + r)[parameter] = from_float<D>(x);
+      if (DECAY == 2 && a.of_queries) {
+        float of_head = warp_sum(mine ? x : 0.0f);
+        if (lane == r) ddecay += of_head;
+      }
     }
     if (!a.dconstant_rows && !a.dbonus_rows) continue;
     tiles.shares[0][threadIdx.x] = constant, tiles.shares[1][threadIdx.x] = dbonus;
@@ -140,24 +168,26 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     for (int sub = 0; sub < SUBS; ++sub) {
       constant += tiles.shares[0][sub * 32 + lane], dbonus += tiles.shares[1][sub * 32 + lane];
     }
-    i64 share = (at.b * a.chunks + at.chunk) * a.heads * KEYS + at.h * KEYS + column;
+    i64 share = (at.b * a.chunks + at.chunk) * a.heads * a.keys + parameter;
     if (a.dconstant_rows) a.dconstant_rows[share] = constant;
     if (a.dbonus_rows) a.dbonus_rows[share] = dbonus;
   }
-  if (a.of_write && lane < SUB) a.of_write[((at.head(a) * TILES + at.tile) * a.chunks + at.chunk) * CHUNK + r0 + lane] = dwrite;
+  i64 position = ((at.head(a) * TILES + at.tile) * a.chunks + at.chunk) * CHUNK + r0 + lane;
+  if (a.of_write && lane < SUB) a.of_write[position] = dwrite;
+  if (DECAY == 2 && a.of_queries && lane < SUB) a.of_queries[position] = ddecay;
 }
 
 // A chunk after the row's length.
 __device__ __forceinline__ void finish_none(const Args& a, const Place& at) {
   for (int i = threadIdx.x; i < CHUNK * HK; i += THREADS) {
-    int t = i / HK, column = at.tile * HK + i % HK;
-    if (at.t0 + t >= a.l) continue;
+    int t = i / HK, column = at.tile * HK + i % HK, parameter = at.h * a.keys + column;
+    if (at.t0 + t >= a.l || column >= a.keys) continue;
     if (a.heads == a.groups) {
-      a.dq.row(at.first + t)[at.g * KEYS + column] = from_float<T>(0.0f);
-      a.dk.row(at.first + t)[at.g * KEYS + column] = from_float<T>(0.0f);
+      a.dq.row(at.first + t)[at.g * a.keys + column] = from_float<T>(0.0f);
+      a.dk.row(at.first + t)[at.g * a.keys + column] = from_float<T>(0.0f);
     }
-    if (DECAY == 4 && a.ddecay.data) a.ddecay.row(at.first + t)[at.h * KEYS + column] = from_float<D>(0.0f);
-    i64 share = (at.b * a.chunks + at.chunk) * a.heads * KEYS + at.h * KEYS + column;
+    if (DECAY == 4 && a.ddecay.data) a.ddecay.row(at.first + t)[parameter] = from_float<D>(0.0f);
+    i64 share = (at.b * a.chunks + at.chunk) * a.heads * a.keys + parameter;
     if (t == 0 && a.dconstant_rows) a.dconstant_rows[share] = 0.0f;
     if (t == 0 && a.dbonus_rows) a.dbonus_rows[share] = 0.0f;
   }
@@ -175,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gradients(const __grid_
   auto load_part = [&](int part) {
     int from = at.h * a.values + part * HV;
     load_tile<CHUNK, HV, LV>(shared_address(tiles.v), a.v.row(at.first) + from, a.v.stride, there);
-    load_tile<CHUNK, HV, LV>(shared_address(tiles.dy), a.dy.row(at.first) + from, a.dy.stride, there);
+    load_tile<CHUNK, HV, LV>(shared_address(tiles.dy), a.dr.row(at.first) + from, a.dr.stride, there);
     i64 of_part = at.head(a) * a.parts + part, inside = i64(key0) * HV;
     const bf16* before = a.before + (of_part * (a.chunks + 1) + at.chunk) * KEYS * HV + inside;
     load_tile<HK, HV, LV>(shared_address(tiles.s), before, HV, HK);
@@ -222,6 +252,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gradients(const __grid_
       if (n > 0 && warp + n < SUBS) product_across<16, HV, LV, LV>(of_keys[n], v + mine, dy + (warp + n) * SUB * LV * 2);
     }
   }
+#if NORM
+  i64 column_at = ((at.head(a) * TILES + at.tile) * (a.chunks + 1) + at.chunk) * HK;
+#pragma unroll
+  for (int j = 0; j < HK / 8; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      int key = 8 * j + column + e % 2;
+      dq[j][e] += of.grad[row + e / 2 * 8] * a.z[column_at + key], dk[j][e] += a.dz[column_at + key];
+    }
+#pragma unroll
+  for (int n = 0; n < SUBS; ++n)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int later = (warp + n) * SUB + 8 * half + column + e % 2;
+        of_queries[n][half][e] += of.grad[row + e / 2 * 8], of_keys[n][half][e] += later < CHUNK ? of.grad[later] : 0.0f;
+      }
+#endif
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     int t = row + e / 2 * 8;
@@ -273,23 +322,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gradients(const __grid_
   finish(a, at, tiles);
 }
 
-// dw: a thread has one head of a position.
+// dw and the gradient of a decay that varies by head: a thread has one head of a position.
 extern "C" __global__ void __launch_bounds__(THREADS) writes(const __grid_constant__ Args a) {
   i64 i = i64(blockIdx.x) * THREADS + threadIdx.x, row = i / a.heads, t = row % a.l;
   int h = int(i % a.heads), b = int(row / a.l);
   if (row >= a.b * a.l) return;
-  float sum = 0.0f;
+  float dwrite = 0.0f, ddecay = 0.0f;
   for (int tile = 0; tile < TILES && t < row_length(a, b); ++tile) {
-    sum += a.of_write[((i64(b) * a.heads + h) * TILES + tile) * a.chunks * CHUNK + t];
+    i64 at = ((i64(b) * a.heads + h) * TILES + tile) * a.chunks * CHUNK + t;
+    if (a.of_write) dwrite += a.of_write[at];
+    if (DECAY == 2 && a.of_queries) ddecay += a.of_queries[at];
   }
-  a.dwrite.row(row)[h] = sum;
+  if (a.dwrite.data) a.dwrite.row(row)[h] = dwrite;
+  if (DECAY == 2 && a.ddecay.data) a.ddecay.row(row)[h] = from_float<D>(ddecay);
 }
 
 // Sums of the shares of chunks: a warp has one element.
 extern "C" __global__ void __launch_bounds__(THREADS) parameters(const __grid_constant__ Args a) {
   int unit = blockIdx.x * WARPS + (threadIdx.x >> 5);
-  i64 keys = i64(a.heads) * KEYS;
-  if (a.dconstant && unit < keys) add_shares(a, a.dconstant + unit, a.dconstant_rows, keys, unit, 1);
+  i64 keys = i64(a.heads) * a.keys;
+  if (a.dconstant && BY_KEY && unit < keys) add_shares(a, a.dconstant + unit, a.dconstant_rows, keys, unit, 1);
+  if (a.dconstant && !BY_KEY && unit < a.heads) {
+    add_shares(a, a.dconstant + unit, a.dconstant_rows, keys, unit * a.keys, a.keys);
+  }
   if (a.dbonus && unit < keys) add_shares(a, a.dbonus + unit, a.dbonus_rows, keys, unit, 1);
   add_skips(a, unit, a.values);
 }

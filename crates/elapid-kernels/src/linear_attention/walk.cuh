@@ -7,11 +7,12 @@
 // Where rows and heads are too few for the device, a row has several segments: `walk_ends` walks each from a state of zero and leaves the
 // last, `walk_starts` makes of these the states before the segments, and `walk` starts there.
 
-#if !BY_KEY
+#ifndef KEYED
 #define KEYS HK
 // States that there are, and the one that `walk_back` multiplies its state by: the one before the chunk.
 #define SLOTS a.chunks
 #define AFTER 0
+#define GRADIENTS a.dy
 #endif
 #define LA (WK + 8)
 #define LW (WV + 8)
@@ -20,7 +21,7 @@
 template <bool BACK>
 struct WalkStage {
   bf16 k[CHUNK * LA], v[CHUNK * LW], s[BACK ? WK * LW : 8];
-#if BY_KEY
+#ifdef KEYED
   float pass[WK];
 #else
   float sum[CHUNK], write[CHUNK];
@@ -41,15 +42,17 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
   bool mine = top < WK;
   i64 len = row_length(a, b), first = b * a.l, all = (len + CHUNK - 1) / CHUNK;
   i64 each = (a.chunks + a.segments - 1) / a.segments, low = segment * each, high = low + each < all ? low + each : all;
-  i64 state = (unit * KEYS + tile * WK) * a.values + part * HV + side;
+  i64 state = (unit * a.keys + tile * WK) * a.columns + part * HV + side;
+  // Keys after a.keys are 0.
+  int keys = a.keys - tile * WK;
   // Of segments: [b h segments keys values].
   i64 of_segment = ((unit * a.segments + segment) * KEYS + tile * WK) * a.values + part * HV + side;
-  const Mat<bf16>& values = BACK ? a.dy : a.v;
+  const Mat<bf16>& values = BACK ? GRADIENTS : a.v;
   const bf16* v = values.row(first) + h * a.values + part * HV + side;
   i64 of_part = unit * a.parts + part, inside = i64(tile) * WK * HV + side;
   bf16* before = a.before + of_part * SLOTS * KEYS * HV + inside;
   bf16* out = BACK ? a.dafter + of_part * a.chunks * KEYS * HV + inside : before;
-#if BY_KEY
+#ifdef KEYED
   const bf16* k = a.scaled + (unit * (KEYS / WK) + tile) * a.chunks * CHUNK * WK;
   const float* passes = a.passes + (unit * (KEYS / WK) + tile) * a.chunks * WK;
 #else
@@ -62,7 +65,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
     if (n < high - low) {
       i64 chunk = BACK ? high - 1 - n : low + n, t0 = chunk * CHUNK;
       WalkStage<BACK>& to = stages[n % STAGES];
-#if BY_KEY
+#ifdef KEYED
       load_tile<CHUNK, WK, LA>(shared_address(to.k), k + t0 * WK, WK, CHUNK);
       if (threadIdx.x < WK / 4) copy16(shared_address(to.pass + threadIdx.x * 4), passes + chunk * WK + threadIdx.x * 4, true);
 #else
@@ -96,9 +99,10 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
   };
   if (!ENDS) {
     const float* given = a.segments > 1 ? a.ends + of_segment : BACK ? (a.dlast ? a.dlast + state : nullptr) : (a.initial ? a.initial + state : nullptr);
+    i64 width = a.segments > 1 ? a.values : a.columns;
     if (given) {
       each_pair([&](float* x, int i, int j) {
-        x[0] = given[i64(i) * a.values + j], x[1] = given[i64(i) * a.values + j + 1];
+        if (a.segments > 1 || i < keys) x[0] = given[i64(i) * width + j], x[1] = given[i64(i) * width + j + 1];
       });
     }
   }
@@ -114,7 +118,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
       each_pair([&](float* x, int i, int j) { *reinterpret_cast<u32*>(to + i * HV + j) = pack_bf16(x[0], x[1]); });
     }
     if (!mine) continue;
-#if BY_KEY
+#ifdef KEYED
     float pass[2] = {of.pass[row], of.pass[row + 8]};
 #else
     i64 t0 = chunk * CHUNK;
@@ -133,7 +137,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
         }
         sums[half] = sum;
       }
-#if BY_KEY
+#ifdef KEYED
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float sum = row_sum(sums[half]);
@@ -158,7 +162,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
     for (int t = 0; t < CHUNK / 16; ++t) {
       u32 left[4];
       load4_transposed(left, left_at + 2 * (t * 16 * LA + top));
-#if !BY_KEY
+#ifndef KEYED
       float by[4];
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
@@ -205,7 +209,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
   float* end = BACK ? a.dinitial : a.last;
   if (!end) return;
   each_pair([&](float* x, int i, int j) {
-    end[state + i64(i) * a.values + j] = x[0], end[state + i64(i) * a.values + j + 1] = x[1];
+    if (i < keys) end[state + i64(i) * a.columns + j] = x[0], end[state + i64(i) * a.columns + j + 1] = x[1];
   });
 }
 
@@ -215,12 +219,13 @@ __device__ __forceinline__ void start_segments(const Args& a) {
   i64 at = i64(blockIdx.x) * THREADS + threadIdx.x, of_head = i64(KEYS) * a.values, head = at / of_head, inside = at % of_head;
   if (head >= i64(a.b) * a.heads) return;
   const float* given = BACK ? a.dlast : a.initial;
-  float x = given ? given[at] : 0.0f;
+  i64 key = inside / a.values;
+  float x = given && key < a.keys ? given[(head * a.keys + key) * a.columns + inside % a.values] : 0.0f;
 #pragma unroll 4
   for (int n = 0; n < a.segments; ++n) {
     i64 segment = head * a.segments + (BACK ? a.segments - 1 - n : n);
     float* to = a.ends + segment * of_head + inside;
-    float end = *to, pass = a.ends_passes[segment * KEYS + inside / a.values];
+    float end = *to, pass = a.ends_passes[segment * KEYS + key];
     *to = x, x = pass * x + end;
   }
 }

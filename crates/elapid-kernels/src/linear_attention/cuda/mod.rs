@@ -1,5 +1,6 @@
-//! On a GPU: bf16 on tensor cores, with a decay of the head, or none (`tensor_forward.cu`, `tensor_backward.cu`), or of each key
-//! (`keyed_forward.cu`, `keyed_backward.cu`); everything else by the recurrence (`plain.cu`), which has any sizes and all options.
+//! On a GPU: bf16 on tensor cores, with keys to 128 and a decay of the head, or none (`tensor_forward.cu`, `tensor_backward.cu`), or with
+//! any keys, decays and options (`keyed_forward.cu`, `keyed_backward.cu`) if values have a multiple of 16 columns; everything else by the
+//! recurrence (`plain.cu`), which has any sizes.
 
 mod keyed;
 mod plain;
@@ -102,16 +103,16 @@ pub(super) fn backward(
 ) -> Result<()> {
     let special = Special::new(args);
     let raw = Raw::new(dims, args)?.with_gradients(outputs, &grads);
-    let written = [outputs.dy, grads.dq.as_mat(), grads.dk.as_mat(), grads.dv.as_mat()];
-    let aligned = written.iter().all(Mat::is_aligned);
+    let aligned = |written: &[Mat<'_>]| outputs.dy.is_aligned() && written.iter().all(Mat::is_aligned);
     let others = || CHECK.fault("saved", "rows at multiples of 16 bytes, as in the forward".into(), "others".into());
     match &saved.kept {
         Kept::Tensor(kept) => {
+            let aligned = aligned(&[grads.dq.as_mat(), grads.dk.as_mat(), grads.dv.as_mat()]);
             let form = Form::new(dims, args).filter(|_| aligned).ok_or_else(others)?;
             form.backward(saved.gpu, raw, kept)
         }
         Kept::Keyed(kept) => {
-            let form = keyed::Form::new(dims, args).filter(|_| aligned).ok_or_else(others)?;
+            let form = keyed::Form::new(dims, args).filter(|_| aligned(&[grads.dv.as_mat()])).ok_or_else(others)?;
             form.backward(saved.gpu, raw, kept)
         }
         Kept::Plain { states, divisors } => {
