@@ -40,10 +40,10 @@ struct Args {
   // chunks; keys of a tile.
   bf16* scaled;
   float* passes;
-  // [b h segments keys values], [b h segments keys]: states at the ends of segments of a row, then before them; what they are multiplied by.
+  // [b h segments keys values], [b h segments keys]: states at the ends of segments of a row, then before them; decays of segments.
   float *ends, *ends_passes;
-  // [b h tiles chunks + 1 keys]: the normaliser's column of the states before every chunk and after the last; of their gradients after every
-  // chunk, and before the first.
+  // [b h tiles chunks + 1 keys]: the normaliser's column of the states before every chunk and after the last; of their gradients after
+  // every chunk.
   float *z, *dz;
   // Rows of dconstant_rows and dskip_rows.
   i64 shares;

@@ -383,8 +383,11 @@ fn bench() {
         ("linear attention", Options::nothing(Kind::None), (8, 2048), (16, 16, 64, 64)),
         ("retention", Options::nothing(Kind::Head), (8, 2048), (16, 16, 64, 64)),
         ("GLA", gla, (8, 2048), (16, 16, 64, 64)),
+        ("HGRN2", gla, (8, 2048), (8, 8, 128, 128)),
         ("RWKV-6", Options { bonus: true, ..gla }, (8, 2048), (16, 16, 64, 64)),
-        ("long SSD", ssd, (1, 131_072), (1, 24, 128, 64)),
+        ("Based", Options { normaliser: true, ..Options::nothing(Kind::None) }, (8, 2048), (16, 16, 153, 64)),
+        ("SSD", ssd, (8, 8192), (1, 32, 128, 64)),
+        ("SSD", ssd, (1, 131_072), (1, 24, 128, 64)),
     ] {
         let case = of(Dims { b, l, groups, heads, k, v }, options, 1, DType::Bf16, DType::F32);
         let device = Device::new(gpu, &case, DType::Bf16, DType::F32, 0);

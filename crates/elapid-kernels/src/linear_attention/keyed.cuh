@@ -1,12 +1,14 @@
 // Linear attention on tensor cores, for a decay of each key (Yang et al. 2023, arXiv 2312.06635, section 4.3): chunks of CHUNK positions
 // in sub-chunks of SUB, one for each warp.
 //
-// KEYS: columns of a key, a multiple of 16; those from a.keys on are 0. HK: columns of a tile of keys, at most 64, of which there are TILES. HV: columns of a value in
-// a part.
+// KEYS: columns of a key, a multiple of 16; those from a.keys on are 0. HK: columns of a tile of keys, at most 64, of which there are
+// TILES. HV: columns of a value in a part.
 //
 // c is the sum of log2 g over a sub-chunk up to and with a position. A query is multiplied by what is between its sub-chunk's begin and
 // itself, a key by what is between itself and the begin of the query's sub-chunk: both at most 1. Pairs of one sub-chunk are summed one by
-// one in f32.
+// one in f32; but scores of its second eight positions with its first eight are products too, by the sum at the border in between.
+//
+// Decays of a head, or none, are taken as those of each key, where there are a bonus, a normaliser or wide keys.
 
 #define KEYED
 #define SUB 16
@@ -105,6 +107,7 @@ __device__ __forceinline__ u32 scaled(u32 x, float low, float high) {
 template <bool QUERIES>
 __device__ __forceinline__ void prepare(const Args& a) {
   __shared__ __align__(16) Decays of;
+  __shared__ __align__(16) float ahead[SUBS * HK];
   __shared__ Positions positions;
   Place at(a, TILES);
   if (at.t0 >= at.len) return;
@@ -116,29 +119,35 @@ __device__ __forceinline__ void prepare(const Args& a) {
   const bf16* from = (QUERIES ? a.q : a.k).row(at.first) + at.g * KEYS + at.tile * HK;
   i64 stride = QUERIES ? a.q.stride : a.k.stride;
   bf16* to = a.scaled + place * CHUNK * HK;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < CHUNK * HK / 2; i += THREADS) {
-    int t = i / (HK / 2), key = i % (HK / 2) * 2, sub = t / SUB;
-    bool there = t <= last && (QUERIES ? positions.start[t] < at.t0 : at.t0 + t >= start);
-    float by = QUERIES ? a.scale : positions.write[t];
-    float2 sum = sums2<QUERIES>(of.sums, t, key);
-    if (!QUERIES) sum.x = -sum.x, sum.y = -sum.y;
+  // Of each sub-chunk, what is between it and the chunk's border.
+  for (int key = threadIdx.x; key < HK; key += THREADS) {
+    float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < SUBS; ++n) {
-      float2 total = pair_at(of.totals + n * HK + key);
-      bool in = QUERIES ? n < sub : n >= sub;
-      sum.x += in ? total.x : 0.0f, sum.y += in ? total.y : 0.0f;
+      int sub = QUERIES ? n : SUBS - 1 - n;
+      float total = of.totals[sub * HK + key];
+      ahead[sub * HK + key] = QUERIES ? sum : sum + total, sum += total;
     }
-    u32 x = there ? word_at(from + t * stride + key) : 0;
-    float low = by * fast_exp2(sum.x) * low_bf16(x), high = by * fast_exp2(sum.y) * high_bf16(x);
-    *reinterpret_cast<u32*>(to + t * HK + key) = there ? pack_bf16(low, high) : 0;
+    a.passes[place * HK + key] = start < at.t0 ? fast_exp2(sum) : 0.0f;
   }
+  __syncthreads();
+#pragma unroll 2
+  for (int i = threadIdx.x; i < CHUNK * HK / 8; i += THREADS) {
+    int t = i / (HK / 8), key = i % (HK / 8) * 8;
+    bool there = t <= last && (QUERIES ? positions.start[t] < at.t0 : at.t0 + t >= start);
+    float by = there ? QUERIES ? a.scale : positions.write[t] : 0.0f, x[8], sum[8], border[8];
+    widen8(there ? *reinterpret_cast<const uint4*>(from + t * stride + key) : uint4{0, 0, 0, 0}, x);
+    sums4<QUERIES>(of.sums, t, key, sum), sums4<QUERIES>(of.sums, t, key + 4, sum + 4);
+    load8(ahead + t / SUB * HK + key, border);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x[j] *= by * fast_exp2(QUERIES ? border[j] + sum[j] : border[j] - sum[j]);
+    store8(to + t * HK + key, x);
+  }
+#if NORM
   for (int key = threadIdx.x; key < HK; key += THREADS) {
     float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < SUBS; ++n) sum += of.totals[n * HK + key];
-    a.passes[place * HK + key] = start < at.t0 ? fast_exp2(sum) : 0.0f;
-#if NORM
     // What the chunk adds to the normaliser's column, or to its gradient.
     float added = 0.0f, passed = 0.0f;
     for (int t = 0; t <= last; ++t) {
@@ -150,8 +159,8 @@ __device__ __forceinline__ void prepare(const Args& a) {
       added += there ? by * to_float(from[t * stride + key]) : 0.0f;
     }
     (QUERIES ? a.dz : a.z)[((at.head(a) * TILES + at.tile) * (a.chunks + 1) + at.chunk) * HK + key] = added;
-#endif
   }
+#endif
 }
 
 // A thread walks the normaliser's column of one key, or its gradient.
@@ -196,13 +205,9 @@ __device__ __forceinline__ void add_scores(float (*scores)[2][4], bf16* rows, co
       widen4(columns + c * LK + i, y);
       sums4<!QUERIES>(of.sums, c, i, sum);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        if (QUERIES ? r < half : r > half) continue;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float by = fast_exp2(QUERIES ? own[r][j] - sum[j] : sum[j] - own[r][j]);
-          scores[0][half][2 * r + m % 2] += x[r][j] * y[j] * by;
-        }
+      for (int j = 0; j < 4; ++j) {
+        float by = fast_exp2(QUERIES ? own[half][j] - sum[j] : sum[j] - own[half][j]);
+        scores[0][half][2 * half + m % 2] += x[half][j] * y[j] * by;
       }
     }
   }
@@ -222,6 +227,22 @@ __device__ __forceinline__ void add_scores(float (*scores)[2][4], bf16* rows, co
       }
       left[m] = scaled(raw[m], by[m].x, by[m].y);
     }
+    // The second eight queries of the sub-chunk with the first eight keys, by the sum at the border in between.
+    u32 near[4] = {0, 0, 0, 0}, others[2];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      int key = i + 8 * m, c = warp * SUB + (QUERIES ? 0 : 8) + (lane >> 2);
+      float2 border = pair_at(of.sums + (warp * SUB + 7) * LC + key), total = pair_at(of.totals + warp * HK + key);
+      float2 mine = by[2 * m + QUERIES], sum = sums2<!QUERIES>(of.sums, c, key);
+      if (QUERIES) {
+        mine.x -= border.x, mine.y -= border.y, sum.x = border.x - sum.x, sum.y = border.y - sum.y;
+      } else {
+        mine.x += border.x - total.x, mine.y += border.y - total.y, sum.x -= border.x, sum.y -= border.y;
+      }
+      near[2 * m + QUERIES] = scaled(raw[2 * m + QUERIES], mine.x, mine.y);
+      others[m] = scaled(word_at(columns + c * LK + key), sum.x, sum.y);
+    }
+    mma(scores[0][QUERIES ? 0 : 1], near, others[0], others[1]);
 #pragma unroll
     for (int n = 1; n < SUBS; ++n) {
       int sub = QUERIES ? warp - n : warp + n;
@@ -376,20 +397,22 @@ __device__ __forceinline__ void answer(const Args& a) {
       int sub = QUERIES ? warp - n : warp + n;
       if (sub >= 0 && sub < SUBS) product_results<HV, 16, LV>(o, &p[n], shared_address(tiles.v) + sub * SUB * LV * 2);
     }
+    Skip skip(a, at.h, part);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
-      if (at.t0 + t >= a.l) continue;
+      const bf16* dy = NORM && !QUERIES && t <= last ? a.dy.row(at.first + t) + at.h * a.values + part * HV : tiles.v + t * LV;
+      u32 x[HV / 8];
 #pragma unroll
       for (int j = 0; j < HV / 8; ++j) {
-        int c = 8 * j + column, channel = part * HV + c;
-        u32 v = word_at(tiles.v + t * LV + c);
-        if (NORM && !QUERIES && t <= last) v = word_at(a.dy.row(at.first + t) + at.h * a.values + channel);
-        if (NORM) o[j][2 * half] *= inverse[half], o[j][2 * half + 1] *= inverse[half];
-        float low = o[j][2 * half] + skip_weight(a, at.h, channel) * low_bf16(v);
-        float high = o[j][2 * half + 1] + skip_weight(a, at.h, channel + 1) * high_bf16(v);
-        *reinterpret_cast<u32*>(to + t * out.stride + channel) = t <= last ? pack_bf16(low, high) : 0;
+        int c = 8 * j + column;
+        u32 v = word_at(dy + c);
+        float2 weight = skip.at(c);
+        float low = o[j][2 * half] * inverse[half] + weight.x * low_bf16(v);
+        float high = o[j][2 * half + 1] * inverse[half] + weight.y * high_bf16(v);
+        x[j] = t <= last ? pack_bf16(low, high) : 0;
       }
+      store_row<HV>(to + t * out.stride + part * HV, x, at.t0 + t < a.l);
     }
     if (dskip && threadIdx.x < HV) {
       const bf16* v = a.v.row(at.first) + at.h * a.values + part * HV + threadIdx.x;

@@ -86,11 +86,13 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     int key = mine ? base + lane : 0, column = at.tile * HK + key, parameter = at.h * a.keys + column;
     const bf16 *q_from = a.q.row(row0) + at.g * KEYS + column, *k_from = a.k.row(row0) + at.g * KEYS + column;
     float q[SUB], k[SUB], c[SUB], dq[SUB], dk[SUB], found[SUB];
+    const bf16 *q_at = q_from, *k_at = k_from;
 #pragma unroll
     for (int r = 0; r < SUB; ++r) {
       bool there = r0 + r <= last;
-      q[r] = there ? to_float(q_from[r * a.q.stride]) : 0.0f;
-      k[r] = there ? write[r] * to_float(k_from[r * a.k.stride]) : 0.0f;
+      q[r] = there ? to_float(*q_at) : 0.0f;
+      k[r] = there ? write[r] * to_float(*k_at) : 0.0f;
+      q_at += a.q.stride, k_at += a.k.stride;
       int place = (r0 + r) * LC + key;
       c[r] = tiles.decays.sums[place], dq[r] = tiles.dq[place], dk[r] = tiles.dk[place];
     }
@@ -98,11 +100,17 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
     for (int t = 0; t < SUB; ++t) {
       float read = BONUS ? (t > 0 ? c[t > 0 ? t - 1 : 0] : 0.0f) : c[t];
 #pragma unroll
-      for (int s = 0; s < t; ++s) {
-        float x = pairs[t * SUB + s] * fast_exp2(read - c[s]);
-        dq[t] += x * k[s], dk[s] += x * q[t];
+      for (int n = 0; n <= t / 4; ++n) {
+        float4 four = *reinterpret_cast<const float4*>(pairs + t * SUB + 4 * n);
+        float x[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int s = 4 * n + i;
+          if (s > t || (BONUS && s == t)) continue;
+          if (s < t) x[i] *= fast_exp2(read - c[s]);
+          dq[t] += x[i] * k[s], dk[s] += x[i] * q[t];
+        }
       }
-      if (!BONUS) dq[t] += pairs[t * SUB + t] * k[t], dk[t] += pairs[t * SUB + t] * q[t];
     }
     float sum = 0.0f, constant = 0.0f, dbonus = 0.0f;
 #pragma unroll
@@ -121,19 +129,27 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
       dq[r] += u * k[r] * own, dk[r] += u * q[r] * own, dbonus += q[r] * k[r] * own;
     }
 #endif
+    if (whole) {
+      bf16 *to_dq = a.dq.row(row0) + at.g * a.keys + column, *to_dk = a.dk.row(row0) + at.g * a.keys + column;
 #pragma unroll
-    for (int r = 0; r < SUB; ++r) {
-      if (t0 + r >= a.l) continue;
-      bool there = r0 + r <= last;
-      if (mine && whole) {
-        a.dq.row(row0 + r)[at.g * a.keys + column] = from_float<T>(there ? dq[r] : 0.0f);
-        a.dk.row(row0 + r)[at.g * a.keys + column] = from_float<T>(there ? write[r] * dk[r] : 0.0f);
-      } else if (mine) {
-        i64 share = ((row0 + r) * a.heads + at.h) * a.keys + column;
-        a.dq_heads[share] = dq[r], a.dk_heads[share] = dk[r];
+      for (int r = 0; r < SUB; ++r) {
+        bool there = r0 + r <= last;
+        if (mine && t0 + r < a.l) {
+          *to_dq = from_float<T>(there ? dq[r] : 0.0f), *to_dk = from_float<T>(there ? write[r] * dk[r] : 0.0f);
+        }
+        to_dq += a.dq.stride, to_dk += a.dk.stride;
       }
-      if (a.of_write) {
-        float x = warp_sum(mine && there ? to_float(k_from[r * a.k.stride]) * dk[r] : 0.0f);
+    } else {
+      i64 share = (row0 * a.heads + at.h) * a.keys + column, step = i64(a.heads) * a.keys;
+#pragma unroll
+      for (int r = 0; r < SUB; ++r, share += step) {
+        if (mine && t0 + r < a.l) a.dq_heads[share] = dq[r], a.dk_heads[share] = dk[r];
+      }
+    }
+    if (a.of_write) {
+#pragma unroll
+      for (int r = 0; r < SUB; ++r) {
+        float x = warp_sum(mine && r0 + r <= last ? to_float(k_from[r * a.k.stride]) * dk[r] : 0.0f);
         if (lane == r) dwrite += x;
       }
     }
@@ -148,12 +164,16 @@ __device__ __forceinline__ void finish(const Args& a, const Place& at, GradientT
       for (int i = 0; i < pieces; ++i) carry += a.of_pass[((at.head(a) * pieces + i) * a.chunks + at.chunk) * KEYS + column];
     }
     for (int sub = SUBS - 1; sub > warp; --sub) carry = (begins(sub) ? 0.0f : carry) + tiles.carry[sub * 32 + lane];
+    D* to_ddecay = DECAY == 4 && a.ddecay.data ? a.ddecay.row(row0) + parameter : nullptr;
 #pragma unroll
     for (int r = 0; r < SUB; ++r) {
       bool there = r0 + r <= last && start[r] != t0 + r;
       float x = there ? found[r] + (last_start <= t0 + r ? carry : 0.0f) : 0.0f;
       constant += x;
-      if (DECAY == 4 && a.ddecay.data && mine && t0 + r < a.l) a.ddecay.row(row0 + r)[parameter] = from_float<D>(x);
+      if (DECAY == 4 && to_ddecay) {
+        if (mine && t0 + r < a.l) *to_ddecay = from_float<D>(x);
+        to_ddecay += a.ddecay.stride;
+      }
       if (DECAY == 2 && a.of_queries) {
         float of_head = warp_sum(mine ? x : 0.0f);
         if (lane == r) ddecay += of_head;
@@ -222,14 +242,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) gradients(const __grid_
   __syncthreads();
   const Decays& decays = tiles.decays;
   for (int i = threadIdx.x; i < SUBS * HK; i += THREADS) tiles.passes[i] = fast_exp2(decays.totals[i]);
-  for (int i = threadIdx.x; i < CHUNK * HK / 2; i += THREADS) {
-    int t = i / (HK / 2), key = i % (HK / 2) * 2;
-    u32 *q = reinterpret_cast<u32*>(tiles.q + t * LK + key), *k = reinterpret_cast<u32*>(tiles.k + t * LK + key);
-    float2 read = sums2<true>(decays.sums, t, key), sum = sums2<false>(decays.sums, t, key);
-    float2 total = pair_at(decays.totals + t / SUB * HK + key);
-    float w = of.write[t];
-    *q = scaled(*q, read.x, read.y);
-    *k = pack_bf16(w * fast_exp2(total.x - sum.x) * low_bf16(*k), w * fast_exp2(total.y - sum.y) * high_bf16(*k));
+  for (int i = threadIdx.x; i < CHUNK * HK / 8; i += THREADS) {
+    int t = i / (HK / 8), key = i % (HK / 8) * 8;
+    float q[8], k[8], sum[8], total[8], w = of.write[t];
+    load8(tiles.q + t * LK + key, q), load8(tiles.k + t * LK + key, k);
+    sums4<true>(decays.sums, t, key, sum), sums4<true>(decays.sums, t, key + 4, sum + 4);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) q[j] *= fast_exp2(sum[j]);
+    sums4<false>(decays.sums, t, key, sum), sums4<false>(decays.sums, t, key + 4, sum + 4);
+    load8(decays.totals + t / SUB * HK + key, total);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) k[j] *= w * fast_exp2(total[j] - sum[j]);
+    store8(tiles.q + t * LK + key, q), store8(tiles.k + t * LK + key, k);
   }
   // dscores of the warp's queries with keys n sub-chunks before, and of its keys with queries n after.
   float of_queries[SUBS][2][4], of_keys[SUBS][2][4], dq[HK / 8][4], dk[HK / 8][4];

@@ -61,11 +61,24 @@ __device__ __forceinline__ u32 across(u32 tile) {
 // Begins to load ROWS rows of W columns, of which `valid` are there.
 template <int ROWS, int W, int L>
 __device__ __forceinline__ void load_tile(u32 to, const bf16* from, i64 stride, i64 valid) {
-  constexpr int PIECES = W / 8, ALL = ROWS * PIECES;
+  constexpr int OF_ROW = W / 8, ALL = ROWS * OF_ROW;
+  if constexpr (THREADS % OF_ROW == 0 && ALL % THREADS == 0) {
+    constexpr int STEP = THREADS / OF_ROW;
+    int r = threadIdx.x / OF_ROW, c = threadIdx.x % OF_ROW, left = valid < ROWS ? int(valid) : ROWS;
+    const bf16* at = from + r * stride + c * 8;
+    to += 2 * (r * L + c * 8);
+#pragma unroll
+    for (int n = 0; n < ALL / THREADS; ++n) {
+      bool there = r + n * STEP < left;
+      copy16(to + 2 * n * STEP * L, there ? at : from, there);
+      at += STEP * stride;
+    }
+  } else {
 #pragma unroll 4
-  for (int i = threadIdx.x; i < ALL; i += THREADS) {
-    int r = i / PIECES, c = i - r * PIECES;
-    copy16(to + 2 * (r * L + c * 8), from + (r < valid ? r : 0) * stride + c * 8, r < valid);
+    for (int i = threadIdx.x; i < ALL; i += THREADS) {
+      int r = i / OF_ROW, c = i - r * OF_ROW;
+      copy16(to + 2 * (r * L + c * 8), from + (r < valid ? r : 0) * stride + c * 8, r < valid);
+    }
   }
 }
 
@@ -132,6 +145,42 @@ __device__ __forceinline__ float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// Stores a row of N columns of which each of its four lanes has the pair `column` of every eight, in pieces of 16 bytes (of 8 at the end of
+// a width that is no multiple of 32), if it is `there`.
+template <int N>
+__device__ __forceinline__ void store_row(bf16* to, u32* x, bool there) {
+  int lane = threadIdx.x & 3;
+  auto swap = [&](u32& low, u32& high, int by) {
+    bool second = lane & by;
+    u32 other = __shfl_xor_sync(0xffffffffu, second ? low : high, by);
+    low = second ? other : low, high = second ? high : other;
+  };
+#pragma unroll
+  for (int j = 0; j + 4 <= N / 8; j += 4) {
+    u32* y = x + j;
+    swap(y[0], y[1], 1), swap(y[2], y[3], 1), swap(y[0], y[2], 2), swap(y[1], y[3], 2);
+    if (there) *reinterpret_cast<uint4*>(to + 8 * (j + lane)) = make_uint4(y[0], y[1], y[2], y[3]);
+  }
+  if (N % 32 == 16) {
+    u32* y = x + N / 8 - 2;
+    swap(y[0], y[1], 1);
+    if (there) *reinterpret_cast<uint2*>(to + N - 16 + (lane & 1) * 8 + (lane >> 1) * 4) = make_uint2(y[0], y[1]);
+  }
+}
+
+// The weight of the skip of a part of a value.
+struct Skip {
+  const float* channels;
+  float all;
+  __device__ __forceinline__ Skip(const Args& a, int h, int part) {
+    channels = a.skip && a.skip_channels ? a.skip + h * a.values + part * HV : nullptr;
+    all = a.skip && !a.skip_channels ? a.skip[h] : 0.0f;
+  }
+  __device__ __forceinline__ float2 at(int column) const {
+    return channels ? float2{channels[column], channels[column + 1]} : float2{all, all};
+  }
+};
+
 // log2 of the decay from the chunk's begin up to each position.
 __device__ __forceinline__ const float* sums_of(const Args& a, int b, int h) {
   return a.sums + (i64(b) * a.heads + h) * a.chunks * CHUNK;
@@ -172,11 +221,12 @@ __device__ __forceinline__ void load_chunk(const Args& a, Chunk* to, int b, int 
 template <bool QUERIES, class F>
 __device__ __forceinline__ void for_pairs(const Args& a, const Chunk& of, i64 t0, F f) {
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), pair = (lane & 3) * 2;
+  auto power = [](float x) { return DECAY == 0 ? 1.0f : fast_exp2(x); };
   float base = QUERIES ? (warp > 0 ? of.sum[warp * 16 - 1] : 0.0f) : of.sum[warp * 16 + 15], mine[2], by[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     mine[half] = of.sum[row + 8 * half];
-    by[half] = a.scale * fast_exp2(QUERIES ? mine[half] - base : base - mine[half]);
+    by[half] = a.scale * power(QUERIES ? mine[half] - base : base - mine[half]);
   }
 #pragma unroll
   for (int j = 0; j < CHUNK / 16; ++j) {
@@ -191,10 +241,10 @@ __device__ __forceinline__ void for_pairs(const Args& a, const Chunk& of, i64 t0
         for (int e = 0; e < 4; ++e) {
           int t = row + e / 2 * 8, other = at + e % 2;
           float y = QUERIES ? mine[e / 2] - (e % 2 ? sum.y : sum.x) : (e % 2 ? sum.y : sum.x) - mine[e / 2];
-          x[e] = (QUERIES ? other <= t : t <= other) ? a.scale * fast_exp2(y) : 0.0f;
+          x[e] = (QUERIES ? other <= t : t <= other) ? a.scale * power(y) : 0.0f;
         }
       } else {
-        float low = fast_exp2(QUERIES ? base - sum.x : sum.x - base), high = fast_exp2(QUERIES ? base - sum.y : sum.y - base);
+        float low = power(QUERIES ? base - sum.x : sum.x - base), high = power(QUERIES ? base - sum.y : sum.y - base);
         x[0] = by[0] * low, x[1] = by[0] * high, x[2] = by[1] * low, x[3] = by[1] * high;
       }
       if (QUERIES) {

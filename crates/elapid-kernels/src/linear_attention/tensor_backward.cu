@@ -13,9 +13,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) walk_back(const __grid_con
 extern "C" __global__ void __launch_bounds__(THREADS) walk_back_ends(const __grid_constant__ Args a) { walk_segment<true, true>(a); }
 extern "C" __global__ void __launch_bounds__(THREADS) walk_back_starts(const __grid_constant__ Args a) { start_segments<true>(a); }
 
+// Of one head or of two: a block of one head has no second.
 struct GradientTiles {
-  bf16 q[CHUNK * LK], k[CHUNK * LK], v[2][CHUNK * LV], dy[2][CHUNK * LV], s[2][HK * LV];
-  Chunk chunk[2];
+  bf16 q[CHUNK * LK], k[CHUNK * LK];
+  struct {
+    bf16 v[CHUNK * LV], dy[CHUNK * LV], s[HK * LV];
+    Chunk chunk;
+  } of[2];
 };
 
 // What a block of `queries` and `keys` works on.
@@ -37,35 +41,57 @@ struct Job {
   }
   __device__ __forceinline__ void load(const Args& a, GradientTiles& tiles, const bf16* states, int at) const {
     if (at < to) {
-      int stage = at & 1;
-      load_tile<CHUNK, HV, LV>(shared_address(tiles.v[stage]), a.v.row(first) + head(at) * HV, a.v.stride, len - t0);
-      load_tile<CHUNK, HV, LV>(shared_address(tiles.dy[stage]), a.dy.row(first) + head(at) * HV, a.dy.stride, len - t0);
-      load_tile<HK, HV, LV>(shared_address(tiles.s[stage]), states + position(a, at) / CHUNK * HK * HV, HV, HK);
-      load_chunk(a, &tiles.chunk[stage], b, head(at) / a.parts, t0, len);
+      int stage = (at - from) & 1;
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.of[stage].v), a.v.row(first) + head(at) * HV, a.v.stride, len - t0);
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.of[stage].dy), a.dy.row(first) + head(at) * HV, a.dy.stride, len - t0);
+      load_tile<HK, HV, LV>(shared_address(tiles.of[stage].s), states + position(a, at) / CHUNK * HK * HV, HV, HK);
+      load_chunk(a, &tiles.of[stage].chunk, b, head(at) / a.parts, t0, len);
     }
     commit();
   }
   __device__ __forceinline__ void begin(const Args& a, GradientTiles& tiles, const bf16* states) const {
     load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(first) + g * HK, a.q.stride, len - t0);
     load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(first) + g * HK, a.k.stride, len - t0);
-    begin_chunk(a, tiles.chunk), begin_chunk(a, tiles.chunk + 1);
+    begin_chunk(a, &tiles.of[0].chunk);
+    if (to - from > 1) begin_chunk(a, &tiles.of[1].chunk);
     load(a, tiles, states, from), load(a, tiles, states, from + 1);
     loaded<1>();
     __syncthreads();
   }
-  // A gradient of q or k: of the group where a block has all of it, else a share.
-  __device__ __forceinline__ void store(const Args& a, const Mat<bf16>& whole, float* shares, int t, int c, const float* x) const {
-    if (t0 + t >= a.l) return;
+  // A row's gradient of q or k: of the group where a block has all of it, else a share.
+  __device__ __forceinline__ void store(const Args& a, const Mat<bf16>& whole, float* shares, int t, int half, float (*x)[4]) const {
+    int column = (threadIdx.x & 3) * 2;
+    bool zero = t0 + t >= len;
     if (blocks == 1) {
-      *reinterpret_cast<u32*>(whole.row(first + t) + g * HK + c) = pack_bf16(x[0], x[1]);
-    } else {
-      float* to = shares + ((first + t) * a.groups * blocks + g * blocks + block) * HK + c;
-      to[0] = x[0], to[1] = x[1];
+      u32 out[HK / 8];
+#pragma unroll
+      for (int j = 0; j < HK / 8; ++j) out[j] = zero ? 0 : pack_bf16(x[j][2 * half], x[j][2 * half + 1]);
+      store_row<HK>(whole.row(first + t) + g * HK, out, t0 + t < a.l);
+    } else if (t0 + t < a.l) {
+      float* to = shares + ((first + t) * a.groups * blocks + g * blocks + block) * HK + column;
+#pragma unroll
+      for (int j = 0; j < HK / 8; ++j) {
+        *reinterpret_cast<float2*>(to + 8 * j) = zero ? float2{0.0f, 0.0f} : float2{x[j][2 * half], x[j][2 * half + 1]};
+      }
     }
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_constant__ Args a) {
+// 16 rows of values as A; their product with 16 rows of others.
+__device__ __forceinline__ void load_left(u32 (*left)[4], u32 from) {
+#pragma unroll
+  for (int c = 0; c < HV / 16; ++c) load4(left[c], down<LV>(from) + 32 * c);
+}
+__device__ __forceinline__ void product_left(float (*out)[4], const u32 (*left)[4], u32 rows) {
+#pragma unroll
+  for (int c = 0; c < HV / 16; ++c) {
+    u32 right[4];
+    load4(right, across<LV>(rows) + 32 * c);
+    mma(out[0], left[c], right[0], right[1]), mma(out[1], left[c], right[2], right[3]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) queries(const __grid_constant__ Args a) {
   GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
@@ -83,28 +109,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     }
   }
   for (int at = job.from; at < job.to && job.t0 < job.len; ++at) {
-    int stage = at & 1;
+    int stage = (at - job.from) & 1;
     loaded<1>();
     __syncthreads();
-    const Chunk& of = tiles.chunk[stage];
-    u32 dy = shared_address(tiles.dy[stage]) + warp * 32 * LV;
+    const Chunk& of = tiles.of[stage].chunk;
+    u32 dy = shared_address(tiles.of[stage].dy) + warp * 32 * LV;
     float by[2], decay[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
       by[half] = of.start[t] < job.t0 ? a.scale * fast_exp2(of.sum[t]) : 0.0f;
     }
+    u32 left[HV / 16][4];
+    load_left(left, dy);
     // From the state, 16 keys at a time.
-    u32 left_at = down<LV>(dy), right_at = across<LV>(shared_address(tiles.s[stage]));
+    u32 right_at = across<LV>(shared_address(tiles.of[stage].s));
 #pragma unroll
     for (int j = 0; j < HK / 16; ++j) {
       float x[2][4];
       clear<16>(x);
 #pragma unroll
       for (int c = 0; c < HV / 16; ++c) {
-        u32 left[4], right[4];
-        load4(left, left_at + 32 * c), load4(right, right_at + 2 * (j * 16 * LV + c * 16));
-        mma(x[0], left, right[0], right[1]), mma(x[1], left, right[2], right[3]);
+        u32 right[4];
+        load4(right, right_at + 2 * (j * 16 * LV + c * 16));
+        mma(x[0], left[c], right[0], right[1]), mma(x[1], left[c], right[2], right[3]);
       }
 #pragma unroll
       for (int n = 0; n < 2; ++n)
@@ -122,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     clear<CHUNK>(dscores);
 #pragma unroll
     for (int j = 0; j < CHUNK / 16; ++j) {
-      if (j <= warp) product_across<16, HV, LV, LV>(dscores + 2 * j, dy, shared_address(tiles.v[stage]) + j * 32 * LV);
+      if (j <= warp) product_left(dscores + 2 * j, left, shared_address(tiles.of[stage].v) + j * 32 * LV);
     }
     for_pairs<true>(a, of, job.t0, [&](int j, int n, int e, int s, float x) {
       x *= dscores[2 * j + n][e];
@@ -148,16 +176,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) queries(const __grid_const
     product_results<HK, 16, LK>(dq, p, shared_address(tiles.k) + j * 32 * LK);
   }
 #pragma unroll
-  for (int j = 0; j < HK / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int t = row + 8 * half;
-      if (job.t0 + t >= job.len) dq[j][2 * half] = dq[j][2 * half + 1] = 0.0f;
-      job.store(a, a.dq, a.dq_heads, t, 8 * j + column, dq[j] + 2 * half);
-    }
+  for (int half = 0; half < 2; ++half) job.store(a, a.dq, a.dq_heads, row + 8 * half, half, dq);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) keys(const __grid_constant__ Args a) {
   GradientTiles& tiles = *reinterpret_cast<GradientTiles*>(shared_memory());
   Job job(a);
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = warp * 16 + (lane >> 2), column = (lane & 3) * 2;
@@ -174,12 +196,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
   }
   int last = int(job.len - job.t0 < CHUNK ? job.len - job.t0 : CHUNK) - 1;
   for (int at = job.from; at < job.to; ++at) {
-    int stage = at & 1, h = job.head(at) / a.parts;
+    int stage = (at - job.from) & 1, h = job.head(at) / a.parts;
     float dv[HV / 8][4];
     clear<HV>(dv);
     // The sum of dy v.
     float skips = 0.0f;
-    const Chunk& of = tiles.chunk[stage];
+    const Chunk& of = tiles.of[stage].chunk;
     if (some) {
       loaded<1>();
       __syncthreads();
@@ -191,40 +213,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
         write[half] = of.write[s];
         by[half] = s <= last && job.t0 + s >= of.start[last] ? fast_exp2(of.sum[last] - of.sum[s]) : 0.0f;
       }
-      u32 left_at = down<LV>(shared_address(tiles.v[stage]) + warp * 32 * LV);
-      u32 right_at = across<LV>(shared_address(tiles.s[stage]));
-#pragma unroll
-      for (int j = 0; j < HK / 16; ++j) {
-        float x[2][4];
-        clear<16>(x);
-#pragma unroll
-        for (int c = 0; c < HV / 16; ++c) {
-          u32 left[4], right[4];
-          load4(left, left_at + 32 * c), load4(right, right_at + 2 * (j * 16 * LV + c * 16));
-          mma(x[0], left, right[0], right[1]), mma(x[1], left, right[2], right[3]);
-        }
-#pragma unroll
-        for (int n = 0; n < 2; ++n)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float low = by[half] * x[n][2 * half], high = by[half] * x[n][2 * half + 1];
-            dk[2 * j + n][2 * half] += write[half] * low, dk[2 * j + n][2 * half + 1] += write[half] * high;
-            u32 k = *reinterpret_cast<const u32*>(tiles.k + (row + 8 * half) * LK + j * 16 + n * 8 + column);
-            inter[half] += low * low_bf16(k) + high * high_bf16(k);
-          }
-      }
-      product_down<HV, HK, LK, LV>(dv, k, shared_address(tiles.s[stage]));
+      u32 left[HV / 16][4];
+      load_left(left, shared_address(tiles.of[stage].v) + warp * 32 * LV);
+      product_down<HV, HK, LK, LV>(dv, k, shared_address(tiles.of[stage].s));
 #pragma unroll
       for (int j = 0; j < HV / 8; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) dv[j][e] *= write[e / 2] * by[e / 2];
+        for (int half = 0; half < 2; ++half) {
+          float &low = dv[j][2 * half], &high = dv[j][2 * half + 1];
+          u32 v = *reinterpret_cast<const u32*>(tiles.of[stage].v + (row + 8 * half) * LV + 8 * j + column);
+          low *= by[half], high *= by[half];
+          inter[half] += low * low_bf16(v) + high * high_bf16(v);
+          low *= write[half], high *= write[half];
+        }
       float dscores[CHUNK / 8][4];
       clear<CHUNK>(dscores);
-      u32 values = shared_address(tiles.v[stage]) + warp * 32 * LV, dy = shared_address(tiles.dy[stage]);
+      u32 dy = shared_address(tiles.of[stage].dy);
 #pragma unroll
       for (int j = 0; j < CHUNK / 16; ++j) {
-        if (j >= warp) product_across<16, HV, LV, LV>(dscores + 2 * j, values, dy + j * 32 * LV);
+        if (j >= warp) product_left(dscores + 2 * j, left, dy + j * 32 * LV);
       }
+      // From the state's gradient, of values times w and the decay up to the chunk's end.
+#pragma unroll
+      for (int c = 0; c < HV / 16; ++c)
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          float weight = write[m & 1] * by[m & 1];
+          left[c][m] = pack_bf16(weight * low_bf16(left[c][m]), weight * high_bf16(left[c][m]));
+        }
+#pragma unroll
+      for (int j = 0; j < HK / 16; ++j) product_left(dk + 2 * j, left, shared_address(tiles.of[stage].s) + j * 32 * LV);
       float p[2][4];
       for_pairs<false>(a, of, job.t0, [&](int j, int n, int e, int t, float x) {
         float score = scores[2 * j + n][e] * x, both = dscores[2 * j + n][e] * score;
@@ -247,24 +265,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
         }
       }
     }
-    bf16* out = a.dv.row(job.first) + job.head(at) * HV;
+    bf16* to = a.dv.row(job.first) + job.head(at) * HV;
+    Skip skip(a, h, job.head(at) % a.parts);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int s = row + 8 * half;
-      if (job.t0 + s >= a.l) continue;
+      u32 out[HV / 8];
 #pragma unroll
       for (int j = 0; j < HV / 8; ++j) {
-        int c = 8 * j + column, channel = job.head(at) % a.parts * HV + c;
-        u32 dy = some ? *reinterpret_cast<const u32*>(tiles.dy[stage] + s * LV + c) : 0;
-        float low = dv[j][2 * half] + skip_weight(a, h, channel) * low_bf16(dy);
-        float high = dv[j][2 * half + 1] + skip_weight(a, h, channel + 1) * high_bf16(dy);
-        *reinterpret_cast<u32*>(out + s * a.dv.stride + c) = job.t0 + s < job.len ? pack_bf16(low, high) : 0;
+        u32 dy = some ? *reinterpret_cast<const u32*>(tiles.of[stage].dy + s * LV + 8 * j + column) : 0;
+        float2 by = skip.at(8 * j + column);
+        float low = dv[j][2 * half] + by.x * low_bf16(dy), high = dv[j][2 * half + 1] + by.y * high_bf16(dy);
+        out[j] = job.t0 + s < job.len ? pack_bf16(low, high) : 0;
       }
+      store_row<HV>(to + s * a.dv.stride, out, job.t0 + s < a.l);
     }
     if (a.dskip_rows && a.skip_channels && threadIdx.x < HV) {
       float dskip = 0.0f;
       for (int t = 0; t < CHUNK && some; ++t) {
-        dskip += to_float(tiles.dy[stage][t * LV + threadIdx.x]) * to_float(tiles.v[stage][t * LV + threadIdx.x]);
+        dskip += to_float(tiles.of[stage].dy[t * LV + threadIdx.x]) * to_float(tiles.of[stage].v[t * LV + threadIdx.x]);
       }
       a.dskip_rows[(job.b * a.chunks + job.chunk) * a.heads * a.values + job.head(at) * HV + threadIdx.x] = dskip;
     }
@@ -286,13 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) keys(const __grid_constant
     product_results<HK, 16, LK>(dk, p, shared_address(tiles.q) + j * 32 * LK);
   }
 #pragma unroll
-  for (int j = 0; j < HK / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int s = row + 8 * half;
-      if (job.t0 + s >= job.len) dk[j][2 * half] = dk[j][2 * half + 1] = 0.0f;
-      job.store(a, a.dk, a.dk_heads, s, 8 * j + column, dk[j] + 2 * half);
-    }
+  for (int half = 0; half < 2; ++half) job.store(a, a.dk, a.dk_heads, row + 8 * half, half, dk);
 }
 
 // dw and the gradient of the decay; a warp has a chunk of a head, a lane two positions.

@@ -41,11 +41,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) walk_ends(const __grid_con
 extern "C" __global__ void __launch_bounds__(THREADS) walk_starts(const __grid_constant__ Args a) { start_segments<false>(a); }
 
 struct OutputTiles {
-  bf16 q[CHUNK * LK], k[CHUNK * LK], v[2][CHUNK * LV], s[2][HK * LV];
+  bf16 q[CHUNK * LK];
+  // Of two heads; keys are in the place of the second until there are scores.
+  union {
+    struct {
+      bf16 v[CHUNK * LV], s[HK * LV];
+    };
+    bf16 k[CHUNK * LK];
+  } of[2];
   Chunk chunk[2];
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) outputs(const __grid_constant__ Args a) {
   OutputTiles& tiles = *reinterpret_cast<OutputTiles*>(shared_memory());
   // Heads of a group times parts, `together` for each block.
   int of_group = a.heads / a.groups * a.parts, blocks = (of_group + a.together - 1) / a.together;
@@ -69,27 +76,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
   auto load = [&](int at) {
     if (at < to) {
       int stage = at & 1, virtual_head = g * of_group + at;
-      load_tile<CHUNK, HV, LV>(shared_address(tiles.v[stage]), a.v.row(first) + virtual_head * HV, a.v.stride, len - t0);
+      load_tile<CHUNK, HV, LV>(shared_address(tiles.of[stage].v), a.v.row(first) + virtual_head * HV, a.v.stride, len - t0);
       i64 state = ((i64(b) * a.heads * a.parts + virtual_head) * a.chunks + chunk) * HK * HV;
-      load_tile<HK, HV, LV>(shared_address(tiles.s[stage]), a.before + state, HV, HK);
+      load_tile<HK, HV, LV>(shared_address(tiles.of[stage].s), a.before + state, HV, HK);
       load_chunk(a, &tiles.chunk[stage], b, virtual_head / a.parts, t0, len);
     }
     commit();
   };
   u32 q = shared_address(tiles.q) + warp * 16 * LK * 2;
   load_tile<CHUNK, HK, LK>(shared_address(tiles.q), a.q.row(first) + g * HK, a.q.stride, len - t0);
-  load_tile<CHUNK, HK, LK>(shared_address(tiles.k), a.k.row(first) + g * HK, a.k.stride, len - t0);
+  u32 keys = shared_address(tiles.of[(from & 1) ^ 1].k);
+  load_tile<CHUNK, HK, LK>(keys, a.k.row(first) + g * HK, a.k.stride, len - t0);
   begin_chunk(a, tiles.chunk), begin_chunk(a, tiles.chunk + 1);
   load(from);
-  load(from + 1);
-  loaded<1>();
+  loaded<0>();
   __syncthreads();
   float scores[CHUNK / 8][4];
   clear<CHUNK>(scores);
 #pragma unroll
   for (int j = 0; j < CHUNK / 16; ++j) {
-    if (j <= warp) product_across<16, HK, LK, LK>(scores + 2 * j, q, shared_address(tiles.k) + j * 32 * LK);
+    if (j <= warp) product_across<16, HK, LK, LK>(scores + 2 * j, q, keys + j * 32 * LK);
   }
+  __syncthreads();
+  load(from + 1);
 
   for (int at = from; at < to; ++at) {
     int stage = at & 1, virtual_head = g * of_group + at, h = virtual_head / a.parts;
@@ -98,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
     const Chunk& of = tiles.chunk[stage];
     float o[HV / 8][4];
     clear<HV>(o);
-    product_down<HV, HK, LK, LV>(o, q, shared_address(tiles.s[stage]));
+    product_down<HV, HK, LK, LV>(o, q, shared_address(tiles.of[stage].s));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
@@ -112,22 +121,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
       if (n == 0 || e < 3) return;
       u32 p[1][4];
       as_a(p[0], x[0], x[1]);
-      product_results<HV, 16, LV>(o, p, shared_address(tiles.v[stage]) + j * 32 * LV);
+      product_results<HV, 16, LV>(o, p, shared_address(tiles.of[stage].v) + j * 32 * LV);
     });
     bf16* y = a.y.row(first) + virtual_head * HV;
+    Skip skip(a, h, virtual_head % a.parts);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int t = row + 8 * half;
-      if (t0 + t >= a.l) continue;
+      u32 out[HV / 8];
 #pragma unroll
       for (int j = 0; j < HV / 8; ++j) {
-        int c = 8 * j + column, channel = virtual_head % a.parts * HV + c;
-        u32 v = *reinterpret_cast<const u32*>(tiles.v[stage] + t * LV + c);
-        float low = o[j][2 * half] + skip_weight(a, h, channel) * low_bf16(v);
-        float high = o[j][2 * half + 1] + skip_weight(a, h, channel + 1) * high_bf16(v);
-        bool there = t0 + t < len;
-        *reinterpret_cast<u32*>(y + t * a.y.stride + c) = there ? pack_bf16(low, high) : 0;
+        u32 v = *reinterpret_cast<const u32*>(tiles.of[stage].v + t * LV + 8 * j + column);
+        float2 by = skip.at(8 * j + column);
+        float low = o[j][2 * half] + by.x * low_bf16(v), high = o[j][2 * half + 1] + by.y * high_bf16(v);
+        out[j] = t0 + t < len ? pack_bf16(low, high) : 0;
       }
+      store_row<HV>(y + t * a.y.stride, out, t0 + t < a.l);
     }
     __syncthreads();
     load(at + 2);

@@ -97,8 +97,18 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
       f(s[j], row, 8 * j + column), f(s[j] + 2, row + 8, 8 * j + column);
     }
   };
+  auto keep = [&](bf16* to) {
+    if (!mine) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      u32 packed[WV / 8];
+#pragma unroll
+      for (int j = 0; j < WV / 8; ++j) packed[j] = pack_bf16(s[j][2 * half], s[j][2 * half + 1]);
+      store_row<WV>(to + (row + 8 * half) * HV, packed, true);
+    }
+  };
   if (!ENDS) {
-    const float* given = a.segments > 1 ? a.ends + of_segment : BACK ? (a.dlast ? a.dlast + state : nullptr) : (a.initial ? a.initial + state : nullptr);
+    const float *whole = BACK ? a.dlast : a.initial, *given = a.segments > 1 ? a.ends + of_segment : whole ? whole + state : nullptr;
     i64 width = a.segments > 1 ? a.values : a.columns;
     if (given) {
       each_pair([&](float* x, int i, int j) {
@@ -115,7 +125,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
     const WalkStage<BACK>& of = stages[n % STAGES];
     if (!ENDS) {
       bf16* to = out + chunk * KEYS * HV;
-      each_pair([&](float* x, int i, int j) { *reinterpret_cast<u32*>(to + i * HV + j) = pack_bf16(x[0], x[1]); });
+      keep(to);
     }
     if (!mine) continue;
 #ifdef KEYED
@@ -157,27 +167,27 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
 #pragma unroll
       for (int j = 0; j < WV / 8; ++j) s[j][2 * half] *= pass[half], s[j][2 * half + 1] *= pass[half];
     }
+#ifndef KEYED
+    // What keys are multiplied by, in each warp's own place.
+    __shared__ __align__(8) float weights[WARPS][CHUNK];
+#pragma unroll
+    for (int at = lane; at < CHUNK; at += 32) {
+      float by = BACK ? a.scale * fast_exp2(of.sum[at]) : (a.write.data ? of.write[at] : 1.0f) * fast_exp2(end - of.sum[at]);
+      if (BACK ? a.starts && of.start[at] >= t0 : t0 + at < start) by = 0.0f;
+      weights[warp][at] = by;
+    }
+    __syncwarp();
+#endif
     u32 left_at = across<LA>(shared_address(of.k)), right_at = down<LW>(shared_address(of.v));
 #pragma unroll
     for (int t = 0; t < CHUNK / 16; ++t) {
       u32 left[4];
       load4_transposed(left, left_at + 2 * (t * 16 * LA + top));
 #ifndef KEYED
-      float by[4];
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
-        int at = t * 16 + m / 2 * 8 + column + m % 2;
-        if (BACK) {
-          by[m] = a.scale * fast_exp2(of.sum[at]);
-          if (a.starts && of.start[at] >= t0) by[m] = 0.0f;
-        } else {
-          by[m] = (a.write.data ? of.write[at] : 1.0f) * fast_exp2(end - of.sum[at]);
-          if (t0 + at < start) by[m] = 0.0f;
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        left[m] = pack_bf16(by[m / 2 * 2] * low_bf16(left[m]), by[m / 2 * 2 + 1] * high_bf16(left[m]));
+        float2 by = *reinterpret_cast<const float2*>(weights[warp] + t * 16 + m / 2 * 8 + column);
+        left[m] = pack_bf16(by.x * low_bf16(left[m]), by.y * high_bf16(left[m]));
       }
 #endif
 #pragma unroll
@@ -204,7 +214,7 @@ __device__ __forceinline__ void walk_segment(const Args& a) {
   if (!ends) return;
   if (!BACK && SLOTS > a.chunks) {
     bf16* to = before + all * KEYS * HV;
-    each_pair([&](float* x, int i, int j) { *reinterpret_cast<u32*>(to + i * HV + j) = pack_bf16(x[0], x[1]); });
+    keep(to);
   }
   float* end = BACK ? a.dinitial : a.last;
   if (!end) return;

@@ -68,7 +68,7 @@ impl Form {
             && dims.b * dims.l > 0
             && [args.q, args.k, args.v].iter().all(Mat::is_aligned);
         let form = Self::of(dims, special, columns)?;
-        let shared = form.shared(2, 4, 2) as usize;
+        let shared = form.output_shared().max(form.gradient_shared(2)) as usize;
         (fits && shared <= most_shared(args.q.gpu().capability())).then_some(form)
     }
 
@@ -119,12 +119,22 @@ impl Form {
         }
     }
 
-    /// Bytes of tiles in shared memory: of keys, of values and of states.
-    fn shared(&self, keys: usize, values: usize, states: usize) -> u32 {
-        let (of_keys, of_values) = (CHUNK * (self.dims.k + 8) * 2, CHUNK * (self.columns + 8) * 2);
-        let states = states * self.dims.k * (self.columns + 8) * 2;
-        // And the chunks' sums, weights and starts, and a few sums.
-        (keys * of_keys + values * of_values + states + 2 * 12 * CHUNK + 64) as u32
+    /// Bytes of tiles in shared memory: of keys, values and a state.
+    fn tiles(&self) -> (usize, usize, usize) {
+        let (keys, columns) = (2 * (self.dims.k + 8), 2 * (self.columns + 8));
+        (CHUNK * keys, CHUNK * columns, self.dims.k * columns)
+    }
+
+    /// Of `OutputTiles`.
+    fn output_shared(&self) -> u32 {
+        let (keys, values, state) = self.tiles();
+        (keys + 2 * keys.max(values + state) + 2 * 12 * CHUNK) as u32
+    }
+
+    /// Of `GradientTiles` with `heads` of a block.
+    fn gradient_shared(&self, heads: usize) -> u32 {
+        let (keys, values, state) = self.tiles();
+        (2 * keys + heads.min(2) * (2 * values + state + 12 * CHUNK)) as u32
     }
 
     fn launch(&self, gpu: Gpu, entry: &'static str, blocks: usize, shared: u32, raw: &Raw) -> Result<()> {
@@ -159,7 +169,7 @@ impl Form {
         self.launch(gpu, "sums", (b * heads * self.chunks + b).div_ceil(WARPS), 0, &raw)?;
         self.walk(gpu, false, &raw)?;
         let blocks = b * self.chunks * groups * self.blocks(gpu);
-        self.launch(gpu, "outputs", blocks, self.shared(2, 2, 2), &raw)?;
+        self.launch(gpu, "outputs", blocks, self.output_shared(), &raw)?;
         Ok(saved)
     }
 
@@ -196,7 +206,7 @@ impl Form {
         };
         self.walk(gpu, true, &raw)?;
         for entry in ["queries", "keys"] {
-            self.launch(gpu, entry, b * chunks * groups * blocks, self.shared(2, 4, 2), &raw)?;
+            self.launch(gpu, entry, b * chunks * groups * blocks, self.gradient_shared(self.together(gpu)), &raw)?;
         }
         if decays || raw.dwrite.data != 0 {
             self.launch(gpu, "decays", (b * heads * chunks).div_ceil(WARPS), 0, &raw)?;
