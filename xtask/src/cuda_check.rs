@@ -50,7 +50,7 @@ const MAY_SPILL: &[(&str, &str, u32, u32)] = &[
     ("linear_attention_plain", "forward", 16, 64),
     // 255 registers allow two blocks per multiprocessor.
     ("linear_attention_backward", "queries", 176, 176),
-    ("linear_attention_backward", "keys", 136, 136),
+    ("linear_attention_backward", "keys", 268, 136),
     ("linear_attention_backward", "parameters", 16, 16),
     // 168 registers allow three blocks per multiprocessor.
     ("linear_attention_keyed_backward", "gradients", 368, 420),
