@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::builder::RangedU64ValueParser;
-use elapid::State;
 use elapid::files;
 use elapid::generate::{Generator, PREFILL_CHUNK, Sampling};
 use elapid::text::StopStrings;
 use elapid::tokenizer::{SpecialTokens, TextStream, Tokenizer};
+use elapid::{DType, State};
 use elapid_train::data::read_text;
 use serde_json::json;
 
@@ -78,6 +78,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     chunk: usize,
+    /// Dtype in which a GPU stores the states of heads of Mamba-2; bf16 halves them and rounds them after every token
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    state_dtype: DType,
     #[command(flatten)]
     sampling: SamplingArguments,
 }
@@ -146,6 +149,7 @@ fn above_0_to_1(text: &str) -> Result<f32, String> {
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     arguments.save_state.as_deref().map_or(Ok(()), files::check_output)?;
     let loaded = arguments.model.load_on(place, output)?;
+    let loaded = loaded.with_states_in(arguments.state_dtype);
     let loaded = if arguments.no_bos { loaded.without_bos()? } else { loaded };
     let tokenizer = loaded.tokenizer.as_ref();
     if !arguments.stop.is_empty() {

@@ -116,6 +116,12 @@ impl Loaded {
         })
     }
 
+    /// The same model, whose decoders store the states of heads in a dtype.
+    pub(crate) fn with_states_in(mut self, dtype: DType) -> Self {
+        self.model = self.model.with_states_in(dtype);
+        self
+    }
+
     /// The same model, with no tokens before prompts and documents.
     pub(crate) fn without_bos(mut self) -> Result<Self> {
         self.tokenizer = self.tokenizer.map(|tokenizer| tokenizer.with_document_prefix([])).transpose()?;

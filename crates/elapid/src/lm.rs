@@ -28,6 +28,7 @@ pub struct LanguageModel {
     stack: Stack,
     head: ParamId,
     fingerprint: OnceLock<String>,
+    state_dtype: DType,
 }
 
 /// The positions whose logits to compute.
@@ -129,7 +130,15 @@ impl LanguageModel {
             true => embedding.table(),
             false => builder.param("lm_head.weight", &[v, d], &normal, Traits::MATRIX)?,
         };
-        Ok(Self { config, params: Arc::default(), embedding, stack, head, fingerprint: OnceLock::new() })
+        Ok(Self {
+            config,
+            params: Arc::default(),
+            embedding,
+            stack,
+            head,
+            fingerprint: OnceLock::new(),
+            state_dtype: DType::F32,
+        })
     }
 
     /// Number of parameters of a model of this configuration; a tied head is counted once.
@@ -180,6 +189,20 @@ impl LanguageModel {
     /// If the device has too little memory.
     pub fn to(&self, device: Device, dtype: DType) -> Result<Self> {
         Ok(Self { params: Arc::new(self.params.to(device, dtype, false)?), ..self.clone() })
+    }
+
+    /// The same model, whose decoders store the states of heads in a dtype; f32 at first.
+    ///
+    /// In bf16 a state is half as large, and rounded after every position: its tokens may differ from those of f32. Layers that
+    /// have no such step are refused by [`Decoder::new`](crate::decode::Decoder::new).
+    #[must_use]
+    pub fn with_states_in(self, dtype: DType) -> Self {
+        Self { state_dtype: dtype, ..self }
+    }
+
+    /// The dtype in which decoders store the states of heads.
+    pub fn state_dtype(&self) -> DType {
+        self.state_dtype
     }
 
     /// The same model on a device, for training: f32 parameters, and copies in the dtype of the activations.

@@ -9,6 +9,7 @@ use elapid_kernels::cuda::Gpu;
 use serde_json::json;
 
 use super::measure::{ModelArguments, Timing, Work, at_least_1, repetitions, report, report_gpu};
+use crate::failure::wrong;
 use crate::model::Place;
 use crate::output::Output;
 
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// Random tokens that each sequence has read before
     #[arg(long, value_name = "N", default_value_t = 0)]
     context: usize,
+    /// Dtype in which a GPU stores the states of heads of Mamba-2
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    state_dtype: DType,
     /// Steps to time, after some warm-up steps
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = repetitions())]
     reps: usize,
@@ -44,6 +48,9 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
     if let Device::Cuda(gpu) = place.device {
         return on_cuda(arguments, gpu, place.dtype, output);
+    }
+    if arguments.state_dtype != DType::F32 {
+        return Err(wrong("--state-dtype bf16 works on a GPU only; leave it out, or use --device cuda"));
     }
     let mut subject = arguments.model.subject(output)?;
     let (b, context) = (arguments.batch, arguments.context);
@@ -66,14 +73,14 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
     let (b, context) = (arguments.batch, arguments.context);
     subject.check_pass(b, 1, Place { device: Device::Cuda(gpu), dtype })?;
     let tokens = subject.tokens(b * (arguments.context + 1));
-    let model = subject.model.to(Device::Cuda(gpu), dtype)?;
+    let model = subject.model.to(Device::Cuda(gpu), dtype)?.with_states_in(arguments.state_dtype);
     let mut decoder = admitted(&model, &tokens, b)?;
     let timing = Timing::of_gpu(gpu, 8, arguments.reps, || Ok(decoder.step()?))?;
     decoder.tokens()?;
     let cost = model.cost(arguments.context as u64);
     let work = Work { tokens: b, flops: (b as u64 * cost.flops) as f64, bytes: Some(bytes(&model, arguments, dtype)) };
     let what = [("decode", format!("batch of {b} after {context} tokens, greedy, {dtype}"))];
-    let extra = json!({ "bench": "decode", "batch": b, "context": context, "launches": decoder.launches() });
+    let extra = json!({ "bench": "decode", "batch": b, "context": context, "state_dtype": arguments.state_dtype.to_string(), "launches": decoder.launches() });
     report_gpu(gpu, dtype, &subject, &what, extra, timing, &work, gpu.memory().reserved, output)
 }
 
@@ -81,7 +88,8 @@ fn on_cuda(arguments: &Arguments, gpu: Gpu, dtype: DType, output: Output) -> Res
 fn bytes(model: &LanguageModel, arguments: &Arguments, dtype: DType) -> f64 {
     let (b, context) = (arguments.batch as u64, arguments.context as u64);
     let (states, kept) = model.state_elements(context);
-    (dtype.bytes() as u64 * (model.cost(context).params + b * kept) + 8 * b * states) as f64
+    let state = 2 * arguments.state_dtype.bytes() as u64;
+    (dtype.bytes() as u64 * (model.cost(context).params + b * kept) + state * b * states) as f64
 }
 
 /// A decoder of `b` greedy rows, each of which has read its part of these tokens but the last.

@@ -450,7 +450,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) step(const __grid_const
 #endif
   __syncthreads();
   if (threadIdx.x >= CONSUMERS + 32) {
-    ask_ahead(a, a.batch, s.convolved(a), s.parts[DT]);
+    ask_ahead(a.layers, a.count, [&](const Layer& layer) {
+      ask_for(a, layer, a.batch, s.convolved(a), s.parts[DT]);
+    });
     return;
   }
   if (threadIdx.x >= CONSUMERS) {

@@ -6,16 +6,12 @@
 // are sums over channels, to which every block adds its part by atomic additions of integers, whose sum does not depend on
 // their order. So both matrices must be transposed, with one row per channel.
 //
-// A value becomes an integer in units of 2^-36. What one block adds is below 8192 in magnitude, or NaN, and then everything
-// after it is NaN. Additions to the same value wait for each other, so sums are kept in several copies, each for some of the
-// blocks: COPIES of the residual stream, COPIES_DBC of x_proj's output. CHUNKS: d / 256, rounded up. WHOLE: maximum bytes of
-// weights for which a block's part of a matrix is copied at once.
+// COPIES of the residual stream's sums are kept, COPIES_DBC of those of x_proj's output. Their units are 2^-36, and what a block
+// adds is below 2^13.
 
-#define PIECE (16 * 1024)  // bytes of weights that are copied at once, about
-#define SPREAD ((CHUNKS * 64 + CONSUMERS - 1) / CONSUMERS)  // four columns of d for every thread
 #define LANES 16              // that work on a channel in the scan
-#define ONE 68719476736.0f    // 2^36
-#define LARGEST 8192.0f
+#define UNIT 36
+#define LARGEST 13
 
 struct Args {
   const Layer* layers;
@@ -71,22 +67,7 @@ struct Block {
   }
 };
 
-// Rows of a matrix in a piece, of `rows` of `cols` columns.
-__device__ __forceinline__ int rows_at_once(int rows, int cols) {
-  const int bytes = rows * cols * 2, pieces = bytes <= WHOLE ? 1 : (bytes + PIECE - 1) / PIECE;
-  return max(1, (rows + pieces - 1) / pieces);
-}
 #define AT_ONCE_DT (CONSUMERS / LANES)
-
-// How sums over channels are split: four columns per thread; if threads are left over, they take other channels.
-struct Spread {
-  int cols, rows, at_once, quads, groups, group, quad;
-  __device__ __forceinline__ Spread(int rows, int cols) : cols(cols), rows(rows), quads(cols / 4) {
-    groups = max(1, min(CONSUMERS / quads, rows));
-    group = groups > 1 ? int(threadIdx.x) / quads : 0, quad = int(threadIdx.x) - group * quads;
-    at_once = (rows_at_once(rows, cols) + groups - 1) / groups * groups;
-  }
-};
 
 // A block's part of every matrix.
 struct Shares {
@@ -108,12 +89,7 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
   const bool first = threadIdx.x % 32 == 0;
   Filler filler;
   auto rows = [&](const bf16* w, int count, int cols, int at_once) {
-#pragma unroll 1
-    for (int row = 0; row < count; row += at_once) {
-      const int size = min(at_once, count - row) * cols * 2;
-      const int to = filler.place(s.ring, size, size);
-      if (first) filler.copy(s.ring, to, w + i64(row) * cols, size);
-    }
+    fetch_rows(filler, s.ring, w, count, cols, at_once);
   };
 #pragma unroll 1
   for (int l = 0; l < a.count && own.rows > 0; ++l) {
@@ -137,46 +113,18 @@ __device__ __forceinline__ void fetch(const Args& a, const Block& s) {
 }
 #endif
 
-// Piece by piece, `use(weights, first row, rows)`. `from(row)` is where a row is in memory.
-template <typename From, typename Use>
-__device__ __forceinline__ void each_piece(const Block& s, Pieces& pieces, int rows, int at_once, From from, Use use) {
-#pragma unroll 1
-  for (int row = 0; row < rows; row += at_once) {
-    ++pieces.count;
-#if RING
-    use(reinterpret_cast<const bf16*>(pieces.last(s.ring)), row, min(at_once, rows - row));
-    pieces.done(s.ring);
-#else
-    use(from(row), row, min(at_once, rows - row));
-#endif
-  }
-}
-
-__device__ __forceinline__ float round_bf16(float x) { return to_float(from_float<bf16>(x)); }
-
 // The sums of all blocks.
 __device__ __forceinline__ float added(const i64* at, int cols) {
   i64 sum = __ldcg(at);
 #pragma unroll
   for (int j = 1; j < COPIES_DBC; ++j) sum += __ldcg(at + j * cols);
-  return float(sum) * (1.0f / ONE);
+  return float(sum) * (1.0f / float(1ll << UNIT));
 }
-__device__ __forceinline__ void add(const Args& a, i64* to, float x) {
-  if (!(fabsf(x) < LARGEST)) {
-    *a.broken = 1;
-    return;
-  }
-  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(__float2ll_rn(x * ONE)) : "memory");
-}
-#define NONE __int_as_float(0x7fc00000)
 
-// This lane's columns of the residual stream times the weights in `s.norm`, those that lie at 256 i + 8 lane; returns what
-// products with it are multiplied by.
+// This lane's columns of the residual stream times the weights in `s.norm`; returns what products with it are multiplied by.
 __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
-  float squares = 0.0f;
   const bool broken = __ldcg(a.broken) != 0;
-#pragma unroll SPREAD * 2
-  for (int i = threadIdx.x * 2; i < a.d; i += 2 * CONSUMERS) {
+  const float scale = normed(a.d, a.eps, s.x, s.scratch, x, [&](int i) {
     longlong2 sum = __ldcg(reinterpret_cast<const longlong2*>(a.residual + i));
 #pragma unroll
     for (int j = 1; j < COPIES; ++j) {
@@ -185,95 +133,10 @@ __device__ __forceinline__ float norm(const Args& a, const Block& s, uint4* x) {
     }
     const float2 e = *reinterpret_cast<const float2*>(s.embedding + i);
     const float2 w = *reinterpret_cast<const float2*>(s.norm + i);
-    const float h0 = e.x + float(sum.x) * (1.0f / ONE), h1 = e.y + float(sum.y) * (1.0f / ONE);
-    squares += h0 * h0 + h1 * h1;
-    *reinterpret_cast<u32*>(s.x + i) = pack_bf16(h0 * w.x, h1 * w.y);
-  }
-  squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) s.scratch[threadIdx.x / 32] = squares;
-  sync();
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < WARPS; i += 4) {
-    const float4 some = *reinterpret_cast<const float4*>(s.scratch + i);
-    sum += some.x + some.y + (some.z + some.w);
-  }
-#pragma unroll
-  for (int i = 0; i < CHUNKS; ++i) x[i] = *reinterpret_cast<const uint4*>(s.x + i * 256 + threadIdx.x % 32 * 8);
-  return broken ? NONE : rsqrtf(sum / float(a.d) + a.eps);
-}
-
-// Rows of a matrix times x, one row per warp at a time; one lane calls `use(row, sum)`.
-template <typename From, typename Use>
-__device__ __forceinline__ void product(
-    const Args& a, const Block& s, Pieces& pieces, int rows, int at_once, uint4* x, From from, Use use
-) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  each_piece(s, pieces, rows, at_once, from, [&](const bf16* piece, int row0, int count) {
-#pragma unroll 1
-    for (int i = (warp - row0) & (WARPS - 1); i < count; i += WARPS) {
-      const bf16* at = piece + i * a.d + lane * 8;
-      float sum[2] = {};
-#pragma unroll
-      for (int j = 0; j < CHUNKS; ++j) {
-        float w8[8], x8[8];
-        uint4 raw = make_uint4(0, 0, 0, 0);
-        if (j * 256 + lane * 8 < a.d) raw = *reinterpret_cast<const uint4*>(at + j * 256);
-        // Where registers are short it shall not be widened once for all rows.
-        if (CHUNKS > 5) asm volatile("" : "+r"(x[j].x), "+r"(x[j].y), "+r"(x[j].z), "+r"(x[j].w));
-        widen8(x[j], x8);
-        widen8(raw, w8);
-#pragma unroll
-        for (int m = 0; m < 8; ++m) sum[m % 2] += w8[m] * x8[m];
-      }
-      const float all = warp_sum(sum[0] + sum[1]);
-      if (lane == 0) use(row0 + i, all);
-    }
+    const float unit = 1.0f / float(1ll << UNIT);
+    return make_float4(e.x + float(sum.x) * unit, e.y + float(sum.y) * unit, w.x, w.y);
   });
-}
-
-// Adds Σ factor[c] w[c, :] over this block's channels to `to`.
-__device__ __forceinline__ void spread(
-    const Args& a, const Block& s, Pieces& pieces, const Spread& of, const bf16* w, const float* factor, i64* to
-) {
-  float sum[SPREAD][4] = {};
-  each_piece(
-      s, pieces, of.rows, of.at_once, [&](int row) { return w + i64(row) * of.cols; },
-      [&](const bf16* piece, int row0, int count) {
-        if (of.group >= of.groups) return;
-        const bf16* at = piece + of.group * of.cols + of.quad * 4;
-        const float* by = factor + row0 + of.group;
-        const int step = of.groups * of.cols;
-#pragma unroll 4
-        for (int i = of.group; i < count; i += of.groups, at += step, by += of.groups) {
-#pragma unroll
-          for (int j = 0; j < SPREAD; ++j) {
-            if (j > 0 && of.quad + j * CONSUMERS >= of.quads) break;
-            const uint2 p = *reinterpret_cast<const uint2*>(at + j * CONSUMERS * 4);
-            sum[j][0] += *by * low_bf16(p.x), sum[j][1] += *by * high_bf16(p.x);
-            sum[j][2] += *by * low_bf16(p.y), sum[j][3] += *by * high_bf16(p.y);
-          }
-        }
-      }
-  );
-  if (of.group < of.groups) {
-#pragma unroll
-    for (int j = 0; j < SPREAD; ++j) {
-      const int at = of.quad + j * CONSUMERS;
-      if (at >= of.quads) break;
-      *reinterpret_cast<float4*>(s.sums + of.group * of.cols + at * 4) =
-          make_float4(sum[j][0], sum[j][1], sum[j][2], sum[j][3]);
-    }
-  }
-  sync();
-#pragma unroll 1
-  for (int j = threadIdx.x; j < of.cols; j += CONSUMERS) {
-    const float* from = s.sums + j;
-    float all = *from;
-#pragma unroll 4
-    for (int g = 1; g < of.groups; ++g) all += *(from += of.cols);
-    add(a, to + j, all);
-  }
+  return broken ? NONE : scale;
 }
 
 // Inputs of the scan that no other block writes, for this thread's first channel and state.
@@ -300,7 +163,7 @@ __device__ __forceinline__ void scan(
   auto from = [&](int row) { return layer.dt_proj + i64(own.first + row) * a.r; };
   const int lane = threadIdx.x % LANES;
   const float *b = s.dbc + a.r, *c = b + a.n;
-  each_piece(s, pieces, own.rows, AT_ONCE_DT, from, [&](const bf16* w, int row0, int rows) {
+  each_piece(s.ring, pieces, own.rows, AT_ONCE_DT, from, [&](const bf16* w, int row0, int rows) {
     const int i = threadIdx.x / LANES, channel = own.first + row0 + i;
     const bool live = i < rows;
     float dt = 0.0f;
@@ -338,7 +201,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
 #endif
   __syncthreads();
   if (threadIdx.x >= CONSUMERS + 32) {
-    ask_ahead(a, 1, part_of(a.ed), part_of(a.ed));
+    const Part own = part_of(a.ed);
+    ask_ahead(a.layers, a.count, [&](const Layer& layer) { ask_for(a, layer, 1, own, own); });
     return;
   }
   if (threadIdx.x >= CONSUMERS) {
@@ -382,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     if (own.rows > 0) {
       const float scale = norm(a, s, x);
       product(
-          a, s, pieces, 2 * own.rows, shares.in, x,
+          s.ring, pieces, a.d, 2 * own.rows, shares.in, x,
           [&](int row) {
             return of.in_proj + i64(row < own.rows ? own.first + row : a.ed + own.first + row - own.rows) * a.d;
           },
@@ -400,8 +264,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
         }
       }
       sync();
-      spread(
-          a, s, pieces, shares.dbc, of.x_proj + i64(own.first) * cols, s.u, dbc + blockIdx.x % COPIES_DBC * cols
+      spread<UNIT, LARGEST>(
+          s.ring, pieces, shares.dbc, of.x_proj + i64(own.first) * cols, s.u, s.sums,
+          dbc + blockIdx.x % COPIES_DBC * cols, a.broken
       );
     }
     blocks.arrive();
@@ -417,8 +282,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
       sync();
       scan(a, s, pieces, of, own, ahead);
       sync();
-      spread(
-          a, s, pieces, shares.out, of.out_proj + i64(own.first) * a.d, s.y, a.residual + blockIdx.x % COPIES * a.d
+      spread<UNIT, LARGEST>(
+          s.ring, pieces, shares.out, of.out_proj + i64(own.first) * a.d, s.y, s.sums,
+          a.residual + blockIdx.x % COPIES * a.d, a.broken
       );
     }
     blocks.arrive();
@@ -430,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
   {
     const float scale = norm(a, s, x);
     product(
-        a, s, pieces, words.rows, shares.head, x, [&](int row) { return a.head + i64(words.first + row) * a.d; },
+        s.ring, pieces, a.d, words.rows, shares.head, x, [&](int row) { return a.head + i64(words.first + row) * a.d; },
         [&](int row, float sum) {
           const int id = words.first + row;
           a.logits[id] = scale * sum;
@@ -438,15 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
         }
     );
   }
-  // The first lane of each warp has one.
-  float2* all = reinterpret_cast<float2*>(s.sums);
-  if (threadIdx.x % 32 == 0) all[threadIdx.x / 32] = make_float2(best, __uint_as_float(best_id));
-  sync();
-  if (threadIdx.x < 32) {
-    best = all[threadIdx.x % WARPS].x, best_id = __float_as_uint(all[threadIdx.x % WARPS].y);
-    best_of_warp(best, best_id);
-    if (threadIdx.x == 0) a.best[blockIdx.x] = make_float2(best, __uint_as_float(best_id));
-  }
+  best_of_block(best, best_id, s.sums, a.best);
   blocks.arrive();
   if (blockIdx.x == 0) {
     blocks.wait();
@@ -457,23 +315,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) one_row(const __grid_co
     if (threadIdx.x == 0) *a.broken = 0;
   }
   leave(a.arrived);
-}
-
-// to [cols, rows] = from [rows, cols] transposed.
-struct Transpose {
-  const bf16* from;
-  bf16* to;
-  i32 rows;
-  i32 cols;
-};
-extern "C" __global__ void __launch_bounds__(256) transpose(const __grid_constant__ Transpose a) {
-  __shared__ bf16 tile[32][33];
-  const int x = threadIdx.x % 32, y = threadIdx.x / 32, row0 = blockIdx.y * 32, col0 = blockIdx.x * 32;
-  for (int i = y; i < 32 && row0 + i < a.rows; i += 8) {
-    if (col0 + x < a.cols) tile[i][x] = a.from[i64(row0 + i) * a.cols + col0 + x];
-  }
-  __syncthreads();
-  for (int i = y; i < 32 && col0 + i < a.cols; i += 8) {
-    if (row0 + x < a.rows) a.to[i64(col0 + i) * a.rows + row0 + x] = tile[x][i];
-  }
 }

@@ -11,7 +11,7 @@ mod slab;
 
 use crate::lm::LanguageModel;
 use crate::state::State;
-use crate::{Device, Error, Result};
+use crate::{DType, Device, Error, Result};
 
 use batch::Batch;
 pub use draws::Draws;
@@ -83,6 +83,9 @@ impl Decoder {
         }
         model.check_continues()?;
         let engine = match model.device() {
+            Device::Cpu if model.state_dtype() != DType::F32 => {
+                return Err(Error::Argument(format!("states in {} are for a GPU", model.state_dtype())));
+            }
             Device::Cpu => Engine::Cpu(Box::default()),
             Device::Cuda(gpu) => Engine::Gpu(Box::new(Slab::new(model, gpu, capacity, fused)?)),
         };

@@ -17,7 +17,7 @@ use crate::lm::{LanguageModel, Positions};
 use crate::ops::Ids;
 use crate::pass::Steps;
 use crate::state::State;
-use crate::{DType, Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 
 use super::draws::Draws;
 use super::row::Next;
@@ -61,7 +61,17 @@ impl Slab {
         let v = model.config().padded_vocab_size();
         let ids = Arc::new(gpu.upload(&vec![0u32; rows])?);
         let mut state = model.zero_state(rows)?.to(model.device())?.own()?;
+        let dtype = model.state_dtype();
+        if dtype != DType::F32 {
+            state = state.matrices_in(dtype)?;
+        }
         let fused = if fused { fused::plan(model, &state, &ids)? } else { None };
+        if dtype != DType::F32 && fused.is_none() {
+            let reason = format!(
+                "states in {dtype} are for Mamba-2 in bf16, without options that its fused step lacks, and up to 128 rows"
+            );
+            return Err(Error::Argument(reason));
+        }
         let moves = state.has_caches() || model.reads_positions();
         let positions = moves.then(|| gpu.upload(&vec![0u64; rows]).map(Arc::new)).transpose()?;
         if let Some(positions) = &positions {
@@ -186,7 +196,7 @@ impl Slab {
     }
 
     pub(super) fn state(&self, place: usize) -> Result<State> {
-        self.state.select(&[place])
+        self.state.select(&[place])?.to(self.state_device())
     }
 
     pub(super) fn release(&mut self, place: usize) -> Result<State> {

@@ -7,11 +7,9 @@ use elapid_kernels::cuda::Buffer;
 use elapid_kernels::mamba1_step::cuda as kernel;
 use elapid_kernels::selective_scan::Discretisation;
 
-use super::FusedStep;
-use crate::config::{ModelSettings, PositionKind};
+use super::step::{FusedStep, plain_ends};
 use crate::layers::mamba1::{Mamba1, Source};
 use crate::lm::LanguageModel;
-use crate::ops::NormKind;
 use crate::params::{ParamId, Params};
 use crate::state::{LayerState, State};
 use crate::{DType, Device, Result};
@@ -43,7 +41,10 @@ pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> R
         let Some(mamba) = (&*sublayer.layer as &dyn Any).downcast_ref::<Mamba1>() else { return Ok(None) };
         let Some(norm) = sublayer.plain_rms() else { return Ok(None) };
         let Some((own, layer)) = layer(mamba, model.params(), norm, state.layer(i)) else { return Ok(None) };
-        sizes = Some(kernel::Dims { b, v, ..own });
+        let own = kernel::Dims { b, v, ..own };
+        if *sizes.get_or_insert(own) != own {
+            return Ok(None);
+        }
         layers.push(layer);
     }
     let Some(dims) = sizes.filter(|&dims| kernel::suits(&gpu, dims)) else { return Ok(None) };
@@ -57,15 +58,6 @@ pub(super) fn plan(model: &LanguageModel, state: &State, ids: &Arc<Buffer>) -> R
         eps: model.config().stack.model.norm_eps,
     };
     Ok(Some(Box::new(kernel::Step::new(gpu, dims, &whole, ids)?)))
-}
-
-/// Whether a row of the embedding is the first layer's input as it is, and a product of the last norm the logits.
-fn plain_ends(settings: &ModelSettings) -> bool {
-    let &ModelSettings { embedding_scale, embedding_norm, positions, logit_scale, logit_softcap, norm_f_eps, .. } =
-        settings;
-    (embedding_scale, logit_scale, logit_softcap) == (1.0, 1.0, 0.0)
-        && (embedding_norm, positions) == (NormKind::None, PositionKind::None)
-        && norm_f_eps.or(settings.norm_eps) == settings.norm_eps
 }
 
 /// The weights and states of one layer, if the kernel supports it; the sizes lack batch and vocabulary.

@@ -4,6 +4,7 @@
 //! plans in order ([`plan`]) and otherwise captures the model's operations as a graph.
 
 mod mamba1;
+mod mamba2;
 mod step;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub(crate) use step::FusedStep;
 type Plan = fn(&LanguageModel, &State, &Arc<Buffer>) -> Result<Option<Box<dyn FusedStep>>>;
 
 /// One line per family.
-const PLANS: &[Plan] = &[mamba1::plan];
+const PLANS: &[Plan] = &[mamba1::plan, mamba2::plan];
 
 /// The fused step of a model, if a plan has one.
 ///

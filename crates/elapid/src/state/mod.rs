@@ -398,6 +398,15 @@ impl State {
         self.map(&|x| Ok(x.value().to(device, DType::F32)?.into()), &|cache| cache.to(device))
     }
 
+    /// The same state with those of heads, `[h n p]`, in another dtype.
+    pub(crate) fn matrices_in(&self, dtype: DType) -> Result<Self> {
+        let tensor = |x: &Var| match x.shape().len() {
+            4.. => Ok(x.value().to(x.value().device(), dtype)?.into()),
+            _ => Ok(x.clone()),
+        };
+        self.map(&tensor, &|cache| Ok(cache.clone()))
+    }
+
     /// Whether it may grow: whether a layer keeps earlier positions in a cache.
     pub fn has_caches(&self) -> bool {
         self.spec.iter().flat_map(|(_, specs)| specs).any(|spec| matches!(spec.kind, StateKind::Cache(_)))

@@ -7,16 +7,15 @@ mod rows;
 
 use std::sync::Arc;
 
-use crate::cuda::{Buffer, Gpu, Held, Launch, Result, Unit};
+use crate::cuda::{Buffer, Gpu, Held, Result, Unit};
 use crate::error::product;
+use crate::resident::launch;
 
-use model::{CHECK, WARPS, matrix, raw_layer, room, vector};
+use model::{CHECK, matrix, raw_layer, vector};
 use one_row::OneRow;
 use rows::Rows;
 
 pub use model::{Dims, Layer, Model};
-
-const THREADS: u32 = 32 * (WARPS as u32 + 2);
 
 /// The step of a model, to be launched repeatedly.
 ///
@@ -89,11 +88,9 @@ impl Step {
         if self.gpu.is_any_capturing() {
             self.kept.iter().for_each(Held::keep_in_capture);
         }
-        let shared = u32::try_from(room(&self.gpu)).unwrap_or(u32::MAX);
-        let launch = Launch { shared, ..Launch::linear(self.gpu.multiprocessors(), THREADS) };
         match &self.form {
-            Form::Rows(rows) => rows.launch(&self.gpu, launch),
-            Form::OneRow(row) => row.launch(&self.gpu, launch),
+            Form::Rows(rows) => rows.launch(&self.gpu, launch(&self.gpu)),
+            Form::OneRow(row) => row.launch(&self.gpu, launch(&self.gpu)),
         }
     }
 

@@ -1,21 +1,12 @@
 //! Sizes, and the kernel arguments of a model: addresses of weights and states.
 
-use crate::DType;
-use crate::cuda::{Gpu, Held, Mat, Pod, Result};
+use crate::cuda::{Held, Mat, Pod, Result};
 use crate::error::Check;
+use crate::resident;
 
 pub(super) const CHECK: Check = Check("mamba1_step");
 
-/// Computing warps; two more copy weights and prefetch small parameters.
-pub(super) const WARPS: usize = 16;
-
-/// Dynamic shared memory of a block on every device since sm_80; sm_90 has 64 KiB more.
-pub(super) const SHARED: usize = 163 << 10;
-
-/// Part of it for tracking which pieces of weights have arrived, and where they are.
-pub(super) const BARRIERS: usize = 32 * (8 + 8 + 4 + 4);
-
-/// And a layer's addresses.
+/// Shared memory for a layer's addresses.
 pub(super) const LAYER: usize = size_of::<RawLayer>();
 
 /// Sizes.
@@ -35,11 +26,6 @@ pub struct Dims {
     pub k: usize,
     /// Vocabulary.
     pub v: usize,
-}
-
-/// Shared memory of a block in bytes: as much as the device has, so that weights are copied far ahead.
-pub(super) fn room(gpu: &Gpu) -> usize {
-    if gpu.capability() >= (9, 0) { SHARED + (64 << 10) } else { SHARED }
 }
 
 /// The parameters and the state of one layer. Matrices of products are bf16, everything else f32.
@@ -151,21 +137,10 @@ pub(super) fn raw_layer(Dims { b, d, ed, n, r, k, .. }: Dims, layer: &Layer<'_>)
     })
 }
 
-/// A weight of a product: bf16 rows without gaps, aligned.
 pub(super) fn matrix(name: &'static str, m: Mat<'_>, shape: (usize, usize)) -> Result<()> {
-    CHECK.shape(name, m.shape(), shape)?;
-    let fits = m.dtype() == DType::Bf16 && m.is_contiguous() && m.address().is_multiple_of(16);
-    CHECK.that(fits, name, || "bf16, without gaps, 16-byte aligned".into(), || format!("{m:?}"))?;
-    Ok(())
+    resident::matrix(CHECK, name, m, shape)
 }
 
 pub(super) fn vector(name: &'static str, m: Mat<'_>, len: usize) -> Result<()> {
-    CHECK.len(name, m.len(), len)?;
-    let fits = m.dtype() == DType::F32 && m.is_contiguous() && m.address().is_multiple_of(16);
-    CHECK.that(fits, name, || "f32, without gaps, 16-byte aligned".into(), || format!("{m:?}"))?;
-    Ok(())
-}
-
-pub(super) fn int(size: usize) -> i32 {
-    i32::try_from(size).unwrap_or(i32::MAX)
+    resident::vector(CHECK, name, m, len)
 }

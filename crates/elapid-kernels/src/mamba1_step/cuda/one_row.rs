@@ -1,14 +1,20 @@
 //! A single row: channels stay with their block (`one_row.cu`).
 
-use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
-use crate::cuda::{Buffer, Define, Gpu, Launch, Mat, Result, Source, Unit};
+use super::model::{Dims, LAYER, Model, RawLayer};
+use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Source, Unit};
+use crate::resident::{BARRIERS, CHUNKS, WARPS, chunks, int, room, transpose};
 
-static SOURCE: Source =
-    Source { name: "mamba1_one_row", text: concat!(include_str!("../resident.cuh"), include_str!("../one_row.cu")) };
+static SOURCE: Source = Source {
+    name: "mamba1_one_row",
+    text: concat!(
+        include_str!("../../resident/resident.cuh"),
+        include_str!("../../resident/one_row.cuh"),
+        include_str!("../layer.cuh"),
+        include_str!("../one_row.cu")
+    ),
+};
 /// The largest piece of weights in bytes; at least three of them are in flight.
 const WHOLE: usize = 40 << 10;
-/// Maximum of `CHUNKS` of the source: as many as registers hold.
-const CHUNKS: usize = 10;
 /// Number of copies of sums: of the residual stream, and of x_proj's output.
 const COPIES: usize = 4;
 const COPIES_DBC: usize = 4;
@@ -48,10 +54,6 @@ struct Args {
     shared: i32,
 }
 
-fn chunks(d: usize) -> usize {
-    d.div_ceil(256)
-}
-
 /// Shared memory without the ring in bytes: `Block` of the source.
 fn shared(Dims { d, ed, n, r, .. }: Dims, blocks: usize) -> usize {
     let threads = 32 * WARPS;
@@ -79,7 +81,8 @@ impl OneRow {
         let Dims { d, ed, n, r, k, v, .. } = dims;
         let mut scratch = Vec::new();
         for (raw, layer) in layers.iter_mut().zip(&model.layers) {
-            let [x_proj, out_proj] = [transpose(&gpu, layer.x_proj)?, transpose(&gpu, layer.out_proj)?];
+            let transposed = |matrix| transpose(&gpu, &SOURCE, &defines(chunks(d)), matrix);
+            let [x_proj, out_proj] = [transposed(layer.x_proj)?, transposed(layer.out_proj)?];
             (raw.x_proj, raw.out_proj) = (x_proj.address(), out_proj.address());
             scratch.extend([x_proj, out_proj]);
         }
@@ -123,26 +126,6 @@ impl OneRow {
         // SAFETY: `Args` and the table are laid out as in the source; sizes were checked when they were made.
         unsafe { kernel.launch(launch, &self.args) }
     }
-}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Transpose {
-    from: u64,
-    to: u64,
-    rows: i32,
-    cols: i32,
-}
-
-fn transpose(gpu: &Gpu, from: Mat<'_>) -> Result<Buffer> {
-    let (rows, cols) = from.shape();
-    let to = gpu.alloc(rows * cols * 2)?;
-    let args = Transpose { from: from.address(), to: to.address(), rows: int(rows), cols: int(cols) };
-    let grid = (cols.div_ceil(32) as u32, rows.div_ceil(32) as u32, 1);
-    let kernel = gpu.kernel(&SOURCE, "transpose", &defines(chunks(1)))?;
-    // SAFETY: `Transpose` is laid out as in the source; both matrices have rows cols numbers, without gaps.
-    unsafe { kernel.launch(Launch { grid, ..Launch::linear(1, 256) }, &args)? };
-    Ok(to)
 }
 
 fn defines(chunks: usize) -> Vec<Define> {

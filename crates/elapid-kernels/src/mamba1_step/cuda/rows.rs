@@ -1,10 +1,17 @@
 //! Several rows: one matrix product on tensor cores per stage (`mamba1_step.cu`).
 
-use super::model::{BARRIERS, Dims, LAYER, Model, RawLayer, WARPS, int, room};
+use super::model::{Dims, LAYER, Model, RawLayer};
 use crate::cuda::{Buffer, Define, Gpu, Launch, Result, Source, Unit};
+use crate::resident::{BARRIERS, WARPS, int, room};
 
-static SOURCE: Source =
-    Source { name: "mamba1_step", text: concat!(include_str!("../resident.cuh"), include_str!("../mamba1_step.cu")) };
+static SOURCE: Source = Source {
+    name: "mamba1_step",
+    text: concat!(
+        include_str!("../../resident/resident.cuh"),
+        include_str!("../layer.cuh"),
+        include_str!("../mamba1_step.cu")
+    ),
+};
 /// Outputs that tensor cores make at a time.
 const GROUP: usize = 16;
 /// Shared memory for the list of the block's outputs.
