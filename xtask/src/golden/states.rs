@@ -15,9 +15,12 @@ type Compare = fn(&Golden<'_>, &str, &LayerState, &mut Report) -> Result<&'stati
 /// One line a kind of layer that has recorded states.
 const KINDS: &[(&str, Compare)] = &[("mamba1", mamba1), ("mamba2", mamba2), ("rg_lru", rg_lru)];
 
-/// Every recorded state has to be compared.
+/// Every recorded state has to be compared; a file may have none.
 pub(super) fn check(golden: &Golden<'_>, model: &LanguageModel, state: &State, report: &mut Report) -> Result<()> {
     let mut left: BTreeSet<String> = golden.names_after("state.");
+    if left.is_empty() {
+        return Ok(());
+    }
     let stack = &model.config().stack;
     let mut sublayer = 0;
     for i in 0..model.config().n_layer() {
