@@ -89,7 +89,7 @@ pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(u
         }
         let at = (count / 2).next_multiple_of(grain);
         let (left, right) = parts.cut(at);
-        rayon::join(|| part(from, at, grain, left, f), || part(from + at, count - at, grain, right, f));
+        crate::team::join(|| part(from, at, grain, left, f), || part(from + at, count - at, grain, right, f));
     }
     part(0, count, grain.max(1), parts, f);
 }
@@ -97,6 +97,8 @@ pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(u
 /// A grain for [`split`], for units of `work` elementary steps each: a part has at least `least` steps, there are at most a
 /// few parts per thread, and parts are multiples of `multiple` units.
 pub(crate) fn grain(count: usize, work: usize, least: usize, multiple: usize) -> usize {
+    // In a team a part costs much less than a thread that wakes up.
+    let least = if crate::team::is_active() { least / 8 } else { least };
     if count.saturating_mul(work) <= least {
         return usize::MAX;
     }

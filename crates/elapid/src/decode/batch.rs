@@ -3,10 +3,13 @@
 //! A step is one pass over the batch. The state is passed by value, so that caches write to their pages in place. Admitting and
 //! releasing copy the fixed states of all rows, which is rare beside steps.
 
+use std::sync::Arc;
+
 use elapid_kernels::sampling::Scratch;
 
 use crate::Layout;
 use crate::lm::{LanguageModel, Positions};
+use crate::pass::Steps;
 use crate::state::State;
 use crate::{Error, Result, Tensor};
 
@@ -23,6 +26,8 @@ pub(super) struct Batch {
     /// `[rows v]` of the last step.
     logits: Option<Tensor>,
     scratch: Scratch,
+    /// What follows from parameters alone.
+    steps: Arc<Steps>,
 }
 
 struct BatchRow {
@@ -62,7 +67,7 @@ impl Batch {
 
     pub(super) fn step(&mut self, model: &LanguageModel) -> Result<()> {
         let state = self.state.take().ok_or_else(lost)?;
-        let cx = model.inference(Layout::new(self.rows.len(), 1));
+        let cx = model.inference(Layout::new(self.rows.len(), 1)).stepping(&self.steps);
         let (logits, state) = model.logits(&cx, &self.tokens, state, Positions::Last)?;
         self.state = Some(state);
         let logits = logits.value();

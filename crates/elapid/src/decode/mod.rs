@@ -158,7 +158,7 @@ impl Decoder {
             return Ok(());
         }
         match &mut self.engine {
-            Engine::Cpu(batch) => batch.step(&self.model),
+            Engine::Cpu(batch) => elapid_kernels::team(|| batch.step(&self.model)),
             Engine::Gpu(slab) => slab.step(&self.model),
         }
     }

@@ -11,6 +11,7 @@ use super::tiles::{
     BLOCK, Buffer, GROUP, SMALL, STRIDE, TILE, Unit, blocks, from_lanes, load, pack, prefetch, share, store, take,
     tiles, to_lanes,
 };
+use crate::parallel::{self, Columns, Cut};
 use crate::selective_scan::{Args, Dims, Discretisation};
 use crate::{Isa, Rows, RowsMut, math};
 
@@ -22,6 +23,14 @@ pub(in super::super) fn forward(
     last: &mut [f32],
     saved: Option<&mut Saved>,
 ) {
+    if dims.l == 1 && saved.is_none() {
+        // A state is read as it lies, without a transposition.
+        match args.initial {
+            Some(initial) => last.copy_from_slice(initial),
+            None => last.fill(0.0),
+        }
+        return step(isa, dims, args, last, y);
+    }
     match args.rule {
         Discretisation::ExpEuler => forward_by::<ExpEuler>(isa, dims, args, y, last, saved),
         Discretisation::Zoh => forward_by::<Zoh>(isa, dims, args, y, last, saved),
@@ -225,31 +234,20 @@ pub(in super::super) fn step(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state:
 
 fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state: &mut [f32], y: RowsMut<'_>) {
     let Dims { b, d, n, .. } = dims;
-    if b > 1 && b * d * n > SMALL {
-        let half = b / 2;
-        let (y_left, y_right) = y.split_rows(half);
-        let (left, right) = state.split_at_mut(half * d * n);
-        let part = |from: usize, b: usize| {
-            let segments = crate::Segments {
-                lengths: args.segments.lengths.map(|lengths| &lengths[from..][..b]),
-                resets: args.segments.resets.map(|resets| &resets[from..][..b]),
-            };
-            Args {
-                u: args.u.slice(from, b),
-                delta: args.delta.slice(from, b),
-                b: args.b.slice(from, b),
-                c: args.c.slice(from, b),
-                z: args.z.map(|z| z.slice(from, b)),
-                segments,
-                ..*args
-            }
-        };
-        rayon::join(
-            || step_by::<R>(isa, Dims { b: half, ..dims }, &part(0, half), left, y_left),
-            || step_by::<R>(isa, Dims { b: b - half, ..dims }, &part(half, b - half), right, y_right),
-        );
-    } else {
-        isa.run(Step::<R> { dims, args, state, y, rule: PhantomData });
+    let state = RowsMut::strided(state, b, d * n, d * n).expect("the contract checked the length");
+    let grain = parallel::grain(d, b * n, SMALL, GROUP);
+    parallel::split(d, grain, (Columns(y), Wide(state, n)), &|from, count, (Columns(y), Wide(state, _))| {
+        isa.run(Step::<R> { dims, args, from, count, state, y, rule: PhantomData });
+    });
+}
+
+/// A matrix that is split at a unit of `.1` columns.
+struct Wide<'a>(RowsMut<'a>, usize);
+
+impl Cut for Wide<'_> {
+    fn cut(self, at: usize) -> (Self, Self) {
+        let (left, right) = self.0.split_columns(at * self.1);
+        (Self(left, self.1), Self(right, self.1))
     }
 }
 
@@ -258,7 +256,12 @@ fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state: &mut [f3
 struct Step<'s, 'a, R> {
     dims: Dims,
     args: &'a Args<Rows<'s>>,
-    state: &'a mut [f32],
+    /// The first of its channels, and their number.
+    from: usize,
+    count: usize,
+    /// `[b, count n]`.
+    state: RowsMut<'a>,
+    /// `[b count]`.
     y: RowsMut<'a>,
     rule: PhantomData<R>,
 }
@@ -268,8 +271,8 @@ impl<R: Rule> WithSimd for Step<'_, '_, R> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { dims, args, state, mut y, .. } = self;
-        let Dims { b, d, n, .. } = dims;
+        let Self { dims, args, from: first, count, mut state, mut y, .. } = self;
+        let Dims { b, n, .. } = dims;
         let scale = simd.splat_f32s(R::SCALE);
         for b_ in 0..b {
             let y = y.row(b_);
@@ -277,13 +280,13 @@ impl<R: Rule> WithSimd for Step<'_, '_, R> {
                 y.fill(0.0);
                 continue;
             }
-            let state = &mut state[b_ * d * n..][..d * n];
+            let state = state.row(b_);
             if args.segments.reset(b_, 0, 1) {
                 state.fill(0.0);
             }
             let (b, c) = (args.b.row(b_), args.c.row(b_));
-            for from in (0..d).step_by(GROUP) {
-                let unit = Unit::new(Dims { l: 1, ..dims }, args, b_, from, GROUP, &[]);
+            for from in (0..count).step_by(GROUP) {
+                let unit = Unit::new(Dims { l: 1, ..dims }, args, b_, first + from, GROUP.min(count - from), &[]);
                 let (mut delta, mut du, mut out) = ([0.0; GROUP], [0.0; GROUP], [0.0; GROUP]);
                 unit.open::<S, false>(simd, 0, |v, step, _, step_u| {
                     store(simd, &mut delta, v * S::F32_LANES, step);
