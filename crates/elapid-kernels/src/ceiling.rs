@@ -78,10 +78,12 @@ pub fn fma_ceiling() -> f64 {
     rates.iter().sum()
 }
 
-/// Bytes per second that all threads together read from memory: the best of several passes over 256 MiB.
-pub fn read_ceiling() -> f64 {
-    const COUNT: usize = 1 << 26;
-    const PASSES: usize = 5;
+/// Bytes per second that all threads together read a buffer of `bytes` again and again, at most 256 MiB: the best of several
+/// passes. A CPU with a large cache reads smaller buffers faster than memory.
+pub fn read_ceiling(bytes: usize) -> f64 {
+    const MOST: usize = 256 << 20;
+    const PASSES: usize = 9;
+    let count = (bytes.min(MOST) / size_of::<f32>()).max(1);
     struct Sum<'a>(&'a [f32]);
     impl WithSimd for Sum<'_> {
         type Output = f32;
@@ -98,13 +100,14 @@ pub fn read_ceiling() -> f64 {
         }
     }
     let isa = Isa::best();
-    let numbers = vec![1.0f32; COUNT];
-    let part = COUNT.div_ceil(rayon::current_num_threads());
+    let numbers = vec![1.0f32; count];
+    crate::use_huge_pages(&numbers);
+    let part = count.div_ceil(rayon::current_num_threads());
     let pass = |_| {
         let start = Instant::now();
         let sum: f32 = numbers.par_chunks(part).map(|part| isa.run(Sum(part))).sum();
         black_box(sum);
-        (4 * COUNT) as f64 / start.elapsed().as_secs_f64()
+        size_of_val(&numbers[..]) as f64 / start.elapsed().as_secs_f64()
     };
     (0..PASSES).map(pass).fold(0.0, f64::max)
 }
@@ -114,7 +117,7 @@ mod tests {
     #[test]
     fn ceilings_are_rates() {
         assert!(super::fma_ceiling() > 1e7);
-        assert!(super::read_ceiling() > 1e7);
+        assert!(super::read_ceiling(1 << 24) > 1e7);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub mod mamba2_step;
 mod math;
 mod memory;
 pub mod neg_exp;
+pub mod packed;
 mod parallel;
 pub mod pointwise;
 pub mod positions;

@@ -21,7 +21,7 @@ pub fn keep_freed_memory() {
 ///
 /// Streaming half a gigabyte of weights per token through pages of 4 KiB constantly misses the TLB. Does nothing for smaller
 /// blocks, on other systems, and before Linux 6.1.
-pub fn use_huge_pages(numbers: &[f32]) {
+pub fn use_huge_pages<T>(numbers: &[T]) {
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;

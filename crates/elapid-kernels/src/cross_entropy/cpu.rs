@@ -6,6 +6,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::{Args, Grads};
+use crate::packed::{self, Packed};
 use crate::parallel::{self, Each};
 use crate::{Isa, Rows, RowsMut, linear, math};
 
@@ -55,6 +56,34 @@ pub(super) fn forward(isa: Isa, args: &Args<Rows<'_>>, nll: &mut [f32], grads: O
             linear::cpu::backward_input(dlogits, w, dh, false);
             linear::cpu::backward_weight(dlogits, h, dw.reborrow());
         }
+    }
+}
+
+/// [`forward`] without gradients, with a packed W.
+pub(super) fn forward_packed(
+    isa: Isa,
+    h: Rows<'_>,
+    w: &Packed,
+    (targets, smoothing, softcap): (&[i32], f32, f32),
+    nll: &mut [f32],
+) {
+    let (m, v) = (h.rows(), w.shape().0);
+    let block = block(m, v);
+    let mut logits = vec![0.0; block * v];
+    for from in (0..m).step_by(block.max(1)) {
+        let rows = block.min(m - from);
+        let (targets, nll) = (&targets[from..][..rows], &mut nll[from..][..rows]);
+        if targets.iter().all(|&target| target < 0) {
+            nll.fill(0.0);
+            continue;
+        }
+        let logits = &mut logits[..rows * v];
+        packed::multiply(isa, h.slice(from, rows), w, None, RowsMut::new(logits, v));
+        let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
+        parallel::split(rows, grain, (Each(logits, v), nll), &|from, _, (Each(logits, _), nll)| {
+            let targets = &targets[from..][..nll.len()];
+            isa.run(Softmax { logits, v, targets, smoothing, softcap, nll, scale: None });
+        });
     }
 }
 

@@ -15,8 +15,9 @@ mod tests;
 
 use crate::cuda::Result;
 use crate::error;
+use crate::packed::Packed;
 use crate::view::Shaped;
-use crate::{DType, Isa, View, ViewMut};
+use crate::{DType, Isa, Rows, View, ViewMut};
 
 use args::CHECK;
 pub use args::{Args, Grads};
@@ -67,6 +68,29 @@ pub fn forward<'a, 'y, 'g>(
             cuda::forward(&args.device(gpu)?, nll, CHECK.device_mut("mean", mean, gpu)?, grads)?;
         }
     }
+    Ok(())
+}
+
+/// The losses of [`forward`] without gradients, with a packed W `[v d]`, on the CPU.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_packed(
+    h: Rows<'_>,
+    w: &Packed,
+    (targets, smoothing, softcap): (&[i32], f32, f32),
+    nll: &mut [f32],
+    mean: &mut [f32],
+) -> error::Result<()> {
+    check_smoothing(smoothing)?;
+    let ((m, d), (v, columns)) = (h.shape(), w.shape());
+    CHECK.that(columns == d, "w", || format!("[{v} {d}]"), || format!("[{v} {columns}]"))?;
+    CHECK.len("targets", targets.len(), m)?;
+    CHECK.len("nll", nll.len(), m)?;
+    CHECK.len("mean", mean.len(), 1)?;
+    check_targets(targets, v)?;
+    cpu::forward_packed(Isa::best(), h, w, (targets, smoothing, softcap), nll);
+    mean[0] = cpu::mean(nll, targets);
     Ok(())
 }
 
