@@ -32,7 +32,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = rayon::current_num_threads();
     let memory = (memory("MemTotal:"), memory("MemAvailable:"));
-    let (read, fma, exp) = (ceiling::read_ceiling(), ceiling::fma_ceiling(), ceiling::exp_ceiling());
+    let (read, fma, exp) = (ceiling::read_ceiling(usize::MAX), ceiling::fma_ceiling(), ceiling::exp_ceiling());
     let cuda = look_for_cuda();
     let built_in = check_embedded();
     let object = json!({

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::answers::Request;
 use crate::failure::wrong;
+use elapid_kernels::packed::Form;
+
 use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, pairs, thousands};
 use crate::score;
@@ -47,6 +49,9 @@ pub(crate) struct Arguments {
     /// several [default: the model inside elapid]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// Form of the weights on a CPU: f32, bf16, int8 or int4 [default: as in the file]
+    #[arg(long, value_name = "FORM")]
+    weights: Option<Form>,
     /// A JSON file with a list of lists of token ids
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "val_fraction", "length"])]
     tokens: Option<PathBuf>,
@@ -114,7 +119,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         files::check_output(report)?;
     }
-    let load = |model: Option<PathBuf>| ModelArgument { model }.load_on(place, output);
+    let load = |model: Option<PathBuf>| ModelArgument { model, weights: arguments.weights }.load_on(place, output);
     if let Some(task) = &arguments.task {
         let request = Request {
             task,

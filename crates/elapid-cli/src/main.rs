@@ -6,6 +6,7 @@
 mod answers;
 mod bench;
 mod compare;
+mod convert;
 mod doctor;
 mod eval;
 mod failure;
@@ -91,6 +92,8 @@ enum Command {
     Compare(compare::Arguments),
     /// Show a model's configuration, tensors, cost per token and state size, or values inside it
     Inspect(inspect::Arguments),
+    /// Store a model's weights in another form: int8, int4, bf16
+    Convert(convert::Arguments),
     /// Turn text into token ids, and ids into text
     Tokenize(tokenize::Arguments),
     /// Show the hardware and its speed, and check that elapid works on this machine
@@ -145,6 +148,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Eval(arguments) => eval::run(arguments, place, output),
         Command::Compare(arguments) => compare::run(arguments, output),
         Command::Inspect(arguments) => inspect::run(arguments, place, output),
+        Command::Convert(arguments) => convert::run(arguments, output),
         Command::Tokenize(arguments) => tokenize::run(arguments, output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
         Command::Bench(command) => bench::run(command, place, output),

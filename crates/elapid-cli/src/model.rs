@@ -8,6 +8,7 @@ use elapid::checkpoint::Checkpoint;
 use elapid::tokenizer::{self, Tokenizer, TokenizerError};
 use elapid::{DType, Device, LanguageModel, embedded};
 use elapid_kernels::cuda;
+use elapid_kernels::packed::Form;
 use elapid_train::parallel::World;
 
 use crate::failure::{self, wrong};
@@ -64,6 +65,9 @@ pub(crate) struct ModelArgument {
     /// Directory with config.json, model.safetensors and, for text, tokenizer.json [default: the model inside elapid]
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// Form of the weights on a CPU: f32, bf16, int8 or int4 [default: as in the file]
+    #[arg(long, value_name = "FORM")]
+    pub(crate) weights: Option<Form>,
 }
 
 impl ModelArgument {
@@ -73,6 +77,9 @@ impl ModelArgument {
         if place.device == Device::Cpu {
             return Ok(loaded);
         }
+        if let Some(form) = loaded.model.form() {
+            output.warn(format_args!("notice: weights stored as {form} are widened to {} on a GPU", place.dtype));
+        }
         // A state file names the model that made it, by the parameters as stored.
         loaded.model.fingerprint()?;
         Ok(Loaded { model: loaded.model.to(place.device, place.dtype)?, ..loaded })
@@ -81,12 +88,13 @@ impl ModelArgument {
     pub(crate) fn load(&self, output: Output) -> Result<Loaded> {
         let Some(dir) = &self.model else {
             let (model, tokenizer) = (embedded::model()?, Some(embedded::tokenizer()));
+            let model = self.weights.map_or(Ok(model.clone()), |form| model.with_weights(form))?;
             let name = "the model inside elapid".into();
             return Ok(Loaded { model, tokenizer, unusable: None, name, dir: None });
         };
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
-        let model = LanguageModel::load(&checkpoint)?;
+        let model = LanguageModel::load_as(&checkpoint, self.weights)?;
         let (tokenizer, unusable) = match tokenizer(dir, output) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (None, Some(failure::message(&error))),

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use elapid_kernels::packed::{Form, Packed};
+
 use crate::Layout;
 use crate::autograd::{Tape, Var};
-use crate::checkpoint::{Checkpoint, Named, SaveOptions};
+use crate::checkpoint::{Checkpoint, Named, SaveOptions, Values};
 use crate::config::{ModelConfig, PositionKind};
 use crate::embedding::Embedding;
 use crate::layer::{At, Cost, Layer, Layers, Promises, Split};
 use crate::memory::Needs;
 use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
-use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits};
+use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits, Wanted, pack};
 use crate::pass::Cx;
 use crate::stack::{Carry, Stack};
 use crate::state::{State, StateKind, StateSpec};
@@ -73,6 +75,51 @@ impl LanguageModel {
         Self::build(checkpoint.config.clone(), &mut |wanted| checkpoint.parameter(&wanted))
     }
 
+    /// The model of a checkpoint for inference on a CPU: its weights in a form, or as they are stored.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(checkpoint: &Checkpoint, form: Option<Form>) -> Result<Self> {
+        let config = &checkpoint.config;
+        checkpoint.check_complete(&Self::outline(config)?)?;
+        Needs::of_parameters_as(config, form.or(checkpoint.form())).check()?;
+        let mut params = Params::default();
+        let mut source = |wanted: Wanted<'_>| checkpoint.parameter(&wanted);
+        let mut packing = |wanted: Wanted<'_>| -> Result<Option<Packed>> {
+            let stored = checkpoint.packed(&wanted)?;
+            let Some(form) = form.filter(|&form| stored.as_ref().is_none_or(|stored| stored.form() != form)) else {
+                return Ok(stored);
+            };
+            drop(stored);
+            let values = Tensor::new(checkpoint.parameter(&wanted)?, wanted.shape);
+            Ok(Some(pack(form, values.rows())?))
+        };
+        let mut builder = ParamBuilder::new(&mut params, &mut source).packing(&mut packing);
+        let model = Self::structure(config.clone(), &mut builder, registry(config))?;
+        Ok(Self { params: Arc::new(params), ..model })
+    }
+
+    /// The same model for inference on a CPU, its weights in a form.
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn with_weights(&self, form: Form) -> Result<Self> {
+        Ok(Self { params: Arc::new(self.params.packed(form)?), fingerprint: OnceLock::new(), ..self.clone() })
+    }
+
+    /// The form of its largest weight, if that is packed.
+    pub fn form(&self) -> Option<Form> {
+        let largest = self.params.iter().max_by_key(|(_, param)| param.value.len());
+        largest.and_then(|(_, param)| param.value.packed().map(Packed::form))
+    }
+
+    /// Bytes of the parameters that a step reads: of a table that is only looked up, nothing.
+    pub fn bytes_of_step(&self) -> u64 {
+        let table = self.embedding.table();
+        let looked_up = if table == self.head { 0 } else { self.params.value(table).bytes() as u64 };
+        self.params.bytes() - looked_up
+    }
+
     /// Names and shapes of the parameters of a model of this configuration, in order of creation. Takes no memory for their
     /// values.
     ///
@@ -128,7 +175,7 @@ impl LanguageModel {
         let stack = builder.scope("backbone", |p| Stack::build(&config.stack, p, layer))?;
         let head = match settings.tie_embeddings {
             true => embedding.table(),
-            false => builder.param("lm_head.weight", &[v, d], &normal, Traits::MATRIX)?,
+            false => builder.param("lm_head.weight", &[v, d], &normal, Traits::PROJECTION)?,
         };
         Ok(Self {
             config,
@@ -222,7 +269,10 @@ impl LanguageModel {
         let tensors = params.iter().map(|(_, param)| Named {
             name: param.name.clone(),
             shape: param.value.shape().to_vec(),
-            values: param.value.as_slice(),
+            values: match param.value.packed() {
+                Some(packed) => Values::Packed(packed),
+                None => Values::Numbers(param.value.as_slice()),
+            },
             precise: param.traits.role == Role::Precise,
         });
         Ok(crate::checkpoint::save(dir, &self.config, tensors, options)?)
@@ -242,8 +292,8 @@ impl LanguageModel {
         let mut bytes = Vec::new();
         for (_, param) in self.params.iter() {
             hasher.update(param.name.as_bytes());
-            let value = param.value.to(Device::Cpu, DType::F32)?;
-            for part in value.as_slice().chunks(1 << 16) {
+            let value = param.value.to_vec()?;
+            for part in value.chunks(1 << 16) {
                 bytes.clear();
                 part.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
                 hasher.update(&bytes);

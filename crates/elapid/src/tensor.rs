@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{self, Buffer, Gpu, Mat, MatMut};
+use elapid_kernels::packed::Packed;
 use elapid_kernels::{DType, Rows, RowsMut, View, ViewMut};
 
 use crate::{Error, Result};
@@ -83,6 +84,8 @@ pub struct Tensor {
 enum Storage {
     Cpu(Arc<Vec<f32>>),
     Cuda(Arc<Buffer>, DType),
+    /// A weight on the CPU that is stored in another form than f32.
+    Packed(Arc<Packed>),
     /// No values: what remains of an output of which only the shape is needed.
     Nothing(Device, DType),
 }
@@ -95,6 +98,21 @@ impl Tensor {
     pub fn new(data: Vec<f32>, shape: &[usize]) -> Self {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{} elements for shape {shape:?}", data.len());
         Self::over(Storage::Cpu(Arc::new(data)), 0, shape)
+    }
+
+    /// A weight `[n k]` on the CPU in a stored form. Products, losses and looked-up rows read it as it is; other operations
+    /// do not take it.
+    pub fn of_packed(weight: Packed) -> Self {
+        let (n, k) = weight.shape();
+        Self::over(Storage::Packed(Arc::new(weight)), 0, &[n, k])
+    }
+
+    /// The weight that was given to [`of_packed`](Self::of_packed).
+    pub fn packed(&self) -> Option<&Packed> {
+        match &self.data {
+            Storage::Packed(weight) if self.shape == [weight.shape().0, weight.shape().1] => Some(weight),
+            _ => None,
+        }
     }
 
     fn over(data: Storage, offset: usize, shape: &[usize]) -> Self {
@@ -195,7 +213,7 @@ impl Tensor {
     /// The device of the values.
     pub fn device(&self) -> Device {
         match &self.data {
-            Storage::Cpu(_) => Device::Cpu,
+            Storage::Cpu(_) | Storage::Packed(_) => Device::Cpu,
             Storage::Cuda(buffer, _) => Device::Cuda(buffer.gpu()),
             Storage::Nothing(device, _) => *device,
         }
@@ -209,7 +227,7 @@ impl Tensor {
     /// Their dtype.
     pub fn dtype(&self) -> DType {
         match &self.data {
-            Storage::Cpu(_) => DType::F32,
+            Storage::Cpu(_) | Storage::Packed(_) => DType::F32,
             Storage::Cuda(_, dtype) | Storage::Nothing(_, dtype) => *dtype,
         }
     }
@@ -244,6 +262,7 @@ impl Tensor {
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         match &self.data {
             Storage::Cpu(_) => Ok(self.rows().to_vec()),
+            Storage::Packed(weight) => Ok(weight.to_vec()?),
             Storage::Cuda(buffer, DType::F32) if self.is_contiguous() => {
                 Ok(buffer.gpu().download(buffer, self.offset, self.len())?)
             }
@@ -317,6 +336,14 @@ impl Tensor {
     /// Length of each dimension.
     pub fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// Bytes of its values.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Storage::Packed(weight) => weight.bytes().len(),
+            _ => self.len() * self.dtype().bytes(),
+        }
     }
 
     /// Number of elements.
@@ -413,6 +440,7 @@ impl Tensor {
     /// If the range is not inside the last dimension.
     pub fn columns(&self, from: usize, cols: usize) -> Self {
         assert!(from + cols <= self.cols(), "columns {from}..{} of {:?}", from + cols, self.shape);
+        assert!(!matches!(self.data, Storage::Packed(_)), "columns of a packed weight");
         let mut shape = self.shape.clone();
         if let Some(last) = shape.last_mut() {
             *last = cols;
@@ -426,6 +454,7 @@ impl Tensor {
     /// If the range is not inside the first dimension.
     pub fn narrow(&self, from: usize, count: usize) -> Self {
         assert!(from + count <= self.shape[0], "entries {from}..{} of {:?}", from + count, self.shape);
+        assert!(!matches!(self.data, Storage::Packed(_)), "entries of a packed weight");
         let inner: usize = self.shape[1..self.shape.len().max(2) - 1].iter().product();
         let step = if self.shape.len() == 1 { 1 } else { inner * self.stride };
         let mut shape = self.shape.clone();
@@ -438,6 +467,7 @@ impl Tensor {
     fn inside(&self, offset: usize) -> usize {
         match &self.data {
             Storage::Cpu(data) => offset.min(data.len()),
+            Storage::Packed(_) => offset,
             Storage::Cuda(buffer, dtype) => offset.min(buffer.bytes() / dtype.bytes()),
             Storage::Nothing(..) => 0,
         }

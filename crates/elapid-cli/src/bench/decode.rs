@@ -89,7 +89,7 @@ fn bytes(model: &LanguageModel, arguments: &Arguments, dtype: DType) -> f64 {
     let (b, context) = (arguments.batch as u64, arguments.context as u64);
     let (states, kept) = model.state_elements(context);
     let state = 2 * arguments.state_dtype.bytes() as u64;
-    (dtype.bytes() as u64 * (model.cost(context).params + b * kept) + state * b * states) as f64
+    (model.bytes_of_step() + dtype.bytes() as u64 * b * kept + state * b * states) as f64
 }
 
 /// A decoder of `b` greedy rows, each of which has read its part of these tokens but the last.

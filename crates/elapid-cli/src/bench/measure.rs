@@ -10,6 +10,7 @@ use elapid::LanguageModel;
 use elapid::config::ModelConfig;
 use elapid::tokenizer::Tokenizer;
 use elapid_kernels::cuda::{self, Gpu};
+use elapid_kernels::packed::Form;
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, ceiling};
 use elapid_train::config::TrainConfig;
@@ -82,7 +83,9 @@ impl ModelArguments {
             (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (None, None, None);
         }
         let name = format!("{name} with random weights");
-        Ok(Subject { model: LanguageModel::new(config, self.seed)?, name, random })
+        let model = LanguageModel::new(config, self.seed)?;
+        let model = self.model.weights.map_or(Ok(model.clone()), |form| model.with_weights(form))?;
+        Ok(Subject { model, name, random })
     }
 }
 
@@ -107,7 +110,8 @@ impl Subject {
     }
 
     pub(super) fn describe(&self) -> String {
-        format!("{}, {} parameters", self.name, thousands(self.model.params().count() as u64))
+        let form = self.model.form().map_or_else(String::new, |form| format!(" in {form}"));
+        format!("{}, {} parameters{form}", self.name, thousands(self.model.params().count() as u64))
     }
 }
 
@@ -197,13 +201,15 @@ pub(super) fn report(
 ) -> Result<()> {
     // Taken before the ceilings are measured, which needs memory too.
     let rss = peak_rss();
-    let (flops_limit, read_limit) = (ceiling::fma_ceiling(), ceiling::read_ceiling());
+    let read = work.bytes.map_or(usize::MAX, |bytes| bytes as usize);
+    let (flops_limit, read_limit) = (ceiling::fma_ceiling(), ceiling::read_ceiling(read));
     let rate = |amount: f64| amount / timing.median;
     let tokens_per_second = rate(work.tokens as f64);
     let flops = rate(work.flops);
     let mut object = json!({
         "model": subject.name,
         "parameters": subject.model.params().count(),
+        "weights": subject.model.form().map_or("f32", Form::name),
         "tokens_per_second": tokens_per_second,
         "ms_per_step": 1e3 * timing.median,
         "ms": timing.milliseconds(),

@@ -17,6 +17,7 @@ use elapid_train::optim::{AdamW, Options};
 use serde_json::json;
 
 use super::measure::{ModelArguments, Subject, Timing, Work, at_least_1, repetitions, report, report_gpu};
+use crate::failure::wrong;
 use crate::model::Place;
 use crate::output::{Output, thousands};
 
@@ -63,6 +64,9 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
+    if arguments.model.model.weights.is_some() {
+        return Err(wrong("--weights is for inference: leave it out to train"));
+    }
     if let Device::Cuda(gpu) = place.device {
         return on_cuda(arguments, gpu, place.dtype, output);
     }

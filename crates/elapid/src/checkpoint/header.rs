@@ -17,7 +17,7 @@ use crate::json;
 const MAX_HEADER: usize = 100_000_000;
 
 /// A tensor as a file describes it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Described {
     pub(super) name: String,
     pub(super) dtype: Dtype,

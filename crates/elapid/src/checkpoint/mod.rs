@@ -10,6 +10,7 @@ mod error;
 mod header;
 mod names;
 mod open;
+mod packed;
 mod reader;
 mod save;
 
@@ -17,7 +18,7 @@ pub use card::Card;
 pub use error::CheckpointError;
 pub use reader::Checkpoint;
 pub use safetensors::Dtype;
-pub use save::{Named, SaveDtype, SaveOptions, save};
+pub use save::{Named, SaveDtype, SaveOptions, Values, save};
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use super::elsewhere;
 use super::error::{CheckpointError, Result};
 use super::header::{self, Described};
 use super::names::Renaming;
+use super::packed;
 use super::reader::{Bytes, CONFIG, Checkpoint, Entry, INDEX, SINGLE, Source};
 use crate::config::ConfigError;
 use crate::content::{self, Content};
@@ -196,7 +197,8 @@ fn headers(files: &[Source]) -> Result<Vec<Vec<Described>>> {
 }
 
 fn renaming(described: &Configuration, headers: &[Vec<Described>]) -> Renaming {
-    Renaming::of(&described.places, headers.iter().flatten().map(|tensor| tensor.name.as_str()))
+    let numbers = headers.iter().flatten().filter(|tensor| packed::split(tensor).is_none());
+    Renaming::of(&described.places, numbers.map(|tensor| tensor.name.as_str()))
 }
 
 fn put_together(
@@ -206,10 +208,19 @@ fn put_together(
     renaming: &Renaming,
 ) -> Result<Checkpoint> {
     let Configuration { config, mut warnings, places } = described;
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, mut stored_forms) = (BTreeMap::new(), BTreeMap::new());
     for (file, tensor) in
         headers.into_iter().enumerate().flat_map(|(file, all)| all.into_iter().map(move |t| (file, t)))
     {
+        if let Some((name, form)) = packed::split(&tensor) {
+            let (name, Described { name: stored, dtype, shape, range }) = (name.to_owned(), tensor.clone());
+            let entry = Entry { file, stored, dtype, shape, range };
+            if stored_forms.insert(name, (form, entry)).is_some() {
+                let fix = "remove one of the two";
+                return Err(CheckpointError::tensor(&files[file].name, &tensor.name, "one form", "another too", fix));
+            }
+            continue;
+        }
         let name = renaming.apply(&tensor.name);
         if places.ignores(&name) {
             continue;
@@ -224,7 +235,7 @@ fn put_together(
     }
     let about = files.first().map_or(SINGLE, |file| file.name.as_str());
     warnings.extend(renaming.notices().into_iter().map(|notice| format!("{about}: {notice}")));
-    let mut checkpoint = Checkpoint { config, warnings, places, files, tensors };
+    let mut checkpoint = Checkpoint { config, warnings, places, files, tensors, packed: stored_forms };
     check_tied(&mut checkpoint)?;
     Ok(checkpoint)
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use elapid_kernels::packed::Form;
 use safetensors::Dtype;
 
 use super::error::{CheckpointError, Result};
@@ -31,6 +32,8 @@ pub struct Checkpoint {
     pub(super) files: Vec<Source>,
     /// By the names that the format has for them.
     pub(super) tensors: BTreeMap<String, Entry>,
+    /// Weights in a stored form, by elapid's own names.
+    pub(super) packed: BTreeMap<String, (Form, Entry)>,
 }
 
 /// A safetensors file.
@@ -101,6 +104,9 @@ impl Checkpoint {
 
     /// Whether all is there of a tensor that elapid calls so.
     pub fn contains(&self, name: &str) -> bool {
+        if self.packed.contains_key(name) {
+            return true;
+        }
         self.places.of(name).names().iter().all(|name| self.tensors.contains_key(*name))
     }
 
@@ -133,6 +139,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`tensor`](Self::tensor).
     pub fn parameter(&self, wanted: &Wanted<'_>) -> crate::Result<Vec<f32>> {
+        if let Some(packed) = self.packed(wanted)? {
+            return Ok(packed.to_vec()?);
+        }
         match *self.places.of(wanted.name) {
             Stored::Absent => wanted.init.values(wanted.name, wanted.shape, 0),
             _ => Ok(self.tensor(wanted.name, wanted.shape)?),
@@ -154,7 +163,22 @@ impl Checkpoint {
     /// # Errors
     /// If any is missing, unexpected, or of another shape; the error shows what was found.
     pub fn check_complete(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let places: Vec<_> = expected.iter().map(|(name, shape)| (self.places.of(name), shape)).collect();
+        let mut strangers: BTreeSet<&str> = self.packed.keys().map(String::as_str).collect();
+        let mut places = Vec::new();
+        for (name, shape) in expected {
+            match self.packed.get(name) {
+                Some((form, entry)) => {
+                    strangers.remove(name.as_str());
+                    self.check_packed(*form, entry, shape)?;
+                }
+                None => places.push((self.places.of(name), shape)),
+            }
+        }
+        if let Some(stranger) = strangers.first().and_then(|name| self.packed.get(*name)) {
+            let wanted = format!("a parameter of the model that {CONFIG} describes");
+            let (file, tensor) = (&self.files[stranger.1.file].name, &stranger.1.stored);
+            return Err(CheckpointError::tensor(file, tensor, wanted, "another", MISSING));
+        }
         let mut parts = Vec::new();
         for (place, shape) in &places {
             parts.extend(place.files(shape)?);

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use elapid_kernels::packed::{Line, Packed};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -109,23 +110,69 @@ pub struct Named<'a> {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its elements, row after row.
-    pub values: &'a [f32],
+    /// Its elements.
+    pub values: Values<'a>,
     /// Whether it is F32 regardless of the dtype option: see [`Role::Precise`](crate::params::Role::Precise).
     pub precise: bool,
+}
+
+/// The elements of a parameter to save.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// Row after row.
+    Numbers(&'a [f32]),
+    /// In a stored form: written as bytes under elapid's own name, with the form after a dot (`NAME.int8`).
+    Packed(&'a Packed),
 }
 
 /// A tensor to write.
 struct Tensor<'a> {
     name: String,
     shape: Vec<usize>,
-    data: Cow<'a, [f32]>,
-    dtype: SaveDtype,
+    data: Data<'a>,
+}
+
+enum Data<'a> {
+    Numbers(Cow<'a, [f32]>, SaveDtype),
+    Packed(&'a Packed),
 }
 
 impl Tensor<'_> {
     fn bytes(&self) -> u64 {
-        self.data.len() as u64 * self.dtype.size()
+        match &self.data {
+            Data::Numbers(data, dtype) => data.len() as u64 * dtype.size(),
+            Data::Packed(packed) => packed.bytes().len() as u64,
+        }
+    }
+
+    /// Numbers of the parameter.
+    fn elements(&self) -> u64 {
+        match &self.data {
+            Data::Numbers(data, _) => data.len() as u64,
+            Data::Packed(packed) => packed.shape().0 as u64 * packed.shape().1 as u64,
+        }
+    }
+
+    /// Bytes that its place in the file is a multiple of.
+    fn alignment(&self) -> u64 {
+        match &self.data {
+            Data::Numbers(_, dtype) => dtype.size(),
+            Data::Packed(_) => Line::BYTES as u64,
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match &self.data {
+            Data::Numbers(_, dtype) => dtype.stored(),
+            Data::Packed(_) => Dtype::U8,
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match &self.data {
+            Data::Numbers(data, dtype) => dtype.write(data, out),
+            Data::Packed(packed) => out.write_all(packed.bytes()),
+        }
     }
 }
 
@@ -160,7 +207,7 @@ pub fn save<'a>(
     let mut beside =
         vec![stage_json(&dir.join(CONFIG), &json)?, stage_json(&dir.join(GENERATION_CONFIG), &generation)?];
     if let Some(card) = options.card.as_ref().filter(|_| card::is_ours(dir)) {
-        let parameters = tensors.iter().map(|tensor| tensor.data.len() as u64).sum();
+        let parameters = tensors.iter().map(Tensor::elements).sum();
         let write = |file: &mut BufWriter<File>| card::write(card, config, parameters, file);
         beside.push(Staged::write(&dir.join(CARD), write)?);
     }
@@ -177,7 +224,8 @@ pub fn save<'a>(
     remove_unused(dir, &names)
 }
 
-/// The tensors as the file has them, in its order: 4-byte numbers before 2-byte ones, so that all are aligned; then by name.
+/// The tensors as the file has them, in its order: what is packed, 4-byte numbers, 2-byte ones, so that all are aligned; then
+/// by name.
 fn check<'a>(
     dir: &Path,
     tensors: impl Iterator<Item = Named<'a>>,
@@ -187,11 +235,19 @@ fn check<'a>(
     let file = dir.display().to_string();
     let mut seen = HashSet::new();
     let mut all = Vec::new();
-    for Named { name, shape, values: data, precise } in tensors {
+    for Named { name, shape, values, precise } in tensors {
         let dtype = if precise { SaveDtype::F32 } else { dtype };
         if !seen.insert(name.clone()) {
             return Err(CheckpointError::tensor(&file, &name, "one such tensor", "two", "give each a name"));
         }
+        let data = match values {
+            Values::Numbers(data) => data,
+            Values::Packed(packed) => {
+                let (name, shape) = (format!("{name}.{}", packed.form()), vec![packed.bytes().len()]);
+                all.push(Tensor { name, shape, data: Data::Packed(packed) });
+                continue;
+            }
+        };
         let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
         if elements != Some(data.len()) {
             let wanted = format!("as many numbers as shape {shape:?} has");
@@ -204,11 +260,11 @@ fn check<'a>(
             return Err(CheckpointError::tensor(&file, &name, wanted, format_args!("{x} at element {at}"), fix));
         }
         places.of(&name).write(&shape, data, &mut |name, shape, data| {
-            all.push(Tensor { name: name.to_owned(), shape: shape.to_vec(), data, dtype });
+            all.push(Tensor { name: name.to_owned(), shape: shape.to_vec(), data: Data::Numbers(data, dtype) });
             Ok::<_, CheckpointError>(())
         })?;
     }
-    all.sort_by(|a, b| (b.dtype.size(), &a.name).cmp(&(a.dtype.size(), &b.name)));
+    all.sort_by(|a, b| (b.alignment(), &a.name).cmp(&(a.alignment(), &b.name)));
     Ok(all)
 }
 
@@ -255,15 +311,16 @@ fn write_tensors(out: &mut impl Write, tensors: &[Tensor]) -> io::Result<()> {
     let mut offset = 0_u64;
     for tensor in tensors {
         let end = offset + tensor.bytes();
-        let info = json!({"dtype": tensor.dtype.stored(), "shape": tensor.shape, "data_offsets": [offset, end]});
+        let info = json!({"dtype": tensor.dtype(), "shape": tensor.shape, "data_offsets": [offset, end]});
         header.insert(tensor.name.clone(), info);
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    // The tensors begin at a cache line.
+    header.resize((header.len() + 8).next_multiple_of(Line::BYTES) - 8, b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    tensors.iter().try_for_each(|tensor| tensor.dtype.write(&tensor.data, out))
+    tensors.iter().try_for_each(|tensor| tensor.write(out))
 }
 
 /// A file that is hashed while it is written.

@@ -248,12 +248,16 @@ impl Settings {
                 eps: self.norm_eps.or(at.norm_eps),
             },
             start,
-            out_proj: p.linear(
-                "out_proj",
-                [d, mlp + inner],
-                &at.into_stream(mlp + inner),
-                Bias::zeros(self.out_bias),
-            )?,
+            out_proj: if mlp == 0 {
+                p.linear("out_proj", [d, inner], &at.into_stream(inner), Bias::zeros(self.out_bias))?
+            } else {
+                // Read in two parts.
+                let (shape, init) = ([d, mlp + inner], at.into_stream(mlp + inner));
+                let weight = p.param("out_proj.weight", &shape, &init, Traits::MATRIX)?;
+                let zeros = Init::Constant(0.0);
+                let bias = self.out_bias.then(|| p.param("out_proj.bias", &[d], &zeros, Traits::VECTOR)).transpose()?;
+                Linear::new(weight, bias)
+            },
         })
     }
 

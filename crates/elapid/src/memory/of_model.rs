@@ -1,5 +1,7 @@
 //! Memory needed by a model.
 
+use elapid_kernels::packed::Form;
+
 use super::needs::Needs;
 use crate::config::ModelConfig;
 use crate::{DType, LanguageModel};
@@ -8,6 +10,17 @@ impl Needs {
     /// Memory of a model's parameters in f32.
     pub fn of_parameters(config: &ModelConfig) -> Self {
         Self::default().and("parameters", parameters(config), 4, SIZES)
+    }
+
+    /// Memory of a model's parameters in a form.
+    pub fn of_parameters_as(config: &ModelConfig, form: Option<Form>) -> Self {
+        let bits = match form {
+            None | Some(Form::F32) => 32,
+            Some(Form::Bf16) => 16,
+            Some(Form::Int8) => 9,
+            Some(Form::Int4) => 5,
+        };
+        Self::default().and("parameters", parameters(config).saturating_mul(bits) / 8, 1, SIZES)
     }
 }
 

@@ -112,6 +112,10 @@ pub fn cross_entropy<'a>(h: &Var, weight: &Var, targets: impl Into<Targets<'a>>,
     let targets = ids.on(device, weight.value().row_count())?;
     let mut mean = Tensor::output(device, DType::F32, &[1])?;
     let mut nll = Tensor::output(device, DType::F32, &[value.row_count()])?;
+    if let (Some(packed), TargetIds::Host(targets)) = (weight.value().packed(), &targets) {
+        kernel::forward_packed(value.rows(), packed, (targets, smoothing, softcap), nll.make_mut(), mean.make_mut())?;
+        return Ok(Loss { mean: mean.into(), nll: nll.reshape(&h.shape()[..h.shape().len() - 1]) });
+    }
     // With a tape, the gradients of the mean by h and W.
     let mut saved = None;
     if h.wants_grad() || weight.wants_grad() {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use elapid_kernels::cuda::Buffer;
+use elapid_kernels::packed::Packed;
 use elapid_kernels::{Array, embedding as kernel};
 
 use crate::autograd::{Var, record};
@@ -89,6 +90,10 @@ impl Placed {
 pub fn embedding<'a>(ids: impl Into<Ids<'a>>, table: &Var, (b, l): (usize, usize)) -> Result<Var> {
     let value = table.value();
     let ids = ids.into().on(value.device(), value.row_count())?;
+    if let (Some(packed), Placed::Host(ids)) = (value.packed(), &ids) {
+        super::linear::check_no_gradients(packed, table.wants_grad())?;
+        return packed_rows(ids, packed, (b, l)).map(Var::from);
+    }
     let mut y = Tensor::output(value.device(), value.dtype(), &[b, l, value.cols()])?;
     kernel::forward(ids.view(), value.view(), y.view_mut())?;
     let kept = table.without_numbers();
@@ -97,4 +102,13 @@ pub fn embedding<'a>(ids: impl Into<Ids<'a>>, table: &Var, (b, l): (usize, usize
         grads.add_by(&kept, |dtable| kernel::backward(ids.view(), dy.view(), dtable))
     });
     Ok(y)
+}
+
+fn packed_rows(ids: &[u32], table: &Packed, (b, l): (usize, usize)) -> Result<Tensor> {
+    let (v, d) = table.shape();
+    kernel::check_ids(ids, v)?;
+    Tensor::filled(&[b, l, d], |mut y| {
+        ids.iter().enumerate().for_each(|(i, &id)| table.read_row(id as usize, y.row(i)));
+        Ok::<_, Error>(())
+    })
 }

@@ -1,9 +1,10 @@
 //! y = x Wᵀ + b.
 
 use elapid_kernels::linear as kernel;
+use elapid_kernels::packed::{self, Packed};
 
 use crate::autograd::{Var, record};
-use crate::{Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 /// y = x Wᵀ + b, with x `[.. k]`, W `[n k]`, b `[n]`, y `[.. n]`.
 ///
@@ -46,6 +47,9 @@ pub fn linear_recomputed(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Va
 }
 
 fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, recorded: bool) -> Result<Tensor> {
+    if let Some(packed) = weight.packed() {
+        return packed_product(x, packed, bias, recorded);
+    }
     let mut shape = x.shape().to_vec();
     *shape.last_mut().unwrap_or(&mut 1) = weight.row_count();
     let mut y = Tensor::output(x.device(), x.dtype(), &shape)?;
@@ -55,4 +59,17 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, recorded: bool) -
         false => kernel::forward_invariant(x.view(), weight.view(), bias, y.view_mut())?,
     }
     Ok(y)
+}
+
+/// Refuses a packed weight where gradients are wanted.
+pub(super) fn check_no_gradients(weight: &Packed, wanted: bool) -> Result<()> {
+    let (form, fix) = (weight.form(), "load the model as f32 to train it");
+    if wanted { Err(Error::Argument(format!("a weight stored as {form} has no gradients; {fix}"))) } else { Ok(()) }
+}
+
+fn packed_product(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, recorded: bool) -> Result<Tensor> {
+    check_no_gradients(weight, recorded)?;
+    let mut shape = x.shape().to_vec();
+    *shape.last_mut().unwrap_or(&mut 1) = weight.shape().0;
+    Tensor::filled(&shape, |y| Ok::<_, Error>(packed::forward(x.rows(), weight, bias.map(Tensor::as_slice), y)?))
 }

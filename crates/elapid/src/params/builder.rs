@@ -1,5 +1,7 @@
 //! Makes a model's parameters one after another: from a seed, from a checkpoint, or only counting them.
 
+use elapid_kernels::packed::Packed;
+
 use super::{Init, Param, ParamId, Params, Traits};
 use crate::linear::Linear;
 use crate::{Error, Result, Tensor};
@@ -18,11 +20,15 @@ pub struct Wanted<'a> {
 /// Where parameters come from: drawn from a seed, or read from a checkpoint.
 pub type Source<'a> = dyn FnMut(Wanted<'_>) -> Result<Vec<f32>> + 'a;
 
+/// Where parameters in a stored form come from, before the source of numbers is asked; none for those that are numbers.
+pub type Packing<'a> = dyn FnMut(Wanted<'_>) -> Result<Option<Packed>> + 'a;
+
 /// Makes parameters under a name prefix, which [`scope`](Self::scope) extends.
 pub struct ParamBuilder<'a> {
     params: &'a mut Params,
     /// None: parameters have only shapes and no memory.
     source: Option<&'a mut Source<'a>>,
+    packing: Option<&'a mut Packing<'a>>,
     prefix: String,
     /// Whether existing names are reused.
     shared: bool,
@@ -48,12 +54,18 @@ impl Bias {
 impl<'a> ParamBuilder<'a> {
     /// A builder that appends to `params` what `source` returns.
     pub fn new(params: &'a mut Params, source: &'a mut Source<'a>) -> Self {
-        Self { params, source: Some(source), prefix: String::new(), shared: false, count: 0 }
+        Self { params, source: Some(source), packing: None, prefix: String::new(), shared: false, count: 0 }
+    }
+
+    /// The same, with what may be in a stored form from `packing`.
+    #[must_use]
+    pub fn packing(self, packing: &'a mut Packing<'a>) -> Self {
+        Self { packing: Some(packing), ..self }
     }
 
     /// A builder that only checks sizes and counts elements, without memory: the values of its parameters cannot be read.
     pub fn counting(params: &'a mut Params) -> Self {
-        Self { params, source: None, prefix: String::new(), shared: false, count: 0 }
+        Self { params, source: None, packing: None, prefix: String::new(), shared: false, count: 0 }
     }
 
     /// Elements of all parameters made so far.
@@ -109,7 +121,7 @@ impl<'a> ParamBuilder<'a> {
     /// # Errors
     /// As [`param`](Self::param).
     pub fn linear(&mut self, name: &str, [n, k]: [usize; 2], init: &Init, bias: Bias) -> Result<Linear> {
-        let weight = self.param(&format!("{name}.weight"), &[n, k], init, Traits::MATRIX)?;
+        let weight = self.param(&format!("{name}.weight"), &[n, k], init, Traits::PROJECTION)?;
         let bias = match bias {
             Bias::No => None,
             Bias::Yes(init) => Some(self.param(&format!("{name}.bias"), &[n], &init, Traits::VECTOR)?),
@@ -124,10 +136,16 @@ impl<'a> ParamBuilder<'a> {
             Error::Argument(format!("parameter `{name}` of shape {shape:?}: more elements than memory can address; lower d_model, n_layer or the sizes of \
                  the layers"))
         })?;
+        let wanted = Wanted { name: &name, shape, init };
+        let packed = match &mut self.packing {
+            Some(packing) if traits.packs => packing(wanted)?,
+            _ => None,
+        };
         let value = match &mut self.source {
+            _ if packed.is_some() => packed.map_or_else(|| Tensor::outline(shape), Tensor::of_packed),
             None => Tensor::outline(shape),
             Some(source) => {
-                let values = source(Wanted { name: &name, shape, init })?;
+                let values = source(wanted)?;
                 elapid_kernels::use_huge_pages(&values);
                 Tensor::new(values, shape)
             }

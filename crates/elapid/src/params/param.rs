@@ -45,13 +45,17 @@ pub struct Traits {
     pub lr: f32,
     /// Whether it is trained; otherwise it has no gradient and no optimiser state.
     pub trainable: bool,
+    /// Whether only products, losses and looked-up rows read it, so that inference on a CPU may store it in another form.
+    pub packs: bool,
 }
 
 impl Traits {
     /// A matrix, with weight decay.
-    pub const MATRIX: Self = Self { role: Role::Matrix, decay: true, lr: 1.0, trainable: true };
+    pub const MATRIX: Self = Self { role: Role::Matrix, decay: true, lr: 1.0, trainable: true, packs: false };
+    /// A matrix that is only multiplied by, whole, with weight decay.
+    pub const PROJECTION: Self = Self { packs: true, ..Self::MATRIX };
     /// A table, with weight decay.
-    pub const TABLE: Self = Self { role: Role::Table, ..Self::MATRIX };
+    pub const TABLE: Self = Self { role: Role::Table, packs: true, ..Self::MATRIX };
     /// Read in f32, with weight decay: taps of a convolution.
     pub const TAPS: Self = Self { role: Role::Vector, ..Self::MATRIX };
     /// A norm or a bias, without weight decay.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{Buffer, Gpu};
+use elapid_kernels::packed::{Form, Packed, Rounding};
+use elapid_kernels::{OutOfMemory, Rows};
 
 use super::param::{Param, ParamId};
 use crate::{DType, Device, Result, Tensor};
@@ -112,6 +114,25 @@ impl Params {
         Ok(moved)
     }
 
+    /// The same parameters on the CPU, those that may be in another form in this one.
+    ///
+    /// # Errors
+    /// If there is too little memory.
+    pub fn packed(&self, form: Form) -> Result<Self> {
+        let mut packed = self.to(Device::Cpu, DType::F32, false)?;
+        for param in packed.entries.iter_mut().filter(|param| param.traits.packs) {
+            let shape = param.value.shape().to_vec();
+            let numbers = Tensor::new(param.value.to_vec()?, &shape);
+            param.value = Tensor::of_packed(pack(form, numbers.rows())?);
+        }
+        Ok(packed)
+    }
+
+    /// Bytes of all values.
+    pub fn bytes(&self) -> u64 {
+        self.entries.iter().map(|param| param.compute().bytes() as u64).sum()
+    }
+
     fn lay_flat(&mut self, entries: &[Param], gpu: Gpu) -> Result<()> {
         let (mut offsets, mut len) = (vec![0; entries.len()], 0usize);
         let mut place = |trainable: bool| {
@@ -152,4 +173,12 @@ impl Params {
         self.entries.push(param);
         ParamId(self.entries.len() - 1)
     }
+}
+
+/// A weight of a model in a form.
+///
+/// # Errors
+/// If there is too little memory.
+pub(crate) fn pack(form: Form, weight: Rows<'_>) -> Result<Packed, OutOfMemory> {
+    Packed::new(form, weight, Rounding::Least(None))
 }

@@ -13,6 +13,7 @@ mod placement;
 mod sizes;
 mod states;
 mod trace;
+mod weights;
 
 use elapid::LanguageModel;
 use elapid::config::ModelConfig;
