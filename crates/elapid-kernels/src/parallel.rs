@@ -21,6 +21,13 @@ impl<T: Send> Cut for &mut [T] {
     }
 }
 
+impl<T: Send> Cut for Vec<T> {
+    fn cut(mut self, at: usize) -> (Self, Self) {
+        let right = self.split_off(at);
+        (self, right)
+    }
+}
+
 impl<T: Copy + Send> Cut for RowsMut<'_, T> {
     fn cut(self, at: usize) -> (Self, Self) {
         self.split_rows(at)
@@ -92,6 +99,11 @@ pub(crate) fn split<C: Cut>(count: usize, grain: usize, parts: C, f: &(impl Fn(u
         crate::team::join(|| part(from, at, grain, left, f), || part(from + at, count - at, grain, right, f));
     }
     part(0, count, grain.max(1), parts, f);
+}
+
+/// Calls `f` with each of these tasks, in parallel.
+pub(crate) fn each<T: Send>(tasks: Vec<T>, f: &(impl Fn(T) + Sync)) {
+    split(tasks.len(), 1, tasks, &|_, _, tasks| tasks.into_iter().for_each(f));
 }
 
 /// A grain for [`split`], for units of `work` elementary steps each: a part has at least `least` steps, there are at most a

@@ -12,11 +12,11 @@
 //!   the batch, then over the batch in order.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::args::{LEAST_SQUARE, SHARPNESS};
 use super::{Args, Decay, DecayGrads, Dims, Field, Grads, Outputs, RgLru};
 use crate::math::{exp, sigmoid, softplus_sigmoid};
+use crate::parallel;
 use crate::{Isa, Rows, RowsMut};
 
 /// Elements below which no thread is woken.
@@ -93,7 +93,7 @@ fn run<K: WithSimd<Output = ()> + Send>(isa: Isa, elements: usize, units: Vec<K>
     if elements <= SMALL || units.len() == 1 {
         units.into_iter().for_each(|unit| isa.run(unit));
     } else {
-        units.into_par_iter().with_max_len(1).for_each(|unit| isa.run(unit));
+        parallel::each(units, &|unit| isa.run(unit));
     }
 }
 

@@ -93,6 +93,9 @@ pub fn selective_scan(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
     let recorded = args.inputs().iter().any(|x| x.wants_grad());
     let mut saved = recorded.then(kernel::Saved::new);
     let mut y = Tensor::output(args.u.value().device(), args.u.value().dtype(), args.u.shape())?;
+    if dims.l == 1 && !recorded && y.device().copies_on_write() {
+        return step(dims, args, layout, y);
+    }
     let mut last = state_after(&args.initial, dims.l, args.in_place, recorded)?;
     kernel::forward(dims, args.as_kernel(layout), y.view_mut(), last.view_mut(), saved.as_mut())?;
     let Some(saved) = saved else { return Ok((y.into(), last.into())) };
@@ -123,4 +126,14 @@ pub fn selective_scan(args: ScanArgs, layout: &Layout) -> Result<(Var, Var)> {
         })
     });
     Ok((y, last))
+}
+
+/// One position on the CPU, which advances the state in its own memory if nothing else has it.
+fn step(dims: Dims, mut args: ScanArgs, layout: &Layout, mut y: Tensor) -> Result<(Var, Var)> {
+    let mut state = args.initial.value().clone();
+    // The last owner but `state`, if the caller has given its own away.
+    args.initial = Tensor::new(Vec::new(), &[0]).into();
+    let args = Args { initial: None, ..args.as_kernel(layout) };
+    kernel::step(dims, args, state.view_mut(), y.view_mut())?;
+    Ok((y.into(), state.into()))
 }

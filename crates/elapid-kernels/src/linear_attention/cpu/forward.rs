@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::chunk::{Decayed, by_key, products};
 use super::parts::{CHUNK, Chunk, Head, Saved, TOGETHER, chunks, pieces};
 use super::product;
 use crate::linear_attention::{Args, Dims};
+use crate::parallel;
 use crate::{Isa, Rows, RowsMut};
 
 /// Heads that share the products of queries and keys, at most.
@@ -50,7 +50,7 @@ pub(in crate::linear_attention) fn forward(
         let of_block = first % dims.heads..first % dims.heads + outputs.len();
         isa.run(Forward { dims, args: *args, b, heads: of_block, outputs });
     };
-    tasks.into_par_iter().for_each(run);
+    parallel::each(tasks, &run);
 }
 
 /// What is written for one head of one row.

@@ -1,12 +1,11 @@
 //! One position: the state is read and written once, row by row, with the sums of a block of columns in registers.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::chunk::by_key;
 use super::parts::{Chunk, Head, pieces};
 use crate::linear_attention::{Args, Decay, Dims};
-use crate::{Isa, Rows, RowsMut};
+use crate::{Isa, Rows, RowsMut, parallel};
 
 /// Vectors of a block of columns.
 const BLOCK: usize = 4;
@@ -22,8 +21,8 @@ pub(in crate::linear_attention) fn step(
     y: RowsMut<'_>,
 ) {
     let each = dims.k * dims.columns(args.normaliser.is_some());
-    let mut heads: Vec<_> = pieces(y, dims, dims.heads, dims.v).into_iter().zip(state.chunks_exact_mut(each)).collect();
-    let run = |(i, (y, state)): (usize, &mut (RowsMut<'_>, &mut [f32]))| {
+    let heads: Vec<_> = pieces(y, dims, dims.heads, dims.v).into_iter().zip(state.chunks_exact_mut(each)).collect();
+    let run = |i: usize, mut y: RowsMut<'_>, state: &mut [f32]| {
         let head = Head { dims, args: *args, b: i / dims.heads, h: i % dims.heads };
         if args.segments.len(head.b, 1) == 0 {
             return y.fill(0.0);
@@ -33,8 +32,10 @@ pub(in crate::linear_attention) fn step(
         }
         isa.run(Step { head, state, y: y.row(0) });
     };
-    let least = LEAST.div_ceil(each);
-    heads.par_iter_mut().enumerate().with_min_len(least).for_each(run);
+    let grain = parallel::grain(heads.len(), each, LEAST, 1);
+    parallel::split(heads.len(), grain, heads, &|from, _, heads| {
+        heads.into_iter().enumerate().for_each(|(i, (y, state))| run(from + i, y, state));
+    });
 }
 
 struct Step<'a, 'o> {

@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::Saved;
 use super::rule::{Bilinear, ExpEuler, Rule, Zoh};
@@ -83,7 +82,7 @@ fn forward_by<R: Rule>(
     if b * l * d * n <= SMALL {
         units.into_iter().for_each(|unit| isa.run(unit));
     } else {
-        units.into_par_iter().with_max_len(1).for_each(|unit| isa.run(unit));
+        parallel::each(units, &|unit| isa.run(unit));
     }
 }
 
@@ -241,6 +240,30 @@ fn step_by<R: Rule>(isa: Isa, dims: Dims, args: &Args<Rows<'_>>, state: &mut [f3
     });
 }
 
+/// Channels whose sums run beside each other: each is a chain of dependent additions.
+const CHAINS: usize = 8;
+
+/// Σ C h of up to [`CHAINS`] channels, each in the order of the states.
+#[inline(always)]
+fn read<S: Simd>(c: &[f32], h: &[f32], out: &mut [f32]) {
+    let n = c.len();
+    let fused = |c: f32, h: f32, sum: f32| if S::IS_SCALAR { c * h + sum } else { c.mul_add(h, sum) };
+    if h.len() == CHAINS * n {
+        let h: [&[f32]; CHAINS] = std::array::from_fn(|i| &h[i * n..][..n]);
+        let mut sums = [0.0; CHAINS];
+        for (j, &c) in c.iter().enumerate() {
+            for i in 0..CHAINS {
+                sums[i] = fused(c, h[i][j], sums[i]);
+            }
+        }
+        out.copy_from_slice(&sums);
+    } else {
+        for (h, out) in h.chunks_exact(n).zip(out) {
+            *out = c.iter().zip(h).fold(0.0, |sum, (&c, &h)| fused(c, h, sum));
+        }
+    }
+}
+
 /// A matrix that is split at a unit of `.1` columns.
 struct Wide<'a>(RowsMut<'a>, usize);
 
@@ -292,7 +315,8 @@ impl<R: Rule> WithSimd for Step<'_, '_, R> {
                     store(simd, &mut delta, v * S::F32_LANES, step);
                     store(simd, &mut du, v * S::F32_LANES, step_u);
                 });
-                for (i, h) in state[from * n..][..unit.d * n].chunks_exact_mut(n).enumerate() {
+                let states = &mut state[from * n..][..unit.d * n];
+                for (i, h) in states.chunks_exact_mut(n).enumerate() {
                     let a = &unit.a[i * n..][..n];
                     let (delta, du) = (simd.splat_f32s(delta[i]), simd.splat_f32s(du[i]));
                     for at in (0..n).step_by(S::F32_LANES) {
@@ -300,9 +324,9 @@ impl<R: Rule> WithSimd for Step<'_, '_, R> {
                         let new = advance::<S, R>(simd, delta, du, a, load(simd, b, at), load(simd, h, at));
                         store(simd, h, at, new);
                     }
-                    let fused =
-                        |sum: f32, (&c, &h): (&f32, &f32)| if S::IS_SCALAR { c * h + sum } else { c.mul_add(h, sum) };
-                    out[i] = c.iter().zip(h.iter()).fold(0.0, fused);
+                }
+                for (h, out) in states.chunks(CHAINS * n).zip(out.chunks_mut(CHAINS)) {
+                    read::<S>(c, h, out);
                 }
                 for at in (0..unit.d).step_by(S::F32_LANES) {
                     let sum = load(simd, &out, at);
