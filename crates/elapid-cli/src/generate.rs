@@ -81,6 +81,9 @@ pub(crate) struct Arguments {
     /// Dtype in which a GPU stores the states of heads of Mamba-2; bf16 halves them and rounds them after every token
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     state_dtype: DType,
+    /// On a CPU, guess up to N tokens at a time from what the text repeats; the tokens are the same, sooner
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
+    guess: usize,
     #[command(flatten)]
     sampling: SamplingArguments,
 }
@@ -173,6 +176,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let sampling = &arguments.sampling;
     let mut sequence = Generator::from_state(model, state, sampling.parameters(), sampling.seed)
         .with_chunk(arguments.chunk)
+        .with_guesses(arguments.guess)
         .with_recent(&recent);
 
     // The last token of the prompt is read only to draw the next one, and a saved state ends before it.
@@ -188,7 +192,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     }
     let started = Instant::now();
     let (generated, last_drawn, reason) = draw(&mut sequence, arguments.max_tokens, &ends, &mut writer)?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, passes) = (started.elapsed().as_secs_f64(), sequence.passes());
     let Written { tokens, text } = writer.finish()?;
 
     if let Some(path) = &arguments.save_state {
@@ -205,6 +209,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
             "text": tokenizer.map(|_| String::from_utf8_lossy(&text)),
             "stop_reason": reason,
             "tokens_per_second": rate,
+            "passes": if passes > 0 { passes } else { generated as u64 },
             "prompt_tokens": prompt.ids.len(),
             "prompt_tokens_per_second": prompt_rate,
         });
@@ -213,7 +218,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let count = |count: usize, rate: f64| format!("{} tokens, {} tokens/s", thousands(count as u64), number(rate));
     output.note(format_args!("prompt: {}", count(reads.len(), prompt_rate)));
     if generated > 0 {
-        output.note(format_args!("generated: {}, ended by {}", count(generated, rate), reason.replace('_', " ")));
+        let guessed = if passes > 0 { format!(", in {} passes", thousands(passes)) } else { String::new() };
+        output.note(format_args!(
+            "generated: {}{guessed}, ended by {}",
+            count(generated, rate),
+            reason.replace('_', " ")
+        ));
     }
     Ok(())
 }

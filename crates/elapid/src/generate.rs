@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use elapid_kernels::sampling;
 
 use crate::Layout;
-use crate::decode::{Decoder, Draws, Next, Row};
+use crate::decode::{Decoder, Draws, History, Next, Row, Speculation};
 use crate::lm::{LanguageModel, Positions};
 use crate::state::State;
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 pub use elapid_kernels::sampling::Params as Sampling;
 
@@ -48,6 +48,12 @@ pub struct Generator {
     generated: Vec<u32>,
     pending: Option<u32>,
     chunk: usize,
+    /// Guesses a pass; 0 for one token at a time.
+    guesses: usize,
+    history: History,
+    /// In place of the decoder, while it has the state.
+    speculation: Option<Box<Speculation>>,
+    passes: u64,
 }
 
 impl Generator {
@@ -75,6 +81,10 @@ impl Generator {
             generated: Vec::new(),
             pending: None,
             chunk: PREFILL_CHUNK,
+            guesses: 0,
+            history: History::default(),
+            speculation: None,
+            passes: 0,
         }
     }
 
@@ -89,6 +99,19 @@ impl Generator {
     /// Reads a prompt `chunk` tokens at a time; the default is [`PREFILL_CHUNK`]. The result is the same.
     pub fn with_chunk(self, chunk: usize) -> Self {
         Self { chunk: chunk.max(1), ..self }
+    }
+
+    /// Draws several tokens a pass where the text repeats itself: up to `guesses` are taken from what followed the last three
+    /// tokens before, and kept as long as they are what is drawn. The tokens are those of drawing one after another (with
+    /// layers whose chunks round differently, [`Split::Rounded`](crate::layer::Split::Rounded), up to that rounding). On a
+    /// GPU it changes nothing.
+    pub fn with_guesses(self, guesses: usize) -> Self {
+        Self { guesses: if self.model.device() == Device::Cpu { guesses } else { 0 }, ..self }
+    }
+
+    /// Passes over the model that drew tokens, where they are guessed; else 0.
+    pub fn passes(&self) -> u64 {
+        self.passes + self.speculation.as_ref().map_or(0, |speculation| speculation.passes())
     }
 
     /// Tells a sequence that goes on from a state what was read before, oldest first: the repetition penalty looks back
@@ -108,6 +131,9 @@ impl Generator {
         for part in tokens.chunks(self.chunk) {
             self.advance(part)?;
         }
+        if self.guesses > 0 {
+            self.history.extend(tokens);
+        }
         Ok(())
     }
 
@@ -123,6 +149,33 @@ impl Generator {
 
     fn draw(&mut self) -> Result<u32> {
         let pending = self.pending;
+        let id = if self.guesses > 0 { self.draw_guessing()? } else { self.draw_one()? };
+        self.logits = None;
+        // The step has read it.
+        self.remember(pending.as_slice());
+        if self.sampling.counts() {
+            self.generated.push(id);
+        }
+        Ok(id)
+    }
+
+    fn draw_guessing(&mut self) -> Result<u32> {
+        if let Some(speculation) = &mut self.speculation {
+            return speculation.next(&self.model);
+        }
+        self.model.check_continues()?;
+        let (recent, generated) = (&*self.recent.make_contiguous(), &self.generated[..]);
+        let draws = Draws { sampling: self.sampling, seed: self.seed, sample: self.sample, recent, generated };
+        let next = next(self.pending, self.logits.as_ref())?;
+        let how = (self.guesses, std::mem::take(&mut self.history));
+        let (mut speculation, drawn) = Speculation::begin(&self.model, how, &self.state, next, &draws)?;
+        let id = drawn.map_or_else(|| speculation.next(&self.model), Ok)?;
+        self.speculation = Some(Box::new(speculation));
+        Ok(id)
+    }
+
+    fn draw_one(&mut self) -> Result<u32> {
+        let pending = self.pending;
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             none => none.insert(Decoder::new(&self.model, 1)?),
@@ -133,26 +186,14 @@ impl Generator {
         } else {
             let (recent, generated) = (&*self.recent.make_contiguous(), &self.generated[..]);
             let draws = Draws { sampling: self.sampling, seed: self.seed, sample: self.sample, recent, generated };
-            let next = match (pending, &self.logits) {
-                (Some(id), _) => Next::Token(id),
-                (None, Some(logits)) => Next::Logits(logits),
-                (None, None) => return Err(nothing_read()),
-            };
-            let row = decoder.admit(&self.state, next, &draws)?;
+            let row = decoder.admit(&self.state, next(pending, self.logits.as_ref())?, &draws)?;
             self.row = Some(row);
             if pending.is_some() {
                 decoder.step()?;
             }
             row
         };
-        let id = decoder.token(row)?;
-        self.logits = None;
-        // The step has read it.
-        self.remember(pending.as_slice());
-        if self.sampling.counts() {
-            self.generated.push(id);
-        }
-        Ok(id)
+        decoder.token(row)
     }
 
     /// The state after all that was read and drawn.
@@ -180,11 +221,14 @@ impl Generator {
     /// # Errors
     /// If the device has too little memory.
     pub fn fork(&self, sample: u64) -> Result<Self> {
-        let state = match (&self.decoder, self.row) {
-            (Some(decoder), Some(row)) => decoder.state(row)?,
-            _ => self.state.clone(),
+        let (state, history) = match (&self.speculation, &self.decoder, self.row) {
+            (Some(speculation), ..) => speculation.clone().into_state(&self.model)?,
+            (None, Some(decoder), Some(row)) => (decoder.state(row)?, self.history.clone()),
+            _ => (self.state.clone(), self.history.clone()),
         };
         Ok(Self {
+            guesses: self.guesses,
+            history,
             logits: self.logits.clone(),
             recent: self.recent.clone(),
             generated: self.generated.clone(),
@@ -196,6 +240,10 @@ impl Generator {
     }
 
     fn take_state(&mut self) -> Result<()> {
+        if let Some(speculation) = self.speculation.take() {
+            self.passes += speculation.passes();
+            (self.state, self.history) = speculation.into_state(&self.model)?;
+        }
         if let (Some(decoder), Some(row)) = (&mut self.decoder, self.row) {
             self.state = decoder.release(row)?;
             self.row = None;
@@ -234,8 +282,10 @@ impl Generator {
     }
 }
 
-fn nothing_read() -> Error {
-    Error::Argument("nothing to go on from: give at least one token of prompt".into())
+/// What a row that goes on reads next.
+fn next(pending: Option<u32>, logits: Option<&Tensor>) -> Result<Next<'_>> {
+    let nothing = || Error::Argument("nothing to go on from: give at least one token of prompt".into());
+    pending.map(Next::Token).or(logits.map(Next::Logits)).ok_or_else(nothing)
 }
 
 /// A sequence laid aside: see [`Generator::suspend`].

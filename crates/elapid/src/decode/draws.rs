@@ -35,6 +35,7 @@ impl Draws<'_> {
 }
 
 /// A row that draws on the CPU.
+#[derive(Clone)]
 pub(super) struct Drawing {
     sampling: Sampling,
     seed: u64,

@@ -8,6 +8,7 @@ mod batch;
 mod draws;
 mod row;
 mod slab;
+mod speculation;
 
 use crate::lm::LanguageModel;
 use crate::state::State;
@@ -17,6 +18,7 @@ use batch::Batch;
 pub use draws::Draws;
 pub use row::{Next, Row};
 use slab::Slab;
+pub(crate) use speculation::{History, Speculation};
 
 /// Rows of tokens in the making, each with its own state.
 ///

@@ -11,6 +11,7 @@ mod dropout;
 mod layers;
 mod placement;
 mod sizes;
+mod speculation;
 mod states;
 mod trace;
 mod weights;
