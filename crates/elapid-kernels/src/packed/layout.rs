@@ -3,11 +3,12 @@
 use std::fmt;
 
 use half::bf16;
+use pulp::{Simd, WithSimd};
 
 use super::form::{Form, GROUP, Line, PANEL};
 use super::quantise::{self, Rounding};
 use crate::alloc::{OutOfMemory, with_room};
-use crate::{Rows, parallel};
+use crate::{Isa, Rows, parallel};
 
 /// A weight `[n k]` in a [`Form`].
 ///
@@ -42,23 +43,16 @@ impl Packed {
     /// # Errors
     /// If there is too little memory.
     pub fn new(form: Form, w: Rows<'_>, rounding: Rounding<'_>) -> Result<Self, OutOfMemory> {
-        let (n, k) = w.shape();
+        let ((n, k), isa) = (w.shape(), Isa::best());
         Self::read_with(form, (n, k), |bytes| {
             let panel = form.panel_bytes(k).max(1);
             let panels: Vec<&mut [u8]> = bytes.chunks_exact_mut(panel).collect();
-            struct Panels<'a>(Vec<&'a mut [u8]>);
-            impl parallel::Cut for Panels<'_> {
-                fn cut(mut self, at: usize) -> (Self, Self) {
-                    let right = self.0.split_off(at);
-                    (self, Self(right))
-                }
-            }
             let grain = parallel::grain(panels.len(), PANEL * k, 1 << 16, 1);
-            parallel::split(panels.len(), grain, Panels(panels), &|from, _, panels| {
-                for (i, panel) in panels.0.into_iter().enumerate() {
+            parallel::split(panels.len(), grain, panels, &|from, _, panels| {
+                for (i, panel) in panels.into_iter().enumerate() {
                     let first = (from + i) * PANEL;
                     let rows = w.slice(first, PANEL.min(n - first));
-                    write_panel(form, rows, rounding, panel);
+                    isa.run(Panel { form, rows, rounding, bytes: panel });
                 }
             });
             Ok(())
@@ -181,6 +175,24 @@ pub(super) fn read_scale(scales: &[u8], group: usize, r: usize) -> f32 {
     bf16::from_le_bytes([scales[at], scales[at + 1]]).to_f32()
 }
 
+/// A panel to write.
+struct Panel<'a> {
+    form: Form,
+    rows: Rows<'a>,
+    rounding: Rounding<'a>,
+    bytes: &'a mut [u8],
+}
+
+impl WithSimd for Panel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        write_panel(self.form, self.rows, self.rounding, self.bytes);
+    }
+}
+
+#[inline(always)]
 fn write_panel(form: Form, rows: Rows<'_>, rounding: Rounding<'_>, panel: &mut [u8]) {
     let k = rows.cols();
     let (values, scales) = panel.split_at_mut(form.values_bytes(k));
@@ -205,20 +217,21 @@ fn write_panel(form: Form, rows: Rows<'_>, rounding: Rounding<'_>, panel: &mut [
             }
             Form::Int8 | Form::Int4 => {
                 for (g, group) in row.chunks(GROUP).enumerate() {
-                    let mut integers = [0i8; GROUP];
-                    let scale = match form {
-                        Form::Int8 => quantise::int8(group, &mut integers),
-                        _ => quantise::int4(group, rounding.of_group(g), &mut integers),
+                    let mut padded = [0.0; GROUP];
+                    padded[..group.len()].copy_from_slice(group);
+                    let (scale, integers) = match form {
+                        Form::Int8 => quantise::int8(&padded),
+                        _ => quantise::int4(&padded, rounding.of_group(g)),
                     };
                     scales[2 * (PANEL * g + r)..][..2].copy_from_slice(&scale.to_le_bytes());
                     for (i, &integer) in integers[..group.len()].iter().enumerate() {
                         let q = g * GROUP + i;
                         let at = place(form, r, q);
                         if form == Form::Int8 {
-                            values[at] = (i16::from(integer) + 128) as u8;
+                            values[at] = (integer + 128.0) as u8;
                         } else {
                             let half = half_of(q);
-                            values[at] = values[at] & !(15 << half) | ((integer + 8) as u8) << half;
+                            values[at] = values[at] & !(15 << half) | ((integer + 8.0) as u8) << half;
                         }
                     }
                 }
