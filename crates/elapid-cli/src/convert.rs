@@ -1,21 +1,24 @@
 //! `elapid convert`: a model with its weights in another form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use elapid::LanguageModel;
 use elapid::checkpoint::{Checkpoint, SaveDtype, SaveOptions};
+use elapid::files;
 use elapid_kernels::packed::Form;
 use serde_json::json;
 
 use crate::failure::wrong;
+use crate::model;
 use crate::output::{Output, bytes, number, pairs, thousands};
 
 const EXAMPLES: &str = "\
 Examples:
   elapid convert --model DIR --weights int8 --output DIR-int8      a quarter of the size, nearly the same loss
   elapid convert --model DIR --weights int4 --output DIR-int4      an eighth
+  elapid convert --model DIR --weights int4 --calibrate book.txt --output DIR-int4
   elapid convert --model DIR --weights f32 --output DIR-f32        numbers again, for other programs
 
 A converted model is used like any other: `elapid generate --model DIR-int8`. It opens without being converted again, and
@@ -31,6 +34,9 @@ pub(crate) struct Arguments {
     /// Form of the weights: f32, bf16, int8 or int4
     #[arg(long, value_name = "FORM")]
     weights: Form,
+    /// A text like those that the model will read: int4 is rounded so that the model stays near on it
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
     /// Directory to write
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -47,8 +53,24 @@ const BESIDE: &[&str] = &[
     "generation_config.json",
 ];
 
+/// The most tokens of a text that are read to calibrate.
+const CALIBRATION: usize = 16_384;
+
+/// The beginning of a text, in the model's tokens.
+fn tokens(model: &Path, text: &Path, output: Output) -> Result<Vec<u32>> {
+    let Some(tokenizer) = model::tokenizer(model, output)? else {
+        return Err(wrong(format!("{}: no tokenizer.json there, which --calibrate needs", model.display())));
+    };
+    let mut ids = tokenizer.encode(&files::read(text, files::limit::TEXT)?)?;
+    if ids.is_empty() {
+        return Err(wrong(format!("--calibrate {}: wanted text, got none", text.display())));
+    }
+    ids.truncate(CALIBRATION);
+    Ok(ids)
+}
+
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
-    let Arguments { model: from, weights: form, output: to } = arguments;
+    let Arguments { model: from, weights: form, output: to, calibrate } = arguments;
     let started = Instant::now();
     if to.exists() && to.canonicalize()? == from.canonicalize()? {
         return Err(wrong(format!("--output {}: wanted another directory than --model", to.display())));
@@ -58,6 +80,14 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     let model = match form {
         // As numbers, which every program reads.
         Form::F32 => LanguageModel::load(&checkpoint)?,
+        form if calibrate.is_some() => {
+            let model = LanguageModel::load(&checkpoint)?;
+            let text = calibrate.as_deref().map_or(Ok(Vec::new()), |path| tokens(from, path, output))?;
+            let bar = output.bar("calibrating", text.len() as u64);
+            let packed = model.with_weights_for(*form, &text, |more| bar.inc(more as u64))?;
+            bar.finish_and_clear();
+            packed
+        }
         form => LanguageModel::load_as(&checkpoint, Some(*form))?,
     };
     let options = SaveOptions { dtype: SaveDtype::F32, max_shard_bytes: u64::MAX, ..SaveOptions::default() };

@@ -8,6 +8,7 @@ use elapid::config::ModelConfig;
 use elapid::settings::toml_value;
 use elapid::tokenizer::Tokenizer;
 use elapid::{LanguageModel, embedded};
+use elapid_kernels::packed::{Form, Packed};
 use serde_json::{Value, json};
 
 use crate::model::{self, ModelArgument, Place};
@@ -82,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let config = model.config();
     let (cost, state) = (model.cost(0), 4 * model.cost(0).state);
     let parameters = model.params().count() as u64;
-    let stored: u64 = rows.iter().map(|row| row.count as u64 * width(&row.dtype)).sum();
+    let stored: u64 = rows.iter().map(Row::bytes).sum();
     // A token reads every parameter once, and reads and writes the state, all in f32.
     let traffic = 4 * (cost.params + 2 * cost.state);
     let object = json!({
@@ -128,7 +129,10 @@ fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {
     let row = |param: &elapid::params::Param| Row {
         name: param.name.clone(),
         shape: param.value.shape().to_vec(),
-        dtype: dtype(&param.name).map_or("F32".to_owned(), |dtype| dtype.to_string()),
+        dtype: match checkpoint.and_then(|checkpoint| checkpoint.form_of(&param.name)) {
+            Some(form) => form.name().to_owned(),
+            None => dtype(&param.name).map_or("F32".to_owned(), |dtype| dtype.to_string()),
+        },
         count: param.value.len(),
         decay: param.traits.decay,
     };
@@ -136,6 +140,20 @@ fn rows(model: &LanguageModel, checkpoint: Option<&Checkpoint>) -> Vec<Row> {
 }
 
 impl Row {
+    /// Bytes of its values in the file.
+    fn bytes(&self) -> u64 {
+        let packed = match (self.dtype.parse::<Form>(), self.shape.as_slice()) {
+            (Ok(form), &[n, k]) => Packed::size(form, (n, k)),
+            _ => None,
+        };
+        let width = match self.dtype.as_str() {
+            "F16" | "BF16" => 2,
+            "F64" => 8,
+            _ => 4,
+        };
+        packed.map_or(self.count as u64 * width, |bytes| bytes as u64)
+    }
+
     fn object(&self) -> Value {
         json!({
             "name": self.name,
@@ -150,15 +168,6 @@ impl Row {
         let shape = self.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
         let decay = if self.decay { "yes" } else { "no" };
         vec![self.name.clone(), shape, self.dtype.to_lowercase(), thousands(self.count as u64), decay.into()]
-    }
-}
-
-/// Bytes per value.
-fn width(dtype: &str) -> u64 {
-    match dtype {
-        "F16" | "BF16" => 2,
-        "F64" => 8,
-        _ => 4,
     }
 }
 

@@ -37,6 +37,7 @@ impl Linear {
     /// # Errors
     /// If shapes do not fit.
     pub fn forward(&self, cx: &Cx, x: &Var) -> Result<Var> {
+        cx.observe(self.weight, x)?;
         ops::linear(x, &cx.param(self.weight), self.bias.map(|id| cx.param(id)).as_ref())
     }
 
@@ -46,6 +47,7 @@ impl Linear {
     /// # Errors
     /// If shapes do not fit.
     pub fn forward_recomputed(&self, cx: &Cx, x: &Var) -> Result<Var> {
+        cx.observe(self.weight, x)?;
         ops::linear_recomputed(x, &cx.param(self.weight), self.bias.map(|id| cx.param(id)).as_ref())
     }
 }

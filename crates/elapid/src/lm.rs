@@ -16,7 +16,7 @@ use crate::layer::{At, Cost, Layer, Layers, Promises, Split};
 use crate::memory::Needs;
 use crate::ops::{Ids, Loss, Targets, cross_entropy, linear, scaled, soft_cap};
 use crate::params::{Init, ParamBuilder, ParamId, Params, Role, Source, Traits, Wanted, pack};
-use crate::pass::Cx;
+use crate::pass::{Cx, Observed};
 use crate::stack::{Carry, Stack};
 use crate::state::{State, StateKind, StateSpec};
 use crate::{DType, Device, Error, Result, Tensor};
@@ -32,6 +32,9 @@ pub struct LanguageModel {
     fingerprint: OnceLock<String>,
     state_dtype: DType,
 }
+
+/// Tokens of a text that are read in one pass.
+const PART: usize = 256;
 
 /// The positions whose logits to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +95,7 @@ impl LanguageModel {
             };
             drop(stored);
             let values = Tensor::new(checkpoint.parameter(&wanted)?, wanted.shape);
-            Ok(Some(pack(form, values.rows())?))
+            Ok(Some(pack(form, values.rows(), None)?))
         };
         let mut builder = ParamBuilder::new(&mut params, &mut source).packing(&mut packing);
         let model = Self::structure(config.clone(), &mut builder, registry(config))?;
@@ -104,7 +107,27 @@ impl LanguageModel {
     /// # Errors
     /// If there is too little memory.
     pub fn with_weights(&self, form: Form) -> Result<Self> {
-        Ok(Self { params: Arc::new(self.params.packed(form)?), fingerprint: OnceLock::new(), ..self.clone() })
+        Ok(Self {
+            params: Arc::new(self.params.packed(form, &HashMap::new())?),
+            fingerprint: OnceLock::new(),
+            ..self.clone()
+        })
+    }
+
+    /// [`with_weights`](Self::with_weights), where an error of int4 counts by the mean square of what it is multiplied by while
+    /// the model reads `text`. `progress` hears of the tokens that were read.
+    ///
+    /// # Errors
+    /// If an id is not in the vocabulary, or there is too little memory.
+    pub fn with_weights_for(&self, form: Form, text: &[u32], progress: impl Fn(usize)) -> Result<Self> {
+        let (observed, mut state) = (Arc::<Observed>::default(), self.zero_state(1)?);
+        for part in text.chunks(PART) {
+            let cx = self.inference(Layout::new(1, part.len())).observed_by(&observed);
+            (_, state) = self.logits(&cx, part, state, Positions::All)?;
+            progress(part.len());
+        }
+        let params = Arc::new(self.params.packed(form, &observed.means())?);
+        Ok(Self { params, fingerprint: OnceLock::new(), ..self.clone() })
     }
 
     /// The form of its largest weight, if that is packed.
@@ -484,7 +507,9 @@ impl LanguageModel {
     /// The logits of hidden positions.
     fn to_logits(&self, cx: &Cx, hidden: &Var) -> Result<Var> {
         let settings = &self.config.stack.model;
-        let logits = linear(&scaled(hidden, settings.logit_scale)?, &cx.param(self.head), None)?;
+        let hidden = scaled(hidden, settings.logit_scale)?;
+        cx.observe(self.head, &hidden)?;
+        let logits = linear(&hidden, &cx.param(self.head), None)?;
         soft_cap(&logits, settings.logit_softcap)
     }
 

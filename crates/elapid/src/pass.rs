@@ -17,6 +17,7 @@ pub struct Cx {
     tape: Option<Arc<Tape>>,
     steps: Option<Arc<Steps>>,
     trace: Option<Arc<Trace>>,
+    observed: Option<Arc<Observed>>,
     /// Inputs of layers besides the stream: the embedding, or what the pass is conditioned on.
     given: Vec<Var>,
     trains: bool,
@@ -35,6 +36,7 @@ impl Cx {
             tape,
             steps: None,
             trace: None,
+            observed: None,
             given: Vec::new(),
             trains: false,
             seeds: None,
@@ -108,6 +110,17 @@ impl Cx {
     /// Those of `value`.
     pub fn trace(&self, name: &str, value: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         self.trace.as_ref().map_or(Ok(()), |trace| trace.add(name, value))
+    }
+
+    /// The same pass, which notes the mean squares of what weights are multiplied by.
+    #[must_use]
+    pub(crate) fn observed_by(self, observed: &Arc<Observed>) -> Self {
+        Self { observed: Some(observed.clone()), ..self }
+    }
+
+    /// Notes that a weight `[n k]` is multiplied by x `[.. k]`.
+    pub(crate) fn observe(&self, weight: ParamId, x: &Var) -> Result<()> {
+        self.observed.as_ref().map_or(Ok(()), |observed| observed.add(weight, x.value()))
     }
 
     /// The variable of a parameter; a constant if the parameter is not trained.
@@ -195,6 +208,32 @@ impl Cx {
     pub(crate) fn on(&self, tape: &Arc<Tape>, captured: &mut impl Iterator<Item = Var>) -> Self {
         let given = self.given.iter().map(|var| captured.next().unwrap_or_else(|| var.detach())).collect();
         Self { tape: Some(tape.clone()), given, side_losses: Arc::default(), ..self.clone() }
+    }
+}
+
+/// Sums of squares of the inputs of weights, column by column.
+#[derive(Debug, Default)]
+pub(crate) struct Observed {
+    sums: Mutex<HashMap<ParamId, (Vec<f64>, usize)>>,
+}
+
+impl Observed {
+    fn add(&self, weight: ParamId, x: &Tensor) -> Result<()> {
+        let (values, k) = (x.to_vec()?, x.cols());
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sums, rows) = sums.entry(weight).or_insert_with(|| (vec![0.0; k], 0));
+        for row in values.chunks_exact(k.max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+            *rows += 1;
+        }
+        Ok(())
+    }
+
+    /// The means, of every weight that was multiplied by something.
+    pub(crate) fn means(&self) -> HashMap<ParamId, Vec<f32>> {
+        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let mean = |(sums, rows): &(Vec<f64>, usize)| sums.iter().map(|sum| (sum / *rows as f64) as f32).collect();
+        sums.iter().map(|(&id, sums)| (id, mean(sums))).collect()
     }
 }
 

@@ -9,6 +9,7 @@ mod inspect;
 mod limits;
 mod text;
 mod train;
+mod weights;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

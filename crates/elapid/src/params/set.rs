@@ -1,5 +1,6 @@
 //! All parameters of a model.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use elapid_kernels::cuda::{Buffer, Gpu};
@@ -114,16 +115,18 @@ impl Params {
         Ok(moved)
     }
 
-    /// The same parameters on the CPU, those that may be in another form in this one.
+    /// The same parameters on the CPU, those that may be in another form in this one. For [`Rounding::Least`] the columns of
+    /// some have `weights`.
     ///
     /// # Errors
     /// If there is too little memory.
-    pub fn packed(&self, form: Form) -> Result<Self> {
+    pub fn packed(&self, form: Form, weights: &HashMap<ParamId, Vec<f32>>) -> Result<Self> {
         let mut packed = self.to(Device::Cpu, DType::F32, false)?;
-        for param in packed.entries.iter_mut().filter(|param| param.traits.packs) {
+        for (i, param) in packed.entries.iter_mut().enumerate().filter(|(_, param)| param.traits.packs) {
             let shape = param.value.shape().to_vec();
             let numbers = Tensor::new(param.value.to_vec()?, &shape);
-            param.value = Tensor::of_packed(pack(form, numbers.rows())?);
+            let weights = weights.get(&ParamId(i)).map(Vec::as_slice);
+            param.value = Tensor::of_packed(pack(form, numbers.rows(), weights)?);
         }
         Ok(packed)
     }
@@ -175,10 +178,11 @@ impl Params {
     }
 }
 
-/// A weight of a model in a form.
+/// A weight of a model in a form; with the mean squares of the columns that it is multiplied by, if they are known.
 ///
 /// # Errors
 /// If there is too little memory.
-pub(crate) fn pack(form: Form, weight: Rows<'_>) -> Result<Packed, OutOfMemory> {
-    Packed::new(form, weight, Rounding::Least(None))
+pub(crate) fn pack(form: Form, weight: Rows<'_>, squares: Option<&[f32]>) -> Result<Packed, OutOfMemory> {
+    // Without them the search for a scale gains nothing (`docs/weights.md`).
+    Packed::new(form, weight, squares.map_or(Rounding::Largest, |squares| Rounding::Least(Some(squares))))
 }

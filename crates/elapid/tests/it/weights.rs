@@ -84,6 +84,23 @@ fn a_stored_form_is_read_as_it_was_written() {
 }
 
 #[test]
+fn int4_can_be_rounded_for_a_text() {
+    let model = embedded::model().unwrap();
+    let text: Vec<u32> =
+        b"ROMEO:\nBut soft, what light through yonder window breaks?\n".iter().map(|&b| b.into()).collect();
+    let text = text.repeat(8);
+    let want = wide(&logits(&model, &text));
+    let error = |model: &LanguageModel| err_ratio(&want, &logits(model, &text));
+    let (plain, rounded) =
+        (model.with_weights(Form::Int4).unwrap(), model.with_weights_for(Form::Int4, &text, |_| ()).unwrap());
+    assert!(error(&rounded) < error(&plain), "{} and {}", error(&rounded), error(&plain));
+    // The other forms have one way to round.
+    let (plain, rounded) =
+        (model.with_weights(Form::Int8).unwrap(), model.with_weights_for(Form::Int8, &text, |_| ()).unwrap());
+    assert_eq!(plain.fingerprint().unwrap(), rounded.fingerprint().unwrap());
+}
+
+#[test]
 fn a_packed_model_is_not_trained() {
     let model = small_model(Discretisation::ExpEuler).with_weights(Form::Int8).unwrap();
     let tape = std::sync::Arc::new(Tape::new());
