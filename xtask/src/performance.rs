@@ -12,8 +12,12 @@ const END: &str = "<!-- end of table -->";
 const HEADER: &str = "work,by,figure,unit,commit,command,note";
 
 /// Names of machines in the table, by the name in the record.
-const MACHINES: &[(&str, &str)] =
-    &[("zen4-2core", "AMD Zen 4, two cores"), ("h100", "NVIDIA H100"), ("h200", "NVIDIA H200")];
+const MACHINES: &[(&str, &str)] = &[
+    ("zen4-2core", "AMD Zen 4, two cores"),
+    ("intel-2core", "Intel with AVX-512, two cores"),
+    ("h100", "NVIDIA H100"),
+    ("h200", "NVIDIA H200"),
+];
 
 /// First words of works, in the order of the table; works with other first words follow.
 const ORDER: &[&str] =
