@@ -287,7 +287,12 @@ impl Settings {
             0 => None,
             r => Some(p.linear("dt_proj", [ed, r], &self.dt_weight(r), Bias::No)?),
         };
-        let dt_bias = p.param("dt_proj.bias", &[ed], &self.dt_bias(), Traits::VECTOR)?;
+        let dt_bias = p.param(
+            "dt_proj.bias",
+            &[ed],
+            &Init::step_sizes(self.dt_min, self.dt_max, self.dt_init_floor),
+            Traits::VECTOR,
+        )?;
         // As in S4D's initialisation (Gu et al. 2022): B = 1, C normal.
         let b = match selective.b {
             true => Source::Columns(r),
@@ -354,15 +359,6 @@ impl Settings {
             DtInit::Random => Init::Uniform(std),
             DtInit::Constant => Init::Constant(std),
         }
-    }
-
-    /// softplus⁻¹(Δ) with Δ log-uniform in dt_min to dt_max, at least dt_init_floor.
-    fn dt_bias(&self) -> Init {
-        let (min, max, floor) = (self.dt_min, self.dt_max, self.dt_init_floor);
-        Init::drawn(move |draw, _, _| {
-            let dt = (draw.uniform() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
-            dt + (-(-dt).exp_m1()).ln()
-        })
     }
 
     /// For the tests that every layer runs.

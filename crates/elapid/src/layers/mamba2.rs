@@ -238,7 +238,12 @@ impl Settings {
             limits: (self.dt_limit_min, if self.dt_limit_max > 0.0 { self.dt_limit_max } else { f32::INFINITY }),
             in_proj,
             conv1d: (taps, conv_bias),
-            dt_bias: p.param("dt_bias", &[h], &self.dt_bias(), Traits::PRECISE)?,
+            dt_bias: p.param(
+                "dt_bias",
+                &[h],
+                &Init::step_sizes(self.dt_min, self.dt_max, self.dt_init_floor),
+                Traits::PRECISE,
+            )?,
             a_log: p.param("A_log", &[h], &self.a_log(), Traits::PRECISE)?,
             d: p.param("D", &[skips], &ones, Traits::PRECISE)?,
             norm: Norm {
@@ -265,15 +270,6 @@ impl Settings {
     fn a_log(&self) -> Init {
         let (min, max) = (self.a_min, self.a_max);
         Init::drawn(move |draw, _, _| (min + draw.uniform() * (max - min)).ln())
-    }
-
-    /// softplus⁻¹(Δ) with Δ log-uniform in dt_min to dt_max, at least dt_init_floor.
-    fn dt_bias(&self) -> Init {
-        let (min, max, floor) = (self.dt_min, self.dt_max, self.dt_init_floor);
-        Init::drawn(move |draw, _, _| {
-            let dt = (draw.uniform() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
-            dt + (-(-dt).exp_m1()).ln()
-        })
     }
 
     /// For the tests that every layer runs.

@@ -42,6 +42,15 @@ impl Init {
         Self::Uniform(1.0 / (inputs as f32).sqrt())
     }
 
+    /// softplus⁻¹(Δ) with Δ log-uniform in `min` to `max`, at least `floor`: the bias of Mamba's step sizes (Gu and Dao 2023,
+    /// section 3.6).
+    pub fn step_sizes(min: f32, max: f32, floor: f32) -> Self {
+        Self::drawn(move |draw, _, _| {
+            let dt = (draw.uniform() * (max.ln() - min.ln()) + min.ln()).exp().max(floor);
+            dt + (-(-dt).exp_m1()).ln()
+        })
+    }
+
     /// An initialisation by a function of the random generator and an element's row and column; the sizes after the first of
     /// a parameter `[rows ..]` are merged into columns.
     pub fn drawn(draw: impl Fn(&mut Draw, usize, usize) -> f32 + Send + Sync + 'static) -> Self {
