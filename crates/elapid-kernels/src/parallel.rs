@@ -68,9 +68,9 @@ impl Cut for Columns<'_> {
 }
 
 /// A slice of which each unit owns `.1` neighbouring elements.
-pub(crate) struct Each<'a>(pub(crate) &'a mut [f32], pub(crate) usize);
+pub(crate) struct Each<'a, T = f32>(pub(crate) &'a mut [T], pub(crate) usize);
 
-impl Cut for Each<'_> {
+impl<T: Send> Cut for Each<'_, T> {
     fn cut(self, at: usize) -> (Self, Self) {
         let (left, right) = self.0.split_at_mut(at * self.1);
         (Self(left, self.1), Self(right, self.1))

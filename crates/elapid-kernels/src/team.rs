@@ -7,7 +7,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-/// Turns of waiting before other programs get the processor.
+/// Turns of waiting before other programs get the CPU.
 const PATIENCE: u32 = 1 << 12;
 
 /// Runs `f`, whose operations share their work with the pool's threads without waking them each time.

@@ -47,10 +47,7 @@ pub(super) fn forward(isa: Isa, args: &Args<Rows<'_>>, nll: &mut [f32], grads: O
             // Without gradients, a row's loss has the same bits whatever rows are beside it.
             None => linear::invariant::forward(isa, h, w, None, RowsMut::new(logits, v)),
         }
-        let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
-        parallel::split(rows, grain, (Each(logits, v), &mut *nll), &|from, _, (Each(logits, _), nll)| {
-            isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], smoothing, softcap, nll, scale });
-        });
+        losses(isa, (logits, v), (targets, smoothing, softcap), nll, scale);
         if let (Some(dh), Some(dw)) = (dh, &mut dw) {
             let dlogits = Rows::new(logits, v);
             linear::cpu::backward_input(dlogits, w, dh, false);
@@ -79,12 +76,23 @@ pub(super) fn forward_packed(
         }
         let logits = &mut logits[..rows * v];
         packed::multiply(isa, h.slice(from, rows), w, None, RowsMut::new(logits, v));
-        let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
-        parallel::split(rows, grain, (Each(logits, v), nll), &|from, _, (Each(logits, _), nll)| {
-            let targets = &targets[from..][..nll.len()];
-            isa.run(Softmax { logits, v, targets, smoothing, softcap, nll, scale: None });
-        });
+        losses(isa, (logits, v), (targets, smoothing, softcap), nll, None);
     }
+}
+
+/// The loss of each row of logits `[rows v]`, and with a `scale` its gradient in place of the logits.
+fn losses(
+    isa: Isa,
+    (logits, v): (&mut [f32], usize),
+    (targets, smoothing, softcap): (&[i32], f32, f32),
+    nll: &mut [f32],
+    scale: Option<f32>,
+) {
+    let rows = targets.len();
+    let grain = parallel::grain(rows, 4 * v, 1 << 15, 1);
+    parallel::split(rows, grain, (Each(logits, v), nll), &|from, _, (Each(logits, _), nll)| {
+        isa.run(Softmax { logits, v, targets: &targets[from..][..nll.len()], smoothing, softcap, nll, scale });
+    });
 }
 
 fn count(targets: &[i32]) -> usize {

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::form::{Form, GROUP};
-use crate::parallel;
+use crate::parallel::{self, Each};
 use crate::{Isa, Rows};
 
 /// Minimum number of values for using several threads.
@@ -51,16 +51,16 @@ impl<'a> Input<'a> {
         room.scales.resize(m * groups, 0.0);
         room.sums.resize(m * groups, 0);
         let all = (&mut room.words[..m * words], &mut room.scales[..m * groups], &mut room.sums[..m * groups]);
-        let parts = (Owned(all.0, words), Owned(all.1, groups), Owned(all.2, groups));
+        let parts = (Each(all.0, words), Each(all.1, groups), Each(all.2, groups));
         if words > 0 {
             let grain = parallel::grain(m, k, LEAST, 1);
-            parallel::split(m, grain, parts, &|from, count, (words, scales, sums)| {
+            parallel::split(m, grain, parts, &|from, count, (Each(words, _), Each(scales, _), Each(sums, _))| {
                 let x = x.slice(from, count);
                 match form {
                     Form::F32 => {}
-                    Form::Bf16 => isa.run(Pairs { x, words: words.0 }),
+                    Form::Bf16 => isa.run(Pairs { x, words }),
                     Form::Int8 | Form::Int4 => {
-                        isa.run(Integers { x, groups, words: words.0, scales: scales.0, sums: sums.0 });
+                        isa.run(Integers { x, groups, words, scales, sums });
                     }
                 }
             });
@@ -80,16 +80,6 @@ impl<'a> Input<'a> {
             scales: part(self.scales, i, m),
             sums: part(self.sums, i, m),
         }
-    }
-}
-
-/// A slice of which each row owns `.1` neighbouring values.
-struct Owned<'a, T>(&'a mut [T], usize);
-
-impl<T: Send> parallel::Cut for Owned<'_, T> {
-    fn cut(self, at: usize) -> (Self, Self) {
-        let (left, right) = self.0.split_at_mut(at * self.1);
-        (Self(left, self.1), Self(right, self.1))
     }
 }
 

@@ -22,14 +22,6 @@ pub(in super::super) fn forward(
     last: &mut [f32],
     saved: Option<&mut Saved>,
 ) {
-    if dims.l == 1 && saved.is_none() {
-        // A state is read as it lies, without a transposition.
-        match args.initial {
-            Some(initial) => last.copy_from_slice(initial),
-            None => last.fill(0.0),
-        }
-        return step(isa, dims, args, last, y);
-    }
     match args.rule {
         Discretisation::ExpEuler => forward_by::<ExpEuler>(isa, dims, args, y, last, saved),
         Discretisation::Zoh => forward_by::<Zoh>(isa, dims, args, y, last, saved),
