@@ -77,18 +77,18 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     }
     let checkpoint = Checkpoint::open(from)?;
     checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
-    let model = match form {
+    let model = match (form, calibrate) {
         // As numbers, which every program reads.
-        Form::F32 => LanguageModel::load(&checkpoint)?,
-        form if calibrate.is_some() => {
+        (Form::F32, _) => LanguageModel::load(&checkpoint)?,
+        (form, Some(text)) => {
             let model = LanguageModel::load(&checkpoint)?;
-            let text = calibrate.as_deref().map_or(Ok(Vec::new()), |path| tokens(from, path, output))?;
+            let text = tokens(from, text, output)?;
             let bar = output.bar("calibrating", text.len() as u64);
             let packed = model.with_weights_for(*form, &text, |more| bar.inc(more as u64))?;
             bar.finish_and_clear();
             packed
         }
-        form => LanguageModel::load_as(&checkpoint, Some(*form))?,
+        (form, None) => LanguageModel::load_as(&checkpoint, Some(*form))?,
     };
     let options = SaveOptions { dtype: SaveDtype::F32, max_shard_bytes: u64::MAX, ..SaveOptions::default() };
     model.save(to, &options)?;

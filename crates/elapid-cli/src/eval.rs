@@ -12,9 +12,8 @@ use serde_json::{Value, json};
 
 use crate::answers::Request;
 use crate::failure::wrong;
-use elapid_kernels::packed::Form;
 
-use crate::model::{Loaded, ModelArgument, Place};
+use crate::model::{Loaded, ModelArgument, Place, WeightsArgument};
 use crate::output::{Output, number, pairs, thousands};
 use crate::score;
 
@@ -49,9 +48,8 @@ pub(crate) struct Arguments {
     /// several [default: the model inside elapid]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
-    /// Form of the weights on a CPU: f32, bf16, int8 or int4 [default: as in the file]
-    #[arg(long, value_name = "FORM")]
-    weights: Option<Form>,
+    #[command(flatten)]
+    weights: WeightsArgument,
     /// A JSON file with a list of lists of token ids
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "val_fraction", "length"])]
     tokens: Option<PathBuf>,

@@ -65,9 +65,26 @@ pub(crate) struct ModelArgument {
     /// Directory with config.json, model.safetensors and, for text, tokenizer.json [default: the model inside elapid]
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) weights: WeightsArgument,
+}
+
+/// Which form of its weights.
+#[derive(Clone, Copy, clap::Args)]
+pub(crate) struct WeightsArgument {
     /// Form of the weights on a CPU: f32, bf16, int8 or int4 [default: as in the file]
-    #[arg(long, value_name = "FORM")]
-    pub(crate) weights: Option<Form>,
+    #[arg(long = "weights", value_name = "FORM")]
+    pub(crate) form: Option<Form>,
+}
+
+impl WeightsArgument {
+    /// A model in that form.
+    pub(crate) fn of(self, model: LanguageModel) -> Result<LanguageModel> {
+        Ok(match self.form {
+            Some(form) => model.with_weights(form)?,
+            None => model,
+        })
+    }
 }
 
 impl ModelArgument {
@@ -88,13 +105,13 @@ impl ModelArgument {
     pub(crate) fn load(&self, output: Output) -> Result<Loaded> {
         let Some(dir) = &self.model else {
             let (model, tokenizer) = (embedded::model()?, Some(embedded::tokenizer()));
-            let model = self.weights.map_or(Ok(model.clone()), |form| model.with_weights(form))?;
+            let model = self.weights.of(model)?;
             let name = "the model inside elapid".into();
             return Ok(Loaded { model, tokenizer, unusable: None, name, dir: None });
         };
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
-        let model = LanguageModel::load_as(&checkpoint, self.weights)?;
+        let model = LanguageModel::load_as(&checkpoint, self.weights.form)?;
         let (tokenizer, unusable) = match tokenizer(dir, output) {
             Ok(tokenizer) => (tokenizer, None),
             Err(error) => (None, Some(failure::message(&error))),

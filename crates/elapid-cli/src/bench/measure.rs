@@ -83,8 +83,7 @@ impl ModelArguments {
             (config.bos_token_id, config.eos_token_id, config.pad_token_id) = (None, None, None);
         }
         let name = format!("{name} with random weights");
-        let model = LanguageModel::new(config, self.seed)?;
-        let model = self.model.weights.map_or(Ok(model.clone()), |form| model.with_weights(form))?;
+        let model = self.model.weights.of(LanguageModel::new(config, self.seed)?)?;
         Ok(Subject { model, name, random })
     }
 }

@@ -64,7 +64,7 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result<()> {
-    if arguments.model.model.weights.is_some() {
+    if arguments.model.model.weights.form.is_some() {
         return Err(wrong("--weights is for inference: leave it out to train"));
     }
     if let Device::Cuda(gpu) = place.device {

@@ -41,19 +41,7 @@ struct BatchRow {
 impl Batch {
     /// Admits a row as the last one.
     pub(super) fn admit(&mut self, state: State, next: Next<'_>, draws: &Draws<'_>, v: usize) -> Result<usize> {
-        let position = state.position();
-        let (drawing, token) = match next {
-            Next::Token(id) => {
-                let mut drawing = Drawing::new(draws, position + 1, v);
-                drawing.remember(id);
-                (drawing, id)
-            }
-            Next::Logits(logits) => {
-                let mut drawing = Drawing::new(draws, position, v);
-                let id = drawing.draw(&logits.to_vec()?, &mut self.scratch)?;
-                (drawing, id)
-            }
-        };
+        let (drawing, token) = Drawing::begin(next, draws, state.position(), v, &mut self.scratch)?;
         let rows = self.rows.len();
         self.state = Some(match &self.state {
             Some(batch) => State::stack(&[batch.clone(), state])?,

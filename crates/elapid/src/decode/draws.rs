@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use elapid_kernels::embedding::check_ids;
 use elapid_kernels::sampling::{self, Params as Sampling, Past, RECENT, Scratch, philox};
 
+use super::row::Next;
 use crate::Result;
 
 /// How a row draws its tokens: each is a function of the logits, these settings, and the row's position.
@@ -50,7 +51,7 @@ pub(super) struct Drawing {
 
 impl Drawing {
     /// A row whose next draw is after `position` tokens, for a vocabulary of `v`.
-    pub(super) fn new(draws: &Draws<'_>, position: u64, v: usize) -> Self {
+    fn new(draws: &Draws<'_>, position: u64, v: usize) -> Self {
         let Draws { sampling, seed, sample, .. } = *draws;
         let counts = vec![0; if sampling.counts() { v } else { 0 }];
         let mut row = Self { sampling, seed, sample, position, recent: VecDeque::new(), counts };
@@ -59,8 +60,33 @@ impl Drawing {
         row
     }
 
+    /// A row that goes on from a state of `position` tokens, and the token that it reads next.
+    ///
+    /// # Errors
+    /// If a logit is not finite.
+    pub(super) fn begin(
+        next: Next<'_>,
+        draws: &Draws<'_>,
+        position: u64,
+        v: usize,
+        scratch: &mut Scratch,
+    ) -> Result<(Self, u32)> {
+        match next {
+            Next::Token(id) => {
+                let mut row = Self::new(draws, position + 1, v);
+                row.remember(id);
+                Ok((row, id))
+            }
+            Next::Logits(logits) => {
+                let mut row = Self::new(draws, position, v);
+                let id = row.draw(&logits.to_vec()?, scratch)?;
+                Ok((row, id))
+            }
+        }
+    }
+
     /// Notes a token that the row was given.
-    pub(super) fn remember(&mut self, id: u32) {
+    fn remember(&mut self, id: u32) {
         if self.sampling.repetition_penalty != 1.0 {
             if self.recent.len() == RECENT {
                 self.recent.pop_front();

@@ -6,7 +6,6 @@
 //! one reads what was drawn again from the state before.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use elapid_kernels::sampling::Scratch;
 
@@ -86,18 +85,9 @@ impl Speculation {
         let v = model.config().padded_vocab_size();
         draws.check(v)?;
         let mut scratch = Scratch::default();
-        let (drawing, token, drawn) = match next {
-            Next::Token(id) => {
-                let mut drawing = Drawing::new(draws, state.position() + 1, v);
-                drawing.remember(id);
-                (drawing, id, None)
-            }
-            Next::Logits(logits) => {
-                let mut drawing = Drawing::new(draws, state.position(), v);
-                let id = drawing.draw(&logits.to_vec()?, &mut scratch)?;
-                (drawing, id, Some(id))
-            }
-        };
+        let was_drawn = matches!(next, Next::Logits(_));
+        let (drawing, token) = Drawing::begin(next, draws, state.position(), v, &mut scratch)?;
+        let drawn = was_drawn.then_some(token);
         let mut row = Self {
             most,
             width: most,
@@ -132,10 +122,8 @@ impl Speculation {
         let guesses = if self.unread.len() > AGAIN { Vec::new() } else { self.history.guess(self.width) };
         let known = self.unread.len();
         let tokens: Vec<u32> = self.unread.iter().chain(&guesses).copied().collect();
-        let at: Range<u32> = known as u32 - 1..tokens.len() as u32;
-        let at: Vec<u32> = at.collect();
+        let at: Vec<u32> = (known as u32 - 1..tokens.len() as u32).collect();
         let cx = model.inference(Layout::new(1, tokens.len()));
-        let lost = || Error::Argument("the sequence was lost when a pass failed; make another".into());
         let (logits, state) = match guesses.is_empty() {
             true => model.logits_at(&cx, &tokens, self.base.take().ok_or_else(lost)?, &at)?,
             false => model.logits_at(&cx, &tokens, self.base.as_ref().ok_or_else(lost)?, &at)?,
@@ -171,7 +159,6 @@ impl Speculation {
         if let (Some(state), true) = (self.ahead.take(), self.handed == self.unread.len()) {
             return Ok((state, self.history));
         }
-        let lost = || Error::Argument("the sequence was lost when a pass failed; make another".into());
         let read = &self.unread[..self.handed - 1];
         let base = self.base.take().ok_or_else(lost)?;
         if read.is_empty() {
@@ -180,4 +167,8 @@ impl Speculation {
         let (_, state) = model.hidden(&model.inference(Layout::new(1, read.len())), read, base, false)?;
         Ok((state, self.history))
     }
+}
+
+fn lost() -> Error {
+    Error::Argument("the sequence was lost when a pass failed; make another".into())
 }
