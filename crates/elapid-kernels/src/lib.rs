@@ -12,6 +12,7 @@
 pub mod adamw;
 pub mod add_norm;
 mod alloc;
+pub mod answers;
 pub mod attention;
 mod batch_step;
 pub mod causal_conv1d;

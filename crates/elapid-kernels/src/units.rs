@@ -7,6 +7,7 @@ pub fn all() -> Vec<Unit> {
     [
         crate::adamw::cuda::units(),
         crate::add_norm::cuda::units(),
+        crate::answers::cuda::units(),
         crate::attention::cuda::units(),
         crate::attention::paged::units(),
         crate::batch_step::units(),

@@ -57,14 +57,6 @@ impl Record {
     }
 }
 
-/// The index of the largest logit, and -log p of the target in nats.
-pub(crate) fn answer(logits: &[f32], target: usize) -> (usize, f64) {
-    let likeliest = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-    let most = f64::from(logits[likeliest]);
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - most).exp()).sum();
-    (likeliest, most + sum.ln() - f64::from(logits[target]))
-}
-
 /// JSON has no NaN and no infinity: they are written as `null`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Option::<f64>::deserialize(deserializer).map(|x| x.unwrap_or(f64::NAN))

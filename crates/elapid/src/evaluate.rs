@@ -5,10 +5,14 @@
 
 use std::sync::Arc;
 
+use elapid_kernels::Rows;
+pub use elapid_kernels::answers::Answer;
+
 use crate::Layout;
+use crate::decode::{Decoder, Draws, Next};
 use crate::lm::LanguageModel;
 use crate::state::State;
-use crate::{Error, Result};
+use crate::{Error, Result, Tensor};
 
 /// Default positions per row in a forward pass.
 pub const CHUNK: usize = 512;
@@ -81,6 +85,57 @@ impl Default for Reader {
     fn default() -> Self {
         Self::new(CHUNK)
     }
+}
+
+/// [`Reader::nll`] through a [`Decoder`], a token of each of `batch` rows at a time: with what steps alone do, such as
+/// states stored in bf16 ([`LanguageModel::with_states_in`]). Slow: every row's state is taken out and put back each step.
+///
+/// # Errors
+/// As [`Reader::nll`], and those of [`Decoder::new`].
+pub fn nll_by_steps<R: AsRef<[u32]>>(
+    model: &LanguageModel,
+    rows: &[R],
+    batch: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Vec<Vec<f32>>> {
+    let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
+    check_ids(model, &rows)?;
+    let mut nll = vec![Vec::new(); rows.len()];
+    let order: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
+    let (draws, zero) = (Draws::default(), model.zero_state(1)?);
+    // One decoder for all, as preparing its steps costs more than to clear its rows.
+    let mut decoder = Decoder::new(model, batch.clamp(1, order.len().max(1)))?;
+    for batch in order.chunks(batch.max(1)) {
+        let mut reading = Vec::with_capacity(batch.len());
+        for &i in batch {
+            reading.push((i, decoder.admit(&zero, Next::Token(rows[i][0]), &draws)?));
+        }
+        for t in 1.. {
+            decoder.step()?;
+            progress(reading.len());
+            for (i, row) in std::mem::take(&mut reading) {
+                let logits = decoder.logits(row)?.unwrap_or_default();
+                let logits = Rows::new(&logits, logits.len());
+                nll[i].push(elapid_kernels::answers::forward(logits, &[rows[i][t] as i32])?[0].nll);
+                let state = decoder.release(row)?;
+                if t + 1 < rows[i].len() {
+                    reading.push((i, decoder.admit(&state, Next::Token(rows[i][t]), &draws)?));
+                }
+            }
+            if reading.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(nll)
+}
+
+/// What each row of logits `[m v]` answers to its target, an id of 0 to v - 1. On a GPU it is found there.
+///
+/// # Errors
+/// If there is not one target a row, a target is no id, or a device failed.
+pub fn answers(logits: &Tensor, targets: &[i32]) -> Result<Vec<Answer>> {
+    Ok(elapid_kernels::answers::forward(logits.view(), targets)?)
 }
 
 /// -log p in nats of every token except the first of each row, reading `chunk` positions at a time.
@@ -210,6 +265,23 @@ mod tests {
                 assert_eq!(heard, 22 + 8 + 4 + 1);
             }
         }
+    }
+
+    #[test]
+    fn steps_predict_what_passes_do() {
+        let model = model();
+        let want = nll_of_tokens(&model, &rows(), 512).unwrap();
+        for batch in [1, 4, 9] {
+            let mut heard = 0;
+            let got = nll_by_steps(&model, &rows(), batch, |more| heard += more).unwrap();
+            assert_eq!(heard, 22 + 8 + 4 + 1);
+            for (got, want) in got.iter().zip(&want) {
+                assert_eq!(got.len(), want.len());
+                assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} {want:?}");
+            }
+        }
+        assert!(nll_by_steps(&model, &[vec![1, 11]], 1, |_| ()).is_err());
+        assert!(nll_by_steps(&model, &[vec![1]], 1, |_| ()).unwrap()[0].is_empty());
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use elapid::State;
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
 use elapid::models::{Model, SequenceModel};
 use elapid::pass::Cx;
+use elapid::{State, Tensor, evaluate};
 
 use super::labelled::{answers, sequence};
 use super::{Array, ArraySpec, Batch, Inputs, Kind, Labelled, Objective, Validation};
@@ -69,10 +69,10 @@ impl Objective for Classify {
         for (first, b) in self.set.parts(self.rows) {
             let (input, classes) = self.set.rows(Split::HeldOut, first, b)?;
             let logits = answers(model, &input, (b, self.set.length), &model.core().zero_state(b)?)?;
-            for (logits, class) in logits.chunks(n).zip(classes) {
-                let (likeliest, nll) = metrics::answer(logits, class as usize);
-                right += u64::from(likeliest == class as usize);
-                nats += nll;
+            let wanted: Vec<i32> = classes.into_iter().map(|class| class as i32).collect();
+            for (answer, class) in evaluate::answers(&Tensor::new(logits, &[b, n]), &wanted)?.iter().zip(wanted) {
+                right += u64::from(answer.likeliest == class as u32);
+                nats += f64::from(answer.nll);
             }
         }
         let count = self.set.held_out as f64;

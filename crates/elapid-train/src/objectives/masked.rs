@@ -2,9 +2,8 @@
 
 use elapid::autograd::Var;
 use elapid::config::ModelConfig;
-use elapid::lm::Positions;
 use elapid::pass::Cx;
-use elapid::{LanguageModel, State};
+use elapid::{LanguageModel, State, evaluate};
 use rand::RngExt;
 
 use super::language::{TOKENS, token_arrays, token_loss};
@@ -100,14 +99,14 @@ impl Objective for Masked {
             let Some(batch) = held_out.batch(index)? else { break };
             let batch = self.mask(batch, "held out", index);
             let Some(Array::I32(targets)) = batch.arrays.get(1) else { break };
+            let at: Vec<u32> = (0..targets.len() as u32).filter(|&at| targets[at as usize] != IGNORE).collect();
             let cx = model.inference(batch.layout());
-            let (logits, _) = model.logits(&cx, batch.ids(TOKENS), &model.zero_state(batch.b)?, Positions::All)?;
-            let (v, logits) = (logits.value().cols(), logits.value().to_vec()?);
-            for (logits, &target) in logits.chunks(v).zip(targets).filter(|(_, target)| **target != IGNORE) {
-                let (likeliest, nll) = metrics::answer(logits, target as usize);
+            let (logits, _) = model.logits_at(&cx, batch.ids(TOKENS), &model.zero_state(batch.b)?, &at)?;
+            let wanted: Vec<i32> = at.iter().map(|&at| targets[at as usize]).collect();
+            for (answer, target) in evaluate::answers(&logits, &wanted)?.iter().zip(wanted) {
                 asked += 1;
-                right += u64::from(likeliest == target as usize);
-                nats += nll;
+                right += u64::from(answer.likeliest == target as u32);
+                nats += f64::from(answer.nll);
             }
         }
         let figures = vec![(metrics::ACCURACY, right as f64 / asked as f64)];

@@ -2,15 +2,13 @@
 
 use std::ops::{Add, Range};
 
-use elapid::Layout;
-use elapid::{Device, LanguageModel};
+use elapid::{Device, LanguageModel, Layout, evaluate};
 use rayon::prelude::*;
 
 use super::sequences::{Sequences, fill};
 use super::task::Sequence;
 use crate::Result;
 use crate::data::IGNORE;
-use crate::metrics::answer;
 
 /// Counts over a model's answers.
 ///
@@ -147,21 +145,12 @@ impl Reader {
             } else {
                 let (logits, next) = model.logits_at(&cx, &tokens, &state, &asked)?;
                 state = next;
-                let (v, logits) = (logits.cols(), logits.to_vec()?);
-                let answers: Vec<(bool, f64, f64)> = logits
-                    .par_chunks(v)
-                    .zip(&asked)
-                    .map(|(logits, &at)| {
-                        let target = targets[at as usize] as usize;
-                        let (answer, nll) = answer(logits, target);
-                        let mean = logits.iter().map(|&x| f64::from(x)).sum::<f64>() / v as f64;
-                        (answer == target, nll, f64::from(logits[target]) - mean)
-                    })
-                    .collect();
-                for (&at, (right, nll, lead)) in asked.iter().zip(answers) {
+                let wanted: Vec<i32> = asked.iter().map(|&at| targets[at as usize]).collect();
+                for ((&at, target), answer) in asked.iter().zip(&wanted).zip(evaluate::answers(&logits, &wanted)?) {
+                    let right = answer.likeliest == *target as u32;
                     score.answers += 1;
-                    score.nats += nll;
-                    score.lead += lead;
+                    score.nats += f64::from(answer.nll);
+                    score.lead += f64::from(answer.lead);
                     if right { score.right += 1 } else { all_right[at as usize / l] = false }
                 }
             }
