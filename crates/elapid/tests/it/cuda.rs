@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use elapid::Layout;
-use elapid::config::{ModelConfig, ModelSettings, Named, Placement, PositionKind};
+use elapid::config::{ModelConfig, Named, Placement};
 use elapid::decode::{Decoder, Draws, Next};
 use elapid::generate::{Generator, Sampling};
 use elapid::layers::LayerConfig;
 use elapid::layers::attention::{Rope, Settings};
 use elapid::lm::Positions;
-use elapid::ops::NormKind;
 use elapid::settings::{Auto, Size};
 use elapid::state::State;
 use elapid::{DType, Device, LanguageModel};
@@ -310,69 +309,6 @@ fn a_generator_on_a_gpu_draws_from_its_logits() {
     assert_eq!(draw(one), draw(other));
     let mut nothing = Generator::new(&model, sampling, 0).unwrap();
     assert!(nothing.next_token().is_err());
-}
-
-#[test]
-fn a_step_in_one_launch_is_the_operations() {
-    let Some(gpu) = gpu() else { return };
-    let model = elapid::embedded::model().unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    for rows in [1, 5, 20] {
-        let start: Vec<u32> = (0..rows as u32).map(|row| u32::from(b'a') + row).collect();
-        let mut fused = Decoder::new(&model, rows).unwrap();
-        let mut plain = Decoder::by_operations(&model, rows).unwrap();
-        let (zero, draws) = (model.zero_state(1).unwrap(), Draws { sampling: greedy, ..Draws::default() });
-        for decoder in [&mut fused, &mut plain] {
-            for &token in &start {
-                decoder.admit(&zero, Next::Token(token), &draws).unwrap();
-            }
-        }
-        assert_eq!(fused.launches(), 1);
-        for position in 0..40 {
-            fused.step().unwrap();
-            plain.step().unwrap();
-            let logits = |decoder: &Decoder| -> Vec<f32> {
-                decoder.rows().flat_map(|row| decoder.logits(row).unwrap().unwrap()).collect()
-            };
-            let (got, want) = (logits(&fused), logits(&plain));
-            let error = got.iter().zip(&want).map(|(a, b)| f64::from((a - b).powi(2))).sum::<f64>();
-            let size = want.iter().map(|x| f64::from(x.powi(2))).sum::<f64>();
-            assert!((error / size).sqrt() < 2e-2, "{rows} rows at {position}: {}", (error / size).sqrt());
-            // Both read the same tokens, whatever they would choose.
-            let tokens = plain.tokens().unwrap();
-            for decoder in [&mut fused, &mut plain] {
-                let rows: Vec<_> = decoder.rows().collect();
-                for (row, &(_, token)) in rows.into_iter().zip(&tokens) {
-                    let state = decoder.release(row).unwrap();
-                    decoder.admit(&state, Next::Token(token), &draws).unwrap();
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn settings_that_one_launch_lacks_go_by_operations() {
-    let Some(gpu) = gpu() else { return };
-    let plain = elapid::embedded::model().unwrap().config().clone();
-    let launches = |change: fn(&mut ModelSettings)| {
-        let mut config = plain.clone();
-        change(&mut config.stack.model);
-        let model = LanguageModel::new(config, 0).unwrap().to(Device::Cuda(gpu), DType::Bf16).unwrap();
-        Decoder::new(&model, 1).unwrap().launches()
-    };
-    assert_eq!(launches(|_| {}), 1);
-    let changes: [fn(&mut ModelSettings); 6] = [
-        |model| model.embedding_scale = 2.0,
-        |model| model.embedding_norm = NormKind::Rms,
-        |model| model.positions = PositionKind::Sinusoidal,
-        |model| model.logit_scale = 0.5,
-        |model| model.logit_softcap = 30.0,
-        |model| model.norm_f_eps = Auto::Is(1e-2),
-    ];
-    for (i, change) in changes.into_iter().enumerate() {
-        assert_ne!(launches(change), 1, "change {i}");
-    }
 }
 
 #[test]

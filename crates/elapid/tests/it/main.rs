@@ -5,6 +5,7 @@ mod autograd;
 mod contract;
 mod cuda;
 mod cuda_attention;
+mod cuda_fused;
 mod cuda_stacks;
 mod decoder;
 mod dropout;
