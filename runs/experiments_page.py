@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 
-from experiments import MQAR_RATES, RATES, ROOT, families
+from experiments import MQAR_RATES, RATES, ROOT, SLOWER, families, slower
 
 MARKER = "<!-- remarks -->"
 
@@ -124,12 +124,16 @@ def families_page(results, docs):
     best = best_of_sweep(results)
     names = [name for name, *_ in families()]
     folders = {name: results / ("sweep" if name == "mamba1" else "lm") / (str(best) if name == "mamba1" else name) for name in names}
+    folders |= {f"{name} at {SLOWER[name]:g}": results / slower(name) for name in SLOWER}
+    names = list(folders)
     done = {name: folder for name, folder in folders.items() if complete(folder)}
     page = docs / "families.md"
     found = compare(done, "Families at 10 M parameters on the books as bytes", page)
     rows = []
     for name in sorted(names, key=lambda name: found[name]["best"] if name in found else 9):
         run = found.get(name)
+        if run is None and " at " in name:
+            continue
         parity, whole = accuracy(results / "parity" / name)
         sizes = [f"{run['parameters'] / 1e6:.2f} M", f"{run['best']:.4f}", bytes_of(run["state_bytes"])] if run else ["-"] * 3
         speeds = [speed(results, name, kind) for kind in ("train", "decode-1", "decode-64")]

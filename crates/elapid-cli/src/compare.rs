@@ -195,7 +195,7 @@ fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> 
         Against::State => format!("bytes of the state after {} positions", thousands(arguments.context)),
         Against::Parameters => "parameters".into(),
     };
-    let (title, y_label) = (arguments.title.clone(), format!("{figure}, held out"));
+    let (title, y_label) = (arguments.title.clone(), format!("{}, held out", figure.replace('_', " ")));
     Ok(plot::line_chart(&series, &plot::Options { title, x_label, y_label, x_log: true, ..plot::Options::default() })?)
 }
 
@@ -214,7 +214,7 @@ fn write(path: &Path, arguments: &Arguments, figure: &str, runs: &[Run], rows: &
     let options = plot::Options {
         title: arguments.title.clone(),
         x_label: "tokens".into(),
-        y_label: format!("{figure}, held out"),
+        y_label: format!("{}, held out", figure.replace('_', " ")),
         ..plot::Options::default()
     };
     let stem = path.file_stem().map_or_else(|| "curves".into(), |stem| stem.to_string_lossy().into_owned());
