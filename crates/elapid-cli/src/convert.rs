@@ -75,6 +75,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     if to.exists() && to.canonicalize()? == from.canonicalize()? {
         return Err(wrong(format!("--output {}: wanted another directory than --model", to.display())));
     }
+    if calibrate.is_some() && *form != Form::Int4 {
+        return Err(wrong(format!(
+            "--calibrate: wanted it with --weights int4, got it with {form}, which needs no text"
+        )));
+    }
     let checkpoint = Checkpoint::open(from)?;
     checkpoint.warnings().iter().for_each(|line| output.warn(format_args!("warning: {line}")));
     let model = match (form, calibrate) {

@@ -9,6 +9,7 @@ use elapid::tokenizer::SpecialTokens;
 use elapid::{LanguageModel, embedded};
 use elapid_kernels::cuda::library::{self, Needed};
 use elapid_kernels::cuda::{self, Gpu, compile};
+use elapid_kernels::packed::{self, Form};
 use elapid_kernels::{Isa, ceiling};
 use serde_json::{Value, json};
 
@@ -25,6 +26,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {}
 
+// Long: every fact twice, for programs and for people.
 pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     let cpu = cpu_model();
     let features = features();
@@ -33,6 +35,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     let threads = rayon::current_num_threads();
     let memory = (memory("MemTotal:"), memory("MemAvailable:"));
     let (read, fma, exp) = (ceiling::read_ceiling(usize::MAX), ceiling::fma_ceiling(), ceiling::exp_ceiling());
+    let [bf16, int8] = [Form::Bf16, Form::Int8].map(packed::product_ceiling);
     let cuda = look_for_cuda();
     let built_in = check_embedded();
     let object = json!({
@@ -47,6 +50,8 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
         "memory_available_bytes": memory.1,
         "read_bytes_per_second": read,
         "flops_per_second": fma,
+        "bf16_flops_per_second": bf16,
+        "int8_ops_per_second": int8,
         "exps_per_second": exp,
         "cuda": cuda.json(),
         "embedded_model": match &built_in {
@@ -67,6 +72,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
             ("", String::new()),
             ("memory read", format!("{}: limits generating text", scaled(read, "B/s"))),
             ("arithmetic", format!("{} of f32: limits training and reading prompts", scaled(fma, "FLOP/s"))),
+            ("", format!("{} of bf16, {} of int8: limits --weights", scaled(bf16, "FLOP/s"), scaled(int8, "op/s"))),
             ("exponentials", format!("{}: limits the selective scan", scaled(exp, "exp/s"))),
             ("", String::new()),
         ];

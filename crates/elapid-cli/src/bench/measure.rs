@@ -10,7 +10,7 @@ use elapid::LanguageModel;
 use elapid::config::ModelConfig;
 use elapid::tokenizer::Tokenizer;
 use elapid_kernels::cuda::{self, Gpu};
-use elapid_kernels::packed::Form;
+use elapid_kernels::packed::{self, Form};
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, ceiling};
 use elapid_train::config::TrainConfig;
@@ -201,14 +201,15 @@ pub(super) fn report(
     // Taken before the ceilings are measured, which needs memory too.
     let rss = peak_rss();
     let read = work.bytes.map_or(usize::MAX, |bytes| bytes as usize);
-    let (flops_limit, read_limit) = (ceiling::fma_ceiling(), ceiling::read_ceiling(read));
+    let form = subject.model.form().unwrap_or(Form::F32);
+    let (flops_limit, read_limit) = (packed::product_ceiling(form), ceiling::read_ceiling(read));
     let rate = |amount: f64| amount / timing.median;
     let tokens_per_second = rate(work.tokens as f64);
     let flops = rate(work.flops);
     let mut object = json!({
         "model": subject.name,
         "parameters": subject.model.params().count(),
-        "weights": subject.model.form().map_or("f32", Form::name),
+        "weights": form.name(),
         "tokens_per_second": tokens_per_second,
         "ms_per_step": 1e3 * timing.median,
         "ms": timing.milliseconds(),
@@ -232,7 +233,8 @@ pub(super) fn report(
         lines.push(("threads", format!("{}, {}", rayon::current_num_threads(), Isa::best().name())));
         lines.push(("a step", timing.describe()));
         lines.push(("speed", format!("{} tokens/s", number(tokens_per_second))));
-        lines.push(("arithmetic", against(flops, "FLOP/s", flops_limit, "a fused multiply-add loop")));
+        let products = format!("a loop of {form} multiply-adds");
+        lines.push(("arithmetic", against(flops, "FLOP/s", flops_limit, &products)));
         if let Some(bytes) = work.bytes {
             lines.push(("memory", against(rate(bytes), "B/s", read_limit, "reading memory")));
         }

@@ -243,7 +243,9 @@ fn doctor_finds_the_machine() {
     assert_eq!(found["threads"], 1);
     assert_eq!(found["embedded_model"]["ok"], true);
     assert_eq!(found["cuda"]["libraries"].as_array().map(Vec::len), Some(4));
-    for rate in ["read_bytes_per_second", "flops_per_second", "exps_per_second"] {
+    for rate in
+        ["read_bytes_per_second", "flops_per_second", "bf16_flops_per_second", "int8_ops_per_second", "exps_per_second"]
+    {
         assert!(found[rate].as_f64().unwrap() > 1e6, "{rate}: {}", found[rate]);
     }
     let run = elapid(&["doctor"]);

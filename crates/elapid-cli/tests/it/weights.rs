@@ -55,6 +55,8 @@ fn what_cannot_be_converted_is_an_error_with_its_fix() {
     let text = text.display().to_string();
     elapid(&["convert", "--model", &tiny, "--weights", "int4", "--calibrate", &text, "--output", &to])
         .fails(2, &["no tokenizer.json there, which --calibrate needs"]);
+    elapid(&["convert", "--model", &tiny, "--weights", "int8", "--calibrate", &text, "--output", &to])
+        .fails(2, &["--calibrate: wanted it with --weights int4"]);
     elapid(&["bench", "train", "--model-size", "16x1", "--weights", "int8"])
         .fails(2, &["--weights is for inference: leave it out to train"]);
 }

@@ -17,6 +17,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod ceiling;
 mod form;
 mod forward;
 mod input;
@@ -28,6 +29,7 @@ mod quantise;
 mod tests;
 mod tile;
 
+pub use ceiling::product_ceiling;
 pub use form::{Form, GROUP, Line, PANEL};
 pub(crate) use forward::forward as multiply;
 pub use layout::Packed;

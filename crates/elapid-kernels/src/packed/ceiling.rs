@@ -1,0 +1,102 @@
+//! How fast this CPU's instructions for the products of a form are.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use super::form::Form;
+use crate::Isa;
+
+/// Independent sums: more than the latency of an instruction times its rate.
+const SUMS: usize = 12;
+const ROUNDS: usize = 20_000;
+const RUNS: usize = 40;
+
+/// Operations per second of all threads together, two for each product that is added, of the instructions that products of
+/// a form use, on registers. Where a form has none of its own, weights are widened to f32: the rate is that of f32.
+pub fn product_ceiling(form: Form) -> f64 {
+    let Some((of_run, per_round)) = instructions(form) else { return crate::ceiling::fma_ceiling() };
+    let rates = rayon::broadcast(|_| {
+        let rate = |_| {
+            let start = Instant::now();
+            // SAFETY: `instructions` has looked for the instruction set.
+            black_box(unsafe { of_run(black_box(1)) });
+            (SUMS * ROUNDS * per_round) as f64 / start.elapsed().as_secs_f64()
+        };
+        (0..RUNS).map(rate).fold(0.0, f64::max)
+    });
+    rates.iter().sum()
+}
+
+/// A loop of [`ROUNDS`] over [`SUMS`], and the operations of an instruction.
+type Loop = (unsafe fn(i32) -> i32, usize);
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions(_: Form) -> Option<Loop> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instructions(form: Form) -> Option<Loop> {
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// AVX-512 with bf16.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn bf16(x: i32) -> i32 {
+        // SAFETY: both are 64 bytes, in which every pattern is a value.
+        let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(x)) };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..ROUNDS {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, x, x));
+        }
+        sums.iter().map(|&sum| _mm512_reduce_add_ps(sum) as i32).fold(0, i32::wrapping_add)
+    }
+
+    /// # Safety
+    /// AVX-512 with VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn vnni(x: i32) -> i32 {
+        let (x, mut sums) = (_mm512_set1_epi32(x), [_mm512_setzero_si512(); SUMS]);
+        for _ in 0..ROUNDS {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbusd_epi32(*sum, x, x));
+        }
+        sums.iter().map(|&sum| _mm512_reduce_add_epi32(sum)).fold(0, i32::wrapping_add)
+    }
+
+    /// # Safety
+    /// AVX2.
+    #[target_feature(enable = "avx2")]
+    unsafe fn maddubs(x: i32) -> i32 {
+        let (x, ones, mut sums) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1), [_mm256_setzero_si256(); SUMS]);
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                // What is multiplied changes, or the product would be made once.
+                let pairs = _mm256_maddubs_epi16(*sum, x);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        let sum = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
+        _mm256_extract_epi32::<0>(sum)
+    }
+
+    let is = Isa::best().name();
+    match form {
+        Form::F32 => None,
+        Form::Bf16 if is == "avx512" && is_x86_feature_detected!("avx512bf16") => Some((bf16, 64)),
+        Form::Int8 | Form::Int4 if is == "avx512" && is_x86_feature_detected!("avx512vnni") => Some((vnni, 128)),
+        Form::Int8 | Form::Int4 if is != "portable" => Some((maddubs, 64)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ceilings_are_rates() {
+        for form in Form::ALL {
+            assert!(product_ceiling(form) > 1e7, "{form}");
+        }
+    }
+}
