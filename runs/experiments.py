@@ -4,8 +4,8 @@
 experiments.py run WHAT ... [--train FILE --val FILE] [--gpus 0,1] [--crowd X] [--seconds N] [--out DIR]
         [--results DIR] [--only JOBS] [--dry-run] [--tiny]
     WHAT: state_size, families, or both. Paths are relative to the repository. Jobs that are finished are skipped, those that were stopped are resumed. After N seconds
-    it stops all jobs, which leave checkpoints. --crowd 2 runs twice as many jobs at once on a GPU that CUDA's multi-process
-    service shares between them. Results are a few small files a run: config.toml, metrics.jsonl, result.json.
+    it stops all jobs, which leave checkpoints. --crowd 2 runs twice as many jobs at once on a GPU: good for small ones that
+    wait for the CPU, not for language models, and worst for an LSTM, which wants all of a GPU. Results are a few small files a run: config.toml, metrics.jsonl, result.json.
 experiments.py status [--results DIR]
     What is finished, by job.
 
