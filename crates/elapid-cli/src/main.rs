@@ -28,7 +28,7 @@ mod trial;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use elapid::DType;
 use elapid_kernels::Isa;
 use elapid_train::parallel::World;
@@ -112,7 +112,8 @@ static ALLOCATOR: elapid_kernels::ProgramAllocator = elapid_kernels::ProgramAllo
 fn main() -> ExitCode {
     elapid_kernels::keep_freed_memory();
     elapid_kernels::return_error_for_large_files();
-    let cli = Cli::parse();
+    let matches = numbers_after_options(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -124,6 +125,16 @@ fn main() -> ExitCode {
             ExitCode::from(failure::code(&error))
         }
     }
+}
+
+/// Lets options read a negative number, so that who writes `--temperature -1` is told its range.
+fn numbers_after_options(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| match arg.is_positional() || !arg.get_action().takes_values() {
+            true => arg,
+            false => arg.allow_negative_numbers(true),
+        })
+        .mut_subcommands(numbers_after_options)
 }
 
 fn run(cli: &Cli) -> Result<()> {

@@ -118,6 +118,8 @@ fn wrong_command_lines_exit_with_2() {
     elapid(&["dance"]).fails(2, &["dance"]);
     elapid(&["generate", "--top-p", "1.5", "x"]).fails(2, &["--top-p", "at most 1"]);
     elapid(&["generate", "--temperature", "nan", "x"]).fails(2, &["--temperature"]);
+    elapid(&["generate", "--temperature", "-1", "x"]).fails(2, &["--temperature", "at least 0"]);
+    elapid(&["train", "--steps", "-5"]).fails(2, &["--steps", "-5"]);
     elapid(&["generate", "--greedy", "--temperature", "1", "x"]).fails(2, &["cannot be used with"]);
     elapid(&["generate", "x", "--prompt-tokens", "1"]).fails(2, &["cannot be used with"]);
     elapid(&["generate", "--device", "tpu", "x"]).fails(2, &["tpu", "wanted cpu, cuda"]);
