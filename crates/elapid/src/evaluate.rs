@@ -10,6 +10,7 @@ pub use elapid_kernels::answers::Answer;
 
 use crate::Layout;
 use crate::decode::{Decoder, Draws, Next};
+use crate::generate::Sampling;
 use crate::lm::LanguageModel;
 use crate::state::State;
 use crate::{Error, Result, Tensor};
@@ -102,7 +103,9 @@ pub fn nll_by_steps<R: AsRef<[u32]>>(
     check_ids(model, &rows)?;
     let mut nll = vec![Vec::new(); rows.len()];
     let order: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
-    let (draws, zero) = (Draws::default(), model.zero_state(1)?);
+    // What would be drawn is not read: the likeliest costs nothing.
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let (draws, zero) = (Draws { sampling, ..Draws::default() }, model.zero_state(1)?);
     // One decoder for all, as preparing its steps costs more than to clear its rows.
     let mut decoder = Decoder::new(model, batch.clamp(1, order.len().max(1)))?;
     for batch in order.chunks(batch.max(1)) {

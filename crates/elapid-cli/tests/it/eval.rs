@@ -68,6 +68,14 @@ fn a_text_of_bytes() {
     for more in [&["--chunk", "7"][..], &["--chunk", "4096"], &["--length", "100000"]] {
         assert_eq!(number(&run(more), "loss"), loss, "{more:?}");
     }
+    // Token by token through a decoder, in one stream and in rows.
+    assert!((number(&run(&["--state-dtype", "f32"]), "loss") - loss).abs() < 1e-5);
+    let [rows, steps] =
+        [&[][..], &["--state-dtype", "f32", "--batch", "3"]].map(|more| run(&[&["--length", "50"], more].concat()));
+    assert_eq!(rows["tokens"], steps["tokens"]);
+    assert!((number(&rows, "loss") - number(&steps, "loss")).abs() < 1e-5);
+    elapid(&["eval", "--data", &path, "--state-dtype", "bf16", "--device", "cpu"])
+        .fails(2, &["states in bf16 are for a GPU"]);
     let windows = run(&["--length", "64"]);
     assert_eq!(windows["tokens"], text.len() - 1, "every token but the first is predicted once");
     assert_ne!(number(&windows, "loss"), loss, "fresh states know less");
