@@ -172,6 +172,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     })
 }
 
+/// A figure's name on an axis.
+fn held_out(figure: &str) -> String {
+    format!("{}, held out", figure.replace('_', " "))
+}
+
 /// The best figure against a size.
 fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> Result<plot::Chart> {
     let largest_is_best = [metrics::ACCURACY, metrics::R2].contains(&figure);
@@ -195,7 +200,7 @@ fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> 
         Against::State => format!("bytes of the state after {} positions", thousands(arguments.context)),
         Against::Parameters => "parameters".into(),
     };
-    let (title, y_label) = (arguments.title.clone(), format!("{}, held out", figure.replace('_', " ")));
+    let (title, y_label) = (arguments.title.clone(), held_out(figure));
     Ok(plot::line_chart(&series, &plot::Options { title, x_label, y_label, x_log: true, ..plot::Options::default() })?)
 }
 
@@ -214,7 +219,7 @@ fn write(path: &Path, arguments: &Arguments, figure: &str, runs: &[Run], rows: &
     let options = plot::Options {
         title: arguments.title.clone(),
         x_label: "tokens".into(),
-        y_label: format!("{}, held out", figure.replace('_', " ")),
+        y_label: held_out(figure),
         ..plot::Options::default()
     };
     let stem = path.file_stem().map_or_else(|| "curves".into(), |stem| stem.to_string_lossy().into_owned());

@@ -28,17 +28,29 @@ pub fn exp_ceiling() -> f64 {
         }
     }
     let isa = Isa::best();
-    let rates = rayon::broadcast(|_| {
+    best_of_threads(RUNS, || {
         let mut x: Vec<f32> = (0..COUNT).map(|i| i as f32 * 0.01).collect();
-        let mut rate = || {
-            let start = Instant::now();
+        move || {
             for _ in 0..ROUNDS {
                 isa.run(Exps(black_box(&mut x)));
             }
-            (COUNT * ROUNDS) as f64 / start.elapsed().as_secs_f64()
+            COUNT * ROUNDS
+        }
+    })
+}
+
+/// The sum over all threads, which run at the same time, of the operations per second in each one's best of `runs`. `prepare`
+/// makes what a thread runs, which returns its number of operations; a run is shorter than a time slice, so the best one was
+/// not interrupted.
+pub(crate) fn best_of_threads<R: FnMut() -> usize>(runs: usize, prepare: impl Fn() -> R + Sync) -> f64 {
+    let rates = rayon::broadcast(|_| {
+        let mut run = prepare();
+        let rate = |_| {
+            let start = Instant::now();
+            let operations = run();
+            operations as f64 / start.elapsed().as_secs_f64()
         };
-        // A run is shorter than a time slice, so the best one was not interrupted.
-        (0..RUNS).map(|_| rate()).fold(0.0, f64::max)
+        (0..runs).map(rate).fold(0.0, f64::max)
     });
     rates.iter().sum()
 }
@@ -66,16 +78,13 @@ pub fn fma_ceiling() -> f64 {
         }
     }
     let isa = Isa::best();
-    let rates = rayon::broadcast(|_| {
-        let rate = |_| {
-            let start = Instant::now();
+    best_of_threads(RUNS, || {
+        move || {
             let (sum, operations) = isa.run(Fmas(black_box(0.25)));
             black_box(sum);
-            operations as f64 / start.elapsed().as_secs_f64()
-        };
-        (0..RUNS).map(rate).fold(0.0, f64::max)
-    });
-    rates.iter().sum()
+            operations
+        }
+    })
 }
 
 /// Bytes per second that all threads together read a buffer of `bytes` again and again, at most 256 MiB: the best of several

@@ -200,6 +200,42 @@ pub(crate) fn silu_dsilu<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32s) {
     (simd.mul_f32s(x, s), derivative)
 }
 
+/// The largest of z; a NaN is never it.
+#[inline(always)]
+pub(crate) fn largest<S: Simd>(simd: S, z: &[f32]) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(z);
+    let mut best = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+    let (fours, rest) = vectors.as_chunks::<4>();
+    // Of a NaN and a number the maximum is the second.
+    for z in fours {
+        for j in 0..4 {
+            best[j] = simd.max_f32s(z[j], best[j]);
+        }
+    }
+    for &z in rest {
+        best[0] = simd.max_f32s(z, best[0]);
+    }
+    let best = simd.max_f32s(simd.max_f32s(best[0], best[1]), simd.max_f32s(best[2], best[3]));
+    tail.iter().fold(simd.reduce_max_f32s(best), |a, &b| a.max(b))
+}
+
+/// The sum of z, in an order that depends on its length and the vectors alone.
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(simd: S, z: &[f32]) -> f32 {
+    let (vectors, tail) = S::as_simd_f32s(z);
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    for (j, &z) in vectors.iter().enumerate() {
+        sums[j % 4] = simd.add_f32s(sums[j % 4], z);
+    }
+    total(simd, sums) + tail.iter().sum::<f32>()
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+pub(crate) fn total<S: Simd>(simd: S, sums: [S::f32s; 4]) -> f32 {
+    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3])))
+}
+
 #[cfg(test)]
 mod tests {
     use pulp::WithSimd;

@@ -31,7 +31,7 @@ impl WithSimd for Answers<'_> {
         let Self { logits, targets, answers } = self;
         for (r, (answer, &target)) in answers.iter_mut().zip(targets).enumerate() {
             let z = logits.row(r);
-            let (top, sum) = top_and_sum(simd, z);
+            let (top, sum) = (math::largest(simd, z), math::sum(simd, z));
             let likeliest = z.iter().position(|&z| z == top).unwrap_or(0);
             let own = z[target as usize];
             let others = others(simd, z, (top, likeliest));
@@ -40,22 +40,6 @@ impl WithSimd for Answers<'_> {
             *answer = Answer { likeliest: likeliest as u32, nll, lead: own - sum / z.len() as f32 };
         }
     }
-}
-
-/// The largest of a row and the sum.
-#[inline(always)]
-fn top_and_sum<S: Simd>(simd: S, z: &[f32]) -> (f32, f32) {
-    let (vectors, tail) = S::as_simd_f32s(z);
-    let (mut tops, mut sums) = ([simd.splat_f32s(f32::NEG_INFINITY); 4], [simd.splat_f32s(0.0); 4]);
-    for (j, &z) in vectors.iter().enumerate() {
-        // Of a NaN and a number this is the number, if it is the second.
-        tops[j % 4] = simd.max_f32s(z, tops[j % 4]);
-        sums[j % 4] = simd.add_f32s(sums[j % 4], z);
-    }
-    let top = simd.max_f32s(simd.max_f32s(tops[0], tops[1]), simd.max_f32s(tops[2], tops[3]));
-    let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-    let top = tail.iter().fold(simd.reduce_max_f32s(top), |top, &z| top.max(z));
-    (top, simd.reduce_sum_f32s(sum) + tail.iter().sum::<f32>())
 }
 
 /// Σ exp(z - top) of all but the likeliest.
@@ -73,6 +57,5 @@ fn exponentials<S: Simd>(simd: S, z: &[f32], top: f32) -> f32 {
     for (j, &z) in vectors.iter().enumerate() {
         sums[j % 4] = simd.add_f32s(sums[j % 4], math::exp(simd, simd.sub_f32s(z, tops)));
     }
-    let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
-    simd.reduce_sum_f32s(sum) + tail.iter().map(|z| (z - top).exp()).sum::<f32>()
+    math::total(simd, sums) + tail.iter().map(|z| (z - top).exp()).sum::<f32>()
 }

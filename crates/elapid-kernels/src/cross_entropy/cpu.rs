@@ -135,9 +135,9 @@ impl WithSimd for Softmax<'_> {
                 (*z, *slope) = (softcap * t, 1.0 - t * t);
             }
             let picked = z[target];
-            let top = max(simd, z);
+            let top = math::largest(simd, z);
             // The target's logit minus the mean of the logits.
-            let lead = if smoothing > 0.0 { picked - sum(simd, z) / v as f32 } else { 0.0 };
+            let lead = if smoothing > 0.0 { picked - math::sum(simd, z) / v as f32 } else { 0.0 };
             // The target's own exponential is left out of the sum: if the prediction is nearly certain, loss and gradient
             // are the small remainder, which a sum near 1 would round away.
             z[target] = f32::NEG_INFINITY;
@@ -157,40 +157,6 @@ impl WithSimd for Softmax<'_> {
     }
 }
 
-/// The largest of a row.
-#[inline(always)]
-fn max<S: Simd>(simd: S, z: &[f32]) -> f32 {
-    let (vectors, tail) = S::as_simd_f32s(z);
-    let mut best = [simd.splat_f32s(f32::NEG_INFINITY); 4];
-    let (fours, rest) = vectors.as_chunks::<4>();
-    for z in fours {
-        for j in 0..4 {
-            best[j] = simd.max_f32s(best[j], z[j]);
-        }
-    }
-    for &z in rest {
-        best[0] = simd.max_f32s(best[0], z);
-    }
-    let best = simd.max_f32s(simd.max_f32s(best[0], best[1]), simd.max_f32s(best[2], best[3]));
-    tail.iter().fold(simd.reduce_max_f32s(best), |a, &b| a.max(b))
-}
-
-#[inline(always)]
-fn sum<S: Simd>(simd: S, z: &[f32]) -> f32 {
-    let (vectors, tail) = S::as_simd_f32s(z);
-    let mut sums = [simd.splat_f32s(0.0); 4];
-    for (j, &z) in vectors.iter().enumerate() {
-        sums[j % 4] = simd.add_f32s(sums[j % 4], z);
-    }
-    total(simd, sums) + tail.iter().sum::<f32>()
-}
-
-/// The sum of all lanes.
-#[inline(always)]
-fn total<S: Simd>(simd: S, sums: [S::f32s; 4]) -> f32 {
-    simd.reduce_sum_f32s(simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3])))
-}
-
 /// Replaces z by exp(z - top) and returns the sum.
 #[inline(always)]
 fn exponentials<S: Simd>(simd: S, z: &mut [f32], top: f32) -> f32 {
@@ -201,7 +167,7 @@ fn exponentials<S: Simd>(simd: S, z: &mut [f32], top: f32) -> f32 {
         *z = math::exp(simd, simd.sub_f32s(*z, tops));
         sums[j % 4] = simd.add_f32s(sums[j % 4], *z);
     }
-    let mut sum = total(simd, sums);
+    let mut sum = math::total(simd, sums);
     if !tail.is_empty() {
         let e = math::exp(simd, simd.sub_f32s(simd.partial_load_f32s(tail), tops));
         simd.partial_store_f32s(tail, e);

@@ -1,10 +1,9 @@
 //! How fast this CPU's instructions for the products of a form are.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use super::form::Form;
-use crate::Isa;
+use crate::{Isa, ceiling};
 
 /// Independent sums: more than the latency of an instruction times its rate.
 const SUMS: usize = 12;
@@ -12,19 +11,16 @@ const ROUNDS: usize = 20_000;
 const RUNS: usize = 40;
 
 /// Operations per second of all threads together, two for each product that is added, of the instructions that products of
-/// a form use, on registers. Where a form has none of its own, weights are widened to f32: the rate is that of f32.
+/// a form use, on registers. Where a form has no vector instructions of its own it is the rate of f32.
 pub fn product_ceiling(form: Form) -> f64 {
-    let Some((of_run, per_round)) = instructions(form) else { return crate::ceiling::fma_ceiling() };
-    let rates = rayon::broadcast(|_| {
-        let rate = |_| {
-            let start = Instant::now();
+    let Some((of_run, per_round)) = instructions(form) else { return ceiling::fma_ceiling() };
+    ceiling::best_of_threads(RUNS, || {
+        move || {
             // SAFETY: `instructions` has looked for the instruction set.
             black_box(unsafe { of_run(black_box(1)) });
-            (SUMS * ROUNDS * per_round) as f64 / start.elapsed().as_secs_f64()
-        };
-        (0..RUNS).map(rate).fold(0.0, f64::max)
-    });
-    rates.iter().sum()
+            SUMS * ROUNDS * per_round
+        }
+    })
 }
 
 /// A loop of [`ROUNDS`] over [`SUMS`], and the operations of an instruction.
@@ -79,13 +75,13 @@ fn instructions(form: Form) -> Option<Loop> {
         _mm256_extract_epi32::<0>(sum)
     }
 
-    let is = Isa::best().name();
-    match form {
-        Form::F32 => None,
-        Form::Bf16 if is == "avx512" && is_x86_feature_detected!("avx512bf16") => Some((bf16, 64)),
-        Form::Int8 | Form::Int4 if is == "avx512" && is_x86_feature_detected!("avx512vnni") => Some((vnni, 128)),
-        Form::Int8 | Form::Int4 if is != "portable" => Some((maddubs, 64)),
-        _ => None,
+    // The same choice as that of a product's tiles (`forward`).
+    match (Isa::best(), form) {
+        (_, Form::F32) | (Isa::Portable, _) => None,
+        (Isa::Avx512(_), Form::Bf16) if is_x86_feature_detected!("avx512bf16") => Some((bf16, 64)),
+        (_, Form::Bf16) => None,
+        (Isa::Avx512(_), _) if is_x86_feature_detected!("avx512vnni") => Some((vnni, 128)),
+        (_, Form::Int8 | Form::Int4) => Some((maddubs, 64)),
     }
 }
 
