@@ -68,8 +68,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) answer(const __grid_consta
 #pragma unroll
       for (int w = 1; w < WARPS; ++w) others += sums[w];
       float own = to_float(row[a.targets[r]]);
-      // The sum of all logits tells a NaN at the place of the largest.
-      float nan = total - total == 0.0f ? 0.0f : total - total;
+      // The sum of all logits tells a NaN; a logit may be -inf.
+      float nan = isnan(total) ? total : 0.0f;
       a.answers[r] = Answer{u32(at), log1pf(others) + (top - own) + nan, own - total / float(a.v)};
     }
     __syncthreads();
