@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use elapid_kernels::Rows;
 pub use elapid_kernels::answers::Answer;
 
 use crate::Layout;
-use crate::decode::{Decoder, Draws, Next};
+use crate::decode::{Decoder, Draws, Next, Row};
 use crate::generate::Sampling;
 use crate::lm::LanguageModel;
 use crate::state::State;
@@ -116,15 +115,16 @@ pub fn nll_by_steps<R: AsRef<[u32]>>(
         for t in 1.. {
             decoder.step()?;
             progress(reading.len());
-            for (i, row) in std::mem::take(&mut reading) {
-                let logits = decoder.logits(row)?.unwrap_or_default();
-                let logits = Rows::new(&logits, logits.len());
-                nll[i].push(elapid_kernels::answers::forward(logits, &[rows[i][t] as i32])?[0].nll);
-                let state = decoder.release(row)?;
-                if t + 1 < rows[i].len() {
-                    reading.push((i, decoder.admit(&state, Next::Token(rows[i][t]), &draws)?));
-                }
+            let next: Vec<(Row, u32)> = reading.iter().map(|&(i, row)| (row, rows[i][t])).collect();
+            for (&(i, _), answer) in reading.iter().zip(decoder.answers(&next)?) {
+                nll[i].push(answer.nll);
             }
+            decoder.read_next(&next)?;
+            let (going, ended): (Vec<_>, Vec<_>) = reading.into_iter().partition(|&(i, _)| t + 1 < rows[i].len());
+            for (_, row) in ended {
+                decoder.release(row)?;
+            }
+            reading = going;
             if reading.is_empty() {
                 break;
             }

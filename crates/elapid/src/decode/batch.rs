@@ -69,6 +69,11 @@ impl Batch {
         Ok(())
     }
 
+    pub(super) fn read_next(&mut self, place: usize, id: u32) {
+        self.tokens[place] = id;
+        self.rows[place].failed = false;
+    }
+
     /// None where the last logits were not finite.
     pub(super) fn token(&self, place: usize) -> Option<u32> {
         (!self.rows[place].failed).then_some(self.tokens[place])

@@ -10,6 +10,9 @@ mod row;
 mod slab;
 mod speculation;
 
+use elapid_kernels::Rows;
+use elapid_kernels::answers::Answer;
+
 use crate::lm::LanguageModel;
 use crate::state::State;
 use crate::{DType, Device, Error, Result};
@@ -201,6 +204,51 @@ impl Decoder {
         match &self.engine {
             Engine::Cpu(batch) => Ok(batch.logits(place).map(<[f32]>::to_vec)),
             Engine::Gpu(slab) => slab.logits(place),
+        }
+    }
+
+    /// What the logits of the last step answer to a wanted token of each row; waits for a GPU, which copies no logits.
+    ///
+    /// # Errors
+    /// If there is no such row, it took part in no step, a token is not in the vocabulary, or the device failed.
+    pub(crate) fn answers(&self, wanted: &[(Row, u32)]) -> Result<Vec<Answer>> {
+        let unread = |row| Error::Argument(format!("row {row} took part in no step yet"));
+        match &self.engine {
+            Engine::Cpu(batch) => {
+                let answer = |&(row, id)| {
+                    let logits = batch.logits(self.place(row)?).ok_or_else(|| unread(row))?;
+                    Ok(elapid_kernels::answers::forward(Rows::new(logits, logits.len()), &[id as i32])?[0])
+                };
+                wanted.iter().map(answer).collect()
+            }
+            Engine::Gpu(slab) => {
+                let mut targets = vec![0; self.capacity];
+                for &(row, id) in wanted {
+                    targets[self.place(row)?] = id as i32;
+                }
+                let answers = slab.answers(&targets)?;
+                let of = |&(row, _)| answers[self.place(row)?].ok_or_else(|| unread(row));
+                wanted.iter().map(of).collect()
+            }
+        }
+    }
+
+    /// Rows read these tokens next, whatever was drawn. What was drawn stays among their recent tokens.
+    ///
+    /// # Errors
+    /// If there is no such row, a token is not in the vocabulary, or the device failed.
+    pub(crate) fn read_next(&mut self, next: &[(Row, u32)]) -> Result<()> {
+        let v = self.model.config().padded_vocab_size();
+        let places = next.iter().map(|&(row, _)| self.place(row)).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<u32> = next.iter().map(|&(_, id)| id).collect();
+        elapid_kernels::embedding::check_ids(&ids, v)?;
+        let next = places.into_iter().zip(ids);
+        match &mut self.engine {
+            Engine::Cpu(batch) => {
+                next.for_each(|(place, id)| batch.read_next(place, id));
+                Ok(())
+            }
+            Engine::Gpu(slab) => slab.read_next(next),
         }
     }
 

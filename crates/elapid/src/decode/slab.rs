@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use elapid_kernels::answers::{self, Answer};
 use elapid_kernels::cuda::{Buffer, Gpu, Graph};
 use elapid_kernels::sampling::cuda as sampling;
 
@@ -184,6 +185,12 @@ impl Slab {
         Ok(self.gpu.download(&self.ids, place, 1)?[0])
     }
 
+    pub(super) fn read_next(&mut self, next: impl Iterator<Item = (usize, u32)>) -> Result<()> {
+        let mut ids = self.ids()?;
+        next.for_each(|(place, id)| ids[place] = id);
+        Ok(self.gpu.write(&self.ids, 0, &ids)?)
+    }
+
     pub(super) fn logits(&self, place: usize) -> Result<Option<Vec<f32>>> {
         if !self.places[place].stepped {
             return Ok(None);
@@ -191,8 +198,22 @@ impl Slab {
         if let Some(step) = &self.fused {
             return Ok(Some(self.gpu.download(step.logits(), place * self.v, self.v)?));
         }
-        let logits = self.graph.as_ref().map(|(_, logits)| logits).or(self.logits.as_ref());
-        logits.map(|logits| logits.narrow(place, 1).to_vec()).transpose()
+        self.captured().map(|logits| logits.narrow(place, 1).to_vec()).transpose()
+    }
+
+    /// Logits of the operations.
+    fn captured(&self) -> Option<&Tensor> {
+        self.graph.as_ref().map(|(_, logits)| logits).or(self.logits.as_ref())
+    }
+
+    /// What the logits of every place answer; none where there are none.
+    pub(super) fn answers(&self, targets: &[i32]) -> Result<Vec<Option<Answer>>> {
+        let answers = match (&self.fused, self.captured()) {
+            (Some(step), _) => answers::forward(step.logits().mat(self.places.len(), self.v, DType::F32), targets)?,
+            (None, Some(logits)) => answers::forward(logits.mat(), targets)?,
+            (None, None) => return Ok(vec![None; self.places.len()]),
+        };
+        Ok(self.places.iter().zip(answers).map(|(place, answer)| place.stepped.then_some(answer)).collect())
     }
 
     pub(super) fn state(&self, place: usize) -> Result<State> {

@@ -127,6 +127,11 @@ fn states_in_bf16_are_near_those_in_f32() {
         let got = evaluate::nll_by_steps(&model.clone().with_states_in(dtype), &rows, 2, |_| ()).unwrap().concat();
         assert!(error(&got, &want) < most, "{dtype}: {}", error(&got, &want));
     }
+    // In f32 by operations.
+    let plain = mamba2(|_| ()).to(Device::Cuda(gpu), DType::F32).unwrap();
+    let chunks = evaluate::nll_of_tokens(&plain, &rows, 512).unwrap().concat();
+    let steps = evaluate::nll_by_steps(&plain, &rows, 2, |_| ()).unwrap().concat();
+    assert!(error(&steps, &chunks) < 1e-3, "by operations: {}", error(&steps, &chunks));
     // A row alone has other launches, which know f32 only: it goes the way of several.
     let alone = evaluate::nll_by_steps(&model.with_states_in(DType::Bf16), &rows[..1], 1, |_| ()).unwrap().concat();
     assert!(error(&alone, &want[..alone.len()]) < 2e-2);
