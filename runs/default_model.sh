@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `elapid train` with its defaults (configs/default.toml).
+# `elapid train` with its defaults (crates/elapid-train/configs/default.toml).
 # Held out: the last tenth of tiny Shakespeare, 111,540 bytes. Figures and curve: runs/default_model/.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,19 +1,21 @@
 //! The gate: what must pass before a change lands.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Formatting, structure, the table of figures, lints, CUDA kernels, tests, golden files, documentation, Python round trips,
+use crate::cargo::{cargo, root};
+
+/// Formatting, structure, the table of figures, lints, packages, CUDA kernels, tests, golden files, documentation, Python round trips,
 /// in that order; stops at the first that fails. The last line says what was not run.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     crate::structure::run(&root())?;
     crate::performance::run(&root(), true)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
+    crate::packages::run()?;
     // The other architectures take as long again each: `.ci/gpu` compiles for them.
     cargo(&["xtask", "cuda-check", "--arch", "sm_90"], &[])?;
     let list = root().join("target/not-run");
@@ -86,22 +88,10 @@ fn golden() -> Result<()> {
     crate::golden::run(&all, 1e-5, elapid::Device::Cpu, elapid::DType::F32)
 }
 
-/// The repository.
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-    eprintln!("== cargo {}", arguments.join(" "));
-    let started = Instant::now();
-    let status = Command::new("cargo").args(arguments).envs(variables.iter().copied()).current_dir(root()).status()?;
-    ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
-    eprintln!("   {:.0} s", started.elapsed().as_secs_f64());
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// Plain `cargo test` at the root runs the tests of every crate, and `cargo run` runs the one default program.

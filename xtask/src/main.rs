@@ -1,9 +1,11 @@
 //! Developer commands of elapid: `cargo xtask --help` lists them.
 
+mod cargo;
 mod ci;
 mod cuda_check;
 mod embed;
 mod golden;
+mod packages;
 mod performance;
 mod structure;
 
@@ -22,13 +24,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the gate: formatting, structure, lints, CUDA kernels, tests, golden files, documentation.
+    /// Runs the gate: formatting, structure, lints, packages, CUDA kernels, tests, golden files, documentation.
     Ci,
     /// Runs all tests of the workspace, optimised.
     Test,
     /// Finds import cycles between files, long files and functions, folders without mod.rs, and paths in
     /// docs/ARCHITECTURE.md that do not exist.
     Structure,
+    /// Packs all crates, checks what is in the packages, and builds from them without the repository.
+    Package,
     /// Writes the table of docs/PERFORMANCE.md from bench/record.
     Performance {
         /// Writes nothing; fails if the table is not up to date.
@@ -73,8 +77,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ci => ci::run(),
         Command::Test => ci::test(),
-        Command::Structure => structure::run(&ci::root()),
-        Command::Performance { check } => performance::run(&ci::root(), check),
+        Command::Structure => structure::run(&cargo::root()),
+        Command::Package => packages::run(),
+        Command::Performance { check } => performance::run(&cargo::root(), check),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
         Command::Embed { run } => embed::run(&run),

@@ -131,7 +131,7 @@ fn training(text: &mut String, kind: &Kind, runs: &[Run<'_>]) -> Result<()> {
     writeln!(
         text,
         "## Training\n\nAt length {} with batches of {}, learning rate {:e} ({}), AdamW with betas {} and {}, eps {:e}, weight \
-         decay {}{}; all settings are in `configs/{}.toml`. The model kept is the one with the lowest held-out loss. Seconds are those of \
+         decay {}{}; all settings are in `crates/elapid-train/configs/{}.toml`. The model kept is the one with the lowest held-out loss. Seconds are those of \
          training, validations not counted.\n",
         thousands(first.data.length as u64),
         t.batch,

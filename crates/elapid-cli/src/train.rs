@@ -28,7 +28,7 @@ Examples:
   elapid train --data books/ --output runs/out/books --steps 5000
       train on your own files (*.txt, *.md and *.jsonl of a directory, .gz and .zst too); the last tenth is held out
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
-      take settings from a file and override some; configs/default.toml explains every setting
+      take settings from a file and override some; crates/elapid-train/configs/default.toml explains every setting
   elapid train --task induction-heads
       train on a synthetic task with the paper's settings (copying, selective-copying, induction-heads, mqar or
       state-tracking); other options override them. Sequences are generated on the fly, and accuracy is measured on fresh ones
@@ -53,12 +53,12 @@ const SAMPLE: usize = 400;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Settings file; what it leaves out is as in configs/default.toml [default: configs/default.toml, or the run's own
-    /// settings with --resume]
+    /// Settings file; what it leaves out has its default (crates/elapid-train/configs/default.toml) [default: all defaults, or
+    /// the run's own settings with --resume]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Train on a synthetic task instead of text, with the settings of configs/NAME.toml: copying, selective-copying,
-    /// induction-heads, mqar or state-tracking
+    /// Train on a synthetic task instead of text, with the paper's settings: copying, selective-copying, induction-heads, mqar or
+    /// state-tracking
     #[arg(long, value_name = "NAME", conflicts_with_all = ["data", "val"])]
     task: Option<String>,
     /// Text to train on: a file, a directory, or `tinyshakespeare`; may be repeated

@@ -143,7 +143,7 @@ pub fn read<S: Settings>(path: &str, value: Spanned<DeValue<'_>>) -> Result<S, P
                 ("there is no such setting".to_owned(), format!("did you mean `{path}.{near}`?"))
             }
             _ if message.starts_with("unknown variant") => (message, "choose one of them".to_owned()),
-            _ => (message, "configs/default.toml shows every setting".to_owned()),
+            _ => (message, "crates/elapid-train/configs/default.toml shows every setting".to_owned()),
         };
         Problem { field, span: error.span(), what, fix }
     })

@@ -27,7 +27,7 @@ use crate::Result;
 pub use error::ConfigError;
 
 /// `configs/default.toml`: every setting with its default and a comment.
-pub const MANUAL: &str = include_str!("../../../../configs/default.toml");
+pub const MANUAL: &str = include_str!("../../configs/default.toml");
 
 /// The first lines of a config file that elapid writes.
 const HEADER: &str = "\

@@ -208,7 +208,7 @@ elapid::settings! {
     /// `[task]`: a synthetic task instead of text.
     pub struct TaskConfig {
         /// Synthetic task to train on instead of text: "copying", "selective-copying", "induction-heads", "mqar" or
-        /// "state-tracking"; configs/ has the paper's settings under these names. "none" is text. With a task, only the length
+        /// "state-tracking"; `elapid train --task` has the paper's settings of each. "none" is text. With a task, only the length
         /// of [data] is used.
         name: String = "none".into(),
         /// Number of token ids of the task, special ones included.

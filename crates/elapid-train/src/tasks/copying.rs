@@ -19,14 +19,14 @@ const NOISE: u32 = 0;
 
 pub(super) static PLAIN: Kind = Kind {
     name: "copying",
-    settings: include_str!("../../../../configs/copying.toml"),
+    settings: include_str!("../../configs/copying.toml"),
     paper: Paper { source: "The paper has no figure for it.", models: &[] },
     make: |config| Ok(Arc::new(Copying::new(config, false)?)),
 };
 
 pub(super) static SELECTIVE: Kind = Kind {
     name: "selective-copying",
-    settings: include_str!("../../../../configs/selective-copying.toml"),
+    settings: include_str!("../../configs/selective-copying.toml"),
     paper: Paper {
         source: "Mamba, table 1: blocks of three architectures around three layers. Guessing is 1 in 14, 7.1 %.",
         models: &[

@@ -43,7 +43,7 @@ const fn from_256(shares: [f64; 7]) -> [(usize, f64); 7] {
 
 pub(super) static KIND: Kind = Kind {
     name: "induction-heads",
-    settings: include_str!("../../../../configs/induction-heads.toml"),
+    settings: include_str!("../../configs/induction-heads.toml"),
     paper: Paper {
         source: "Mamba, table 11. H3 and Hyena go on falling at longer lengths.",
         models: &[

@@ -18,7 +18,7 @@ use crate::data::IGNORE;
 
 pub(super) static KIND: Kind = Kind {
     name: "mqar",
-    settings: include_str!("../../../../configs/mqar.toml"),
+    settings: include_str!("../../configs/mqar.toml"),
     paper: Paper {
         source: "The papers draw their results and have no table: attention recalls everything at any width, and gated \
                  convolutions need a width that grows with the length.",

@@ -18,7 +18,7 @@ use crate::data::IGNORE;
 
 pub(super) static KIND: Kind = Kind {
     name: "state-tracking",
-    settings: include_str!("../../../../configs/state-tracking.toml"),
+    settings: include_str!("../../configs/state-tracking.toml"),
     paper: Paper {
         source: "Mamba-3's table of parity at length 256 has scaled accuracies, (accuracy - chance) / (1 - chance): Mamba-3 100, Mamba-2 \
                  0.9, Gated DeltaNet with negative eigenvalues 100. As shares of right answers, of which guessing has 50 %:",
