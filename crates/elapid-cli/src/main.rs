@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use elapid::DType;
-use elapid_kernels::Isa;
+use elapid_kernels::{Isa, os};
 use elapid_train::parallel::World;
 
 use model::Place;
@@ -110,8 +110,8 @@ enum Command {
 static ALLOCATOR: elapid_kernels::ProgramAllocator = elapid_kernels::ProgramAllocator;
 
 fn main() -> ExitCode {
-    elapid_kernels::keep_freed_memory();
-    elapid_kernels::return_error_for_large_files();
+    os::memory::keep_freed_memory();
+    os::process::return_error_for_large_files();
     let matches = numbers_after_options(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(&cli) {

@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use elapid_kernels::cuda::{self, nccl};
+use elapid_kernels::cuda;
+use elapid_kernels::os::process;
 use elapid_train::parallel::{self, Failed, Group, Launch, Secret, Timeouts, World};
 
 use crate::failure::{Ended, wrong};
@@ -89,7 +90,7 @@ pub(crate) fn join(world: Option<&World>, output: Output) -> Result<Option<Arc<G
         // A rank that can end by itself reports the same. GPU work that waits for the lost rank may prevent that.
         thread::sleep(GRACE);
         Output { json: false, quiet: false }.warn(format_args!("error: {lost}"));
-        nccl::exit_at_once(1);
+        process::end_at_once(1);
     });
     Ok(Some(group))
 }
@@ -125,7 +126,7 @@ pub(crate) fn stop_with_launcher(stop: &Arc<AtomicBool>) {
         loop {
             let more = matches!(stdin.read(&mut [0]), Ok(1..));
             if asked {
-                nccl::exit_at_once(130);
+                process::end_at_once(130);
             }
             asked = true;
             stop.store(true, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use elapid::Device;
+use elapid_kernels::os::machine;
 use elapid_train::config::TrainConfig;
 use elapid_train::tasks::{self, Kind, Reader, Sequences, Split};
 use serde_json::json;
@@ -96,19 +97,16 @@ fn answers(
 /// Resets the measurement of peak memory, where the system can.
 fn forget_peak(device: Device) {
     if device == Device::Cpu {
-        // On Linux, writing 5 sets the peak of resident memory to the current value. Elsewhere there is no such file.
-        std::fs::write("/proc/self/clear_refs", "5").ok();
+        machine::forget_peak();
     }
 }
 
 /// Peak memory since then, in bytes: resident memory of the process, or memory of tensors on a GPU.
 fn peak(device: Device) -> Option<u64> {
-    if let Some(gpu) = device.gpu() {
-        return Some(gpu.memory().peak as u64);
+    match device.gpu() {
+        Some(gpu) => Some(gpu.memory().peak as u64),
+        None => machine::peak_memory(),
     }
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use elapid::files::atomic_write;
 use elapid::tokenizer::trial;
+use elapid_kernels::os::process;
 use elapid_train::data::cache_dir;
 
 use crate::failure::wrong;
@@ -92,7 +93,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut result = Ok(());
     for file in &arguments.files {
         let bytes = fs::metadata(file).map_or(0, |meta| meta.len());
-        limits::set(bytes as usize)?;
+        // Not counting what this process has used so far. Where the system has no limits, a child has only its deadline.
+        process::limit(memory_limit(bytes as usize), cpu_limit(bytes as usize))?;
         // Tokenizing runs on threads with this stack size, whatever the main thread has.
         let attempt = thread::scope(|scope| {
             let thread = thread::Builder::new().stack_size(2 << 20).spawn_scoped(scope, || trial::run(file));
@@ -170,8 +172,8 @@ fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
 fn verdict(status: ExitStatus, said: &str) -> Verdict {
     match status.code() {
         Some(0 | 2) => Verdict::Fine,
-        _ if limits::out_of_time(status) => Verdict::OutOfTime,
-        _ if said.contains("memory allocation of ") || limits::killed(status) => Verdict::OutOfMemory,
+        _ if process::out_of_time(status) => Verdict::OutOfTime,
+        _ if said.contains("memory allocation of ") || process::killed(status) => Verdict::OutOfMemory,
         _ => Verdict::Crashed(detail(status, said)),
     }
 }
@@ -212,59 +214,6 @@ fn parse(text: &str) -> Option<Verdict> {
     match text.strip_prefix("crashed ") {
         Some(detail) => Some(Verdict::Crashed(detail.to_owned())),
         None => (text == "fine").then_some(Verdict::Fine),
-    }
-}
-
-#[cfg(unix)]
-mod limits {
-    use std::io;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
-    use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-    use rustix::time::{ClockId, clock_gettime};
-
-    /// Limits this process for the next file, not counting what it has used so far.
-    pub(super) fn set(file: usize) -> io::Result<()> {
-        let used = clock_gettime(ClockId::ProcessCPUTime).tv_sec.unsigned_abs();
-        lower(Resource::As, super::memory_limit(file))?;
-        lower(Resource::Cpu, used + super::cpu_limit(file))?;
-        lower(Resource::Core, 0)
-    }
-
-    /// Sets a soft limit, no higher than the hard one.
-    fn lower(resource: Resource, to: u64) -> io::Result<()> {
-        let maximum = getrlimit(resource).maximum;
-        let current = Some(maximum.map_or(to, |maximum| maximum.min(to)));
-        Ok(setrlimit(resource, Rlimit { current, maximum })?)
-    }
-
-    pub(super) fn out_of_time(status: ExitStatus) -> bool {
-        status.signal() == Some(Signal::XCPU.as_raw())
-    }
-
-    /// The system ends a process this way when memory runs out.
-    pub(super) fn killed(status: ExitStatus) -> bool {
-        status.signal() == Some(Signal::KILL.as_raw())
-    }
-}
-
-/// Where the system has no limits, a child has only its deadline.
-#[cfg(not(unix))]
-mod limits {
-    use std::io;
-    use std::process::ExitStatus;
-
-    pub(super) fn set(_file: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    pub(super) fn out_of_time(_status: ExitStatus) -> bool {
-        false
-    }
-
-    pub(super) fn killed(_status: ExitStatus) -> bool {
-        false
     }
 }
 

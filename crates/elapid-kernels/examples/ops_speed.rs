@@ -256,7 +256,7 @@ fn attentions(random: &mut Random) {
 }
 
 fn main() {
-    elapid_kernels::keep_freed_memory();
+    elapid_kernels::os::memory::keep_freed_memory();
     let wanted = std::env::args().nth(1).unwrap_or_default();
     println!("{}, {} threads", Isa::best().name(), std::thread::available_parallelism().map_or(1, usize::from));
     let mut random = Random::new(1);

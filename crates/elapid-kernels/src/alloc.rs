@@ -3,6 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use crate::os::process::print_and_end;
+
 /// Memory that could not be allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -91,24 +93,15 @@ fn given(block: *mut u8, size: usize) -> *mut u8 {
 /// Prints what failed and ends the process, without allocating.
 #[cold]
 fn end(size: usize) {
-    #[cfg(unix)]
-    {
-        use std::io::Write;
-        let mut text = [0; 256];
-        let mut left = &mut text[..];
-        // Longer than any message.
-        writeln!(left, "error: {}", OutOfMemory { bytes: size as u64 }).ok();
-        let unused = left.len();
-        let length = text.len() - unused;
-        // SAFETY: the pointer and the length are those of one live array; `_exit` runs nothing that could allocate.
-        unsafe {
-            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), length);
-            libc::_exit(1);
-        }
-    }
-    // Elsewhere the standard library aborts.
-    #[cfg(not(unix))]
-    let _ = size;
+    use std::io::Write;
+    let mut text = [0; 256];
+    let mut left = &mut text[..];
+    // Longer than any message.
+    writeln!(left, "error: {}", OutOfMemory { bytes: size as u64 }).ok();
+    let unused = left.len();
+    let length = text.len() - unused;
+    // Where this returns, the standard library aborts.
+    print_and_end(&text[..length]);
 }
 
 #[cfg(test)]

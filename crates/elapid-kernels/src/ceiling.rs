@@ -110,7 +110,7 @@ pub fn read_ceiling(bytes: usize) -> f64 {
     }
     let isa = Isa::best();
     let numbers = vec![1.0f32; count];
-    crate::use_huge_pages(&numbers);
+    crate::os::memory::use_huge_pages(&numbers);
     let part = count.div_ceil(rayon::current_num_threads());
     let pass = |_| {
         let start = Instant::now();

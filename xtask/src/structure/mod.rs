@@ -1,5 +1,5 @@
 //! The structure of the source, checked by the gate: no import cycles between files, files and functions that can be read at
-//! one sitting, `mod.rs` for folders, and a map (`docs/ARCHITECTURE.md`) whose paths exist.
+//! one sitting, `mod.rs` for folders, one folder that knows the system, and a map (`docs/ARCHITECTURE.md`) whose paths exist.
 
 mod circles;
 mod lengths;
@@ -7,6 +7,7 @@ mod modules;
 mod paths;
 mod references;
 mod sources;
+mod systems;
 
 use std::path::Path;
 
@@ -38,6 +39,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 fn problems(sources: &Sources, allowed: &[(&str, &str)]) -> Result<Vec<String>> {
     let mut problems = circles::problems(&references::imports(sources)?, allowed);
     problems.extend(lengths::problems(sources));
+    problems.extend(systems::problems(sources));
     problems.extend(paths::modules(sources));
     problems.extend(paths::of_the_map(sources)?);
     Ok(problems)

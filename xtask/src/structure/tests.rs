@@ -163,3 +163,18 @@ fn paths_of_the_map_exist() {
     let gone = [(5, "crates/d"), (9, "gone.rs"), (9, "crates/c/gone"), (11, "gone.md")];
     assert_eq!(problems_of(&files, &[]), gone.map(|(line, path)| format!("docs/ARCHITECTURE.md:{line}: no `{path}`")));
 }
+
+#[test]
+fn only_one_folder_knows_the_system() {
+    let code = "#[cfg(unix)]\nfn f() {}\n";
+    let test = "fn f() {}\n\n#[cfg(test)]\nmod tests {\n    #[cfg(unix)]\n    #[test]\n    fn f() {}\n}\n";
+    let files = [
+        ("crates/c/src/a.rs", code),
+        ("crates/c/src/b.rs", test),
+        ("crates/c/src/tests.rs", code),
+        ("crates/elapid-kernels/src/os/mod.rs", code),
+    ];
+    let problems = problems_of(&files, &[]);
+    let of_systems: Vec<_> = problems.iter().filter(|text| text.contains("knows the system")).collect();
+    assert_eq!(of_systems, ["crates/c/src/a.rs:1: `cfg(unix`: only crates/elapid-kernels/src/os/ knows the system"]);
+}

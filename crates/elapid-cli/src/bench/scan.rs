@@ -4,12 +4,13 @@ use anyhow::Result;
 use clap::ValueEnum;
 use elapid::DType;
 use elapid::memory::Needs;
+use elapid_kernels::os::machine;
 use elapid_kernels::selective_scan::{self, Args, Dims, Discretisation, Grads, Saved, naive};
 use elapid_kernels::testing::Random;
 use elapid_kernels::{Isa, Rows, RowsMut, Segments, ceiling};
 use serde_json::json;
 
-use super::measure::{Timing, at_least_1, peak_rss, repetitions};
+use super::measure::{Timing, at_least_1, repetitions};
 use super::scan_cuda;
 use crate::model::Place;
 use crate::output::{Output, bytes, number, pairs, percent, scaled, table, thousands};
@@ -199,7 +200,7 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let args = inputs.args(dims, rule);
     let mut outputs = Outputs::new(dims);
     let fast = fast(dims, &args, &inputs, &mut outputs, reps)?;
-    let rss = peak_rss();
+    let rss = machine::peak_memory();
     let naive = arguments.compare.map(|Compare::Naive| slow(dims, &args, &inputs, &mut outputs, reps)).transpose()?;
 
     let elements = (b * l * d) as f64;

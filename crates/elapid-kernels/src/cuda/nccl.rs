@@ -415,18 +415,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the process without the exit handlers of CUDA's libraries, which would wait for work that never ends after a rank
-/// was lost.
-pub fn exit_at_once(code: i32) -> ! {
-    #[cfg(target_os = "linux")]
-    // SAFETY: it does not return, and nothing of this process is used after.
-    unsafe {
-        libc::_exit(code)
-    }
-    #[cfg(not(target_os = "linux"))]
-    std::process::exit(code)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

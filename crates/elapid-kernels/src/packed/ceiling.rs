@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use super::form::Form;
-use crate::{Isa, ceiling};
+use crate::ceiling;
 
 /// Independent sums: more than the latency of an instruction times its rate.
 const SUMS: usize = 12;
@@ -34,6 +34,8 @@ fn instructions(_: Form) -> Option<Loop> {
 #[cfg(target_arch = "x86_64")]
 fn instructions(form: Form) -> Option<Loop> {
     use std::arch::x86_64::*;
+
+    use crate::Isa;
 
     /// # Safety
     /// AVX-512 with bf16.

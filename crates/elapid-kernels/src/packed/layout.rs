@@ -71,7 +71,7 @@ impl Packed {
         let count = Self::size(form, (n, k)).unwrap_or(usize::MAX) / Line::BYTES;
         let mut lines = with_room(count)?;
         lines.resize(count, Line::ZERO);
-        crate::memory::use_huge_pages(&lines);
+        crate::os::memory::use_huge_pages(&lines);
         // SAFETY: a line is 64 bytes without padding, and any bytes are one.
         let bytes = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), count * Line::BYTES) };
         read(bytes)?;

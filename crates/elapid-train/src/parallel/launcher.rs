@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use elapid_kernels::os;
+
 use super::World;
 use super::secret::{SECRET, SECRET_FILE, SecretFile};
 use crate::{Error, Result};
@@ -133,8 +135,7 @@ fn start(launch: &Launch, rank: usize, port: u16, secret: &SecretFile) -> std::i
         command.stdout(Stdio::null()).stderr(Stdio::piped());
     }
     // Ctrl-C reaches only this process, which forwards it to the ranks once.
-    #[cfg(unix)]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    os::process::own_group(&mut command);
     let mut child = command.spawn()?;
     let said = child.stderr.take().map(|stderr| thread::spawn(move || last_of(stderr)));
     Ok(Rank { child, said, ended: None, killed: false })

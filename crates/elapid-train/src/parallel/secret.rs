@@ -6,6 +6,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use elapid_kernels::os;
 use hmac::{Hmac, KeyInit};
 use sha2::Sha256;
 use tempfile::NamedTempFile;
@@ -113,8 +114,7 @@ fn unfit(metadata: &Metadata) -> Option<(&'static str, &'static str)> {
     if !metadata.is_file() {
         return Some(("is not a regular file", "name a file that holds the secret"));
     }
-    #[cfg(unix)]
-    if std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0 {
+    if !os::files::is_private(metadata) {
         return Some(("can be read or written by other users", "run `chmod 600` on it, and change the secret"));
     }
     None

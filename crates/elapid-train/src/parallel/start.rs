@@ -5,6 +5,7 @@ use std::sync::Arc;
 use elapid::{Device, LanguageModel};
 use elapid_kernels::cuda::nccl::{self, Communicator};
 use elapid_kernels::cuda::{Buffer, Gpu};
+use elapid_kernels::os;
 
 use super::Group;
 use crate::config::TrainConfig;
@@ -69,8 +70,7 @@ pub(crate) fn check(
 
 /// A unique name of this host, as far as the system provides one.
 fn host() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("host {}", boot.trim())
+    format!("host {}", os::machine::boot().unwrap_or_default())
 }
 
 fn compare(cards: &[String]) -> Result<()> {

@@ -1,10 +1,11 @@
 //! Single changes to a run's directory; each is a point where a run may be killed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use elapid::fault;
+use elapid_kernels::os;
 
 use crate::{Error, Result};
 
@@ -23,11 +24,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 /// Flushes the entries of a directory to disk.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     fault::operation();
-    #[cfg(unix)]
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("write", dir))?;
-    #[cfg(not(unix))]
-    let _ = dir;
-    Ok(())
+    os::files::sync_directory(dir).map_err(Error::io("write", dir))
 }
 
 /// Removes a file if it exists.

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use elapid_kernels::os;
+
 use crate::{Error, Result};
 
 /// The file that is locked. The file stays after the run; the lock does not.
@@ -79,9 +81,7 @@ fn busy(dir: &Path, file: &mut File) -> Error {
 }
 
 fn host() -> String {
-    let file = fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = file.or_else(|| std::env::var("HOSTNAME").ok()).or_else(|| std::env::var("COMPUTERNAME").ok());
-    host.map_or_else(|| "this host".into(), |host| host.trim().to_owned())
+    os::machine::host_name().unwrap_or_else(|| "this host".into())
 }
 
 #[cfg(test)]

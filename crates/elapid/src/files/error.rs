@@ -4,6 +4,8 @@ use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use elapid_kernels::os;
+
 /// An error about a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -96,19 +98,5 @@ pub(super) fn kind(data: &Metadata) -> &'static str {
     if data.is_dir() {
         return "a directory";
     }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let of = data.file_type();
-        if of.is_fifo() {
-            return "a pipe";
-        }
-        if of.is_socket() {
-            return "a socket";
-        }
-        if of.is_char_device() || of.is_block_device() {
-            return "a device";
-        }
-    }
-    "no regular file"
+    os::files::special(data.file_type()).unwrap_or("no regular file")
 }

@@ -4,6 +4,8 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use elapid_kernels::os;
+
 use super::error::{FileError, kind};
 
 /// A regular file, open for reading at any position. Reads share no position, so several threads can use one file.
@@ -50,7 +52,7 @@ impl RegularFile {
     /// # Errors
     /// If the file ends before that, such as one that another process truncates, or cannot be read.
     pub fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), FileError> {
-        read_exact_at(&self.file, bytes, at).map_err(|error| match error.kind() {
+        os::files::read_exact_at(&self.file, bytes, at).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => FileError::Shortened { path: self.path.clone() },
             _ => FileError::io("read", &self.path)(error),
         })
@@ -88,13 +90,13 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
 /// As [`read`].
 pub fn read_file_or_pipe(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let data = fs::metadata(path).map_err(FileError::io("read", path))?;
-    if !is_pipe(&data) {
+    if !os::files::is_pipe(data.file_type()) {
         return read(path, limit);
     }
     // Blocks until the pipe has a writer, as for every reader of a pipe.
     let file = File::open(path).map_err(FileError::io("read", path))?;
     let data = file.metadata().map_err(FileError::io("read", path))?;
-    if !is_pipe(&data) {
+    if !os::files::is_pipe(data.file_type()) {
         return Err(FileError::NotAFile { doing: "read", path: path.to_owned(), what: kind(&data) });
     }
     read_whole(&file, path, 0, limit)
@@ -111,12 +113,8 @@ fn open(path: &Path, wanted: &dyn Fn(&Metadata) -> bool) -> Result<(File, Metada
     check(fs::metadata(path).map_err(error())?)?;
     let mut options = OpenOptions::new();
     options.read(true);
-    #[cfg(unix)]
-    {
-        // Does not block if a pipe has taken the file's place.
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    }
+    // A pipe may have taken the file's place.
+    os::files::open_without_waiting(&mut options);
     let file = options.open(path).map_err(error())?;
     let data = check(file.metadata().map_err(error())?)?;
     Ok((file, data))
@@ -134,36 +132,6 @@ fn read_whole(file: &File, path: &Path, expected: u64, limit: u64) -> Result<Vec
     bytes.try_reserve_exact(room).map_err(|_| FileError::Memory { path: path.to_owned(), bytes: expected })?;
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(FileError::io("read", path))?;
     if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
-}
-
-#[cfg(unix)]
-fn is_pipe(data: &Metadata) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    data.file_type().is_fifo()
-}
-
-#[cfg(not(unix))]
-fn is_pipe(_: &Metadata) -> bool {
-    false
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !bytes.is_empty() {
-        match file.seek_read(bytes, at) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => (bytes, at) = (&mut bytes[n..], at + n as u64),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

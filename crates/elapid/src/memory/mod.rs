@@ -1,10 +1,9 @@
 //! Available memory, and the memory that work needs, computed before anything is allocated.
 
-mod available;
 mod needs;
 mod of_model;
 mod shortage;
 
-pub use available::available;
+pub use elapid_kernels::os::machine::{Available, available};
 pub use needs::Needs;
-pub use shortage::{Available, Shortage};
+pub use shortage::Shortage;

@@ -1,7 +1,8 @@
 //! Memory needed by a piece of work.
 
-use super::available::available;
-use super::shortage::{Available, Shortage, size};
+use elapid_kernels::os::machine::{Available, available};
+
+use super::shortage::{Shortage, size};
 use crate::{Device, Error, Result};
 
 /// Memory needed by a piece of work, part by part.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use elapid_kernels::os::machine::Available;
+
 /// Work that does not fit, and the available memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
@@ -11,15 +13,6 @@ pub struct Shortage {
     pub available: Option<Available>,
     /// The needed bytes by part, and the fix.
     pub detail: String,
-}
-
-/// Memory that this process can still allocate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Available {
-    /// In bytes.
-    pub bytes: u64,
-    /// What sets the limit.
-    pub limit: &'static str,
 }
 
 impl fmt::Display for Shortage {

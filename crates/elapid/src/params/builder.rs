@@ -146,7 +146,7 @@ impl<'a> ParamBuilder<'a> {
             None => Tensor::outline(shape),
             Some(source) => {
                 let values = source(wanted)?;
-                elapid_kernels::use_huge_pages(&values);
+                elapid_kernels::os::memory::use_huge_pages(&values);
                 Tensor::new(values, shape)
             }
         };

@@ -11,6 +11,8 @@ use std::fs::{self, FileType, Metadata};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use elapid_kernels::os::files::{is_pipe, special};
+
 use crate::{Error, Result};
 use form::{Coding, Form, Packing};
 
@@ -82,30 +84,9 @@ impl Part {
     }
 }
 
-fn is_pipe(kind: FileType) -> bool {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileTypeExt::is_fifo(&kind);
-    #[cfg(not(unix))]
-    return false;
-}
-
 /// Something that is neither a file nor a directory.
 fn what_is(kind: FileType) -> &'static str {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        if kind.is_fifo() {
-            return "a pipe";
-        }
-        if kind.is_socket() {
-            return "a socket";
-        }
-        if kind.is_char_device() || kind.is_block_device() {
-            return "a device";
-        }
-    }
-    let _ = kind;
-    "no regular file"
+    special(kind).unwrap_or("no regular file")
 }
 
 /// The text of some sources, in order, and what was found.

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use elapid_kernels::os;
 use tempfile::TempPath;
 
 use super::error::{FileError, kind};
@@ -102,7 +103,8 @@ impl Staged {
         fault::operation();
         temporary.path.persist(&self.path).map_err(|e| FileError::io("rename", &self.path)(e.error))?;
         fault::operation();
-        sync_directory(directory(&self.path))
+        let dir = directory(&self.path);
+        os::files::sync_directory(dir).map_err(FileError::io("write", dir))
     }
 }
 
@@ -113,7 +115,7 @@ impl Target {
         let error = |source| FileError::io("write", path)(source);
         let mut target = path.to_owned();
         for _ in 0..=LINKS {
-            if let Some(stream) = standard_stream(&target) {
+            if let Some(stream) = os::files::standard_stream(&target) {
                 return Ok(Self::Sink(stream.map_err(error)?));
             }
             let data = match fs::symlink_metadata(&target) {
@@ -151,27 +153,6 @@ fn open_sink(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
 }
 
-/// This process's own stdout or stderr, if the path refers to it, so that other output there stays in order, even if it is a
-/// file.
-#[cfg(unix)]
-fn standard_stream(path: &Path) -> Option<io::Result<File>> {
-    use std::os::fd::AsFd;
-    let fd = match path.to_str()? {
-        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => {
-            let flushed = io::stdout().flush();
-            flushed.and_then(|()| io::stdout().as_fd().try_clone_to_owned())
-        }
-        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => io::stderr().as_fd().try_clone_to_owned(),
-        _ => return None,
-    };
-    Some(fd.map(File::from))
-}
-
-#[cfg(not(unix))]
-fn standard_stream(_: &Path) -> Option<io::Result<File>> {
-    None
-}
-
 /// Writes a temporary file in the directory of `path` and flushes it to disk.
 fn write_beside(
     path: &Path,
@@ -193,29 +174,15 @@ fn write_beside(
 fn create_beside(path: &Path, old: Option<&Metadata>) -> io::Result<(File, TempPath)> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
-    #[cfg(unix)]
-    {
-        // Like any new file, subject to the umask; a file that nobody else may read is never opened up.
-        use std::os::unix::fs::PermissionsExt;
-        let mode = old.map_or(0o666, |old| old.permissions().mode() & 0o666 | 0o600);
-        builder.permissions(fs::Permissions::from_mode(mode));
+    if let Some(permissions) = os::files::permissions_to_replace(old) {
+        builder.permissions(permissions);
     }
     let (file, temporary) = builder.tempfile_in(directory(path))?.into_parts();
     // Nobody else has it yet. On a file system without locks there is none.
     file.try_lock().ok();
-    #[cfg(unix)]
     if let Some(old) = old {
-        use std::os::unix::fs::MetadataExt;
-        let new = file.metadata()?;
-        if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
-            // Only root may change the owner. Otherwise the file belongs to the writer.
-            std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid())).ok();
-        }
-        // After the owner, as changing that clears special bits.
-        file.set_permissions(old.permissions())?;
+        os::files::inherit(&file, old)?;
     }
-    #[cfg(not(unix))]
-    let _ = old;
     Ok((file, temporary))
 }
 
@@ -252,15 +219,6 @@ pub(crate) fn remove_abandoned(dir: &Path) {
 
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Flushes the entries of a directory to disk.
-fn sync_directory(dir: &Path) -> Result<(), FileError> {
-    #[cfg(unix)]
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(FileError::io("write", dir))?;
-    #[cfg(not(unix))]
-    let _ = dir;
-    Ok(())
 }
 
 #[cfg(test)]

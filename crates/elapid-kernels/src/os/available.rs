@@ -1,6 +1,13 @@
 //! How much memory the system has left.
 
-use super::shortage::Available;
+/// Memory that this process can still allocate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Available {
+    /// In bytes.
+    pub bytes: u64,
+    /// What sets the limit.
+    pub limit: &'static str,
+}
 
 /// How much memory this process can still allocate: the minimum of the system's free memory including swap, what its control
 /// groups leave, and its limits (`ulimit`). `None` if the system does not report it.

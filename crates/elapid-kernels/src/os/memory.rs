@@ -1,4 +1,4 @@
-//! Settings of this process: reuse of freed memory, large pages, limits.
+//! Settings of allocated memory: reuse of what was freed, large pages.
 
 /// Makes the C library's allocator keep freed blocks for the next request instead of returning them to the system.
 ///
@@ -37,14 +37,4 @@ pub fn use_huge_pages<T>(numbers: &[T]) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = numbers;
-}
-
-/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error, like a full disk, instead of ending the process by
-/// SIGXFSZ. Does nothing where there is no such signal.
-pub fn return_error_for_large_files() {
-    #[cfg(unix)]
-    // SAFETY: ignoring a signal installs no code of ours.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-    }
 }
