@@ -14,6 +14,7 @@ use elapid_kernels::{Isa, ceiling};
 use serde_json::{Value, json};
 
 use crate::output::{Output, bytes, pairs, scaled, thousands};
+use crate::version;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,6 +41,8 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
     let built_in = check_embedded();
     let object = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "build": version::SHORT,
+        "target": version::TARGET,
         "cpu": cpu,
         "features": features,
         "isa": Isa::best().name(),
@@ -63,7 +66,7 @@ pub(crate) fn run(_: &Arguments, output: Output) -> Result<()> {
         let amount = |n: Option<u64>| n.map_or("unknown".to_owned(), bytes);
         let instructions = format!("{} (this CPU has {})", Isa::best().name(), available.join(", "));
         let mut lines = vec![
-            ("elapid", env!("CARGO_PKG_VERSION").to_owned()),
+            ("elapid", version::SHORT.to_owned()),
             ("CPU", cpu.clone()),
             ("features", if features.is_empty() { "none that matter".into() } else { features.join(" ") }),
             ("instructions", instructions),

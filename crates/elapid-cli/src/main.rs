@@ -24,6 +24,7 @@ mod tokenize;
 mod trace;
 mod train;
 mod trial;
+mod version;
 
 use std::process::ExitCode;
 
@@ -50,7 +51,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.";
 ///
 /// Without --model, commands use the byte-level model inside the binary.
 #[derive(Parser)]
-#[command(name = "elapid", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(name = "elapid", version = version::SHORT, long_version = version::LONG, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -240,6 +240,22 @@ fn a_reader_that_had_enough_is_no_failure() {
 }
 
 #[test]
+fn the_version_says_what_was_built() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let run = elapid(&["--version"]);
+    let lines: Vec<&str> = run.text().lines().collect();
+    assert_eq!(lines[0], elapid(&["-V"]).text().trim_end());
+    assert!(lines[0].starts_with(concat!("elapid ", env!("CARGO_PKG_VERSION"))), "{}", run.stdout);
+    if root.join(".git").exists() {
+        let git = Command::new("git").current_dir(root).args(["rev-parse", "--short=12", "HEAD"]).output().unwrap();
+        let commit = String::from_utf8(git.stdout).unwrap();
+        assert!(lines[0].contains(&format!(" ({}", commit.trim())), "{commit} is not in {}", run.stdout);
+    }
+    assert!(lines[1].contains(std::env::consts::ARCH) && lines[1].contains(std::env::consts::OS), "{}", run.stdout);
+    assert!(lines[2].starts_with("features: "), "{}", run.stdout);
+}
+
+#[test]
 fn doctor_finds_the_machine() {
     let found = elapid(&["doctor", "--json", "--threads", "1"]).json();
     assert_eq!(found["threads"], 1);
