@@ -25,14 +25,14 @@ pub fn use_huge_pages<T>(numbers: &[T]) {
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
+        // Of Linux; `libc` has it for glibc alone.
+        const MADV_COLLAPSE: libc::c_int = 25;
         let start = numbers.as_ptr().addr();
         let (from, to) = (start.next_multiple_of(HUGE), (start + size_of_val(numbers)) / HUGE * HUGE);
         if from < to {
             // SAFETY: the range is whole pages inside one live allocation, and collapsing pages keeps what they hold. A
             // failure changes nothing.
-            unsafe {
-                libc::madvise(numbers.as_ptr().with_addr(from).cast_mut().cast(), to - from, libc::MADV_COLLAPSE)
-            };
+            unsafe { libc::madvise(numbers.as_ptr().with_addr(from).cast_mut().cast(), to - from, MADV_COLLAPSE) };
         }
     }
     #[cfg(not(target_os = "linux"))]
