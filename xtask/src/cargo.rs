@@ -7,6 +7,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+/// Targets that elapid is built for, one for each system.
+pub(crate) const TARGETS: [&str; 3] = ["x86_64-unknown-linux-gnu", "x86_64-pc-windows-gnu", "aarch64-apple-darwin"];
+
 /// The repository.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -8,12 +8,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::{cargo, root};
 
-/// Formatting, structure, the table of figures, lints, packages, CUDA kernels, tests, golden files, documentation, Python round trips,
+/// Formatting, structure, the table of figures, licences, lints, packages, CUDA kernels, tests, golden files, documentation, Python round trips,
 /// in that order; stops at the first that fails. The last line says what was not run.
 pub(crate) fn run() -> Result<()> {
     cargo(&["fmt", "--all", "--check"], &[])?;
     crate::structure::run(&root())?;
     crate::performance::run(&root(), true)?;
+    crate::notices::run(true)?;
+    let unchecked = crate::licences::run()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     crate::packages::run()?;
     // The other architectures take as long again each: `.ci/gpu` compiles for them.
@@ -25,15 +27,16 @@ pub(crate) fn run() -> Result<()> {
     golden()?;
     cargo(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
     let lacks = python("tests/python/hf_roundtrip.py")?;
-    println!("{}", not_run(&std::fs::read_to_string(&list)?, lacks.as_deref()));
+    println!("{}", not_run(&std::fs::read_to_string(&list)?, lacks.as_deref(), unchecked));
     Ok(())
 }
 
 /// Names the file to which tests that are not run append a line `LACK<tab>TEST` (`elapid_kernels::testing::not_run`).
 const NOT_RUN: &str = "ELAPID_NOT_RUN";
 
-/// The gate's summary of what it did not run: tests by what is missing, and the reason for the Python round trip.
-fn not_run(list: &str, python: Option<&str>) -> String {
+/// The gate's summary of what it did not run: tests by what is missing, the reason for the Python round trip, and what is not
+/// known of the dependencies.
+fn not_run(list: &str, python: Option<&str>, dependencies: Option<&str>) -> String {
     let tests: BTreeSet<&str> = list.lines().collect();
     let mut lacks: BTreeMap<&str, usize> = BTreeMap::new();
     for test in tests {
@@ -54,6 +57,7 @@ fn not_run(list: &str, python: Option<&str>) -> String {
         texts.push(format!("{} ({last})", rest.join(", ")));
     }
     texts.extend(python.map(|reason| format!("1 Python round trip ({reason})")));
+    texts.extend(dependencies.map(str::to_owned));
     if texts.is_empty() { "not run: nothing".to_owned() } else { format!("not run: {}", texts.join(", ")) }
 }
 
@@ -108,9 +112,9 @@ mod tests {
     fn what_was_not_run_is_counted() {
         let list = "GPU\tkernels a\nGPU\tkernels b\nGPU\tkernels a\nNCCL\tkernels c\n";
         let wanted = "not run: 2 GPU tests, 1 NCCL test (.ci/gpu requires them), \
-                      1 Python round trip (no torch)";
-        assert_eq!(not_run(list, Some("no torch")), wanted);
-        assert_eq!(not_run("", Some("no torch")), "not run: 1 Python round trip (no torch)");
-        assert_eq!(not_run("", None), "not run: nothing");
+                      1 Python round trip (no torch), bans";
+        assert_eq!(not_run(list, Some("no torch"), Some("bans")), wanted);
+        assert_eq!(not_run("", Some("no torch"), None), "not run: 1 Python round trip (no torch)");
+        assert_eq!(not_run("", None, None), "not run: nothing");
     }
 }

@@ -5,6 +5,8 @@ mod ci;
 mod cuda_check;
 mod embed;
 mod golden;
+mod licences;
+mod notices;
 mod packages;
 mod performance;
 mod structure;
@@ -33,6 +35,12 @@ enum Command {
     Structure,
     /// Packs all crates, checks what is in the packages, and builds from them without the repository.
     Package,
+    /// Writes THIRD-PARTY.md, the licences of what is in the binary.
+    Notices {
+        /// Writes nothing; fails if the file is not up to date.
+        #[arg(long)]
+        check: bool,
+    },
     /// Writes the table of docs/PERFORMANCE.md from bench/record.
     Performance {
         /// Writes nothing; fails if the table is not up to date.
@@ -79,6 +87,7 @@ fn main() -> ExitCode {
         Command::Test => ci::test(),
         Command::Structure => structure::run(&cargo::root()),
         Command::Package => packages::run(),
+        Command::Notices { check } => notices::run(check),
         Command::Performance { check } => performance::run(&cargo::root(), check),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
