@@ -9,6 +9,7 @@ mod licences;
 mod notices;
 mod packages;
 mod performance;
+mod release;
 mod structure;
 
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the gate: formatting, structure, lints, packages, CUDA kernels, tests, golden files, documentation.
+    /// Runs the gate: formatting, structure, licences, lints, packages, CUDA kernels, tests, golden files, documentation.
     Ci,
     /// Runs all tests of the workspace, optimised.
     Test,
@@ -40,6 +41,15 @@ enum Command {
         /// Writes nothing; fails if the file is not up to date.
         #[arg(long)]
         check: bool,
+    },
+    /// Builds the binary as it is given to others, and checks it: no path of this machine in it, no glibc newer than 2.28 needed.
+    Release {
+        /// Target [default: this machine's]; x86_64-unknown-linux-gnu.2.28 is built by cargo-zigbuild for that glibc.
+        #[arg(long, value_name = "TRIPLE")]
+        target: Option<String>,
+        /// Builds nothing; checks this binary.
+        #[arg(long, value_name = "FILE", conflicts_with = "target")]
+        check: Option<PathBuf>,
     },
     /// Writes the table of docs/PERFORMANCE.md from bench/record.
     Performance {
@@ -88,6 +98,8 @@ fn main() -> ExitCode {
         Command::Structure => structure::run(&cargo::root()),
         Command::Package => packages::run(),
         Command::Notices { check } => notices::run(check),
+        Command::Release { check: Some(binary), .. } => release::check(&binary),
+        Command::Release { target, .. } => release::build(target.as_deref()),
         Command::Performance { check } => performance::run(&cargo::root(), check),
         Command::CudaCheck { fill: Some(arch), .. } => cuda_check::fill(arch),
         Command::CudaCheck { arch, verbose, .. } => cuda_check::run(&arch, verbose),
