@@ -45,6 +45,7 @@ mod parallel;
 pub mod pointwise;
 pub mod positions;
 mod resident;
+pub mod reuse;
 pub mod rotate;
 pub mod router;
 mod rows;

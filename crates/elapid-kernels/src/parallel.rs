@@ -114,6 +114,6 @@ pub(crate) fn grain(count: usize, work: usize, least: usize, multiple: usize) ->
     if count.saturating_mul(work) <= least {
         return usize::MAX;
     }
-    let parts = 4 * rayon::current_num_threads();
+    let parts = 4 * crate::team::threads();
     count.div_ceil(parts).max(least / work.max(1)).max(1).next_multiple_of(multiple)
 }

@@ -1,38 +1,49 @@
 //! Threads that stay awake from one operation to the next.
 //!
 //! A decoding step is a hundred short operations one after another. Waking a thread for each costs as much as the operation.
-//! In [`team`] the threads of the pool wait for parts of work without sleeping, and sleep again when it returns.
+//! In [`team`] the calling thread leads, and helpers wait for parts of work without sleeping; they sleep again some time
+//! after it returns. Neither joining nor leaving allocates.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::thread::{self, Thread};
 
 /// Turns of waiting before other programs get the CPU.
 const PATIENCE: u32 = 1 << 12;
 
-/// Runs `f`, whose operations share their work with the pool's threads without waking them each time.
+/// Parts of work of a team that wait for a thread, at most.
+const OFFERS: usize = 64;
+
+/// Runs `f`, whose operations share their work with helpers without waking them each time: as many threads in all as the
+/// pool has, as far as helpers are free.
 ///
 /// Results do not depend on it. Inside another team it is a plain call.
-pub fn team<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    let threads = rayon::current_num_threads();
-    if threads == 1 || is_active() {
+pub fn team<R>(f: impl FnOnce() -> R) -> R {
+    if is_active() {
         return f();
     }
-    rayon::scope(|scope| {
-        let offers = (0..threads).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        let team = std::sync::Arc::new(Team { offers, done: AtomicBool::new(false) });
-        for _ in 1..threads {
-            let team = team.clone();
-            scope.spawn(move |_| team.help());
-        }
-        let _end = End(&team);
-        team.entered(f)
-    })
+    let threads = rayon::current_num_threads();
+    let team = Team {
+        threads,
+        offers: [const { AtomicPtr::new(ptr::null_mut()) }; OFFERS],
+        done: AtomicBool::new(false),
+        left: AtomicUsize::new(0),
+    };
+    let _end = End { team: &team, invited: invite(&team, threads - 1) };
+    team.entered(f)
 }
 
 /// Whether this thread is in a team.
 pub(crate) fn is_active() -> bool {
     !TEAM.get().is_null()
+}
+
+/// Threads that share the work of an operation: of the team, or of the pool where there is no team.
+pub(crate) fn threads() -> usize {
+    // SAFETY: as in `join`.
+    unsafe { TEAM.get().as_ref() }.map_or_else(rayon::current_num_threads, |team| team.threads)
 }
 
 /// Runs both, at the same time if a thread is free: of the team, or of the pool where there is no team.
@@ -51,9 +62,88 @@ thread_local! {
 }
 
 struct Team {
-    /// Parts of work that wait for a thread.
-    offers: Box<[AtomicPtr<Part>]>,
+    threads: usize,
+    /// Of which the first ones are in use, one for each thread.
+    offers: [AtomicPtr<Part>; OFFERS],
     done: AtomicBool,
+    /// Helpers that came and went.
+    left: AtomicUsize,
+}
+
+/// A thread that joins teams. It lives as long as the process.
+#[derive(Default)]
+struct Helper {
+    /// Null where it is free, the team that invites it, or [`joined`].
+    team: AtomicPtr<Team>,
+    thread: OnceLock<Thread>,
+}
+
+/// All of them.
+static HELPERS: RwLock<Vec<Arc<Helper>>> = RwLock::new(Vec::new());
+
+/// What [`Helper::team`] is while it helps one.
+fn joined() -> *mut Team {
+    ptr::without_provenance_mut(1)
+}
+
+/// Invites up to `most` free helpers, and starts threads if there are fewer in all; returns how many.
+fn invite(team: &Team, most: usize) -> usize {
+    let mut helpers = HELPERS.read().unwrap_or_else(PoisonError::into_inner);
+    if helpers.len() < most {
+        drop(helpers);
+        Helper::start(most);
+        helpers = HELPERS.read().unwrap_or_else(PoisonError::into_inner);
+    }
+    let place = ptr::from_ref(team).cast_mut();
+    let mut invited = 0;
+    for helper in helpers.iter() {
+        if invited == most {
+            break;
+        }
+        if helper.team.compare_exchange(ptr::null_mut(), place, Ordering::Release, Ordering::Relaxed).is_ok() {
+            helper.thread.get().into_iter().for_each(Thread::unpark);
+            invited += 1;
+        }
+    }
+    invited
+}
+
+impl Helper {
+    /// Starts threads until there are `count`; if the system has no more, teams are smaller.
+    fn start(count: usize) {
+        let mut helpers = HELPERS.write().unwrap_or_else(PoisonError::into_inner);
+        while helpers.len() < count {
+            let helper = Arc::<Self>::default();
+            let runs = helper.clone();
+            let Ok(handle) = thread::Builder::new().name("elapid-team".into()).spawn(move || runs.run()) else {
+                return;
+            };
+            helper.thread.get_or_init(|| handle.thread().clone());
+            helpers.push(helper);
+        }
+    }
+
+    fn run(&self) {
+        let mut turns = 0;
+        loop {
+            let team = self.team.load(Ordering::Relaxed);
+            let invited = !team.is_null()
+                && self.team.compare_exchange(team, joined(), Ordering::Acquire, Ordering::Relaxed).is_ok();
+            if invited {
+                // SAFETY: the team waits in `End` until who joined it has left.
+                let team = unsafe { &*team };
+                team.help();
+                team.left.fetch_add(1, Ordering::Release);
+                self.team.store(ptr::null_mut(), Ordering::Release);
+                turns = 0;
+            } else if turns < PATIENCE {
+                turns += 1;
+                std::hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+    }
 }
 
 /// A call that another thread may make, on the stack of the thread that offers it.
@@ -66,15 +156,34 @@ struct Part {
 }
 
 /// Ends the team when dropped, also by a panic.
-struct End<'a>(&'a Team);
+struct End<'a> {
+    team: &'a Team,
+    invited: usize,
+}
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.done.store(true, Ordering::Release);
+        self.team.done.store(true, Ordering::Release);
+        let place = ptr::from_ref(self.team).cast_mut();
+        let helpers = HELPERS.read().unwrap_or_else(PoisonError::into_inner);
+        // Who is still asleep need not come.
+        let uninvites = |helper: &&Arc<Helper>| {
+            helper.team.compare_exchange(place, ptr::null_mut(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        let came = self.invited - helpers.iter().filter(uninvites).count();
+        drop(helpers);
+        let mut turns = 0;
+        while self.team.left.load(Ordering::Acquire) < came {
+            wait(&mut turns);
+        }
     }
 }
 
 impl Team {
+    fn offers(&self) -> &[AtomicPtr<Part>] {
+        &self.offers[..self.threads.min(OFFERS)]
+    }
+
     /// Runs `f` on this thread as one of the team.
     fn entered<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Leave;
@@ -93,7 +202,7 @@ impl Team {
         self.entered(|| {
             let mut turns = 0;
             while !self.done.load(Ordering::Acquire) {
-                let offered = self.offers.iter().find_map(|offer| {
+                let offered = self.offers().iter().find_map(|offer| {
                     let part = offer.load(Ordering::Relaxed);
                     let taken = !part.is_null()
                         && offer.compare_exchange(part, ptr::null_mut(), Ordering::Acquire, Ordering::Relaxed).is_ok();
@@ -119,7 +228,7 @@ impl Team {
             offer.load(Ordering::Relaxed).is_null()
                 && offer.compare_exchange(ptr::null_mut(), place, Ordering::Release, Ordering::Relaxed).is_ok()
         };
-        let Some(offer) = self.offers.iter().find(free) else {
+        let Some(offer) = self.offers().iter().find(free) else {
             a();
             // SAFETY: nobody was offered it.
             unsafe { Part::make(place) };

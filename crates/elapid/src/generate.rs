@@ -277,8 +277,11 @@ impl Generator {
     }
 
     fn remember(&mut self, tokens: &[u32]) {
-        self.recent.extend(&tokens[tokens.len().saturating_sub(sampling::RECENT)..]);
-        self.recent.drain(..self.recent.len().saturating_sub(sampling::RECENT));
+        let tokens = &tokens[tokens.len().saturating_sub(sampling::RECENT)..];
+        self.recent.drain(..(self.recent.len() + tokens.len()).saturating_sub(sampling::RECENT));
+        // Once for all tokens.
+        self.recent.reserve(sampling::RECENT - self.recent.len());
+        self.recent.extend(tokens);
     }
 }
 

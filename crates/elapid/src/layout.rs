@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use elapid_kernels::cuda::{self, Buffer, Gpu};
 use elapid_kernels::positions::{self, Width};
+use elapid_kernels::reuse::List;
 use elapid_kernels::{Array, Segments, SegmentsView};
 
 use crate::{Device, Error, Result};
@@ -12,7 +13,7 @@ use crate::{Device, Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) enum Positions {
     /// On the CPU.
-    Host(Arc<[u64]>),
+    Host(List<u64>),
     /// u64 on a GPU.
     Device(Arc<Buffer>),
 }
@@ -39,7 +40,7 @@ pub struct Layout {
     pub resets: Option<Arc<[u8]>>,
     /// `[b]`: positions of its document that each row has read before this pass. A model overwrites it from the state; none
     /// means 0.
-    pub starts: Option<Arc<[u64]>>,
+    pub starts: Option<List<u64>>,
     /// The same on a GPU, created when an operation there needs it.
     pub device: Option<OnDevice>,
 }
@@ -88,11 +89,11 @@ impl Layout {
     ///
     /// # Errors
     /// If resets are only on a device.
-    pub(crate) fn document_positions(&self) -> Result<Vec<u64>> {
+    pub(crate) fn document_positions(&self) -> Result<List<u64>> {
         if self.resets_elsewhere() || self.device_starts().is_some() {
             return Err(Error::Argument("positions of documents that are only on a GPU".into()));
         }
-        Ok(positions::on_host(self.b, self.l, self.starts.as_deref(), &self.segments())?)
+        Ok(positions::on_host(self.b, self.l, self.host_starts(), &self.segments())?)
     }
 
     /// [`document_positions`](Self::document_positions) where an operation on `device` reads them.
@@ -102,7 +103,7 @@ impl Layout {
     /// its start is not on the device.
     pub(crate) fn positions_on(&self, device: Device) -> Result<Positions> {
         match device {
-            Device::Cpu => Ok(Positions::Host(self.document_positions()?.into())),
+            Device::Cpu => Ok(Positions::Host(self.document_positions()?)),
             Device::Cuda(gpu) => match self.device_starts() {
                 // Of one position each.
                 Some(starts) if self.l == 1 && !self.has_resets() => Ok(Positions::Device(starts.clone())),
@@ -118,12 +119,16 @@ impl Layout {
     /// If a position has no row.
     pub(crate) fn check_positions(&self, max: usize) -> Result<()> {
         let last = if self.resets_elsewhere() || self.device_starts().is_some() {
-            let begins = self.starts.as_deref().and_then(|starts| starts.iter().max().copied()).unwrap_or(0);
+            let begins = self.host_starts().and_then(|starts| starts.iter().max().copied()).unwrap_or(0);
             (self.positions() > 0).then(|| begins + self.l as u64 - 1)
         } else {
             self.document_positions()?.into_iter().max()
         };
         last.map_or(Ok(()), |at| check_position(at, max))
+    }
+
+    fn host_starts(&self) -> Option<&[u64]> {
+        self.starts.as_ref().map(|starts| &starts[..])
     }
 
     fn device_starts(&self) -> Option<&Arc<Buffer>> {
@@ -139,7 +144,7 @@ impl Layout {
     /// # Errors
     /// As [`positions_on`](Self::positions_on).
     pub(crate) fn positions_as(&self, gpu: Gpu, width: Width) -> Result<Buffer> {
-        let host = self.starts.as_deref().map(Array::Host);
+        let host = self.host_starts().map(Array::Host);
         let starts = self.device_starts().map(|starts| Array::Device(starts)).or(host);
         let on_gpu = self.on(gpu)?;
         Ok(positions::on_device(gpu, self.b, self.l, starts, &on_gpu.device_segments(), width)?)

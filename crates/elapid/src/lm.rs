@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use elapid_kernels::packed::{Form, Packed};
+use elapid_kernels::reuse::List;
 
 use crate::Layout;
 use crate::autograd::{Tape, Var};
@@ -578,7 +579,7 @@ fn last_positions(hidden: &Var, layout: &Layout) -> Result<Tensor> {
     if on_gpu && layout.l == 1 && layout.lengths.is_none() {
         return Ok(hidden.value().reshape(&[layout.b, hidden.value().cols()]));
     }
-    let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<Vec<_>>>()?;
+    let rows = (0..layout.b).map(|b| last_position(b, layout).map(|at| at as u32)).collect::<Result<List<_>>>()?;
     rows_at(hidden.value(), &rows)
 }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use elapid_kernels::reuse::List;
+
 use crate::Layout;
 use crate::autograd::{Tape, Var};
 use crate::ops::{self, Seeds, Unit};
@@ -193,9 +195,8 @@ impl Cx {
     }
 
     /// The same pass, whose rows have read this many positions of their documents.
-    pub(crate) fn starting(&self, starts: Vec<u64>) -> Self {
-        let starts = Some(starts.into());
-        self.laid_out(Layout { starts, ..self.layout.clone() })
+    pub(crate) fn starting(&self, starts: List<u64>) -> Self {
+        self.laid_out(Layout { starts: Some(starts), ..self.layout.clone() })
     }
 
     /// The variables that a recomputed segment takes as inputs besides its stream.

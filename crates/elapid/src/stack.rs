@@ -17,6 +17,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use elapid_kernels::reuse::List;
+
 use crate::autograd::{Var, checkpoint};
 use crate::config::{Place, Placement, StackConfig, Wiring};
 use crate::layer::{At, Layer, Promises};
@@ -272,13 +274,15 @@ impl Stack {
         state.place_caches(x.value().device(), x.value().dtype())?;
         let cx = &cx.starting(state.starts());
         let mut stream = Stream::new(self.drops.of(cx, x)?);
-        let mut layers = Vec::with_capacity(self.sublayers.len());
+        let mut layers = List::with_room(self.sublayers.len());
         let mut before = state.take_layers().into_iter();
         let mut at = 0;
         while at < self.sublayers.len() {
             let end = at + 1 + self.sublayers[at + 1..].iter().take_while(|sublayer| sublayer.parallel).count();
-            let part =
-                Part { sublayers: self.sublayers[at..end].to_vec(), states: before.by_ref().take(end - at).collect() };
+            let part = Part {
+                sublayers: self.sublayers[at..end].iter().cloned().collect(),
+                states: before.by_ref().take(end - at).collect(),
+            };
             let recompute = recompute && cx.tape().is_some_and(|tape| tape.records());
             let (next, states) =
                 if recompute { part.recomputed(cx, &stream, carry)? } else { part.forward(cx, &stream)? };
@@ -328,14 +332,14 @@ impl Stack {
 /// The sublayers that read the same stream, one or several in parallel, with their states.
 #[derive(Clone)]
 struct Part {
-    sublayers: Vec<Sublayer>,
-    states: Vec<LayerState>,
+    sublayers: List<Sublayer>,
+    states: List<LayerState>,
 }
 
 impl Part {
-    fn forward(self, cx: &Cx, stream: &Stream) -> Result<(Stream, Vec<LayerState>)> {
+    fn forward(self, cx: &Cx, stream: &Stream) -> Result<(Stream, List<LayerState>)> {
         let mut next = stream.clone();
-        let mut after = Vec::with_capacity(self.states.len());
+        let mut after = List::with_room(self.states.len());
         for (sublayer, state) in self.sublayers.iter().zip(self.states) {
             let (stream, state) = match sublayer.parallel {
                 false => sublayer.forward(cx, stream, state)?,
@@ -349,7 +353,7 @@ impl Part {
 
     /// [`forward`](Self::forward), with everything between the streams recomputed in the backward pass. The segment's inputs
     /// and outputs are the variables of the stream, the states, the conditioning of the pass, and side losses.
-    fn recomputed(self, cx: &Cx, stream: &Stream, carry: Carry) -> Result<(Stream, Vec<LayerState>)> {
+    fn recomputed(self, cx: &Cx, stream: &Stream, carry: Carry) -> Result<(Stream, List<LayerState>)> {
         let tape = cx.tape().ok_or_else(|| Error::Argument("recomputation without a tape".into()))?.clone();
         let mut inputs: Vec<Var> = stream.vars().collect();
         inputs.extend(self.states.iter().flat_map(LayerState::vars));
@@ -396,6 +400,6 @@ impl Part {
 /// What a segment returns besides values.
 struct Form {
     stream: Stream,
-    states: Vec<LayerState>,
+    states: List<LayerState>,
     sides: Vec<Side>,
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use elapid_kernels::cuda::{self, Buffer, Gpu, Mat, MatMut};
 use elapid_kernels::packed::Packed;
+use elapid_kernels::reuse::{List, Values};
 use elapid_kernels::{DType, Rows, RowsMut, View, ViewMut};
 
 use crate::{Error, Result};
@@ -77,12 +78,12 @@ pub struct Tensor {
     /// Offset of the first element.
     offset: usize,
     stride: usize,
-    shape: Vec<usize>,
+    shape: List<usize>,
 }
 
 #[derive(Debug, Clone)]
 enum Storage {
-    Cpu(Arc<Vec<f32>>),
+    Cpu(Values),
     Cuda(Arc<Buffer>, DType),
     /// A weight on the CPU that is stored in another form than f32.
     Packed(Arc<Packed>),
@@ -97,7 +98,11 @@ impl Tensor {
     /// If the shape's product is not the number of elements.
     pub fn new(data: Vec<f32>, shape: &[usize]) -> Self {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{} elements for shape {shape:?}", data.len());
-        Self::over(Storage::Cpu(Arc::new(data)), 0, shape)
+        Self::of_values(data.into(), shape)
+    }
+
+    fn of_values(values: Values, shape: &[usize]) -> Self {
+        Self::over(Storage::Cpu(values), 0, shape)
     }
 
     /// A weight `[n k]` on the CPU in a stored form. Products, losses and looked-up rows read it as it is; other operations
@@ -110,13 +115,13 @@ impl Tensor {
     /// The weight that was given to [`of_packed`](Self::of_packed).
     pub fn packed(&self) -> Option<&Packed> {
         match &self.data {
-            Storage::Packed(weight) if self.shape == [weight.shape().0, weight.shape().1] => Some(weight),
+            Storage::Packed(weight) if self.shape[..] == [weight.shape().0, weight.shape().1] => Some(weight),
             _ => None,
         }
     }
 
     fn over(data: Storage, offset: usize, shape: &[usize]) -> Self {
-        Self { data, offset, stride: shape.last().copied().unwrap_or(1), shape: shape.to_vec() }
+        Self { data, offset, stride: shape.last().copied().unwrap_or(1), shape: shape.iter().copied().collect() }
     }
 
     /// A tensor without values: only a shape.
@@ -129,7 +134,7 @@ impl Tensor {
     /// # Errors
     /// If there is too little memory.
     pub fn zeros(shape: &[usize]) -> Result<Self> {
-        Ok(Self::new(elapid_kernels::zeros(elements(shape)?)?, shape))
+        Ok(Self::of_values(Values::zeros(elements(shape)?)?, shape))
     }
 
     /// All zeros, on a device.
@@ -326,7 +331,7 @@ impl Tensor {
         }
     }
 
-    fn cpu(&self) -> &Arc<Vec<f32>> {
+    fn cpu(&self) -> &Values {
         match &self.data {
             Storage::Cpu(data) => data,
             _ => panic!("a tensor on {} where one on the CPU is needed", self.device()),
@@ -392,7 +397,7 @@ impl Tensor {
             *self = self.contiguous_copy();
         }
         match &mut self.data {
-            Storage::Cpu(data) => Arc::<Vec<f32>>::make_mut(data),
+            Storage::Cpu(data) => data.make_mut(),
             _ => unreachable!("its values were just read"),
         }
     }
@@ -401,7 +406,7 @@ impl Tensor {
     pub fn into_vec(self) -> Vec<f32> {
         match self.data {
             Storage::Cpu(data) if self.offset == 0 && self.shape.iter().product::<usize>() == data.len() => {
-                Arc::unwrap_or_clone(data)
+                data.into_vec()
             }
             _ => self.rows().to_vec(),
         }
@@ -428,10 +433,10 @@ impl Tensor {
         assert_eq!(self.len(), shape.iter().product::<usize>(), "{:?} as {shape:?}", self.shape);
         let cols = shape.last().copied().unwrap_or(1);
         if cols == self.cols() {
-            return Self { shape: shape.to_vec(), ..self.clone() };
+            return Self { shape: shape.iter().copied().collect(), ..self.clone() };
         }
         assert!(self.is_contiguous(), "a column slice {:?} as {shape:?}", self.shape);
-        Self { shape: shape.to_vec(), stride: cols, ..self.clone() }
+        Self { shape: shape.iter().copied().collect(), stride: cols, ..self.clone() }
     }
 
     /// Columns `from..from + cols` of every row, without a copy.
@@ -534,9 +539,9 @@ impl Tensor {
     where
         Error: From<E>,
     {
-        let mut data = elapid_kernels::zeros(elements(shape)?)?;
-        write(RowsMut::new(&mut data, shape.last().copied().unwrap_or(1)))?;
-        Ok(Self::new(data, shape))
+        let mut values = Values::zeros(elements(shape)?)?;
+        write(RowsMut::new(values.make_mut(), shape.last().copied().unwrap_or(1)))?;
+        Ok(Self::of_values(values, shape))
     }
 }
 

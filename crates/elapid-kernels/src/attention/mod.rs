@@ -23,6 +23,7 @@ mod tests;
 
 use crate::cuda::Result;
 use crate::error;
+use crate::reuse::List;
 use crate::view::Shaped;
 use crate::{Isa, View, ViewMut};
 
@@ -145,9 +146,9 @@ fn check(attention: &Attention, args: &Args<View<'_>>) -> error::Result<usize> {
                     && last.zip(keys).is_some_and(|(last, keys)| last <= keys);
                 CHECK.that(inside, "stretches", || "rows that are there".into(), || format!("{stretch:?}"))?;
             }
-            let mut queries: Vec<_> = stretches.iter().map(|stretch| stretch.queries.clone()).collect();
+            let mut queries: List<_> = stretches.iter().map(|stretch| stretch.queries.clone()).collect();
             queries.retain(|queries| !queries.is_empty());
-            queries.sort_by_key(|queries| queries.start);
+            queries.sort_unstable_by_key(|queries| queries.start);
             let apart = queries.windows(2).all(|pair| pair[0].end <= pair[1].start);
             CHECK.that(apart, "stretches", || "queries of one stretch each".into(), || "a query of several".into())?;
         }

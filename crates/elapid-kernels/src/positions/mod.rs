@@ -8,6 +8,7 @@ mod width;
 
 use crate::cuda::{Buffer, Gpu, Result};
 use crate::error::{self, Check};
+use crate::reuse::List;
 use crate::{Array, Segments};
 
 pub use width::Width;
@@ -18,10 +19,10 @@ const CHECK: Check = Check("positions");
 ///
 /// # Errors
 /// If sizes do not fit.
-pub fn on_host(b: usize, l: usize, starts: Option<&[u64]>, segments: &Segments<'_>) -> error::Result<Vec<u64>> {
+pub fn on_host(b: usize, l: usize, starts: Option<&[u64]>, segments: &Segments<'_>) -> error::Result<List<u64>> {
     CHECK.len("starts", starts.map_or(b, <[u64]>::len), b)?;
     segments.check(CHECK.0, b, l)?;
-    let mut positions = Vec::with_capacity(CHECK.product("b l", &[b, l])?);
+    let mut positions = List::with_room(CHECK.product("b l", &[b, l])?);
     for row in 0..b {
         let mut at = starts.map_or(0, |starts| starts[row]);
         for t in 0..l {
@@ -80,8 +81,8 @@ mod tests {
     fn documents_begin_at_resets() {
         let resets = [0, 0, 1, 0, 1, 0, 0, 0];
         let segments = Segments { lengths: None, resets: Some(&resets) };
-        assert_eq!(on_host(2, 4, Some(&[7, 100]), &segments).unwrap(), [7, 8, 0, 1, 0, 1, 2, 3]);
-        assert_eq!(on_host(1, 3, None, &Segments::default()).unwrap(), [0, 1, 2]);
+        assert_eq!(on_host(2, 4, Some(&[7, 100]), &segments).unwrap()[..], [7, 8, 0, 1, 0, 1, 2, 3]);
+        assert_eq!(on_host(1, 3, None, &Segments::default()).unwrap()[..], [0, 1, 2]);
         assert_eq!(on_host(2, 3, Some(&[1]), &Segments::default()).unwrap_err().argument, "starts");
     }
 
@@ -98,7 +99,7 @@ mod tests {
                 let host = Segments { lengths: None, resets: with.then_some(&resets[..]) };
                 let want = on_host(b, l, Some(&starts), &host).unwrap();
                 let got = on_device(gpu, b, l, Some(Array::Host(&starts)), &segments, Width::U64).unwrap();
-                assert_eq!(want, gpu.download::<u64>(&got, 0, b * l).unwrap(), "{b} x {l}, {often}");
+                assert_eq!(want[..], gpu.download::<u64>(&got, 0, b * l).unwrap(), "{b} x {l}, {often}");
                 let begins = gpu.upload(&starts).unwrap();
                 let got = on_device(gpu, b, l, Some(Array::Device(&begins)), &segments, Width::U32).unwrap();
                 let want: Vec<u32> = want.iter().map(|&at| at as u32).collect();

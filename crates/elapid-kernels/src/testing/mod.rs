@@ -1,8 +1,10 @@
 //! Shared by the tests of this crate and of the crates above: error measures, gradient checks, deterministic random numbers,
 //! and poisoned outputs. The library itself does not use it.
 
+mod allocations;
 mod terms;
 
+pub use allocations::{CountingAllocator, allocations};
 pub use terms::{Terms, err_ratio_of_terms, error_of_terms, terms};
 
 use crate::{Rows, RowsMut};

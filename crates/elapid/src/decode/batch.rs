@@ -9,7 +9,7 @@ use elapid_kernels::sampling::Scratch;
 
 use crate::Layout;
 use crate::lm::{LanguageModel, Positions};
-use crate::pass::Steps;
+use crate::pass::Cx;
 use crate::state::State;
 use crate::{Error, Result, Tensor};
 
@@ -26,8 +26,8 @@ pub(super) struct Batch {
     /// `[rows v]` of the last step.
     logits: Option<Tensor>,
     scratch: Scratch,
-    /// What follows from parameters alone.
-    steps: Arc<Steps>,
+    /// The pass of a step over these rows, from the first of them on.
+    pass: Option<Cx>,
 }
 
 struct BatchRow {
@@ -55,8 +55,10 @@ impl Batch {
 
     pub(super) fn step(&mut self, model: &LanguageModel) -> Result<()> {
         let state = self.state.take().ok_or_else(lost)?;
-        let cx = model.inference(Layout::new(self.rows.len(), 1)).stepping(&self.steps);
-        let (logits, state) = model.logits(&cx, &self.tokens, state, Positions::Last)?;
+        let rows = self.rows.len();
+        let cx = self.pass.get_or_insert_with(|| model.inference(Layout::new(rows, 1)).stepping(&Arc::default()));
+        cx.layout.b = rows;
+        let (logits, state) = model.logits(cx, &self.tokens, state, Positions::Last)?;
         self.state = Some(state);
         let logits = logits.value();
         for (i, (row, token)) in self.rows.iter_mut().zip(&mut self.tokens).enumerate() {

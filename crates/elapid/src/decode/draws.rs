@@ -54,7 +54,8 @@ impl Drawing {
     fn new(draws: &Draws<'_>, position: u64, v: usize) -> Self {
         let Draws { sampling, seed, sample, .. } = *draws;
         let counts = vec![0; if sampling.counts() { v } else { 0 }];
-        let mut row = Self { sampling, seed, sample, position, recent: VecDeque::new(), counts };
+        let room = if sampling.repetition_penalty == 1.0 { 0 } else { RECENT };
+        let mut row = Self { sampling, seed, sample, position, recent: VecDeque::with_capacity(room), counts };
         draws.recent[draws.recent.len().saturating_sub(RECENT)..].iter().for_each(|&id| row.remember(id));
         draws.generated.iter().for_each(|&id| row.count(id));
         row

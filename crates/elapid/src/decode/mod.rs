@@ -155,6 +155,9 @@ impl Decoder {
 
     /// Reads one token of every admitted row and draws the next; does not wait for a GPU. Without rows it does nothing.
     ///
+    /// On the CPU a step allocates nothing after the first ones, but for the page that a cache of keys or values needs every
+    /// [`PAGE`](crate::state::PAGE) positions.
+    ///
     /// # Errors
     /// If the device fails, or has too little memory; the rows are lost then. A row whose logits are not finite fails alone:
     /// [`token`](Self::token) tells it.

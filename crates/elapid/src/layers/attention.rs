@@ -477,7 +477,7 @@ impl Layer for Attention {
         }
         past_k.push(&k, &cx.layout)?;
         past_v.push(&v, &cx.layout)?;
-        let mut next = LayerState::new(vec![Slot::Cache(past_k), Slot::Cache(past_v)]);
+        let mut next = LayerState::new([past_k, past_v].map(Slot::Cache));
         next.extend(window);
         Ok((y, next))
     }

@@ -85,7 +85,7 @@ impl Layer for Sum {
         let mut before = state.into_slots().into_iter();
         let (mut y, mut after): (Option<(Var, f32)>, _) = (None, Vec::new());
         for part in &self.parts {
-            let own = LayerState::new(before.by_ref().take(part.layer.state().len()).collect());
+            let own = LayerState::new(before.by_ref().take(part.layer.state().len()));
             let (term, own) = part.layer.forward(cx, &scaled(x, part.input_scale)?, own)?;
             after.extend(own.into_slots());
             y = Some(match y {

@@ -1,6 +1,7 @@
 //! Residual add and RMSNorm in one pass.
 
 use elapid_kernels::add_norm as kernel;
+use elapid_kernels::reuse::List;
 
 use crate::autograd::{Var, Want, record};
 use crate::{DType, Result, Tensor};
@@ -26,7 +27,7 @@ pub fn add_norm(x: &Var, residual: Option<&Var>, weight: &Var, eps: f32) -> Resu
         sum.view_mut(),
         rstd.view_mut(),
     )?;
-    let inputs: Vec<&Var> = [x, weight].into_iter().chain(residual).collect();
+    let inputs: List<&Var> = [x, weight].into_iter().chain(residual).collect();
     let (x, residual, weight) = (x.without_numbers(), residual.map(Var::without_numbers), weight.clone());
     let kept_sum = sum.clone();
     let [again_sum, again_weight, again_rstd] = [&sum, weight.value(), &rstd].map(Tensor::clone);

@@ -2,6 +2,8 @@
 
 use elapid_kernels::attention::{self as kernel, Args, Attention, Page, Stretch, Together};
 
+use elapid_kernels::reuse::List;
+
 use super::documents::{documents, shape_of_y};
 use crate::autograd::Var;
 use crate::state::Cache;
@@ -15,7 +17,7 @@ pub(super) fn cached_attention(
     sizes: &Attention,
     layout: &Layout,
 ) -> Result<Tensor> {
-    let (mut stretches, mut pages) = (Vec::new(), Vec::new());
+    let (mut stretches, mut pages) = (List::new(), List::new());
     for (row, documents) in documents(layout, past_k)?.into_iter().enumerate() {
         let first = pages.len();
         pages.extend(past_k.pages(row).zip(past_v.pages(row)).map(|(k, v)| Page { k, v }));

@@ -1,5 +1,6 @@
 //! The short causal convolution.
 
+use elapid_kernels::reuse::List;
 use elapid_kernels::{View, causal_conv1d as kernel};
 use kernel::{Args, Dims, Grads};
 
@@ -24,7 +25,7 @@ pub fn causal_conv1d(
     layout: &Layout,
 ) -> Result<(Var, Var)> {
     let dims = Dims { b: layout.b, l: layout.l, d: x.value().cols(), k: weight.value().cols() };
-    let inputs: Vec<&Var> = [x, weight, window].into_iter().chain(bias).collect();
+    let inputs: List<&Var> = [x, weight, window].into_iter().chain(bias).collect();
     let recorded = inputs.iter().any(|x| x.wants_grad());
     let mut y = Tensor::output(x.value().device(), x.value().dtype(), x.shape())?;
     let mut last = state_after(window, dims.l, in_place, recorded)?;

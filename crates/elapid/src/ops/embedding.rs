@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use elapid_kernels::cuda::Buffer;
 use elapid_kernels::packed::Packed;
+use elapid_kernels::reuse::List;
 use elapid_kernels::{Array, embedding as kernel};
 
 use crate::autograd::{Var, record};
@@ -55,7 +56,7 @@ impl Ids<'_> {
     /// uploaded, if they come from the host and go to a GPU.
     fn on(&self, device: Device, v: usize) -> Result<Placed> {
         match (self, device) {
-            (Self::Host(ids), Device::Cpu) => Ok(Placed::Host(ids.to_vec())),
+            (Self::Host(ids), Device::Cpu) => Ok(Placed::Host(ids.iter().copied().collect())),
             (Self::Host(ids), Device::Cuda(gpu)) => {
                 kernel::check_ids(ids, v)?;
                 Ok(Placed::Device(Arc::new(gpu.upload(ids)?)))
@@ -70,14 +71,14 @@ impl Ids<'_> {
 
 /// Ids on the device of an operation.
 enum Placed {
-    Host(Vec<u32>),
+    Host(List<u32>),
     Device(Arc<Buffer>),
 }
 
 impl Placed {
     fn view(&self) -> Array<'_, u32> {
         match self {
-            Self::Host(ids) => ids.into(),
+            Self::Host(ids) => ids[..].into(),
             Self::Device(ids) => ids.as_ref().into(),
         }
     }

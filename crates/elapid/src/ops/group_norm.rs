@@ -1,5 +1,6 @@
 //! Normalisation of groups of channels, with a gate.
 
+use elapid_kernels::reuse::List;
 use elapid_kernels::{View, group_norm as kernel};
 pub use kernel::Place as GatePlace;
 use kernel::{Args, Gate, Grads};
@@ -47,7 +48,7 @@ pub fn group_norm(x: &Var, norm: GroupNorm) -> Result<Var> {
     kernel::forward(norm.args(x), y.view_mut())?;
     let (x, inputs) = (x.clone(), norm.clone());
     let z = inputs.gate.as_ref().map(|(z, _)| z);
-    let inputs: Vec<&Var> = [&x].into_iter().chain(z).chain(&inputs.weight).chain(&inputs.bias).collect();
+    let inputs: List<&Var> = [&x].into_iter().chain(z).chain(&inputs.weight).chain(&inputs.bias).collect();
     let kept = x.clone();
     let [y] = record(&inputs, [y], move |grads, [y]| {
         let Some(dy) = grads.take(y)? else { return Ok(()) };

@@ -2,6 +2,7 @@
 
 use elapid_kernels::linear as kernel;
 use elapid_kernels::packed::{self, Packed};
+use elapid_kernels::reuse::List;
 
 use crate::autograd::{Var, record};
 use crate::{Error, Result, Tensor};
@@ -16,7 +17,7 @@ use crate::{Error, Result, Tensor};
 pub fn linear(x: &Var, weight: &Var, bias: Option<&Var>) -> Result<Var> {
     let recorded = x.wants_grad() || weight.wants_grad();
     let y = product(x.value(), weight.value(), bias.map(Var::value), recorded)?;
-    let inputs: Vec<&Var> = [x, weight].into_iter().chain(bias).collect();
+    let inputs: List<&Var> = [x, weight].into_iter().chain(bias).collect();
     let kept = weight.wants_grad().then(|| x.saved());
     let (x, weight, bias) = (x.without_numbers(), weight.clone(), bias.map(Var::without_numbers));
     let [y] = record(&inputs, [y], move |grads, [y]| {
@@ -50,8 +51,7 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, recorded: bool) -
     if let Some(packed) = weight.packed() {
         return packed_product(x, packed, bias, recorded);
     }
-    let mut shape = x.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 1) = weight.row_count();
+    let shape = shape_of_y(x, weight.row_count());
     let mut y = Tensor::output(x.device(), x.dtype(), &shape)?;
     let bias = bias.map(Tensor::view_flat);
     match recorded {
@@ -59,6 +59,13 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, recorded: bool) -
         false => kernel::forward_invariant(x.view(), weight.view(), bias, y.view_mut())?,
     }
     Ok(y)
+}
+
+/// `[.. n]` of x `[.. k]`.
+fn shape_of_y(x: &Tensor, n: usize) -> List<usize> {
+    let mut shape: List<usize> = x.shape().iter().copied().collect();
+    *shape.last_mut().unwrap_or(&mut 1) = n;
+    shape
 }
 
 /// Refuses a packed weight where gradients are wanted.
@@ -69,7 +76,6 @@ pub(super) fn check_no_gradients(weight: &Packed, wanted: bool) -> Result<()> {
 
 fn packed_product(x: &Tensor, weight: &Packed, bias: Option<&Tensor>, recorded: bool) -> Result<Tensor> {
     check_no_gradients(weight, recorded)?;
-    let mut shape = x.shape().to_vec();
-    *shape.last_mut().unwrap_or(&mut 1) = weight.shape().0;
+    let shape = shape_of_y(x, weight.shape().0);
     Tensor::filled(&shape, |y| Ok::<_, Error>(packed::forward(x.rows(), weight, bias.map(Tensor::as_slice), y)?))
 }

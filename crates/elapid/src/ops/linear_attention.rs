@@ -1,5 +1,6 @@
 //! Linear attention with decay.
 
+use elapid_kernels::reuse::List;
 use elapid_kernels::{View, linear_attention as kernel};
 use kernel::{Args, Dims, Grads, Outputs, Saved};
 
@@ -88,7 +89,7 @@ impl LinearAttentionArgs {
         Dims { b: layout.b, l: layout.l, groups, heads, k, v }
     }
 
-    fn inputs(&self) -> Vec<&Var> {
+    fn inputs(&self) -> List<&Var> {
         let maybe = [self.decay.var(), self.write.as_ref(), self.bonus.as_ref(), self.skip.as_ref()];
         [&self.q, &self.k, &self.v, &self.initial].into_iter().chain(maybe.into_iter().flatten()).collect()
     }

@@ -1,5 +1,6 @@
 //! The norms of a model, fused with the residual sum before them.
 
+use elapid_kernels::reuse::List;
 use elapid_kernels::{elementwise, layer_norm as kernel};
 use kernel::{Args, Residual, Saved};
 use serde::{Deserialize, Serialize};
@@ -99,7 +100,7 @@ fn layer_norm(x: &Var, r: Option<&Var>, (keep, scale): (f32, f32), norm: &Norm<'
     let residual = r.map(|r| Residual { r: r.value().view(), keep, scale });
     let args = Args { x: x.value().view(), residual, weight, bias, eps };
     kernel::forward(args, y.view_mut(), sum.as_mut().map(Tensor::view_mut), statistics.view_mut())?;
-    let inputs: Vec<&Var> = [x].into_iter().chain(r).chain(norm.weight).chain(norm.bias).collect();
+    let inputs: List<&Var> = [x].into_iter().chain(r).chain(norm.weight).chain(norm.bias).collect();
     let (weight, bias) = (norm.weight.cloned(), norm.bias.cloned());
     let (input, residual) = (x.without_numbers(), r.map(Var::without_numbers));
     let saved_s = sum.clone().unwrap_or_else(|| x.value().clone());

@@ -1,5 +1,6 @@
 //! The selective scan.
 
+use elapid_kernels::reuse::List;
 use elapid_kernels::{View, selective_scan as kernel};
 use kernel::{Args, Dims, Discretisation, Grads, Outputs};
 
@@ -39,7 +40,7 @@ impl ScanArgs {
         Dims { b: layout.b, l: layout.l, d: self.u.value().cols(), n: self.a.value().cols() }
     }
 
-    fn inputs(&self) -> Vec<&Var> {
+    fn inputs(&self) -> List<&Var> {
         let always = [&self.u, &self.delta, &self.a, &self.b, &self.c, &self.initial];
         let maybe = [&self.delta_bias, &self.skip, &self.z];
         always.into_iter().chain(maybe.into_iter().filter_map(Option::as_ref)).collect()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use elapid_kernels::attention::paged;
+use elapid_kernels::reuse::List;
 
 use super::cache_spec::CacheSpec;
 use super::pages::{Page, Pages};
@@ -31,7 +32,7 @@ pub struct Cache {
 #[derive(Debug, Clone)]
 struct Span {
     var: Var,
-    rows: Vec<SpanRow>,
+    rows: List<SpanRow>,
 }
 
 /// Which positions of a chunk belong to the current document of a row.
@@ -127,7 +128,7 @@ impl Cache {
             let got = chunk.shape();
             return Err(Error::Argument(format!("a cache of {} rows [{b}, {l}, {cols}] got {got:?}", self.rows())));
         }
-        let mut rows = Vec::with_capacity(b);
+        let mut rows = List::with_room(b);
         for row in 0..b {
             let real = layout.len(row);
             rows.push(match layout.last_reset(row) {
@@ -150,7 +151,7 @@ impl Cache {
     pub(crate) fn settle(&mut self) {
         let settles = |span: &&Span| !span.var.wants_grad() && span.var.value().device() == Device::Cpu;
         let constant = self.recorded.iter().take_while(settles).count();
-        for span in self.recorded.drain(..constant).collect::<Vec<_>>() {
+        for span in self.recorded.drain(..constant).collect::<List<_>>() {
             let l = span.var.shape()[1];
             let chunk = span.var.value().rows();
             for (row, &part) in span.rows.iter().enumerate() {
@@ -166,7 +167,7 @@ impl Cache {
         self.settle();
         let settles = |span: &&Span| !span.var.wants_grad();
         let constant = self.recorded.iter().take_while(settles).count();
-        for Span { var, rows } in self.recorded.drain(..constant).collect::<Vec<_>>() {
+        for Span { var, rows } in self.recorded.drain(..constant).collect::<List<_>>() {
             let (l, x) = (var.shape()[1], var.value());
             let Some(gpu) = x.gpu() else { continue };
             let shape = self.spec.page(x.dtype());

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use elapid_kernels::reuse::List;
 use safetensors::tensor::Dtype;
 
 use super::{Cache, CacheSpec, LayerState, Row, Slot, Spec, State, StateKind, StateSpec, with_batch};
@@ -57,11 +58,11 @@ impl State {
     pub(crate) fn load(path: &Path, spec: &Spec, fingerprint: &str) -> Result<(Self, HashMap<String, String>)> {
         let file = File::open(path)?;
         file.check(fingerprint)?;
-        let mut layers = Vec::with_capacity(spec.len());
+        let mut layers = List::with_room(spec.len());
         let mut rows = None;
         for (place, specs) in spec.iter() {
-            let slots = specs.iter().map(|spec| file.slot(place, spec, &mut rows)).collect::<Result<_>>()?;
-            layers.push(LayerState::new(slots));
+            let slots = specs.iter().map(|spec| file.slot(place, spec, &mut rows));
+            layers.push(LayerState(slots.collect::<Result<_>>()?));
         }
         let rows = file.rows(rows)?;
         Ok((Self { layers, spec: spec.clone(), rows }, file.notes()))
@@ -177,13 +178,13 @@ impl<'a> File<'a> {
         numbers.ok_or_else(|| self.wrong(format!("field `{key}` is not a list of numbers")))
     }
 
-    fn rows(&self, rows: Option<usize>) -> Result<Vec<Row>> {
+    fn rows(&self, rows: Option<usize>) -> Result<List<Row>> {
         // A model whose layers have no state still has rows.
         let b = rows.map_or_else(|| self.list("positions").map(|list| list.len()), Ok)?;
         if self.is_first_version() {
             let all = self.field("position").parse();
             let all: u64 = all.map_err(|_| self.wrong("field `position` is not a number".into()))?;
-            return Ok(vec![Row { read: all, document: all }; b]);
+            return Ok(List::of(Row { read: all, document: all }, b));
         }
         let of_rows = |key: &str| -> Result<Vec<u64>> {
             let numbers = self.list(key)?;

@@ -13,6 +13,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use elapid_kernels::reuse::List;
+
 pub use cache::Cache;
 pub(crate) use cache::Source;
 pub use cache_spec::CacheSpec;
@@ -91,12 +93,12 @@ pub enum Slot {
 
 /// The state of one layer: its entries in the order of its specs.
 #[derive(Debug, Clone, Default)]
-pub struct LayerState(Vec<Slot>);
+pub struct LayerState(List<Slot>);
 
 impl LayerState {
     /// The state with these entries.
-    pub fn new(slots: Vec<Slot>) -> Self {
-        Self(slots)
+    pub fn new(slots: impl IntoIterator<Item = Slot>) -> Self {
+        Self(slots.into_iter().collect())
     }
 
     /// A state of tensors only.
@@ -110,7 +112,7 @@ impl LayerState {
     }
 
     /// Moves out its entries.
-    pub fn into_slots(self) -> Vec<Slot> {
+    pub fn into_slots(self) -> List<Slot> {
         self.0
     }
 
@@ -119,7 +121,7 @@ impl LayerState {
     /// # Errors
     /// If it has other entries.
     pub fn into_fixed<const N: usize>(self) -> Result<[Var; N]> {
-        let tensors: Option<Vec<Var>> = self.0.into_iter().map(Slot::into_fixed).collect();
+        let tensors: Option<List<Var>> = self.0.into_iter().map(Slot::into_fixed).collect();
         let tensors = tensors.and_then(|tensors| tensors.try_into().ok());
         tensors.ok_or_else(|| state_error(format!("a layer with {N} state tensors got the state of another layer")))
     }
@@ -129,7 +131,7 @@ impl LayerState {
     /// # Errors
     /// If it has other entries.
     pub fn into_caches<const N: usize>(self) -> Result<[Cache; N]> {
-        let caches: Option<Vec<Cache>> = self.0.into_iter().map(Slot::into_cache).collect();
+        let caches: Option<List<Cache>> = self.0.into_iter().map(Slot::into_cache).collect();
         let caches = caches.and_then(|caches| caches.try_into().ok());
         caches.ok_or_else(|| state_error(format!("a layer with {N} caches got the state of another layer")))
     }
@@ -235,9 +237,9 @@ pub(crate) type Spec = Arc<[(String, Vec<StateSpec>)]>;
 /// The state of a batch of sequences.
 #[derive(Debug, Clone)]
 pub struct State {
-    layers: Vec<LayerState>,
+    layers: List<LayerState>,
     spec: Spec,
-    rows: Vec<Row>,
+    rows: List<Row>,
 }
 
 impl<'a> From<&'a State> for Cow<'a, State> {
@@ -266,11 +268,11 @@ impl State {
         let mut shared = Shared::default();
         let zeros = |(_, specs): &(String, Vec<StateSpec>)| LayerState::zeros(specs, b, device, &mut shared);
         let layers = spec.iter().map(zeros).collect::<Result<_>>()?;
-        Ok(Self { layers, spec: spec.clone(), rows: vec![Row::default(); b] })
+        Ok(Self { layers, spec: spec.clone(), rows: List::of(Row::default(), b) })
     }
 
     /// The state after a pass, with the new states of the layers.
-    pub(crate) fn after(&self, layers: Vec<LayerState>, layout: &Layout) -> Self {
+    pub(crate) fn after(&self, layers: List<LayerState>, layout: &Layout) -> Self {
         let advance = |(r, row): (usize, &Row)| {
             let len = layout.len(r) as u64;
             let document = layout.last_reset(r).map_or(row.document + len, |at| len - at as u64);
@@ -284,7 +286,8 @@ impl State {
     ///
     /// # Errors
     /// If there are more or fewer, or one has other entries.
-    pub fn with_layers(self, layers: Vec<LayerState>) -> Result<Self> {
+    pub fn with_layers(self, layers: impl IntoIterator<Item = LayerState>) -> Result<Self> {
+        let layers: List<LayerState> = layers.into_iter().collect();
         let same = |(one, other): (&Slot, &Slot)| match (one, other) {
             (Slot::Fixed(one), Slot::Fixed(other)) => one.shape() == other.shape(),
             (Slot::Cache(one), Slot::Cache(other)) => one.spec() == other.spec() && one.rows() == other.rows(),
@@ -300,7 +303,7 @@ impl State {
     }
 
     /// Moves every layer's state out, in order.
-    pub(crate) fn take_layers(&mut self) -> Vec<LayerState> {
+    pub(crate) fn take_layers(&mut self) -> List<LayerState> {
         std::mem::take(&mut self.layers)
     }
 
@@ -439,7 +442,7 @@ impl State {
     }
 
     /// Positions of each row since its last reset, where its document continues.
-    pub(crate) fn starts(&self) -> Vec<u64> {
+    pub(crate) fn starts(&self) -> List<u64> {
         self.rows.iter().map(|row| row.document).collect()
     }
 
@@ -472,7 +475,7 @@ impl State {
                 Slot::Fixed(x) => Slot::Fixed(x.detach()),
                 Slot::Cache(cache) => Slot::Cache(cache.detach()),
             });
-            LayerState::new(slots.collect())
+            LayerState::new(slots)
         };
         Self { layers: self.layers.iter().map(detached).collect(), ..self.clone() }
     }
@@ -514,7 +517,7 @@ impl State {
         };
         let layer = |(i, (_, specs)): (usize, &(String, Vec<StateSpec>))| {
             let slots = specs.iter().enumerate().map(|(j, spec)| stacked(i, j, spec));
-            slots.collect::<Result<_>>().map(LayerState::new)
+            slots.collect::<Result<_>>().map(LayerState)
         };
         let layers = first.spec.iter().enumerate().map(layer).collect::<Result<_>>()?;
         let rows = states.iter().flat_map(|state| state.rows.clone()).collect();

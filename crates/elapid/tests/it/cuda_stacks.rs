@@ -191,7 +191,7 @@ fn rotation_is_that_of_the_cpu() {
     let shape = [b, l, heads * dim];
     let [x, dy] = [(); 2].map(|()| Tensor::new(random.normal(b * l * heads * dim), &shape));
     let resets: Arc<[u8]> = (0..b * l).map(|i| u8::from(i % 5 == 3)).collect();
-    let layout = Layout { resets: Some(resets), starts: Some(Arc::from([4, 1000])), ..Layout::new(b, l) };
+    let layout = Layout { resets: Some(resets), starts: Some([4, 1000].into_iter().collect()), ..Layout::new(b, l) };
     for pairs in [Pairs::Halves, Pairs::Interleaved] {
         let rotary = Rotary::new(dim, 12, 1e4, Scaling::None, pairs);
         let run = |device: Device, whole: bool| {

@@ -118,7 +118,7 @@ pub(super) fn check(
     };
     let initial: Vec<Var> = read("init.state.")?.into_iter().map(|x| tape.leaf(x)).collect();
     let mut each = initial.chunks(entries.len());
-    let states = (0..layers).map(|_| LayerState::of(each.next().unwrap_or_default().iter().cloned())).collect();
+    let states = (0..layers).map(|_| LayerState::of(each.next().unwrap_or_default().iter().cloned()));
     let (y, last) = pass(Some(tape.clone()), leaf.clone(), zero.having_read(subject.start).with_layers(states)?)?;
     report.close("init.y", &golden.floats("init.y")?, &y.value().to_vec()?);
     compare(golden, entries, "init.final.", &values(&last)?, layers, report)?;

@@ -24,7 +24,7 @@ pub(super) fn check(golden: &Golden<'_>, keys: &mut Keys, report: &mut Report) -
     let plain = Rotary::new(c, c, 10000.0, Scaling::None, Pairs::Interleaved);
     let queries = Rotary { centre, ..plain.with_xpos(base) };
     let keys = queries.clone().inverse_growth();
-    let layout = Layout { starts: Some(vec![offset as u64; b].into()), ..Layout::new(b, l) };
+    let layout = Layout { starts: Some(std::iter::repeat_n(offset as u64, b).collect()), ..Layout::new(b, l) };
     let tensor = |name: &str| -> Result<Tensor> {
         Ok(Tensor::new(golden.floats(name)?.into_iter().map(|x| x as f32).collect(), &[b, l, c]))
     };

@@ -29,6 +29,7 @@ use super::sizes::{BLOCK, Host, TILE, Vectors, Widths, is_wide};
 use crate::attention::keys::Keys;
 use crate::attention::{Attention, Grads, Stretch};
 use crate::parallel::split;
+use crate::reuse::List;
 use crate::{Isa, Rows, RowsMut};
 
 /// Queries that share a pass over the keys: their probabilities of a tile stay in the L1 cache.
@@ -104,7 +105,7 @@ fn waves(stretches: &[Stretch]) -> Vec<Vec<usize>> {
 /// The tiles of a head of keys, in the orders of three products.
 #[derive(Debug)]
 struct Packed {
-    tiles: Vec<usize>,
+    tiles: List<usize>,
     k_across: Scratch,
     k_along: Scratch,
     v_across: Scratch,
@@ -114,7 +115,7 @@ impl Packed {
     fn new(
         widths: Widths,
         vectors: Vectors,
-        tiles: Vec<usize>,
+        tiles: List<usize>,
         stretch: &Stretch,
         (k, v): (Keys<'_>, Keys<'_>),
     ) -> Self {
@@ -225,10 +226,10 @@ impl WithSimd for Backward<'_> {
 
 /// A group of queries.
 struct Group {
-    rows: Vec<Row>,
+    rows: List<Row>,
     /// Queries, times a factor, and gradients in blocks of rows.
-    q: Vec<[f32; BLOCK]>,
-    dy: Vec<[f32; BLOCK]>,
+    q: List<[f32; BLOCK]>,
+    dy: List<[f32; BLOCK]>,
     /// Of each row log₂ Σ 2^x, and δ.
     lse: Vec<f32>,
     delta: Vec<f32>,

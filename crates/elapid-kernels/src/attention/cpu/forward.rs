@@ -16,6 +16,7 @@ use super::sizes::{BLOCK, Host, ROWS, TILE, Vectors, Widths, is_wide};
 use crate::attention::keys::Keys;
 use crate::attention::{Attention, Stretch};
 use crate::parallel::{grain, split};
+use crate::reuse::List;
 use crate::{Isa, Rows, RowsMut};
 
 /// Less than any score that is not -inf.
@@ -39,7 +40,7 @@ enum Source<'a> {
 /// The tiles of one head of a stretch.
 #[derive(Debug)]
 struct Packed {
-    tiles: Vec<usize>,
+    tiles: List<usize>,
     k: Scratch,
     v: Scratch,
 }
@@ -48,7 +49,7 @@ impl Packed {
     fn new(
         widths: Widths,
         vectors: Vectors,
-        tiles: Vec<usize>,
+        tiles: List<usize>,
         stretch: &Stretch,
         (k, v): (Keys<'_>, Keys<'_>),
     ) -> Self {
@@ -68,7 +69,7 @@ struct Unit<'a> {
     stretch: usize,
     kv: usize,
     /// Groups of queries that share passes over the keys, and their part of the output.
-    groups: Vec<(Range<usize>, RowsMut<'a>)>,
+    groups: List<(Range<usize>, RowsMut<'a>)>,
 }
 
 pub(in crate::attention) fn forward(isa: Isa, attention: &Attention, args: &Host<'_>, y: RowsMut<'_>) {
@@ -100,23 +101,23 @@ pub(in crate::attention) fn forward(isa: Isa, attention: &Attention, args: &Host
     });
 }
 
-fn units<'a>(attention: &Attention, args: &Host<'_>, widths: Widths, y: RowsMut<'a>) -> Vec<Unit<'a>> {
+fn units<'a>(attention: &Attention, args: &Host<'_>, widths: Widths, y: RowsMut<'a>) -> List<Unit<'a>> {
     let step = (ROWS / widths.group).max(1);
     let parts = args.stretches.iter().enumerate().flat_map(|(at, stretch)| {
         let count = stretch.queries.len();
         (0..count).step_by(step).map(move |from| (at, from..count.min(from + step)))
     });
-    let parts: Vec<(usize, Range<usize>)> = parts.collect();
+    let parts: List<(usize, Range<usize>)> = parts.collect();
     let rows = |(at, queries): &(usize, Range<usize>)| {
         let first = args.stretches[*at].queries.start;
         first + queries.start..first + queries.end
     };
-    let ranges: Vec<Range<usize>> = parts.iter().map(rows).collect();
+    let ranges: List<Range<usize>> = parts.iter().map(rows).collect();
     let cut = pieces(y, &ranges, widths.group * widths.dv, |mut padding| padding.fill(0.0));
-    let mut units: Vec<Unit<'a>> = Vec::with_capacity(args.stretches.len() * attention.kv_heads);
+    let mut units: List<Unit<'a>> = List::with_room(args.stretches.len() * attention.kv_heads);
     for ((stretch, queries), heads) in parts.into_iter().zip(cut) {
         if queries.start == 0 {
-            units.extend((0..attention.kv_heads).map(|kv| Unit { stretch, kv, groups: Vec::new() }));
+            units.extend((0..attention.kv_heads).map(|kv| Unit { stretch, kv, groups: List::new() }));
         }
         let first = units.len() - attention.kv_heads;
         for (unit, y) in units[first..].iter_mut().zip(heads) {
@@ -169,8 +170,11 @@ impl Forward<'_> {
         let (rows, count) = rows(self.attention, self.stretch, self.queries.clone(), (self.kv, group), R);
         let q = pack_rows::<R>(self.q, &rows, c, rule.q);
         let (zero, width) = (simd.splat_f32s(0.0), self.vectors.across(dv));
-        let mut sums =
-            Online { m: vec![LOWEST; rows.len()], l: vec![zero; rows.len()], a: vec![zero; rows.len() * width] };
+        let mut sums = Online {
+            m: List::of(LOWEST, rows.len()),
+            l: List::of(zero, rows.len()),
+            a: List::of(zero, rows.len() * width),
+        };
         let (k_len, v_len) = (across_len(c), along_len(self.vectors, dv, TILE));
         let tiles = tiles(self.attention, self.stretch, self.queries.clone());
         let blocks = Blocks { rule: &rule, end: self.stretch.end(), rows: &rows, q: &q, c };

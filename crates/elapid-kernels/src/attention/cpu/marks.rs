@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::sizes::TILE;
 use crate::attention::{Attention, Mask, Stretch};
+use crate::reuse::List;
 
 /// Keys of the tile at position `p0` outside of which queries at positions `t` see none, of a document of `n` positions.
 pub(super) fn hull(mask: &Mask, t: Range<usize>, n: usize, p0: usize) -> Range<usize> {
@@ -63,10 +64,10 @@ fn every(step: usize, t: usize, range: Range<usize>, p0: usize, marks: &mut [f32
 }
 
 /// The tiles that queries see, in order.
-pub(super) fn tiles(attention: &Attention, stretch: &Stretch, queries: Range<usize>) -> Vec<usize> {
+pub(super) fn tiles(attention: &Attention, stretch: &Stretch, queries: Range<usize>) -> List<usize> {
     let n = stretch.end();
     if queries.is_empty() {
-        return Vec::new();
+        return List::new();
     }
     let (first, last) = (stretch.time(queries.start), stretch.time(queries.end - 1));
     let there = |k: &usize| k * TILE < stretch.sinks || (k + 1) * TILE > stretch.sinks + stretch.gap;

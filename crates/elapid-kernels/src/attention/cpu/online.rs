@@ -4,15 +4,16 @@ use pulp::Simd;
 
 use super::score::{Row, Rule, Seen, finish, power};
 use super::sizes::TILE;
+use crate::reuse::List;
 
 /// What a pass over the keys has of each row so far.
 pub(super) struct Online<V> {
     /// The greatest score.
-    pub(super) m: Vec<f32>,
+    pub(super) m: List<f32>,
     /// The sum of powers, by lane.
-    pub(super) l: Vec<V>,
+    pub(super) l: List<V>,
     /// The sum of values, `[row][vector]`.
-    pub(super) a: Vec<V>,
+    pub(super) a: List<V>,
 }
 
 /// Scores become powers; returns what earlier sums are multiplied by.

@@ -8,18 +8,19 @@ use std::ops::Range;
 use super::sizes::{TILE, Vectors};
 use crate::attention::Stretch;
 use crate::attention::keys::Keys;
+use crate::reuse::List;
 
 /// Memory whose first element is at a multiple of 64 bytes, so that no vector crosses a cache line.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    data: Vec<f32>,
+    data: List<f32>,
     from: usize,
     len: usize,
 }
 
 impl Scratch {
     pub(super) fn new(len: usize) -> Self {
-        let data = vec![0.0; len + 16];
+        let data = List::of(0.0, len + 16);
         let from = data.as_ptr().align_offset(64).min(16);
         Self { data, from, len }
     }
@@ -65,7 +66,7 @@ pub(super) fn across<'a>(
     mut rows: impl ExactSizeIterator<Item = Option<&'a [f32]>>,
     out: &mut [f32],
 ) {
-    let (keys, missing) = (vectors.keys(), vec![0.0; columns]);
+    let (keys, missing) = (vectors.keys(), List::of(0.0, columns));
     let blocks = rows.len().div_ceil(keys);
     for block in out.chunks_exact_mut((keys * columns).max(1)).take(blocks) {
         for from in (0..keys).step_by(SOME) {

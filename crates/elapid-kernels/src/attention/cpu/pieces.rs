@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::RowsMut;
+use crate::reuse::List;
 
 /// For each range of rows, which do not overlap, the columns of each head. Rows outside all ranges go to `outside`.
 pub(super) fn pieces<'a>(
@@ -10,10 +11,10 @@ pub(super) fn pieces<'a>(
     ranges: &[Range<usize>],
     columns: usize,
     outside: impl Fn(RowsMut<'a>),
-) -> Vec<Vec<RowsMut<'a>>> {
-    let mut order: Vec<usize> = (0..ranges.len()).collect();
-    order.sort_by_key(|&i| (ranges[i].start, ranges[i].end));
-    let mut found: Vec<Vec<RowsMut<'a>>> = ranges.iter().map(|_| Vec::new()).collect();
+) -> List<List<RowsMut<'a>>> {
+    let mut order: List<usize> = (0..ranges.len()).collect();
+    order.sort_unstable_by_key(|&i| (ranges[i].start, ranges[i].end, i));
+    let mut found: List<List<RowsMut<'a>>> = ranges.iter().map(|_| List::new()).collect();
     let (mut rest, mut at) = (all, 0);
     for i in order {
         let range = &ranges[i];

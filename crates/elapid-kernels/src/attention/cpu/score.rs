@@ -8,6 +8,7 @@ use pulp::Simd;
 use super::sizes::TILE;
 use super::{marks, product};
 use crate::attention::{Attention, Mask, Stretch};
+use crate::reuse::List;
 use crate::{Rows, math};
 
 /// How a product becomes a score.
@@ -52,14 +53,14 @@ pub(super) fn rows(
     queries: Range<usize>,
     (kv, group): (usize, usize),
     block: usize,
-) -> (Vec<Row>, usize) {
+) -> (List<Row>, usize) {
     let slope = |head: usize| match attention.alibi {
         true => (attention.slope(kv * group + head) * LOG2_E) as f32,
         false => 0.0,
     };
     let first = queries.start;
     let row = |i: usize, head: usize| Row { t: stretch.time(i), slope: slope(head), at: (i - first, head) };
-    let mut rows: Vec<Row> = queries.flat_map(|i| (0..group).map(move |head| row(i, head))).collect();
+    let mut rows: List<Row> = queries.flat_map(|i| (0..group).map(move |head| row(i, head))).collect();
     let count = rows.len();
     if let Some(&last) = rows.last() {
         rows.resize(count.next_multiple_of(block), last);
@@ -68,8 +69,8 @@ pub(super) fn rows(
 }
 
 /// Columns of rows, times a factor, in blocks of R: `[block][column][row]`.
-pub(super) fn pack_rows<const R: usize>(x: Rows<'_>, rows: &[Row], columns: usize, factor: f32) -> Vec<[f32; R]> {
-    let mut packed = vec![[0.0; R]; rows.len() / R * columns];
+pub(super) fn pack_rows<const R: usize>(x: Rows<'_>, rows: &[Row], columns: usize, factor: f32) -> List<[f32; R]> {
+    let mut packed = List::of([0.0; R], rows.len() / R * columns);
     for (rows, packed) in rows.chunks_exact(R).zip(packed.chunks_exact_mut(columns.max(1))) {
         for (r, row) in rows.iter().enumerate() {
             let x = &x.row(row.at.0)[row.at.1 * columns..][..columns];

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::linear_attention::{Args, Dims};
+use crate::reuse::List;
 use crate::{Rows, RowsMut, Segments};
 
 /// Positions of a chunk, at most: four times the rows of sums in registers.
@@ -105,8 +106,8 @@ impl<'a> Head<'a> {
 }
 
 /// A matrix `[b l (head width)]` cut to rows of the batch and heads, in that order.
-pub(super) fn pieces<'a>(all: RowsMut<'a>, dims: Dims, heads: usize, width: usize) -> Vec<RowsMut<'a>> {
-    let (mut rest, mut found) = (all, Vec::with_capacity(dims.b * heads));
+pub(super) fn pieces<'a>(all: RowsMut<'a>, dims: Dims, heads: usize, width: usize) -> List<RowsMut<'a>> {
+    let (mut rest, mut found) = (all, List::with_room(dims.b * heads));
     for _ in 0..dims.b {
         let (mut row, below) = rest.split_rows(dims.l);
         for _ in 0..heads {

@@ -5,6 +5,7 @@ use pulp::{Simd, WithSimd};
 use super::chunk::by_key;
 use super::parts::{Chunk, Head, pieces};
 use crate::linear_attention::{Args, Decay, Dims};
+use crate::reuse::List;
 use crate::{Isa, Rows, RowsMut, parallel};
 
 /// Vectors of a block of columns.
@@ -21,7 +22,8 @@ pub(in crate::linear_attention) fn step(
     y: RowsMut<'_>,
 ) {
     let each = dims.k * dims.columns(args.normaliser.is_some());
-    let heads: Vec<_> = pieces(y, dims, dims.heads, dims.v).into_iter().zip(state.chunks_exact_mut(each)).collect();
+    let mut heads: List<_> =
+        pieces(y, dims, dims.heads, dims.v).into_iter().zip(state.chunks_exact_mut(each)).collect();
     let run = |i: usize, mut y: RowsMut<'_>, state: &mut [f32]| {
         let head = Head { dims, args: *args, b: i / dims.heads, h: i % dims.heads };
         if args.segments.len(head.b, 1) == 0 {
@@ -33,8 +35,8 @@ pub(in crate::linear_attention) fn step(
         isa.run(Step { head, state, y: y.row(0) });
     };
     let grain = parallel::grain(heads.len(), each, LEAST, 1);
-    parallel::split(heads.len(), grain, heads, &|from, _, heads| {
-        heads.into_iter().enumerate().for_each(|(i, (y, state))| run(from + i, y, state));
+    parallel::split(heads.len(), grain, &mut heads[..], &|from, _, heads: &mut [_]| {
+        heads.iter_mut().enumerate().for_each(|(i, (y, state))| run(from + i, y.reborrow(), state));
     });
 }
 
@@ -77,8 +79,8 @@ impl WithSimd for Step<'_, '_> {
             q: args.scale * q[i],
             bonus: u.map_or(0.0, |u| u[i]),
         };
-        let rows: Vec<Row> = (0..dims.k).map(row).collect();
-        let (mut v, mut read) = (vec![0.0; columns], vec![0.0; columns]);
+        let rows: List<Row> = (0..dims.k).map(row).collect();
+        let (mut v, mut read) = (List::of(0.0, columns), List::of(0.0, columns));
         head.values_to(position, columns, &mut v);
         let mut at = 0;
         while at < columns {
