@@ -13,7 +13,6 @@ const HEADING: [&str; 6] = [">length", ">sequences", ">answers", ">right", ">pea
 
 /// The request of `--task`.
 pub(crate) struct Request<'a> {
-    pub(crate) task: &'a str,
     pub(crate) lengths: Option<&'a [usize]>,
     pub(crate) sequences: u64,
     pub(crate) seed: u64,

@@ -25,8 +25,8 @@ Examples:
   elapid compare runs/out/models/* --against state --report models.md
       also the sizes of models and states, and a picture of the best figure against the bytes of a state
 
-Runs whose folders are named alike but for -seed-N are drawn in one colour. With --against, runs whose folders are named alike
-but for a number at the end are joined by a line, and others have their names beside them.";
+Runs whose folders are named alike but for -seed-N are drawn in one colour. With --against, runs whose folders are \
+named alike but for a number at the end are joined by a line, and others have their names beside them.";
 
 /// The runs to compare.
 #[derive(clap::Args)]

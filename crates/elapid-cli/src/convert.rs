@@ -16,13 +16,17 @@ use crate::output::{Output, bytes, number, pairs, thousands};
 
 const EXAMPLES: &str = "\
 Examples:
-  elapid convert --model DIR --weights int8 --output DIR-int8      a quarter of the size, nearly the same loss
-  elapid convert --model DIR --weights int4 --output DIR-int4      an eighth
+  elapid convert --model DIR --weights int8 --output DIR-int8
+      a quarter of the size, nearly the same loss
+  elapid convert --model DIR --weights int4 --output DIR-int4
+      an eighth
   elapid convert --model DIR --weights int4 --calibrate book.txt --output DIR-int4
-  elapid convert --model DIR --weights f32 --output DIR-f32        numbers again, for other programs
+  elapid convert --model DIR --weights f32 --output DIR-f32
+      numbers again, for other programs
 
-A converted model is used like any other: `elapid generate --model DIR-int8`. It opens without being converted again, and
-takes no more memory than its file. On a GPU its weights are widened. Other programs read it after `--weights f32`.";
+A converted model is used like any other: `elapid generate --model DIR-int8`. It opens without being converted again, \
+and takes no more memory than its file. On a GPU its weights are widened. Other programs read it after `--weights \
+f32`.";
 
 /// What to convert.
 #[derive(clap::Args)]

@@ -9,6 +9,7 @@ use elapid::DType;
 use elapid::evaluate::{self, Reader, Summary};
 use elapid::files::{self, limit};
 use elapid_train::data::{Corpus, HeldOut, JSONL_FIELD, Options, Source, TokenStream};
+use elapid_train::tasks::Kind;
 use serde_json::{Value, json};
 
 use crate::answers::Request;
@@ -33,10 +34,9 @@ Examples:
   elapid eval --task induction-heads --model runs/out/a --model runs/out/b --report page.md
       several models side by side on one page, with the paper's figures, how they were trained, and pictures
 
-The loss is the mean negative log-likelihood per token, in nats. Bits per byte count all bytes of
-the text that was read, after decompression and as UTF-8, whatever the tokenizer; its first token is
-given, not predicted. For the last part of a text, its bytes count from the end of the token
-before it.";
+The loss is the mean negative log-likelihood per token, in nats. Bits per byte count all bytes of the text that was \
+read, after decompression and as UTF-8, whatever the tokenizer; its first token is given, not predicted. For the last \
+part of a text, its bytes count from the end of the token before it.";
 
 /// The share of the built-in text that training did not see.
 const HELD_OUT: f64 = 0.1;
@@ -128,7 +128,6 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
     let load = |model: Option<PathBuf>| ModelArgument { model, weights: arguments.weights }.load_on(place, output);
     if let Some(task) = &arguments.task {
         let request = Request {
-            task,
             lengths: arguments.lengths.as_ref().map(|lengths| lengths.0.as_slice()),
             sequences: arguments.sequences,
             seed: arguments.seed,
@@ -139,8 +138,12 @@ pub(crate) fn run(arguments: &Arguments, place: Place, output: Output) -> Result
         if dirs.is_empty() {
             dirs.push(None);
         }
+        let kind = Kind::find(task)?;
+        for dir in &dirs {
+            score::check_trained(kind, dir.as_deref())?;
+        }
         let models = dirs.into_iter().map(|dir| Ok((load(dir.clone())?, dir))).collect::<Result<_>>()?;
-        return score::run(&request, models, output);
+        return score::run(&request, kind, models, output);
     }
     let model = match arguments.models.as_slice() {
         [] => None,

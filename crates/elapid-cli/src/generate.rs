@@ -18,6 +18,7 @@ use crate::failure::wrong;
 use crate::input::read_stdin;
 use crate::model::{Loaded, ModelArgument, Place};
 use crate::output::{Output, number, thousands};
+use crate::terminal::Shown;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,8 +32,7 @@ Examples:
   elapid generate --model DIR --prompt-tokens 1,2,3 --max-tokens 32 --greedy --json
       token ids in and out: no tokenizer needed
 
-Continuing from a saved state, with or without more prompt, gives the same tokens as one uninterrupted
---greedy run.";
+Continuing from a saved state, with or without more prompt, gives the same tokens as one uninterrupted --greedy run.";
 
 /// The prompt, the model and the sampling.
 #[derive(clap::Args)]
@@ -401,6 +401,8 @@ struct Writer<'t> {
     stopped: bool,
     written: Written,
     last: Option<u8>,
+    /// Escapes what a terminal would obey; none for a pipe or a file.
+    shown: Option<Shown>,
 }
 
 #[derive(Default)]
@@ -415,7 +417,8 @@ impl<'t> Writer<'t> {
         let stream = tokenizer.map(|tokenizer| tokenizer.stream(arguments.special()).after(before)).transpose()?;
         let stops = StopStrings::new(arguments.stop.iter().cloned());
         let written = Written::default();
-        Ok(Self { stream, json: output.json, stops, stopped: false, written, last: None })
+        let shown = io::stdout().is_terminal().then(Shown::default);
+        Ok(Self { stream, json: output.json, stops, stopped: false, written, last: None, shown })
     }
 
     /// Adds a token; returns true if a stop string is complete. A `silent` token has no text.
@@ -448,7 +451,10 @@ impl<'t> Writer<'t> {
         }
         self.last = text.last().copied();
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text)?;
+        match &mut self.shown {
+            Some(shown) => stdout.write_all(shown.push(&String::from_utf8_lossy(text)).as_bytes())?,
+            None => stdout.write_all(text)?,
+        }
         Ok(stdout.flush()?)
     }
 
@@ -459,6 +465,9 @@ impl<'t> Writer<'t> {
             let released = self.stops.push(&rest);
             let held = self.stops.finish();
             self.write((released.text + &held.text).as_bytes())?;
+        }
+        if let Some(shown) = self.shown.take() {
+            self.write(shown.finish().as_bytes())?;
         }
         if self.last.is_some_and(|last| last != b'\n') {
             self.write(b"\n")?;

@@ -17,18 +17,21 @@ use crate::trace;
 
 const EXAMPLES: &str = "\
 Examples:
-  elapid inspect                        the model inside elapid
-  elapid inspect --model DIR            a directory; reads no weights, so it is fast at any size
-  elapid inspect --model-size 130m      a published size (130m 370m 790m 1.4b 2.8b), no weights needed
+  elapid inspect
+      the model inside elapid
+  elapid inspect --model DIR
+      a directory; reads no weights, so it is fast at any size
+  elapid inspect --model-size 130m
+      a published size (130m 370m 790m 1.4b 2.8b), no weights needed
   elapid inspect --model-size 256x4 --vocab 256 --json
   elapid inspect --trace delta --model DIR
       Δ of every layer over a sequence of selective copying, with a picture in delta.svg and delta.png
   elapid inspect --trace delta --prompt \"ROMEO: But soft\"
       the same over a text
 
-Δ is the step size of a channel at a position. Near 0 the state stays unchanged and the input is skipped. A large Δ forgets
-the state and absorbs the input. A model that has learned selective copying takes large steps at the tokens to copy and
-small ones at noise; the ratio of the two measures how well it selects.";
+Δ is the step size of a channel at a position. Near 0 the state stays unchanged and the input is skipped. A large Δ \
+forgets the state and absorbs the input. A model that has learned selective copying takes large steps at the tokens to \
+copy and small ones at noise; the ratio of the two measures how well it selects.";
 
 /// Which model.
 #[derive(clap::Args)]

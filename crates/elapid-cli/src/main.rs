@@ -18,9 +18,12 @@ mod output;
 mod ranks;
 mod report;
 mod score;
+mod shell;
 mod signals;
+mod terminal;
 mod threads;
 mod tokenize;
+mod tokenizer;
 mod trace;
 mod train;
 mod trial;
@@ -39,34 +42,37 @@ use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  elapid generate \"ROMEO:\"                          continue a text with the model inside the binary
-  elapid generate --model DIR --greedy \"Once\"       with your own model, always the most likely token
-  elapid train --data books/ --output runs/out/books  train on your own text
-  elapid eval --model DIR --data book.txt           loss, perplexity and bits per byte of a text
-  elapid bench decode --model-size 130m             tokens per second, compared with the limit of this machine
+  elapid generate \"ROMEO:\"
+      continue a text with the model inside the binary
+  elapid generate --model DIR --greedy \"Once\"
+      with your own model, always the most likely token
+  elapid train --data books/ --output runs/out/books
+      train on your own text
+  elapid eval --model DIR --data book.txt
+      loss, perplexity and bits per byte of a text
+  elapid bench decode --model-size 130m
+      tokens per second, compared with the limit of this machine
 
 Exit codes: 0 done, 1 the work failed, 2 the command line or a file was wrong.";
 
-/// Selective state space models (Mamba and its relatives): train, generate, evaluate, inspect, measure.
-///
-/// Without --model, commands use the byte-level model inside the binary.
+/// Selective state space models (Mamba and its relatives): train, generate, evaluate, inspect, measure. Without --model,
+/// commands use the byte-level model inside the binary.
 #[derive(Parser)]
 #[command(name = "elapid", version = version::SHORT, long_version = version::LONG, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print one JSON object on stdout, for scripts
+    /// One JSON object on stdout, for scripts
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
-    /// Print only the result and errors: no progress, no figures, no warnings
+    /// Only the result and errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     quiet: bool,
-    /// Number of compute threads [default: one per core]
+    /// Compute threads [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..),
           help_heading = "Global options")]
     threads: Option<u16>,
-    /// Device: cpu, cuda, cuda:1, or auto (the first GPU that works, else the CPU); when `train` runs on several GPUs, each
-    /// rank uses its own
+    /// cpu, cuda, cuda:1 or auto [default: auto, the first GPU that works, else the CPU]
     #[arg(
         long,
         global = true,
@@ -76,7 +82,7 @@ struct Cli {
         help_heading = "Global options"
     )]
     device: String,
-    /// Dtype of activations, and of weights on a GPU: f32 or bf16 (GPU only) [default: bf16 on a GPU]
+    /// f32, or bf16 on a GPU [default: bf16 on a GPU]
     #[arg(long, global = true, value_name = "DTYPE", help_heading = "Global options")]
     dtype: Option<DType>,
 }
@@ -97,11 +103,18 @@ enum Command {
     Convert(convert::Arguments),
     /// Turn text into token ids, and ids into text
     Tokenize(tokenize::Arguments),
+    /// Learn a vocabulary from text
+    #[command(subcommand)]
+    Tokenizer(tokenizer::Command),
     /// Show the hardware and its speed, and check that elapid works on this machine
     Doctor(doctor::Arguments),
     /// Measure speed on random values, compared with the limits of this machine
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Print a script by which a shell completes commands and options
+    Completions(shell::Completions),
+    /// Write manual pages
+    Man(shell::Man),
     /// Try tokenizers in this process, which may end it
     #[command(name = trial::COMMAND, hide = true)]
     TryTokenizer(trial::Arguments),
@@ -162,6 +175,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Inspect(arguments) => inspect::run(arguments, place, output),
         Command::Convert(arguments) => convert::run(arguments, output),
         Command::Tokenize(arguments) => tokenize::run(arguments, output),
+        Command::Tokenizer(command) => tokenizer::run(command, output),
+        Command::Completions(arguments) => arguments.run(Cli::command()),
+        Command::Man(arguments) => arguments.run(Cli::command(), output),
         Command::Doctor(arguments) => doctor::run(arguments, output),
         Command::Bench(command) => bench::run(command, place, output),
         Command::TryTokenizer(arguments) => trial::run(arguments),

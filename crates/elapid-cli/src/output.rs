@@ -6,6 +6,10 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
+use elapid_train::progress;
+
+use crate::terminal;
+
 /// Where and how a command prints.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
@@ -19,10 +23,10 @@ impl Output {
     /// Prints the result: `text` for people, or the object.
     pub(crate) fn result(&self, object: &Value, text: impl FnOnce() -> String) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        if self.json {
-            writeln!(stdout, "{object}")?
-        } else {
-            stdout.write_all(text().as_bytes())?
+        match (self.json, stdout.is_terminal()) {
+            (true, _) => writeln!(stdout, "{object}")?,
+            (false, true) => stdout.write_all(terminal::shown(&text()).as_bytes())?,
+            (false, false) => stdout.write_all(text().as_bytes())?,
         }
         Ok(stdout.flush()?)
     }
@@ -38,8 +42,15 @@ impl Output {
     pub(crate) fn warn(&self, line: impl std::fmt::Display) {
         if !self.quiet {
             // A failed write to stderr has nowhere to be reported.
-            writeln!(io::stderr(), "{line}").ok();
+            writeln!(io::stderr(), "{}", terminal::message(&line.to_string())).ok();
         }
+    }
+
+    /// A progress bar of bytes that are read, with a message behind it.
+    pub(crate) fn bytes(&self, what: &'static str) -> ProgressBar {
+        let template = "{prefix} {bar:20} {decimal_bytes}/{decimal_total_bytes} {wide_msg}";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar(what, 0).with_style(style)
     }
 
     /// A progress bar on stderr, if that is a terminal.
@@ -47,7 +58,10 @@ impl Output {
         if self.quiet || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
         }
-        let template = "{prefix} {wide_bar} {human_pos}/{human_len} tokens, {rate}/s, {eta} left";
+        let template = match progress::is_narrow() {
+            true => "{prefix} {percent} %, {eta} left",
+            false => "{prefix} {wide_bar} {human_pos}/{human_len} tokens, {rate}/s, {eta} left",
+        };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             // What it writes to is a line in memory.

@@ -31,14 +31,36 @@ pub(crate) fn lengths(text: &str) -> Result<Vec<usize>, String> {
 
 /// The settings that the model in a directory was trained with, if it was trained on this task.
 pub(crate) fn trained(kind: &Kind, dir: Option<&Path>) -> Result<Option<TrainConfig>> {
+    Ok(settings(dir)?.filter(|config| config.task.name == kind.name))
+}
+
+fn settings(dir: Option<&Path>) -> Result<Option<TrainConfig>> {
     let file = dir.map(|dir| dir.join("config.toml")).filter(|file| file.is_file());
-    let trained = file.map(|file| TrainConfig::load(&file)).transpose()?;
-    Ok(trained.filter(|config| config.task.name == kind.name))
+    Ok(file.map(|file| TrainConfig::load(&file)).transpose()?)
+}
+
+/// Refuses a model that was trained on something else; one that tells nothing of its training passes.
+pub(crate) fn check_trained(kind: &Kind, dir: Option<&Path>) -> Result<()> {
+    let trained = match settings(dir)? {
+        Some(config) => Some(config.task.name),
+        None => dir.is_none_or(|dir| dir.join("tokenizer.json").is_file()).then(|| "none".into()),
+    };
+    let Some(trained) = trained.filter(|name| name != kind.name) else { return Ok(()) };
+    let model = dir.map_or("the model inside elapid".into(), |dir| dir.display().to_string());
+    let (on, fix) = match trained.as_str() {
+        "none" => ("text", format!("train one by `elapid train --task {}`, or leave out --task", kind.name)),
+        other => (other, format!("say --task {other}")),
+    };
+    Err(wrong(format!("--task {}: {model} was trained on {on}; {fix}", kind.name)))
 }
 
 /// Evaluates models, each with its directory if it has one.
-pub(crate) fn run(request: &Request<'_>, models: Vec<(Loaded, Option<PathBuf>)>, output: Output) -> Result<()> {
-    let kind = Kind::find(request.task)?;
+pub(crate) fn run(
+    request: &Request<'_>,
+    kind: &Kind,
+    models: Vec<(Loaded, Option<PathBuf>)>,
+    output: Output,
+) -> Result<()> {
     let models: Vec<Answers> =
         models.into_iter().map(|(loaded, dir)| answers(request, kind, loaded, dir, output)).collect::<Result<_>>()?;
     if let Some(path) = request.report {

@@ -22,8 +22,8 @@ Examples:
   elapid tokenize --model DIR --ids 12,7,301
       the text of ids
   elapid tokenize --model DIR --lines < lines.jsonl
-      one output line per input line: {\"tokens\": […]} for a JSON string, {\"text\": …, \"pieces\": […]} for a list of ids: the
-      text and the pieces in which it is streamed";
+      one output line per input line: {\"tokens\": […]} for a JSON string, {\"text\": …, \"pieces\": […]} for a list \
+      of ids: the text and the pieces in which it is streamed";
 
 /// The text or ids to convert.
 #[derive(clap::Args)]

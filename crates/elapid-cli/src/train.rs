@@ -30,20 +30,22 @@ Examples:
   elapid train --config configs/books.toml --set train.lr=1e-3 --set model.n_layer=8
       take settings from a file and override some; crates/elapid-train/configs/default.toml explains every setting
   elapid train --task induction-heads
-      train on a synthetic task with the paper's settings (copying, selective-copying, induction-heads, mqar or
-      state-tracking); other options override them. Sequences are generated on the fly, and accuracy is measured on fresh ones
+      train on a synthetic task with the paper's settings (copying, selective-copying, induction-heads, mqar or \
+      state-tracking); other options override them. Sequences are generated on the fly, and accuracy is measured on fresh \
+      ones
   elapid train --resume --output runs/out/books
-      resume a run where it stopped, bit for bit; a run stops cleanly at Ctrl-C, SIGTERM and a closed terminal
-      (a second Ctrl-C or SIGTERM ends it at once)
+      resume a run where it stopped, bit for bit; a run stops cleanly at Ctrl-C, SIGTERM and a closed terminal (a \
+      second Ctrl-C or SIGTERM ends it at once)
   elapid train --from runs/out/books --data letters/ --output runs/out/letters --lr 3e-4
       fine-tune: start a new run from the weights, the sizes and the tokenizer of a model
   elapid train --gpus 8 --config configs/books.toml
       train on 8 GPUs of this host, one batch per GPU; torchrun and srun start one process per GPU themselves:
-      torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid train …
-      On several hosts, set ELAPID_SECRET_FILE to a file (mode 0600) with the same secret on each, or ELAPID_SECRET to the
-      secret itself; docs/several-gpus.md has the commands for torchrun, Slurm and mpirun
+      torchrun --no-python --nproc-per-node 8 elapid train …, or srun --gpus-per-node 8 --ntasks-per-node 8 elapid \
+      train …
+      On several hosts, set ELAPID_SECRET_FILE to a file (mode 0600) with the same secret on each, or ELAPID_SECRET to \
+      the secret itself; docs/several-gpus.md has the commands for torchrun, Slurm and mpirun
 
-The output directory then has the model (config.json, model.safetensors, tokenizer.json, as --model and transformers
+The output directory then has the model (config.json, model.safetensors, tokenizer.json, as --model and transformers \
 read it), config.toml, metrics.jsonl, loss.png and loss.svg.";
 
 /// Characters of the sample at the end.
@@ -78,16 +80,16 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
     /// Optimiser steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Rows per batch
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     batch: Option<usize>,
     /// Tokens per row
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_1)]
     length: Option<usize>,
     /// Peak learning rate
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = above_0)]
     lr: Option<f64>,
     /// Random seed
     #[arg(long, value_name = "N")]
@@ -98,12 +100,24 @@ pub(crate) struct Arguments {
     /// Any other setting, `section.key=value`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Print the settings of the run, each explained, instead of running: a config file to change
+    #[arg(long)]
+    print_config: bool,
     /// Resume the run in the output directory
     #[arg(long)]
     resume: bool,
     /// Number of GPUs of this host to train on; starts one process for each [default: one, or the ranks of torchrun or srun]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     gpus: Option<u16>,
+}
+
+fn at_least_1(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "wanted a whole number of at least 1".into())
+}
+
+fn above_0(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|&x: &f64| x > 0.0 && x.is_finite());
+    number.ok_or_else(|| "wanted a number above 0".into())
 }
 
 impl Arguments {
@@ -190,6 +204,12 @@ pub(crate) fn run(
 ) -> Result<()> {
     // Only rank 0 prints.
     let first = world.is_none_or(|world| world.rank == 0);
+    if arguments.print_config {
+        let (config, notices) = arguments.settings()?;
+        notices.iter().for_each(|notice| output.note(notice));
+        let text = config.to_toml()?;
+        return output.result(&json!({ "config": text }), || text.clone());
+    }
     let output = if first { output } else { Output { json: false, quiet: true } };
     let ranks = ranks::join(world, output)?;
     let done = train(arguments, place, dtype, ranks.as_ref(), output);

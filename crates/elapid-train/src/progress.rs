@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// The figures of a bar or a line.
@@ -98,9 +99,19 @@ impl Drop for Progress {
     }
 }
 
+/// Whether the terminal of stderr has too few columns for a bar beside the figures.
+pub fn is_narrow() -> bool {
+    Term::stderr().size().1 < 80
+}
+
 fn bar(steps: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr_with_hz(8));
-    match ProgressStyle::with_template("{bar:24.cyan/dim} step {pos}/{len}  {msg}") {
+    // A message is cut at the end of its row.
+    let template = match is_narrow() {
+        true => "{pos}/{len}  {wide_msg}",
+        false => "{bar:24.cyan/dim} step {pos}/{len}  {wide_msg}",
+    };
+    match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style.progress_chars("━╸─")),
         Err(_) => bar,
     }

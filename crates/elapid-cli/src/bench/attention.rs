@@ -20,8 +20,7 @@ Examples:
   elapid bench attention --b 8 --heads 16 --l 2048 --width 64 --device cuda --dtype bf16
   elapid bench attention --heads 32 --kv-heads 8 --l 8192 --width 128 --window 1024 --device cuda --dtype bf16
 
-Operations are counted over the pairs of positions that see each other: 4 per pair and column forward, 10
-backward.";
+Operations are counted over the pairs of positions that see each other: 4 per pair and column forward, 10 backward.";
 
 /// The attention to time.
 #[derive(clap::Args)]

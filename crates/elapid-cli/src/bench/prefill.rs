@@ -18,8 +18,8 @@ Examples:
   elapid bench prefill --model-size 256x4 --batch 4 --length 4096 --chunk 256
   elapid bench prefill --model DIR --json
 
-Prompts are read in chunks of positions, with logits only after the last one. On a CPU the chunk is that of
-`elapid generate`; on a GPU it is larger.";
+Prompts are read in chunks of positions, with logits only after the last one. On a CPU the chunk is that of `elapid \
+generate`; on a GPU it is larger.";
 
 /// Positions that a GPU reads at a time, over all prompts; bounds the memory.
 const GPU_POSITIONS: usize = 32_768;

@@ -24,9 +24,8 @@ Examples:
   elapid bench scan --b 1 --l 65536 --d 64 --rule zoh --json
   elapid bench scan --b 8 --l 2048 --d 1536 --device cuda --dtype bf16
 
-An element is one channel at one position. Its forward takes n + 2 exponentials: one per state element,
-one for the softplus, one for the gate. The share is relative to the exponentials per second that this
-machine reaches.";
+An element is one channel at one position. Its forward takes n + 2 exponentials: one per state element, one for the \
+softplus, one for the gate. The share is relative to the exponentials per second that this machine reaches.";
 
 /// The scan to time.
 #[derive(clap::Args)]

@@ -151,7 +151,9 @@ fn answers_to_a_task() {
     assert_eq!(several["models"][1]["lengths"][0]["right"], several["models"][0]["lengths"][0]["right"]);
     elapid(&["eval", "--model", &model, "--model", &model]).fails(2, &["--model", "--task"]);
     elapid(&["eval", "--task", "sorting"]).fails(2, &["`sorting`", "induction-heads"]);
-    elapid(&["eval", "--task", "induction-heads", "--lengths", "2"]).fails(2, &["--lengths", "4 to"]);
+    elapid(&["eval", "--task", "induction-heads"]).fails(2, &["the model inside elapid", "text", "train --task"]);
+    elapid(&["eval", "--task", "induction-heads", "--model", &model, "--lengths", "2"])
+        .fails(2, &["--lengths", "4 to"]);
     elapid(&["eval", "--lengths", "64"]).fails(2, &["--task"]);
     elapid(&["eval", "--task", "copying", "--lengths", "9..8"]).fails(2, &["FROM..TO"]);
 }

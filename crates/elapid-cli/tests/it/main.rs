@@ -7,6 +7,7 @@ mod generate;
 mod hostile;
 mod inspect;
 mod limits;
+mod shell;
 mod text;
 mod train;
 mod weights;

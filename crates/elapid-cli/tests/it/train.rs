@@ -407,6 +407,7 @@ fn a_task() {
     let eval = ["eval", "--task", "selective-copying", "--model", &output, "--model", &output, "--sequences", "2"];
     let own = elapid(&[&eval[..], &["--report", &page, "--json"]].concat()).json()["models"][1]["lengths"][0].take();
     assert_eq!((own["length"].as_u64(), own["answers"].as_u64()), (Some(8), Some(32)));
+    elapid(&["eval", "--task", "copying", "--model", &output]).fails(2, &[&output, "say --task selective-copying"]);
     let page = std::fs::read_to_string(&page).unwrap();
     for words in ["| S4 without a gate", "| - |", "--seed 1", "model.d_model=16", "| 160 |", "## Cost"] {
         assert!(page.replace("the paper's ", "").contains(words), "no `{words}` in:\n{page}");

@@ -13,6 +13,7 @@ mod source;
 mod store;
 mod stream;
 mod streams;
+mod texts;
 mod tokenise;
 mod windows;
 
@@ -23,6 +24,7 @@ use elapid::tokenizer::Tokenizer;
 pub(crate) use ahead::ahead;
 pub use source::{Source, TINY_SHAKESPEARE, read_text};
 pub use streams::Streams;
+pub use texts::each_text;
 pub use windows::{Sequential, Windows};
 
 use crate::{Error, Result};

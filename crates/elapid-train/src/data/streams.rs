@@ -34,7 +34,7 @@ impl Streams {
                 tokens,
                 wanted: format!("{b} streams of at least {l} tokens"),
                 needed: (b as u64).saturating_mul(l as u64).saturating_add(1),
-                fix: "set train.batch or data.length lower, or give more text in data.train".into(),
+                fix: "set train.batch (--batch) or data.length (--length) lower, or give more text in data.train (--data)".into(),
             });
         }
         Ok(Self { stream, b, l, pack, part })

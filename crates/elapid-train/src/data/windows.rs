@@ -34,10 +34,12 @@ impl Windows {
                 tokens,
                 wanted: format!("windows of {l} tokens"),
                 needed: l as u64 + 1,
-                fix: format!(
-                    "set data.length to at most {}, or give more text in data.train",
-                    tokens.saturating_sub(1)
-                ),
+                fix: match tokens.saturating_sub(1) {
+                    0 => "give more text in data.train (--data)".into(),
+                    most => format!(
+                        "set data.length (--length) to at most {most}, or give more text in data.train (--data)"
+                    ),
+                },
             });
         }
         // As many as fit at every phase below `l`, so that all epochs have the same number.
@@ -282,8 +284,8 @@ mod tests {
         let error = Windows::new(counting(10), 1, 10, 0, false).unwrap_err().to_string();
         assert_eq!(
             error,
-            "the training text of 10 tokens is too short for windows of 10 tokens: it takes 11; set data.length to at \
-             most 9, or give more text in data.train"
+            "the training text of 10 tokens is too short for windows of 10 tokens: it takes 11; set data.length \
+             (--length) to at most 9, or give more text in data.train (--data)"
         );
         assert_eq!(Windows::new(counting(11), 1, 10, 0, false).unwrap().windows_per_epoch(), 1);
         assert!(Sequential::new(counting(1), 1, 10, false).unwrap_err().to_string().contains("data.val_fraction"));

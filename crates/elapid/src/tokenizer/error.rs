@@ -52,6 +52,12 @@ pub enum TokenizerError {
         /// Maximum bytes that can be read at once.
         limit: usize,
     },
+    /// No tokenizer was made from a text.
+    #[error("no tokenizer was made: {what}")]
+    Train {
+        /// Why.
+        what: String,
+    },
     /// The tokenizer refused the text.
     #[error("the tokenizer refused the text: {what}")]
     Encode {

@@ -24,6 +24,7 @@ mod kinds;
 mod pieces;
 mod special;
 mod stream;
+pub mod train;
 pub mod trial;
 
 use std::borrow::Cow;
