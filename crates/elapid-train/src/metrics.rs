@@ -21,7 +21,7 @@ pub struct Record {
     /// Seconds of training so far, over all resumed runs.
     #[serde(deserialize_with = "number")]
     pub seconds: f64,
-    /// Training loss in nats per token, mean since the last record.
+    /// Training loss in nats per token, mean over the steps since the last record.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Learning rate of the step.
@@ -51,9 +51,22 @@ pub const ACCURACY: &str = "accuracy";
 pub const R2: &str = "r2";
 
 impl Record {
-    /// A figure by its name.
+    /// A further figure by its name.
     pub fn figure(&self, name: &str) -> Option<f64> {
         self.figures.get(name).copied()
+    }
+
+    /// All figures of the record but the step, by their names in the file.
+    pub fn all(&self) -> impl Iterator<Item = (&str, f64)> {
+        let own = [
+            ("tokens", self.tokens as f64),
+            ("seconds", self.seconds),
+            ("loss", self.loss),
+            ("lr", self.lr),
+            ("grad_norm", self.grad_norm),
+            ("tokens_per_second", self.tokens_per_second),
+        ];
+        own.into_iter().chain(self.figures.iter().map(|(name, value)| (name.as_str(), *value)))
     }
 }
 

@@ -11,7 +11,7 @@ use indicatif::{FormattedDuration, ProgressBar, ProgressDrawTarget, ProgressStyl
 pub struct Status {
     /// Steps done.
     pub step: u64,
-    /// Training loss in nats per token.
+    /// Training loss in nats per token, mean since the last record.
     pub loss: f64,
     /// Loss on held-out text, if it was just measured.
     pub val_loss: Option<f64>,

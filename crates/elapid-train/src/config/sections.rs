@@ -302,7 +302,7 @@ elapid::settings! {
         stop_after: u64 = 3,
         /// Steps between checkpoints. 0: only at the end.
         save_every: u64 = 200,
-        /// Steps between lines of metrics.jsonl.
+        /// Steps between lines of metrics.jsonl, whose loss is the mean over these steps.
         log_every: u64 = 10,
         /// Whether blocks recompute their activations in the backward pass instead of storing them: less memory, a third
         /// more work.

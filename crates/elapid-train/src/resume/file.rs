@@ -66,6 +66,8 @@ pub(super) fn write(dir: &Path, saved: &Saved<'_>) -> Result<()> {
         ("tokens", position.tokens.to_string()),
         ("stale", position.stale.to_string()),
         ("accurate", position.accurate.to_string()),
+        ("unlogged_loss", position.unlogged.0.to_string()),
+        ("unlogged_steps", position.unlogged.1.to_string()),
         ("data", identity.data.clone()),
         ("measure", identity.measure.clone()),
         ("weights", Digest::of(saved.model.params())?),
@@ -186,6 +188,11 @@ fn position(dir: &Path, notes: &BTreeMap<&str, &str>) -> Result<Position, &'stat
     let time = files::read_text(&dir.join(TIME), 1 << 10).ok();
     let time: Option<serde_json::Value> = time.and_then(|text| serde_json::from_str(&text).ok());
     let seconds = time.and_then(|time| time["seconds"].as_f64()).filter(|seconds| *seconds >= 0.0);
+    // Earlier versions did not have it.
+    let unlogged = match notes.contains_key("unlogged_steps") {
+        true => (field(notes, "unlogged_loss")?, field(notes, "unlogged_steps")?),
+        false => (0.0, 0),
+    };
     let best: Option<f64> = notes.contains_key("best").then(|| field(notes, "best")).transpose()?;
     Ok(Position {
         step: field(notes, "step")?,
@@ -193,6 +200,7 @@ fn position(dir: &Path, notes: &BTreeMap<&str, &str>) -> Result<Position, &'stat
         seconds: seconds.ok_or("seconds")?,
         stale: field(notes, "stale")?,
         accurate: field(notes, "accurate")?,
+        unlogged,
         best: best.map(|best| if best.is_finite() { Ok(best) } else { Err("best") }).transpose()?,
     })
 }

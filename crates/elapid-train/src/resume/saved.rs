@@ -22,6 +22,8 @@ pub(crate) struct Position {
     pub(crate) stale: u64,
     /// Number of consecutive validations, up to the last one, that reached `train.stop_at_accuracy`.
     pub(crate) accurate: u64,
+    /// Sum of the losses of steps since the last record of `metrics.jsonl`, and their number.
+    pub(crate) unlogged: (f64, u64),
 }
 
 /// What must be equal in a run and its checkpoint.

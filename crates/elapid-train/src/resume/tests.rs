@@ -17,7 +17,15 @@ fn saved(dir: &Path, step: u64) -> (LanguageModel, AdamW, Position, Identity) {
         let moment = |sign: f32| (0..param.value.len()).map(|at| sign * (i + at) as f32).collect();
         optimiser.set_means(i, [moment(-1.0), moment(1.0)]).unwrap();
     }
-    let position = Position { step, tokens: 7, seconds: 1.5, best: Some(0.1 + 0.2), stale: 2, accurate: 1 };
+    let position = Position {
+        step,
+        tokens: 7,
+        seconds: 1.5,
+        best: Some(0.1 + 0.2),
+        stale: 2,
+        accurate: 1,
+        unlogged: (2.0 / 3.0, 3),
+    };
     let identity = Identity { data: "text".into(), measure: "tokens".into() };
     let whole =
         Saved { position, identity: &identity, model: &model, tokenizer: None, optimiser: &optimiser, carried: None };

@@ -113,6 +113,9 @@ impl<M: Model> Trainer<M> {
         self.position.seconds += (now - submitted.began.max(self.heard)).as_secs_f64();
         self.heard = now;
         (log.loss, log.tokens) = (step.loss, log.tokens + step.tokens);
+        let (sum, steps) = (self.position.unlogged.0 + step.loss, self.position.unlogged.1 + 1);
+        self.position.unlogged = (sum, steps);
+        let mean_loss = sum / steps as f64;
         let settings = &self.config.train;
         let (n, end) = (submitted.step, submitted.step == settings.steps);
         let writes = n.is_multiple_of(settings.log_every.max(1)) || end || n == 1;
@@ -126,14 +129,14 @@ impl<M: Model> Trainer<M> {
         if validated.is_some() {
             log.figures.clone_from(&figures);
         }
-        progress.report(&Status { step: n, loss: step.loss, val_loss, accuracy, tokens_per_second: rate }, writes);
+        progress.report(&Status { step: n, loss: mean_loss, val_loss, accuracy, tokens_per_second: rate }, writes);
         if writes || validated.is_some() {
             figures.extend(val_loss.map(|loss| (metrics::VAL_LOSS.to_owned(), loss)));
             let record = Record {
                 step: n,
                 tokens: self.position.tokens,
                 seconds: self.position.seconds,
-                loss: step.loss,
+                loss: mean_loss,
                 lr: submitted.lr,
                 grad_norm: step.grad_norm,
                 tokens_per_second: rate,
@@ -141,6 +144,7 @@ impl<M: Model> Trainer<M> {
             };
             self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))?;
             (log.since, log.tokens, log.wrote) = (Instant::now(), 0, true);
+            self.position.unlogged = (0.0, 0);
         }
         // Time of validation does not count as training.
         self.heard = Instant::now();

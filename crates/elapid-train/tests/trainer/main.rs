@@ -130,6 +130,31 @@ fn a_resumed_run_is_the_same_bits() {
 }
 
 #[test]
+fn recorded_losses_are_means_since_the_last_record() {
+    let (each, fifth, parts) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let seldom = ["train.log_every=5", "train.eval_every=0"];
+    train(config(each.path(), &["train.eval_every=0"]), Start::New).unwrap();
+    train(config(fifth.path(), &seldom), Start::New).unwrap();
+    interrupted(parts.path(), &seldom, 7);
+    let of = |dir: &Path| -> Vec<(u64, f64)> {
+        metrics::read(&dir.join("metrics.jsonl")).unwrap().iter().map(|record| (record.step, record.loss)).collect()
+    };
+    let losses = of(each.path());
+    let mean = |steps: std::ops::Range<usize>| {
+        let count = steps.len() as f64;
+        losses[steps].iter().map(|one| one.1).sum::<f64>() / count
+    };
+    let want = [(1, mean(0..1)), (5, mean(1..5)), (10, mean(5..10)), (12, mean(10..12))];
+    let got = of(fifth.path());
+    assert!(
+        got.iter().zip(want).all(|(got, want)| got.0 == want.0 && (got.1 - want.1).abs() < 1e-12),
+        "{got:?} {want:?}"
+    );
+    assert_eq!((got.len(), of(parts.path())), (4, got), "a resumed run has the same means");
+}
+
+#[test]
 fn the_same_seed_twice_is_the_same_bits() {
     let (one, two, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(config(one.path(), &[]), Start::New).unwrap();
