@@ -8,13 +8,13 @@ use anyhow::Result;
 use elapid::LanguageModel;
 use elapid::files::atomic_write;
 use elapid_train::config::TrainConfig;
-use elapid_train::metrics::{self, Record};
-use elapid_train::plot::{self, Look, Series};
+use elapid_train::metrics;
+use elapid_train::plot::{self, Look, Scale, Series};
 use elapid_train::tasks;
 use serde_json::{Value, json};
 
-use crate::failure::wrong;
-use crate::output::{Output, bytes, scaled, table, thousands};
+use crate::output::{Output, bytes, folder_of, scaled, table, thousands};
+use crate::runs::{self, By, Run};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -89,15 +89,15 @@ impl Sizes {
     }
 }
 
-struct Run {
-    name: String,
-    records: Vec<Record>,
+/// A run beside others.
+struct Compared {
+    run: Run,
     /// Tokens and the figure there.
     points: Vec<(f64, f64)>,
     sizes: Option<Sizes>,
 }
 
-impl Run {
+impl Compared {
     fn best(&self, largest_is_best: bool) -> f64 {
         let values = self.points.iter().map(|point| point.1);
         if largest_is_best { values.fold(f64::NAN, f64::max) } else { values.fold(f64::NAN, f64::min) }
@@ -105,29 +105,25 @@ impl Run {
 
     /// The name without a number at its end.
     fn line(&self) -> &str {
-        let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        self.kind().rsplit_once('-').filter(|(_, end)| number(end)).map_or(self.kind(), |(line, _)| line)
+        let (kind, number) =
+            (self.run.kind(), |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+        kind.rsplit_once('-').filter(|(_, end)| number(end)).map_or(kind, |(line, _)| line)
     }
 
     fn object(&self, largest_is_best: bool) -> Value {
-        let mut object = json!({ "name": self.name, "best": self.best(largest_is_best), "points": self.points });
+        let mut object = json!({ "name": self.run.name, "best": self.best(largest_is_best), "points": self.points });
         if let Some(sizes) = self.sizes {
             (object["parameters"], object["state_bytes"]) = (sizes.parameters.into(), sizes.state_bytes.into());
         }
         object
     }
 
-    /// The name without its seed.
-    fn kind(&self) -> &str {
-        self.name.rsplit_once("-seed-").map_or(&self.name, |(kind, _)| kind)
-    }
-
     fn row(&self, largest_is_best: bool) -> Option<Vec<String>> {
-        let last = self.records.last()?;
+        let last = self.run.records.last()?;
         let best = self.best(largest_is_best);
         let (_, at_end) = self.points.last()?;
         let speed = last.tokens as f64 / last.seconds;
-        let mut cells = vec![self.name.clone()];
+        let mut cells = vec![self.run.name.clone()];
         cells.extend(self.sizes.iter().flat_map(|sizes| [thousands(sizes.parameters), bytes(sizes.state_bytes)]));
         cells.extend([thousands(last.tokens), format!("{at_end:.4}"), format!("{best:.4}"), scaled(speed, "tokens/s")]);
         Some(cells)
@@ -135,29 +131,17 @@ impl Run {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
-    let mut runs = Vec::with_capacity(arguments.runs.len());
-    for dir in &arguments.runs {
-        let records = metrics::read(&dir.join("metrics.jsonl"))?;
-        let name =
-            dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
-        let sizes = arguments.against.map(|_| Sizes::of(dir, arguments.context)).transpose()?;
-        runs.push(Run { name, records, points: Vec::new(), sizes });
-    }
-    let has = |run: &Run, figure: &str| run.records.iter().any(|record| record.figure(figure).is_some());
+    let runs = Run::open_all(&arguments.runs)?;
     let figure = match &arguments.figure {
         Some(figure) => figure.as_str(),
-        None if runs.iter().all(|run| has(run, metrics::BITS_PER_BYTE)) => metrics::BITS_PER_BYTE,
+        None if runs.iter().all(|run| run.has(metrics::BITS_PER_BYTE)) => metrics::BITS_PER_BYTE,
         None => metrics::VAL_LOSS,
     };
-    for run in &mut runs {
-        let point = |record: &Record| Some((record.tokens as f64, record.figure(figure)?));
-        run.points = run.records.iter().filter_map(point).collect();
-        if run.points.is_empty() {
-            let have =
-                run.records.iter().flat_map(|record| record.figures.keys()).collect::<std::collections::BTreeSet<_>>();
-            return Err(wrong(format!("{}: no `{figure}` in its metrics.jsonl; it has {have:?}", run.name)));
-        }
-    }
+    let compared = |(run, dir): (Run, &PathBuf)| {
+        let sizes = arguments.against.map(|_| Sizes::of(dir, arguments.context)).transpose()?;
+        Ok(Compared { points: run.points(By::Tokens, figure)?, run, sizes })
+    };
+    let runs: Vec<Compared> = runs.into_iter().zip(&arguments.runs).map(compared).collect::<Result<_>>()?;
     let largest_is_best = [metrics::ACCURACY, metrics::R2].contains(&figure);
     let state = format!("state at {}", thousands(arguments.context));
     let sizes = arguments.against.map_or_else(Vec::new, |_| vec![">parameters", &state]);
@@ -168,17 +152,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<()> {
     }
     let objects: Vec<Value> = runs.iter().map(|run| run.object(largest_is_best)).collect();
     output.result(&json!({ "figure": figure, "runs": objects }), || {
-        format!("{figure}, held out\n{}", table(&heading, &rows))
+        format!("{}\n{}", runs::label(figure), table(&heading, &rows))
     })
 }
 
-/// A figure's name on an axis.
-fn held_out(figure: &str) -> String {
-    format!("{}, held out", figure.replace('_', " "))
-}
-
 /// The best figure against a size.
-fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> Result<plot::Chart> {
+fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Compared]) -> Result<plot::Chart> {
     let largest_is_best = [metrics::ACCURACY, metrics::R2].contains(&figure);
     let mut series: Vec<Series> = Vec::new();
     for run in runs {
@@ -187,7 +166,7 @@ fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> 
         match series.iter_mut().find(|series| series.name == run.line()) {
             Some(series) => series.points.push(point),
             None => {
-                let colour = series.len() % 8;
+                let colour = series.len();
                 series.push(Series { name: run.line().into(), points: vec![point], colour, ..Series::default() });
             }
         }
@@ -197,34 +176,23 @@ fn against(arguments: &Arguments, size: Against, figure: &str, runs: &[Run]) -> 
         series.points.sort_by(|a, b| a.0.total_cmp(&b.0));
     }
     let x_label = match size {
-        Against::State => format!("bytes of the state after {} positions", thousands(arguments.context)),
+        Against::State => format!("bytes of the state at {} positions", thousands(arguments.context)),
         Against::Parameters => "parameters".into(),
     };
-    let (title, y_label) = (arguments.title.clone(), held_out(figure));
-    Ok(plot::line_chart(&series, &plot::Options { title, x_label, y_label, x_log: true, ..plot::Options::default() })?)
+    let (title, y_label, x) = (arguments.title.clone(), runs::label(figure), Scale::Log);
+    Ok(plot::line_chart(&series, &plot::Options { title, x_label, y_label, x, ..plot::Options::default() })?)
 }
 
-fn write(path: &Path, arguments: &Arguments, figure: &str, runs: &[Run], rows: &[Vec<String>]) -> Result<()> {
-    let mut kinds: Vec<&str> = Vec::new();
-    let mut series = Vec::with_capacity(runs.len());
-    for run in runs {
-        let known = kinds.iter().position(|kind| *kind == run.kind());
-        let colour = known.unwrap_or(kinds.len());
-        let name = if known.is_none() { run.kind().to_owned() } else { String::new() };
-        if known.is_none() {
-            kinds.push(run.kind());
-        }
-        series.push(Series { name, points: run.points.clone(), colour: colour % 8, ..Series::default() });
-    }
+fn write(path: &Path, arguments: &Arguments, figure: &str, runs: &[Compared], rows: &[Vec<String>]) -> Result<()> {
+    let series = runs::curves(runs.iter().map(|compared| (&compared.run, compared.points.clone())));
     let options = plot::Options {
         title: arguments.title.clone(),
         x_label: "tokens".into(),
-        y_label: held_out(figure),
+        y_label: runs::label(figure),
         ..plot::Options::default()
     };
     let stem = path.file_stem().map_or_else(|| "curves".into(), |stem| stem.to_string_lossy().into_owned());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|error| wrong(format!("cannot make {}: {error}", folder.display())))?;
+    let folder = folder_of(path)?;
     let chart = plot::line_chart(&series, &options)?;
     let picture = format!("{stem}-curves.svg");
     atomic_write(&folder.join(&picture), |w| w.write_all(chart.svg.as_bytes()))?;

@@ -15,8 +15,10 @@ mod input;
 mod inspect;
 mod model;
 mod output;
+mod plot;
 mod ranks;
 mod report;
+mod runs;
 mod score;
 mod shell;
 mod signals;
@@ -97,6 +99,8 @@ enum Command {
     Eval(Box<eval::Arguments>),
     /// Compare the held-out figures of training runs: a table, curves
     Compare(compare::Arguments),
+    /// Draw a figure of training runs: their curves in one chart
+    Plot(plot::Arguments),
     /// Show a model's configuration, tensors, cost per token and state size, or values inside it
     Inspect(inspect::Arguments),
     /// Store a model's weights in another form: int8, int4, bf16
@@ -172,6 +176,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Train(arguments) => train::run(arguments, place, cli.dtype, world.as_ref(), output),
         Command::Eval(arguments) => eval::run(arguments, place, output),
         Command::Compare(arguments) => compare::run(arguments, output),
+        Command::Plot(arguments) => plot::run(arguments, output),
         Command::Inspect(arguments) => inspect::run(arguments, place, output),
         Command::Convert(arguments) => convert::run(arguments, output),
         Command::Tokenize(arguments) => tokenize::run(arguments, output),

@@ -1,13 +1,14 @@
 //! What people and scripts read: aligned tables and numbers with units, or one JSON object.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::Result;
+use elapid_train::progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
-use elapid_train::progress;
-
+use crate::failure::wrong;
 use crate::terminal;
 
 /// Where and how a command prints.
@@ -78,6 +79,13 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     // A named pipe, in contrast, should have been read to the end.
     let of_a_file = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(elapid::Error::File(_))));
     !of_a_file && error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+}
+
+/// The folder of a file, which is made if it is not there.
+pub(crate) fn folder_of(file: &Path) -> Result<&Path> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|error| wrong(format!("cannot make {}: {error}", folder.display())))?;
+    Ok(folder)
 }
 
 /// `1,234,567`.

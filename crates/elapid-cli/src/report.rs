@@ -8,12 +8,11 @@ use anyhow::Result;
 use elapid::files::atomic_write;
 use elapid_train::config::TrainConfig;
 use elapid_train::metrics::{self, Record};
-use elapid_train::plot::{self, Look, Series};
+use elapid_train::plot::{self, Look, Scale, Series};
 use elapid_train::tasks::Kind;
 
 use crate::answers::{Answers, Request};
-use crate::failure::wrong;
-use crate::output::{bytes, thousands};
+use crate::output::{bytes, folder_of, thousands};
 
 /// A model on the page.
 struct Run<'a> {
@@ -25,17 +24,18 @@ struct Run<'a> {
 /// Writes the page, and its pictures beside it.
 pub(crate) fn write(path: &Path, kind: &Kind, request: &Request<'_>, models: &[Answers]) -> Result<()> {
     let stem = path.file_stem().map_or_else(|| kind.name.into(), |stem| stem.to_string_lossy().into_owned());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|error| wrong(format!("cannot make {}: {error}", folder.display())))?;
+    let folder = folder_of(path)?;
     let runs: Vec<Run<'_>> = models.iter().map(Run::new).collect::<Result<_>>()?;
     let mut text = format!("# {}\n\n", kind.name);
     by_length(&mut text, kind, request, &runs)?;
-    for (name, x_label, x_log, series) in pictures(kind, &runs) {
+    for (name, x_label, x, series) in pictures(kind, &runs) {
+        let marks = if name == LENGTHS { training_lengths(&runs) } else { Vec::new() };
         let options = plot::Options {
             title: format!("{}: right answers by {x_label}", kind.name),
             x_label: x_label.into(),
             y_label: "right answers, %".into(),
-            x_log,
+            x,
+            marks,
             ..plot::Options::default()
         };
         let chart = plot::line_chart(&series, &options)?;
@@ -96,8 +96,20 @@ fn by_length(text: &mut String, kind: &Kind, request: &Request<'_>, runs: &[Run<
     Ok(writeln!(text, "\n{}\n", kind.paper.source)?)
 }
 
-/// For each picture: name, label of x, whether x is logarithmic, and lines. By step, and by length if there are several.
-fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, bool, Vec<Series>)> {
+/// The picture by length.
+const LENGTHS: &str = "lengths";
+
+/// The length of training, if it is the same in all runs.
+fn training_lengths(runs: &[Run<'_>]) -> Vec<(f64, String)> {
+    let mut lengths: Vec<usize> =
+        runs.iter().filter_map(|run| Some(run.answers.trained.as_ref()?.1.data.length)).collect();
+    lengths.dedup();
+    let [length] = lengths[..] else { return Vec::new() };
+    vec![(length as f64, "training length".into())]
+}
+
+/// For each picture: name, label and scale of x, and lines. By step, and by length if there are several.
+fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, Scale, Vec<Series>)> {
     let series =
         |name: &str, points: Vec<(f64, f64)>, look| Series { name: name.into(), points, look, ..Series::default() };
     let floats = |points: &[(usize, f64)]| points.iter().map(|&(length, right)| (length as f64, right)).collect();
@@ -112,13 +124,15 @@ fn pictures(kind: &Kind, runs: &[Run<'_>]) -> Vec<(&'static str, &'static str, b
     };
     let by_step = runs.iter().map(|run| Series { last_value: true, ..series(&run.name, steps(run), Look::Line) });
     // The paper's first, so that ours are drawn above them.
-    [("lengths", "length", true, theirs.chain(ours).collect()), ("steps", "step", false, by_step.collect())]
+    let by_length: Vec<Series> = theirs.chain(ours).collect();
+    let lengths = Scale::of_lengths(by_length.iter().flat_map(|s| &s.points).map(|point| point.0 as usize));
+    [(LENGTHS, "length", lengths, by_length), ("steps", "step", Scale::Linear, by_step.collect())]
         .into_iter()
-        .filter_map(|(name, x_label, x_log, mut lines): (_, _, _, Vec<Series>)| {
+        .filter_map(|(name, x_label, scale, mut lines): (_, _, _, Vec<Series>)| {
             lines.retain(|series| series.points.len() > 1);
             lines.iter_mut().enumerate().for_each(|(i, series)| series.colour = i);
             let drawn = lines.iter().any(|series| runs.iter().any(|run| run.name == series.name));
-            drawn.then_some((name, x_label, x_log, lines))
+            drawn.then_some((name, x_label, scale, lines))
         })
         .collect()
 }

@@ -10,13 +10,13 @@ use elapid::memory::Needs;
 use elapid::trace::{DELTA, Trace};
 use elapid::{LanguageModel, Tensor};
 use elapid_train::config::TrainConfig;
-use elapid_train::plot::{self, Look, Series};
+use elapid_train::plot::{self, Look, Scale, Series};
 use elapid_train::tasks::{self, Kind, Sequences, Split};
 use serde_json::{Value, json};
 
 use crate::failure::wrong;
 use crate::model::{ModelArgument, Place};
-use crate::output::{Output, number, table, thousands};
+use crate::output::{Output, folder_of, number, table, thousands};
 use crate::score;
 
 /// The low and the high quantile over channels.
@@ -217,8 +217,11 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
     let points = |values: &[f64]| values.iter().enumerate().map(|(t, &x)| (t as f64, x)).collect::<Vec<_>>();
     let mut series = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
-        for values in [&layer.low, &layer.high] {
-            series.push(Series { points: points(values), look: Look::Thin, colour: i, ..Series::default() });
+        // One name for all of them.
+        let name =
+            if i == 0 { format!("median and {:.0} % of the channels", 100.0 * QUANTILES.1) } else { String::new() };
+        for (values, name) in [(&layer.low, String::new()), (&layer.high, name)] {
+            series.push(Series { name, points: points(values), look: Look::Thin, colour: i, ..Series::default() });
         }
         let name = format!("layer {i}");
         series.push(Series { name, points: points(&layer.mean), colour: i, last_value: true, ..Series::default() });
@@ -233,14 +236,11 @@ fn draw(stem: &std::path::Path, reading: &Reading, layers: &[Layer]) -> Result<(
     let options = plot::Options {
         title: format!("Δ over {}", reading.what),
         x_label: "position".into(),
-        y_label: "Δ: mean over channels; pale: their median and 90 % quantile".into(),
-        y_log: true,
+        y_label: "Δ, mean over channels".into(),
+        y: Scale::Log,
         ..plot::Options::default()
     };
     let chart = plot::line_chart(&series, &options)?;
-    let (folder, name) = (stem.parent().filter(|folder| !folder.as_os_str().is_empty()), stem.file_name());
-    let name = name.ok_or_else(|| wrong("--picture: wanted a file's name without its extension"))?.to_string_lossy();
-    let folder = folder.unwrap_or(std::path::Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|error| wrong(format!("cannot make {}: {error}", folder.display())))?;
-    Ok(chart.save(folder, &name)?)
+    let name = stem.file_name().ok_or_else(|| wrong("--picture: wanted a file's name without its extension"))?;
+    Ok(chart.save(folder_of(stem)?, &name.to_string_lossy())?)
 }

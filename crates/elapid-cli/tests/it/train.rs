@@ -481,7 +481,57 @@ fn runs_compared_by_size() {
     let text = std::fs::read_to_string(&page).unwrap();
     assert!(text.contains("state at 8,192") && text.contains("page-sizes.svg"), "{text}");
     let picture = std::fs::read_to_string(dir.path().join("page-sizes.svg")).unwrap();
-    assert!([">\ntiny\n", "other", "bytes of the state"].iter().all(|word| picture.contains(word)), "{picture}");
+    assert!(
+        [">\ntiny\n", "other", "bytes of the state at 8,192"].iter().all(|word| picture.contains(word)),
+        "{picture}"
+    );
     assert!(!picture.contains("tiny-1"));
     elapid(&["compare", runs[0], "--context", "5"]).fails(2, &["--against"]);
+}
+
+#[test]
+fn curves_of_runs_in_one_chart() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    for (name, more) in [("one", ""), ("two-seed-1", r#","val_loss":1.25"#), ("two-seed-2", r#","val_loss":1.5"#)] {
+        let line = |step: u64| {
+            let loss = 1.0 + 4.0 / step as f64;
+            let more = if step == 40 { more } else { "" };
+            format!(
+                r#"{{"step":{step},"tokens":{},"seconds":{},"loss":{loss},"lr":0.01,"grad_norm":1,"tokens_per_second":32{more}}}"#,
+                64 * step,
+                2 * step,
+            )
+        };
+        let text: String = (1..=40).map(|step| line(step) + "\n").collect();
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(dir.path().join(name).join("metrics.jsonl"), text).unwrap();
+    }
+    let runs = [at("one"), at("two-seed-1"), at("two-seed-2")];
+    let plot = |more: &[&str]| elapid(&[&["plot"][..], &runs.each_ref().map(String::as_str), more].concat());
+    let picture = |file: &str| std::fs::read_to_string(at(file)).unwrap();
+
+    // Without an extension, both.
+    let found = plot(&["--output", &at("new/losses"), "--x", "tokens", "--json"]).json();
+    assert_eq!(found["files"], serde_json::json!([at("new/losses.svg"), at("new/losses.png")]));
+    assert_eq!(found["runs"][1]["name"], "two-seed-1");
+    assert_eq!(found["runs"][2]["points"][39][0], 2560.0);
+    let words = ["\none\n", "\ntwo\n", "\ntokens\n", "training loss by tokens", "training loss, nats per token"];
+    let svg = picture("new/losses.svg");
+    assert!(words.iter().all(|word| svg.contains(word)) && !svg.contains("seed"), "{svg}");
+    assert!(!svg.contains("\n4\n"), "the first losses are above the frame");
+    assert!(std::fs::read(at("new/losses.png")).unwrap().starts_with(b"\x89PNG"));
+
+    let text = plot(&["--output", &at("log.svg"), "--log-x", "--log-y", "--title", "T"]).text().to_owned();
+    assert_eq!(text, format!("{}\n", at("log.svg")));
+    assert!(
+        picture("log.svg").contains("\nT\n")
+            && picture("log.svg").contains("\n4\n")
+            && !Path::new(&at("log.png")).exists()
+    );
+    // A figure that a run does not have, one that none has, and a picture of another kind.
+    plot(&["--y", "val_loss"]).fails(2, &["one", "no `val_loss`", "it has grad_norm, loss, lr, seconds, tokens"]);
+    plot(&["--y", "los"]).fails(2, &["no `los`", "loss"]);
+    plot(&["--output", &at("x.pdf")]).fails(2, &["--output", ".svg or .png", "x.pdf"]);
+    elapid(&["plot", &at("none")]).fails(2, &["none"]);
 }

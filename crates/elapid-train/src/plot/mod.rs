@@ -2,6 +2,8 @@
 
 mod axis;
 mod draw;
+mod frame;
+mod pen;
 mod series;
 
 use std::io::Write;
@@ -16,17 +18,21 @@ use plotters::style::{FontStyle, register_font};
 use crate::metrics::{self, Record};
 use crate::{Error, Result};
 
-pub use series::{Look, Options, Series};
+pub use series::{Look, Options, Scale, Series};
 
-/// Supersampling factor in each direction: pixels are averaged for smooth lines.
-const SUPERSAMPLE: u32 = 3;
+/// Pixels of a PNG for one of the SVG, in each direction: screens have as many.
+const PIXELS: u32 = 2;
+/// Supersampling factor in each direction: as many drawn pixels are averaged to one, for smooth lines.
+const SUPERSAMPLE: u32 = 2;
+/// The most points of a line of means.
+const MEANS: usize = 100;
 
 /// A chart in both forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chart {
     /// With text as text elements.
     pub svg: String,
-    /// The same as a PNG file.
+    /// The same as a PNG file, with twice as many pixels each way.
     pub png: Vec<u8>,
 }
 
@@ -58,34 +64,75 @@ pub fn line_chart(series: &[Series], options: &Options) -> Result<Chart> {
     let mut svg = String::new();
     paint(SVGBackend::with_string(&mut svg, options.size).into_drawing_area(), &plan, 1, false).map_err(failed)?;
 
-    let large = (width * SUPERSAMPLE, height * SUPERSAMPLE);
+    let (size, scale) = ((width * PIXELS, height * PIXELS), PIXELS * SUPERSAMPLE);
+    let large = (width * scale, height * scale);
     let mut pixels = vec![255; 3 * large.0 as usize * large.1 as usize];
     let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
-    paint(area, &plan, SUPERSAMPLE as i32, true).map_err(failed)?;
-    let png = encode(&average(&pixels, options.size), options.size).map_err(|e| failed(e.to_string()))?;
+    paint(area, &plan, scale as i32, true).map_err(failed)?;
+    let png = encode(&average(&pixels, size), size).map_err(|e| failed(e.to_string()))?;
     Ok(Chart { svg, png })
 }
 
-/// The training loss of a run, raw and smoothed, and its held-out loss.
+/// The training loss of a run and its held-out loss, with bits per byte at the right if it has them, and the learning rate beneath.
+///
+/// The training loss is drawn as means over the intervals of logging, or over several of them where there are more than a hundred,
+/// with all of them in a pale colour. The height is that of the losses after the warm-up (see [`settled`]).
 ///
 /// # Errors
 /// If no record has a finite loss.
 pub fn loss_curve(records: &[Record], title: &str) -> Result<Chart> {
-    let raw: Vec<(f64, f64)> = records.iter().map(|record| (record.step as f64, record.loss)).collect();
-    let val: Vec<(f64, f64)> =
-        records.iter().filter_map(|record| Some((record.step as f64, record.figure(metrics::VAL_LOSS)?))).collect();
+    let of = |figure: &dyn Fn(&Record) -> Option<f64>| -> Vec<(f64, f64)> {
+        records.iter().filter_map(|record| Some((record.step as f64, figure(record)?))).collect()
+    };
+    let raw = of(&|record| Some(record.loss));
+    let val = of(&|record| record.figure(metrics::VAL_LOSS));
+    let from = settled(records).map(|record| record.step as f64);
+    let bits = |record: &Record| Some(record.figure(metrics::BITS_PER_BYTE)? / record.figure(metrics::VAL_LOSS)?);
+    // Bits per byte are the loss in another unit: for a text, the factor is the same everywhere.
+    let factor = records.iter().rev().find_map(bits).filter(|factor| factor.is_finite() && *factor > 0.0);
+    let named = |name: &str, points: Vec<(f64, f64)>, factor: Option<f64>| {
+        let last = points.iter().rev().map(|point| point.1).find(|loss| loss.is_finite());
+        let value = last.map_or_else(String::new, |loss| format!(": {loss:.3}"));
+        let bits = last.zip(factor).map(|(loss, factor)| format!(", {:.3} bits per byte", loss * factor));
+        let name = format!("{name}{value}{}", bits.unwrap_or_default());
+        Series { name, points, settled: from, ..Series::default() }
+    };
     let series = [
         Series { points: raw.clone(), look: Look::Faint, ..Series::default() },
-        Series { name: "training".into(), points: smooth(&raw), last_value: true, ..Series::default() },
-        Series { name: "held out".into(), points: val, look: Look::Dots, colour: 1, last_value: true },
+        named("training", means(&raw), None),
+        Series { look: Look::Dots, colour: 1, ..named("held out", val, factor) },
     ];
     let options = Options {
         title: title.to_owned(),
         x_label: "step".into(),
         y_label: "loss, nats per token".into(),
+        right: factor.map(|factor| ("bits per byte".into(), factor)),
+        panel: Some(("learning rate".into(), of(&|record| Some(record.lr)))),
+        size: (1200, 800),
         ..Options::default()
     };
     line_chart(&series, &options)
+}
+
+/// The first record after the warm-up and after a twentieth of all steps. Losses before it are far above all others.
+pub fn settled(records: &[Record]) -> Option<&Record> {
+    let last = records.last()?.step;
+    let highest = records.iter().map(|record| record.lr).fold(0.0, f64::max);
+    let warm = records.iter().find(|record| record.lr >= highest).map_or(0, |record| record.step);
+    // A run that was stopped in its warm-up has nothing after it.
+    let from = warm.min(last / 2).max(last.div_ceil(20));
+    records.iter().find(|record| record.step >= from)
+}
+
+/// Points of a line with at most a hundred: means over equal numbers of consecutive points, without those that are not finite.
+pub fn means(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let mean = |part: &[(f64, f64)]| {
+        let finite = part.iter().filter(|point| point.1.is_finite());
+        let (x, y, count) =
+            finite.fold((0.0, 0.0, 0.0), |(x, y, count), point| (x + point.0, y + point.1, count + 1.0));
+        if count > 0.0 { (x / count, y / count) } else { (part[0].0, f64::NAN) }
+    };
+    points.chunks(points.len().div_ceil(MEANS).max(1)).map(mean).collect()
 }
 
 /// Draws `loss.svg` and `loss.png` of a run's directory from its `metrics.jsonl`; for a task, also `accuracy.*`.
@@ -110,18 +157,6 @@ pub fn plot_run(dir: &Path, title: &str) -> Result<()> {
     };
     let series = Series { name: "held out".into(), points, last_value: true, ..Series::default() };
     line_chart(&[series], &options)?.save(dir, "accuracy")
-}
-
-/// The mean around each point over a thirtieth of all points; over fewer at the beginning, where losses fall fast.
-fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let most = points.len() / 60;
-    let mean = |(i, &(x, _)): (usize, &(f64, f64))| {
-        let reach = most.min(i);
-        let around = points[i - reach..points.len().min(i + reach + 1)].iter().filter(|point| point.1.is_finite());
-        let (sum, count) = around.fold((0.0, 0.0), |(sum, count), point| (sum + point.1, count + 1.0));
-        (x, sum / count)
-    };
-    points.iter().enumerate().map(mean).collect()
 }
 
 /// DejaVu Sans for `sans-serif`: bitmaps are drawn with it, and the text of an SVG is measured with it.

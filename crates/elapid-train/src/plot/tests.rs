@@ -15,7 +15,8 @@ fn run(steps: u64) -> Vec<Record> {
             let loss = 1.35 + 4.2 * (-(step as f64) / 120.0).exp() + 0.6 * (-(step as f64) / 900.0).exp();
             let val_loss = (step % 100 == 0).then_some(loss + 0.08 + step as f64 * 2e-5);
             let figures = val_loss.into_iter().map(|loss| (metrics::VAL_LOSS.to_owned(), loss)).collect();
-            Record { step, loss: loss + 0.16 * jitter, figures, ..Record::default() }
+            let lr = 0.002 * (step as f64 / 100.0).min(1.0);
+            Record { step, lr, loss: loss + 0.16 * jitter, figures, ..Record::default() }
         })
         .collect()
 }
@@ -30,14 +31,22 @@ fn decode(png: &[u8]) -> (u32, u32, Vec<u8>) {
 #[test]
 fn a_loss_curve_has_its_words() {
     let chart = loss_curve(&run(2000), "Tiny Shakespeare, 1.1 M parameters").unwrap();
-    for word in
-        ["Tiny Shakespeare", "step", "loss, nats per token", "training", "held out", "2000", "<text", "sans-serif"]
-    {
+    for word in [
+        "Tiny Shakespeare",
+        "step",
+        "loss, nats per token",
+        "training",
+        "held out",
+        "2000",
+        "learning rate",
+        "sans-serif",
+    ] {
         assert!(chart.svg.contains(word), "{word}");
     }
     assert!(!chart.svg.contains("<image"));
     let (width, height, pixels) = decode(&chart.png);
-    assert_eq!((width, height), (1200, 700));
+    assert_eq!((width, height), (2400, 1600), "twice those of the SVG");
+    assert!(chart.svg.contains("width=\"1200\" height=\"800\""));
     let coloured = pixels.chunks_exact(3).filter(|p| p[2] > p[0].saturating_add(80)).count();
     assert!(coloured > 1000, "{coloured} blue pixels of the training loss");
     if let Some(dir) = std::env::var_os("ELAPID_PLOT_DIR") {
@@ -57,13 +66,14 @@ fn many_series_on_a_log_axis() {
             look: [Look::Line, Look::Dots, Look::Thin][k % 3],
             colour: k,
             last_value: true,
+            settled: None,
         })
         .collect();
     let options = Options {
         title: "Scaling".into(),
         x_label: "tokens".into(),
         y_label: "loss".into(),
-        x_log: true,
+        x: Scale::Log,
         ..Options::default()
     };
     let chart = line_chart(&series, &options).unwrap();
@@ -109,14 +119,82 @@ fn a_run_is_drawn_from_its_metrics() {
     assert!(plot_run(&dir.path().join("none"), "x").is_err());
 }
 
+/// The places of the line of a colour, in pixels of the SVG, without its sample in the legend.
+fn polyline(svg: &str, colour: &str) -> Vec<(f64, f64)> {
+    let lines = svg
+        .lines()
+        .filter(|line| line.starts_with("<polyline") && line.contains("opacity=\"1\"") && line.contains(colour));
+    let points =
+        lines.flat_map(|line| line.split("points=\"").nth(1).unwrap().split('"').next().unwrap().split_whitespace());
+    points
+        .map(|point| point.split_once(',').unwrap())
+        .map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap()))
+        .filter(|at: &(f64, f64)| at.1 > 80.0)
+        .collect()
+}
+
 #[test]
-fn smoothing_keeps_the_ends_honest() {
-    let line: Vec<(f64, f64)> = (0..600).map(|i| (f64::from(i), f64::from(600 - i))).collect();
-    let smoothed = smooth(&line);
-    assert_eq!(smoothed[0], line[0]);
-    assert_eq!(smoothed[300], line[300], "a line stays a line");
-    assert_eq!(smoothed.len(), 600);
-    assert_eq!(smooth(&[]), []);
+fn the_height_of_a_loss_curve_is_that_after_the_warm_up() {
+    let records = run(2000);
+    assert_eq!(settled(&records).unwrap().step, 100);
+    let chart = loss_curve(&records, "run").unwrap();
+    assert!(!chart.svg.contains("\n5\n") && !chart.svg.contains("\n4\n"), "losses of the warm-up are above the frame");
+    let training = polyline(&chart.svg, "#0072B2");
+    let (first, last) = (training[0], training[training.len() - 1]);
+    assert!(training.iter().all(|at| (92.0..=800.0).contains(&at.1)), "{training:?}");
+    assert!(first.1 < 120.0 && last.1 > 450.0, "it falls from the top to the bottom: {first:?}, {last:?}");
+    assert_eq!(training.iter().filter(|at| at.1 < 93.0).count(), 1, "cut off, not drawn along the top");
+    // A run of two steps, and one without a warm-up.
+    assert_eq!(settled(&records[..2]).unwrap().step, 10);
+    let constant: Vec<Record> = records.iter().map(|record| Record { lr: 0.1, ..record.clone() }).collect();
+    assert_eq!((settled(&constant).unwrap().step, settled(&[])), (100, None));
+}
+
+#[test]
+fn bits_per_byte_are_a_second_axis() {
+    let mut records = run(1000);
+    assert!(!loss_curve(&records, "run").unwrap().svg.contains("bits per byte"));
+    for record in &mut records {
+        if let Some(loss) = record.figure(metrics::VAL_LOSS) {
+            record.figures.insert(metrics::BITS_PER_BYTE.into(), 2.0 * loss);
+        }
+    }
+    let svg = loss_curve(&records, "run").unwrap().svg;
+    let last = records.last().unwrap().figure(metrics::VAL_LOSS).unwrap();
+    let legend = format!("held out: {last:.3}, {:.3} bits per byte", 2.0 * last);
+    assert!(svg.contains(&legend) && svg.contains("\nbits per byte\n"), "{legend}");
+}
+
+#[test]
+fn a_mark_is_named_and_lengths_are_powers_of_two() {
+    let points: Vec<(f64, f64)> = (6..=12).map(|i| (2_f64.powi(i), 100.0)).collect();
+    let lengths = points.iter().map(|point| point.0 as usize);
+    assert_eq!((Scale::of_lengths(lengths), Scale::of_lengths([64, 100].into_iter())), (Scale::Log2, Scale::Log));
+    let one = Series { points, look: Look::Dots, ..Series::default() };
+    let series = [one.clone(), Series { colour: 1, ..one }];
+    let marks = vec![(256.0, "training length".to_owned())];
+    let chart = line_chart(&series, &Options { x: Scale::Log2, marks, ..Options::default() }).unwrap();
+    for word in ["64", "128", "1024", "4096", "training length"] {
+        assert!(chart.svg.contains(&format!("\n{word}\n")), "{word}");
+    }
+    // Both lines and the dots of both are seen.
+    let dots = |colour: &str| chart.svg.lines().filter(|l| l.starts_with("<circle") && l.contains(colour)).count();
+    assert_eq!((dots("#0072B2"), dots("#D55E00")), (7, 3));
+    assert!(polyline(&chart.svg, "#D55E00").len() > 20, "dashes");
+}
+
+#[test]
+fn means_keep_all_that_is_finite() {
+    let line: Vec<(f64, f64)> = (0..1000).map(|i| (f64::from(i), f64::from(1000 - i))).collect();
+    let means_of_ten = means(&line);
+    assert_eq!((means_of_ten.len(), means_of_ten[0], means_of_ten[99]), (100, (4.5, 995.5), (994.5, 5.5)));
+    assert_eq!(means(&line[..100]), line[..100]);
+    let mut gaps = line[..200].to_vec();
+    (gaps[0].1, gaps[2].1, gaps[3].1) = (f64::NAN, f64::NAN, f64::INFINITY);
+    let means_of_two = means(&gaps);
+    assert_eq!(means_of_two[0], line[1]);
+    assert!(means_of_two[1].1.is_nan());
+    assert_eq!(means(&[]), []);
 }
 
 #[test]
@@ -126,15 +204,25 @@ fn names_beside_dots_do_not_overlap() {
     let series: Vec<Series> = (0..at.len())
         .map(|k| Series { name: format!("name{k}"), points: vec![at[k]], look: Look::Named, ..Series::default() })
         .collect();
-    let chart = line_chart(&series, &Options { x_log: true, ..Options::default() }).unwrap();
-    let height = |name: &str| -> f64 {
-        let before = &chart.svg[..chart.svg.find(name).unwrap()];
-        let y = before.rfind(" y=\"").unwrap() + 4;
-        before[y..].split('"').next().unwrap().parse().unwrap()
-    };
-    let mut heights: Vec<f64> = (0..4).map(|k| height(&format!("name{k}"))).collect();
-    heights.sort_by(f64::total_cmp);
-    assert!(heights.windows(2).all(|pair| pair[1] - pair[0] >= 18.0), "{heights:?}");
+    let chart = line_chart(&series, &Options { x: Scale::Log, ..Options::default() }).unwrap();
+    // Left and right ends and heights, as wide as they are reckoned.
+    let places: Vec<(f64, f64, f64)> = (0..5)
+        .map(|k| {
+            let before = &chart.svg[..chart.svg.find(&format!("name{k}")).unwrap()];
+            let element = &before[before.rfind("<text").unwrap()..];
+            let number = |key: &str| -> f64 {
+                element.split(&format!(" {key}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+            };
+            let (x, wide) = (number("x"), 9.0 * 5.0);
+            let from = if element.contains("text-anchor=\"end\"") { x - wide } else { x };
+            (from, from + wide, number("y"))
+        })
+        .collect();
+    for (i, a) in places.iter().enumerate() {
+        for b in &places[..i] {
+            assert!(a.0 >= b.1 || b.0 >= a.1 || (a.2 - b.2).abs() >= 18.0, "{places:?}");
+        }
+    }
     assert_eq!(chart.svg.matches("<circle").count(), 5);
     assert!((0..5).all(|k| chart.svg.matches(&format!("name{k}")).count() == 1), "no legend");
 }
